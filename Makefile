@@ -1,0 +1,72 @@
+# make         ./run
+# make demo    builds, then tells a story
+# make test    every test (brings its own Python packages into build/venv)
+# make debug   ./run with ASan and UBSan
+
+MAKEFLAGS += --no-builtin-rules
+CC      ?= cc
+VERSION  = 0.1.0
+
+# -O3 for the kernels' loops; no -Ofast and no contraction of a*b+c: the text must be the same on every machine.
+CFLAGS  ?= -O3
+WARN     = -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion
+BASE     = -std=gnu11 -ffp-contract=off -fno-strict-aliasing -pthread -I. $(WARN) -DMLA_VERSION='"$(VERSION)"'
+# OpenMP if the compiler has it; without it the program is single-threaded and says so. make OPENMP= builds without.
+OPENMP  := $(shell echo 'int main(void){return 0;}' | $(CC) -fopenmp -x c - -o /dev/null 2>/dev/null && echo -fopenmp)
+BUILD    = build
+PROGRAM  = run
+GOAL     = $(PROGRAM)
+ARCH    := $(shell $(CC) -dumpmachine)
+
+# The kernels are compiled once per instruction set and chosen at start.
+ISAS     = portable
+ifneq (,$(findstring x86_64,$(ARCH)))
+ISAS    += avx2 avx512
+endif
+ifneq (,$(filter aarch64% arm64%,$(ARCH)))
+ISAS    += neon
+endif
+FLAGS_portable =
+FLAGS_avx2     = -mavx2 -mfma -mf16c
+FLAGS_avx512   = -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c -mprefer-vector-width=512
+FLAGS_neon     = -march=armv8.2-a+dotprod
+
+SOURCES  = run.c mla.c state.c tokenizer.c checkpoint.c sampler.c kernels/dispatch.c kernels/team.c kernels/linear.c $(wildcard modes/*.c)
+OBJECTS  = $(SOURCES:%.c=$(BUILD)/%.o) $(ISAS:%=$(BUILD)/kernels/kernels_%.o)
+
+$(PROGRAM): $(OBJECTS)
+	$(CC) $(CFLAGS) $(OPENMP) $(LDFLAGS) -pthread -o $@ $^ -lm
+
+$(BUILD)/%.o: %.c Makefile
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(OPENMP) $(BASE) -DISAS='"$(ISAS)"' -MMD -c -o $@ $<
+
+$(BUILD)/kernels/kernels_%.o: kernels/kernels.c Makefile
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(OPENMP) $(BASE) $(FLAGS_$*) -DISA_$* -MMD -c -o $@ $<
+
+-include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
+
+# The parts under test, alone: programs that print a line `ok NAME` or `FAIL NAME` per case, and the tokenizer behind a pipe.
+KERNELS  = $(BUILD)/kernels/dispatch.o $(BUILD)/kernels/team.o $(ISAS:%=$(BUILD)/kernels/kernels_%.o)
+TESTS    = $(BUILD)/test_kernels $(BUILD)/test_attention $(BUILD)/tokenizer_driver
+
+$(BUILD)/test_kernels $(BUILD)/test_attention: $(BUILD)/%: $(BUILD)/tests/%.o $(KERNELS)
+	$(CC) $(CFLAGS) $(OPENMP) $(LDFLAGS) -pthread -o $@ $^ -lm
+
+$(BUILD)/tokenizer_driver: $(BUILD)/tests/tokenizer_driver.o $(BUILD)/tokenizer.o
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lm
+
+test: $(PROGRAM) $(TESTS)
+	tests/run_tests.sh
+
+debug:
+	$(MAKE) BUILD=build/debug CFLAGS="-O1 -g -fsanitize=address,undefined -fno-omit-frame-pointer -fno-sanitize-recover=undefined" $(GOAL)
+
+demo: run
+	./run demo/stories.bin -p "Once upon a time"
+
+clean:
+	rm -rf run build
+
+.PHONY: demo test debug clean

@@ -1,0 +1,91 @@
+/* checkpoint.h: the file format of model.bin, byte by byte. This header is the truth; exporter/ writes what it says.
+ *
+ *   offset 0            FileHeader, 64 bytes
+ *   64                  Config (model.h), header.config_bytes
+ *   round up to 64      tokenizer section (tokenizer.c), header.tokenizer_bytes; 0 bytes: no tokenizer
+ *   round up to 64      TensorInfo[header.tensors]
+ *   header.data_offset  the tensors, each on a multiple of 64, an expert's gate on a multiple of 4096 with its up and down behind it; gaps are zero
+ *   header.file_bytes   end of file
+ *
+ * Everything is little-endian. The file is mapped and used in place.
+ *
+ * Tensors, in exactly this order (the table is read with a cursor; a tensor that is missing, left over or of another shape is
+ * named and refused). [rows, cols] matrices in panels (kernels/kernels.h), "vector" plain f32. D hidden_size, H heads, n qk_nope_head_dim, p qk_rope_head_dim,
+ * v v_head_dim, r kv_lora_rank, ql q_lora_rank, I intermediate_size, M moe_intermediate_size, E n_routed_experts, S n_shared_experts * M, V vocab_size:
+ *
+ *   embed                [V, D]
+ *   head                 [V, D]          only if tie_word_embeddings is 0
+ *   norm                 vector D
+ *   inv_freq             vector p / 2    angle of pair i at position m is the f32 product m * inv_freq[i]
+ *   then for each layer L = 0 .. num_hidden_layers - 1, names beginning with "layers.L.":
+ *   input_norm           vector D
+ *   q                    [H * (n + p), D]    if q_lora_rank is 0, else these three:
+ *     q_a                [ql, D]
+ *     q_a_norm           vector ql
+ *     q_b                [H * (n + p), ql]
+ *   kv_a                 [r + p, D]
+ *   kv_a_norm            vector r
+ *   w_uk                 H matrices [n, r]   head h: no-position key = w_uk[h] c
+ *   w_uk_t               H matrices [r, n]   the same, transposed (absorbed: query in the latent space = w_uk_t[h] q)
+ *   w_uv                 H matrices [v, r]   value = w_uv[h] c
+ *   o                    [D, H * v]
+ *   post_norm            vector D
+ *   a dense layer:
+ *   gate, up             [I, D]
+ *   down                 [D, I]
+ *   a mixture of experts (layer_is_moe):
+ *   router               F32 [E, D]
+ *   router_bias          vector E            zeros where the model has none
+ *   shared.gate, .up     [S, D]              if n_shared_experts is not 0
+ *   shared.down          [D, S]
+ *   for each expert e:   experts.e.gate, experts.e.up [M, D], experts.e.down [D, M]
+ *   and if mtp_layers is 1, with "mtp." in front: enorm vector D, hnorm vector D, eh_proj [D, 2 D], then the tensors of one layer as above
+ *   (the last one's kind), then norm vector D
+ *
+ * "H matrices" is one entry with count = H: H matrices of the same shape, one after the other, each padded by itself. Rows of rotated parts (in q, q_b and kv_a) are
+ * in interleaved pairs: (x[2i], x[2i+1]) is pair i; within a head the n no-position rows come first. */
+#ifndef CHECKPOINT_H
+#define CHECKPOINT_H
+
+#include "model.h"
+
+#define CHECKPOINT_MAGIC "MLA.C\r\n\032" /* eight bytes; damaged by any transfer in text mode */
+
+enum { CHECKPOINT_VERSION = 1, EXPERT_ALIGN = 4096 };
+
+typedef struct {
+    char magic[8];
+    uint32_t version;
+    uint32_t checksum;        /* CRC-32 (zlib's) of bytes 0 .. data_offset - 1 with this field zero */
+    uint64_t file_bytes;
+    uint64_t data_offset;     /* a multiple of 4096 */
+    uint32_t config_bytes;    /* sizeof(Config) */
+    uint32_t tokenizer_bytes;
+    uint32_t tensors;
+    uint32_t reserved[5];     /* 0 */
+} FileHeader;
+
+typedef struct TensorInfo {
+    char name[56];            /* NUL-padded */
+    uint64_t offset;          /* from the start of the file */
+    uint64_t bytes;           /* count * panels * bytes of a panel, or 4 * rows for a vector */
+    uint32_t type;            /* Type in kernels.h */
+    uint32_t count;           /* matrices in this entry, 1 or H */
+    uint32_t rows, cols;      /* of each; a vector has cols = 1 */
+    float scale;              /* Matrix.scale; 1 for VECTOR, F32, BF16 */
+    uint32_t checksum;        /* CRC-32 of the tensor's bytes */
+    int8_t codebook[16];      /* Q4, else zeros */
+    uint32_t reserved[4];     /* 0 */
+} TensorInfo;
+
+_Static_assert(sizeof(FileHeader) == 64 && sizeof(TensorInfo) == 128, "the structs are the file format");
+
+/* Maps the checkpoint at `path` and fills m. Checks the header, the checksum of header and tables, and every field before it is used. False: one line in
+ * err. No allocation is proportional to the weights. */
+bool model_open(Model *m, const char *path, char *err, size_t err_bytes);
+void model_close(Model *m);
+
+/* CRC-32 as in zlib (polynomial 0xEDB88320, reflected), continuing from `crc` (0 to begin). */
+uint32_t crc32(uint32_t crc, const void *data, size_t bytes);
+
+#endif

@@ -1,0 +1,1 @@
+"""Reading published checkpoints and writing model.bin: the parts of export.py."""

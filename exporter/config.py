@@ -1,0 +1,334 @@
+"""config.json -> the checkpoint's Config (model.h) and what plan.py must do to the weights.
+
+A model is what its configuration's fields say; no model's name is looked at. Every key is read here, or is in the table of keys that
+cannot change the arithmetic, or is refused: an unknown key is often a feature, and leaving a feature out silently gives wrong text.
+"""
+
+import math
+import os
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+
+from .errors import ExportError, printable
+from .sources import read_json
+
+# model.h: Config, in its order. name, then 4-byte fields: unsigned I, signed i, float f.
+FIELDS = """name:64s hidden_size:I num_hidden_layers:I published_layers:I num_attention_heads:I q_lora_rank:I kv_lora_rank:I
+qk_nope_head_dim:I qk_rope_head_dim:I v_head_dim:I intermediate_size:I vocab_size:I max_position_embeddings:I tie_word_embeddings:I
+n_routed_experts:I num_experts_per_tok:I n_shared_experts:I moe_intermediate_size:I first_k_dense_replace:I moe_layer_freq:I n_group:I
+topk_group:I scoring_func:I group_score:I norm_topk_prob:I routed_scaling_factor:f rms_norm_eps:f latent_norm_eps:f softmax_scale:f
+rope_theta:f rope_factor:f mtp_layers:I bos_token_id:i add_bos_token:I eos_tokens:I eos_token_id:8i temperature:f top_p:f top_k:I"""
+SCORE_SOFTMAX, SCORE_SIGMOID = 0, 1
+GROUP_MAX, GROUP_TOP2_SUM = 0, 1
+
+# The published models build the norms of the two latents without passing rms_norm_eps, so their class's default holds.
+LATENT_NORM_EPS = 1e-6
+
+# Keys that say nothing about the arithmetic of inference.
+HARMLESS = set("""
+architectures auto_map model_type name_or_path _name_or_path torch_dtype dtype transformers_version use_cache is_decoder is_encoder_decoder
+attention_dropout hidden_dropout embd_pdrop resid_pdrop initializer_range embedding_initializer_range aux_loss_alpha seq_aux
+router_aux_loss_coef output_router_logits pretraining_tp ep_size num_key_value_heads pad_token_id sep_token_id cls_token_id
+decoder_start_token_id tokenizer_class prefix output_attentions output_hidden_states return_dict return_dict_in_generate use_return_dict torchscript
+chunk_size_feed_forward problem_type id2label label2id finetuning_task task_specific_params cross_attention_hidden_size
+add_cross_attention tie_encoder_decoder pruned_heads tf_legacy_loss use_bfloat16 max_length min_length do_sample early_stopping num_beams
+num_beam_groups diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
+encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores forced_bos_token_id forced_eos_token_id
+remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
+""".split())
+
+# What some refused keys mean, for a better message than "unknown".
+MEANING = {
+    "index_topk": "a sparse attention indexer", "index_n_heads": "a sparse attention indexer", "index_head_dim": "a sparse attention indexer",
+    "linear_attn_config": "linear attention layers", "layer_group_size": "linear attention layers", "sliding_window": "sliding window attention",
+    "zero_expert_num": "identity experts", "scale_emb": "muP scalings", "sandwich_norm": "norms after attention and MLP", "hc_mult": "hyper-connections",
+    "text_config": "a model inside a larger one", "vision_config": "a model that sees",
+}
+
+REQUIRED = object()
+
+
+class Keys:
+    """A JSON object whose keys are ticked off as they are read."""
+
+    def __init__(self, values, where):
+        self.values, self.where, self.read = values, where, set()
+
+    def kind(self):
+        return f" ({printable(self.values['model_type'])})" if "model_type" in self.values else ""
+
+    def fail(self, key, what):
+        raise ExportError(f"{self.where}: {key} is {printable(repr(self.values[key]), 60)}: {what}")
+
+    def get(self, key, default=REQUIRED):
+        """The value; `default` if the key is absent or null."""
+        self.read.add(key)
+        value = self.values.get(key)
+        if value is None and default is REQUIRED:
+            raise ExportError(f"{self.where}: {key} is missing; is this{self.kind()} a model with multi-head latent attention?")
+        return default if value is None else value
+
+    def integer(self, key, default=REQUIRED, least=1, most=(1 << 31) - 1):
+        value = self.get(key, default)
+        if type(value) is float and value.is_integer():
+            value = int(value)
+        if value is not default and (type(value) is not int or not least <= value <= most):
+            self.fail(key, f"an integer from {least} to {most} was expected")
+        return value
+
+    def number(self, key, default=REQUIRED, least=0.0, most=3e38):
+        value = self.get(key, default)
+        if value is not default and (type(value) not in (int, float) or not least <= value <= most):
+            self.fail(key, f"a number from {least:g} to {most:g} was expected")
+        return value if value is default else float(value)
+
+    def boolean(self, key, default=REQUIRED):
+        value = self.get(key, default)
+        if value is not default and type(value) is not bool:
+            self.fail(key, "true or false was expected")
+        return value
+
+    def only(self, key, *values):
+        """The key, if present, must have one of `values` (the first is what absence means)."""
+        value = self.get(key, values[0])
+        if value not in values or type(value) is bool and values[0] is not value:
+            self.fail(key, "only " + " or ".join(repr(v) for v in values) + " is supported")
+        return value
+
+    def finish(self, harmless=()):
+        for key in self.values:
+            if key not in self.read and key not in harmless:
+                meaning = f" ({MEANING[key]})" if key in MEANING else ""
+                raise ExportError(f"{self.where}: key {printable(key)}{meaning} is not supported: what it changes in the arithmetic is not implemented")
+
+
+@dataclass
+class ModelConfig:
+    fields: dict            # Config, by name
+    inv_freq: np.ndarray    # [p / 2] float32
+    rope_multiplier: float  # of cos and sin: folded into the rotated rows
+    rope_interleave: bool   # False: rotated rows are stored half-split and must be permuted
+    block: tuple            # rows, columns that share an FP8 scale
+    nextn: int              # MTP layers that the configuration declares
+
+    def __getattr__(self, name):  # config.hidden_size
+        try:
+            return self.__dict__["fields"][name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def is_moe(self, layer):
+        return bool(self.n_routed_experts) and layer >= self.first_k_dense_replace and layer % self.moe_layer_freq == 0
+
+    def packed(self):
+        """Config as bytes."""
+        out = b""
+        for field in FIELDS.split():
+            name, form = field.split(":")
+            value = self.fields[name]
+            out += struct.pack("<" + form, *value) if isinstance(value, list) else struct.pack("<" + form, value)
+        return out
+
+
+def _mscale(factor, m):
+    """How much YaRN stretches attention: g(s, m) in the papers' code (`yarn_get_mscale`)."""
+    return 1.0 if factor <= 1 else 0.1 * m * math.log(factor) + 1.0
+
+
+def yarn_inv_freq(p, theta, factor, beta_fast, beta_slow, original):
+    """YaRN's frequencies: high ones as they are, low ones divided by `factor`, a ramp between (DeepSeek's `yarn_find_correction_range`)."""
+    extra = theta ** (-2.0 * np.arange(p // 2) / p)
+
+    def corrected(beta):
+        return p * math.log(original / (beta * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = max(math.floor(corrected(beta_fast)), 0), min(math.ceil(corrected(beta_slow)), p - 1)  # p - 1, not p / 2 - 1: as published
+    ramp = np.clip((np.arange(p // 2) - low) / ((high - low) or 0.001), 0, 1)
+    return extra / factor * ramp + extra * (1 - ramp)
+
+
+def _rope(keys, p):
+    """(inv_freq, theta, factor, multiplier of cos and sin, factor of the softmax scale)."""
+    where = "rope_parameters" if keys.get("rope_parameters", None) else "rope_scaling"  # transformers 5 and 4
+    block = keys.get(where, {})
+    if where == "rope_parameters" and keys.get("rope_scaling", None) not in (None, block):
+        keys.fail("rope_scaling", "rope_parameters says something else")
+    if not isinstance(block, dict):
+        keys.fail(where, "an object was expected")
+    block = Keys(block, f"{keys.where}: {where}")
+    theta = block.number("rope_theta", None, least=1.000001) or keys.number("rope_theta", least=1.000001)
+    if keys.number("rope_theta", theta) != theta:
+        keys.fail("rope_theta", f"{where} says {theta:g}")
+    keys.only("partial_rotary_factor", 1.0)
+    block.only("partial_rotary_factor", 1.0)
+    kind = block.only("type", "default", "yarn")
+    kind = block.only("rope_type", kind, "default", "yarn")
+    if kind == "default":
+        block.finish()
+        return theta ** (-2.0 * np.arange(p // 2) / p), theta, 1.0, 1.0, 1.0
+    factor = block.number("factor", least=1e-6)
+    original = block.integer("original_max_position_embeddings")
+    block.get("max_position_embeddings", None)  # for people: factor has it already
+    mscale, all_dim = block.number("mscale", 1.0), block.number("mscale_all_dim", 0.0)
+    block.only("truncate", True)
+    inv_freq = yarn_inv_freq(p, theta, factor, block.number("beta_fast", 32.0, least=1e-6), block.number("beta_slow", 1.0, least=1e-6), original)
+    multiplier = block.number("attention_factor", _mscale(factor, mscale) / _mscale(factor, all_dim), least=1e-6)
+    block.finish()
+    return inv_freq, theta, factor, multiplier, _mscale(factor, all_dim) ** 2 if all_dim else 1.0
+
+
+def _moe_layers(keys, layers):
+    """(first_k_dense_replace, moe_layer_freq), or None if no layer is a mixture. Some configurations list the layers instead."""
+    first, freq = keys.get("first_k_dense_replace", None), keys.get("moe_layer_freq", 1)
+    kinds = keys.get("mlp_layer_types", None)
+    key = "moe_layer_freq" if isinstance(freq, list) else "mlp_layer_types"
+    if not isinstance(freq, list) and kinds is None:
+        return keys.integer("first_k_dense_replace", least=0), keys.integer("moe_layer_freq", 1)
+    moe = freq if isinstance(freq, list) else [{"dense": 0, "sparse": 1}.get(kind) if isinstance(kind, str) else None for kind in kinds]
+    if len(moe) < layers or any(flag not in (0, 1) for flag in moe):
+        keys.fail(key, f"one entry for each of {layers} layers was expected")
+    moe = [bool(flag) for flag in moe[:layers]]
+    if first is not None and any(moe[: keys.integer("first_k_dense_replace", least=0)]):
+        keys.fail(key, f"first_k_dense_replace says that layers below {first} are dense")
+    if not any(moe):
+        return None
+    first = moe.index(True)
+    for step in range(1, layers + 1):
+        if moe == [i >= first and i % step == 0 for i in range(layers)]:
+            return first, step
+    keys.fail(key, "dense layers first and then every n-th layer a mixture is supported, and nothing else")
+
+
+NO_EXPERTS = dict(n_routed_experts=0, num_experts_per_tok=0, n_shared_experts=0, moe_intermediate_size=0, first_k_dense_replace=0,
+                  moe_layer_freq=1, n_group=1, topk_group=1, scoring_func=SCORE_SOFTMAX, group_score=GROUP_MAX, norm_topk_prob=0,
+                  routed_scaling_factor=1.0)
+EXPERT_KEYS = ["n_routed_experts", "num_experts_per_tok", "n_shared_experts", "moe_intermediate_size", "first_k_dense_replace", "moe_layer_freq",
+               "mlp_layer_types", "n_group", "topk_group", "scoring_func", "topk_method", "norm_topk_prob", "routed_scaling_factor"]
+
+
+def _router_kind(keys, has):
+    """(scoring_func, topk_method). Two routers are published: softmax (DeepSeek-V2) and sigmoid with a bias that chooses (DeepSeek-V3).
+    Either key may be absent and follows from the other; without both, the bias tells."""
+    scoring = keys.get("scoring_func", None)
+    method = keys.get("topk_method", None)
+    if scoring is None and method is None:
+        scoring = "sigmoid" if has("e_score_correction_bias") else "softmax"
+    if method is None:
+        groups = keys.integer("n_group", 1) > 1
+        method = "noaux_tc" if scoring == "sigmoid" else "group_limited_greedy" if groups else "greedy"
+    if scoring is None:
+        scoring = "sigmoid" if method == "noaux_tc" else "softmax"
+    if (scoring, method) not in [("softmax", "greedy"), ("softmax", "group_limited_greedy"), ("sigmoid", "noaux_tc")]:
+        raise ExportError(f"{keys.where}: scoring_func {printable(scoring)} with topk_method {printable(method)} is not supported; "
+                          "softmax with greedy or group_limited_greedy, and sigmoid with noaux_tc, are")
+    return scoring, method
+
+
+def _experts(keys, layers, has):
+    """The fields of the mixture of experts."""
+    keys.read.update(EXPERT_KEYS)
+    experts = keys.integer("n_routed_experts", 0, least=0)
+    placement = _moe_layers(keys, layers) if experts else None
+    if placement is None:
+        return dict(NO_EXPERTS)
+    scoring, method = _router_kind(keys, has)
+    softmax = scoring == "softmax"
+    per_token = keys.integer("num_experts_per_tok", most=experts)
+    # V2's class does not normalise unless told, V3's does.
+    normalise, scaling = keys.boolean("norm_topk_prob", not softmax), keys.number("routed_scaling_factor")
+    if softmax:  # V2: normalising and scaling exclude each other, and one expert alone is not normalised
+        normalise = normalise and per_token > 1
+        scaling = 1.0 if normalise else scaling
+    groups, chosen = (1, 1) if method == "greedy" else (keys.integer("n_group", 1), keys.integer("topk_group", 1))
+    if experts % groups or chosen > groups or per_token > experts // groups * chosen or (groups > 1 and not softmax and experts // groups < 2):
+        raise ExportError(f"{keys.where}: {per_token} of {experts} experts cannot be chosen from {chosen} of {groups} groups")
+    return dict(n_routed_experts=experts, num_experts_per_tok=per_token, n_shared_experts=keys.integer("n_shared_experts", 0, least=0),
+                moe_intermediate_size=keys.integer("moe_intermediate_size"), first_k_dense_replace=placement[0], moe_layer_freq=placement[1],
+                n_group=groups, topk_group=chosen, scoring_func=SCORE_SOFTMAX if softmax else SCORE_SIGMOID,
+                group_score=GROUP_MAX if softmax else GROUP_TOP2_SUM, norm_topk_prob=int(normalise), routed_scaling_factor=scaling)
+
+
+def _fp8_block(keys):
+    """(rows, columns) that share one scale. Other quantisations are refused."""
+    values = keys.get("quantization_config", None)
+    if values is None:
+        return 128, 128
+    if not isinstance(values, dict):
+        keys.fail("quantization_config", "an object was expected")
+    quant = Keys(values, f"{keys.where}: quantization_config")
+    quant.only("quant_method", "fp8")
+    quant.only("fmt", "e4m3")
+    block = quant.get("weight_block_size")
+    if not isinstance(block, list) or len(block) != 2 or any(type(n) is not int or not 1 <= n <= 1 << 20 for n in block):
+        quant.fail("weight_block_size", "two positive integers were expected")
+    # How activations are quantised elsewhere, how the scales were rounded, and which modules stay as they are (their type says so).
+    quant.finish({"activation_scheme", "scale_fmt", "modules_to_not_convert", "ignored_layers"})
+    return tuple(block)
+
+
+def parse(values, name, where="config.json", has=lambda suffix: False):
+    """`values`: a config.json. `has(suffix)`: is there a tensor whose name ends so. The text fields are set by text_fields()."""
+    keys = Keys(values, where)
+    f = {key: keys.integer(key) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "kv_lora_rank", "qk_nope_head_dim",
+                                            "qk_rope_head_dim", "v_head_dim", "intermediate_size", "vocab_size", "max_position_embeddings")}
+    layers, n, p = f["num_hidden_layers"], f["qk_nope_head_dim"], f["qk_rope_head_dim"]
+    if p % 2:
+        keys.fail("qk_rope_head_dim", "it must be even: rotations turn pairs")
+    f["q_lora_rank"] = keys.integer("q_lora_rank", 0, least=0)
+    f["published_layers"] = layers
+    f["rms_norm_eps"], f["latent_norm_eps"] = keys.number("rms_norm_eps"), LATENT_NORM_EPS
+    f["tie_word_embeddings"] = _tied(keys, has)
+    f.update(_experts(keys, layers, has))
+    inv_freq, f["rope_theta"], f["rope_factor"], multiplier, scale = _rope(keys, p)
+    f["softmax_scale"] = (n + p) ** -0.5 * scale
+    keys.only("qk_head_dim", n + p)
+    keys.only("head_dim", p, n + p)  # transformers 5 writes p; it means nothing else here
+    keys.only("hidden_act", "silu")
+    for key in ("attention_bias", "mlp_bias", "mla_use_nope", "sandwich_norm"):
+        keys.only(key, False)
+    encoded = name.encode("utf-8")[:63]
+    f.update(name=encoded.decode("utf-8", "ignore").encode("utf-8"), mtp_layers=0)
+    config = ModelConfig(f, inv_freq.astype(np.float32), multiplier, keys.boolean("rope_interleave", True), _fp8_block(keys),
+                         keys.integer("num_nextn_predict_layers", 0, least=0))
+    keys.read.update(("bos_token_id", "eos_token_id"))
+    keys.finish(HARMLESS)
+    return config
+
+
+def _tied(keys, has):
+    """1 if the output matrix is the embedding. A stored lm_head is used whatever the flag says: some published models are declared tied
+    and carry a head of their own."""
+    stored = has("lm_head.weight")
+    return int(keys.boolean("tie_word_embeddings", not stored) and not stored)
+
+
+def text_fields(config, values, directory=None):
+    """The Config fields about text: begin and end tokens, sampling defaults. `values`: config.json; `directory`: where
+    generation_config.json and tokenizer_config.json may be (None: nowhere)."""
+    path = os.path.join(directory, "generation_config.json") if directory else "generation_config.json"
+    generation = Keys(read_json(path, required=False) if directory else {}, path)
+    model = Keys(values, "config.json")
+    last = config.vocab_size - 1
+    f = config.fields
+
+    bos = generation.integer("bos_token_id", model.integer("bos_token_id", -1, 0, last), 0, last)
+    f["bos_token_id"] = bos
+    tokenizer_path = os.path.join(directory, "tokenizer_config.json") if directory else ""
+    if os.path.exists(tokenizer_path):
+        f["add_bos_token"] = int(Keys(read_json(tokenizer_path), tokenizer_path).boolean("add_bos_token", False) and bos >= 0)
+    else:
+        f["add_bos_token"] = int(bos >= 0)
+
+    keys = generation if generation.get("eos_token_id", None) is not None else model
+    eos = keys.get("eos_token_id", [])
+    eos = eos if isinstance(eos, list) else [eos]
+    if len(eos) > 8 or any(type(token) is not int or not 0 <= token <= last for token in eos):
+        keys.fail("eos_token_id", f"at most 8 token ids from 0 to {last} were expected")
+    f["eos_tokens"], f["eos_token_id"] = len(eos), eos + [0] * (8 - len(eos))
+
+    sampled = generation.boolean("do_sample", True)
+    f["temperature"] = generation.number("temperature", 0.8, 0, 1e4) if sampled else 0.0
+    f["top_p"] = generation.number("top_p", 0.95, 1e-6, 1)
+    f["top_k"] = generation.integer("top_k", 0, least=0)

@@ -1,0 +1,225 @@
+"""The list of a checkpoint's tensors, in the order of checkpoint.h, each with its type and where its numbers come from.
+
+Nothing is read here: the plan is made from the configuration and the names, shapes and types that the source declares, so that a
+missing, left over or wrongly shaped tensor is known before the first byte is written.
+"""
+
+import re
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .errors import ExportError, printable
+
+VECTOR, F32, BF16, Q8, Q4 = range(5)  # Type in kernels/kernels.h
+TYPE_NAMES = {"f32": F32, "bf16": BF16, "q8": Q8, "q4": Q4}
+
+# What --type mixed means, the default: the experts and MLPs are most of the weights and bear four bits; the low-rank attention
+# matrices, which every token passes through, the embedding and the head do not.
+MIXED = {"embed": Q8, "head": Q8, "attention": Q8, "w_uk": Q8, "mlp": Q4, "shared": Q4, "experts": Q4}
+
+FOLLOWS, EXPERT_PAGE = 64, 4096  # alignment in the file
+
+
+def types(name):
+    """{role: type} for --type NAME."""
+    if name == "mixed":
+        return MIXED
+    every = dict.fromkeys(MIXED, TYPE_NAMES[name])
+    # Both copies of W_uk are q8 in a q4 file: absorbed and decompressed attention may then differ by little.
+    return {**every, "w_uk": Q8} if name == "q4" else every
+
+
+@dataclass
+class Entry:
+    """One tensor of the checkpoint: `count` matrices [rows, cols] whose numbers are rows of the source's tensor `source`.
+
+    Row i of matrix m is the source's row first + m * stride + i, or first + order[i] times factor[i] where these are given, or
+    column i of the `cols` source rows from first + m * stride on if `transposed`.
+    """
+    name: str
+    type: int
+    rows: int
+    cols: int
+    source: str = ""           # "": `constant`
+    shape: tuple = ()          # that the source's tensor must have
+    count: int = 1
+    first: int = 0
+    stride: int = 0
+    order: np.ndarray = None
+    factor: np.ndarray = None
+    transposed: bool = False
+    constant: np.ndarray = None
+    align: int = FOLLOWS
+
+    def load(self, source, m, low, high):
+        """Rows low .. high - 1 of matrix m as float32 [high - low, cols]."""
+        first = self.first + m * self.stride
+        if self.constant is not None:
+            return self.constant.reshape(self.rows, self.cols)[low:high]
+        if self.type == VECTOR:
+            return source.rows(self.source, 0, 1).reshape(-1, 1)
+        if self.transposed:
+            return source.rows(self.source, first, first + self.cols).T[low:high]
+        if self.order is None:
+            values = source.rows(self.source, first + low, first + high)
+        else:
+            wanted = first + self.order[low:high]
+            begin = int(wanted.min())
+            values = source.rows(self.source, begin, int(wanted.max()) + 1)[wanted - begin]
+        return values if self.factor is None else values * self.factor[low:high, None]
+
+
+def interleave(p):
+    """Half-split rotated rows (pair i is rows i and i + p / 2) in the order of interleaved pairs (2i, 2i + 1)."""
+    return np.arange(p).reshape(2, p // 2).T.reshape(-1)
+
+
+@dataclass
+class Plan:
+    config: object             # config.ModelConfig
+    types: dict                # role -> type
+    has: object                # name -> is there such a tensor in the source
+    entries: list = field(default_factory=list)
+
+    def vector(self, name, n, source="", constant=None):
+        self.entries.append(Entry(name, VECTOR, n, 1, source, (n,) if source else (), constant=constant))
+
+    def matrix(self, name, role, rows, cols, source, **keys):
+        keys.setdefault("shape", (rows, cols))
+        self.entries.append(Entry(name, role if isinstance(role, int) else self.types[role], rows, cols, source, **keys))
+
+    def rotated(self, fixed, p, repeat):
+        """order and factor of `repeat` groups of `fixed` rows without position and p rotated ones; nothing where nothing changes."""
+        c = self.config
+        keys = {}
+        if not c.rope_interleave:
+            group = np.concatenate([np.arange(fixed), fixed + interleave(p)])
+            keys["order"] = (np.arange(repeat)[:, None] * (fixed + p) + group).reshape(-1)
+        if c.rope_multiplier != 1:
+            group = np.concatenate([np.ones(fixed), np.full(p, c.rope_multiplier)])
+            keys["factor"] = np.tile(group, repeat).astype(np.float32)
+        return keys
+
+    def mlp(self, name, role, width, source):
+        D = self.config.hidden_size
+        self.matrix(f"{name}gate", role, width, D, f"{source}gate_proj.weight")
+        self.matrix(f"{name}up", role, width, D, f"{source}up_proj.weight")
+        self.matrix(f"{name}down", role, D, width, f"{source}down_proj.weight")
+
+    def attention(self, name, source):
+        c = self.config
+        D, H, ql, r = c.hidden_size, c.num_attention_heads, c.q_lora_rank, c.kv_lora_rank
+        n, p, v = c.qk_nope_head_dim, c.qk_rope_head_dim, c.v_head_dim
+        q = self.rotated(n, p, H)
+        if ql:
+            self.matrix(name + "q_a", "attention", ql, D, source + "q_a_proj.weight")
+            self.vector(name + "q_a_norm", ql, source + "q_a_layernorm.weight")
+            self.matrix(name + "q_b", "attention", H * (n + p), ql, source + "q_b_proj.weight", **q)
+        else:
+            self.matrix(name + "q", "attention", H * (n + p), D, source + "q_proj.weight", **q)
+        self.matrix(name + "kv_a", "attention", r + p, D, source + "kv_a_proj_with_mqa.weight", **self.rotated(r, p, 1))
+        self.vector(name + "kv_a_norm", r, source + "kv_a_layernorm.weight")
+        # kv_b_proj holds the keys and the values of head 0, then of head 1, ...
+        kv_b = dict(source=source + "kv_b_proj.weight", shape=(H * (n + v), r), count=H, stride=n + v)
+        self.matrix(name + "w_uk", "w_uk", n, r, **kv_b)
+        self.matrix(name + "w_uk_t", "w_uk", r, n, transposed=True, **kv_b)
+        self.matrix(name + "w_uv", "attention", v, r, first=n, **kv_b)
+        self.matrix(name + "o", "attention", D, H * v, source + "o_proj.weight")
+
+    def experts(self, name, source):
+        c = self.config
+        D, E, M = c.hidden_size, c.n_routed_experts, c.moe_intermediate_size
+        fused = source + "gate_up_proj"  # [E, 2M, D], gate's rows first: how transformers 5 saves them
+        for e in range(E):
+            begin = len(self.entries)
+            if self.has(fused):
+                gate_up = dict(source=fused, shape=(E, 2 * M, D))
+                self.matrix(f"{name}{e}.gate", "experts", M, D, first=e * 2 * M, **gate_up)
+                self.matrix(f"{name}{e}.up", "experts", M, D, first=e * 2 * M + M, **gate_up)
+                self.matrix(f"{name}{e}.down", "experts", D, M, source + "down_proj", shape=(E, D, M), first=e * D)
+            else:
+                self.mlp(f"{name}{e}.", "experts", M, f"{source}{e}.")
+            self.entries[begin].align = EXPERT_PAGE
+
+    def layer(self, name, source, moe):
+        c = self.config
+        D, E = c.hidden_size, c.n_routed_experts
+        self.vector(name + "input_norm", D, source + "input_layernorm.weight")
+        self.attention(name, source + "self_attn.")
+        self.vector(name + "post_norm", D, source + "post_attention_layernorm.weight")
+        mlp = source + "mlp."
+        if not moe:
+            self.mlp(name, "mlp", c.intermediate_size, mlp)
+            return
+        self.matrix(name + "router", F32, E, D, mlp + "gate.weight")
+        bias = mlp + "gate.e_score_correction_bias"
+        if c.scoring_func:  # the sigmoid router, which has it
+            self.vector(name + "router_bias", E, bias)
+        else:
+            self.vector(name + "router_bias", E, constant=np.zeros(E, np.float32))
+        if c.n_shared_experts:
+            self.mlp(name + "shared.", "shared", c.n_shared_experts * c.moe_intermediate_size, mlp + "shared_experts.")
+        self.experts(name + "experts.", mlp + "experts.")
+
+    def model(self, mtp):
+        c = self.config
+        V, D, L = c.vocab_size, c.hidden_size, c.num_hidden_layers
+        self.matrix("embed", "embed", V, D, "model.embed_tokens.weight")
+        if not c.tie_word_embeddings:
+            self.matrix("head", "head", V, D, "lm_head.weight")
+        self.vector("norm", D, "model.norm.weight")
+        self.vector("inv_freq", c.qk_rope_head_dim // 2, constant=c.inv_freq)
+        for i in range(L):
+            self.layer(f"layers.{i}.", f"model.layers.{i}.", c.is_moe(i))
+        if mtp:
+            source = f"model.layers.{L}."
+            self.vector("mtp.enorm", D, source + "enorm.weight")
+            self.vector("mtp.hnorm", D, source + "hnorm.weight")
+            self.matrix("mtp.eh_proj", "attention", D, 2 * D, source + "eh_proj.weight")
+            self.layer("mtp.", source, c.is_moe(L))
+            self.vector("mtp.norm", D, source + "shared_head.norm.weight")
+
+
+def make_plan(config, type_name, has=lambda name: False, mtp=False):
+    """[Entry] of the whole checkpoint, in order."""
+    plan = Plan(config, types(type_name), has)
+    plan.model(mtp)
+    return plan.entries
+
+
+def parameters(entries):
+    """Numbers of the model itself: what the source holds, each once."""
+    return sum(e.count * e.rows * e.cols for e in entries if e.source and not e.transposed)
+
+
+def _ignored(name, layers, mtp):
+    """May a tensor stay behind? MTP layers come after the others (and repeat embedding and head); inv_freq is computed."""
+    if name.endswith("rotary_emb.inv_freq"):
+        return True
+    match = re.match(r"model\.layers\.(\d{1,9})\.(.*)", name)
+    if not match or int(match.group(1)) < layers:
+        return False
+    return not mtp or int(match.group(1)) > layers or match.group(2) in ("embed_tokens.weight", "shared_head.head.weight")
+
+
+def check_plan(entries, source, mtp):
+    """Every tensor that the plan names is there in its shape, and no other is."""
+    used = set()
+    for entry in entries:
+        if not entry.source:
+            continue
+        tensor = source.tensors.get(entry.source)
+        if tensor is None:
+            hint = "; the model has no MTP layer: export without --mtp" if entry.name.startswith("mtp.") else ""
+            raise ExportError(f"{source.directory}: tensor {entry.source} is missing (needed for {entry.name}){hint}")
+        if tensor.shape != entry.shape:
+            raise ExportError(f"{tensor.shard.path}: tensor {entry.source} has shape {list(tensor.shape)}, and config.json implies {list(entry.shape)}")
+        used.add(entry.source)
+        if tensor.dtype == "F8_E4M3":
+            used.add(entry.source + "_scale_inv")
+    layers = 1 + max((int(e.name.split(".")[1]) for e in entries if e.name.startswith("layers.")), default=-1)
+    left = [name for name in source.tensors if name not in used and not _ignored(name, layers, mtp)]
+    if left:
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        raise ExportError(f"{source.directory}: tensor {printable(left[0])}{more}: nothing in config.json asks for it; what it computes is not implemented")

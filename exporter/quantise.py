@@ -1,0 +1,122 @@
+"""float32 rows -> panels of 16 rows, as kernels/kernels.h lays them out: f32, bf16, q8 and q4.
+
+Whole arrays at a time, so that numpy's loops do the work; the arrays are small enough for a core's second-level cache.
+"""
+
+import numpy as np
+
+from .plan import BF16, F32, Q4, Q8
+
+PANEL, BLOCK, GROUP = 16, 64, 32
+
+# The sixteen values of a q4 weight, before its scale. Dense near zero, where most weights are: these minimise the squared error of
+# normally distributed weights when every 32 of them have the best of all scales (found by Lloyd's alternation of "best scales for
+# the values" and "best values for the scales", then rounded). The scale may be negative: the longer side then serves either sign.
+CODEBOOK = np.array([-127, -99, -78, -61, -47, -34, -21, -9, 2, 13, 24, 36, 49, 64, 82, 105], np.int8)
+
+# The scale of 32 weights is searched among those that put the one of largest magnitude at these values, which lie around both ends.
+TRIES = (-140, -130, -120, -110, 95, 105, 115)
+
+
+def _nearest():
+    """For every int8, as a byte: the index of the codebook's nearest value."""
+    value = np.arange(256, dtype=np.uint8).view(np.int8).astype(np.int32)
+    return np.abs(value[:, None] - CODEBOOK.astype(np.int32)).argmin(axis=1).astype(np.uint8)
+
+
+NEAREST = _nearest()
+NEAREST_VALUE = CODEBOOK[NEAREST].astype(np.float32)
+
+
+def multiplier(largest, kind):
+    """The factor that a quantised tensor's scales leave out: a power of two that puts the largest of them near 2^9. Halves then have 23
+    binades of full precision below it."""
+    if kind not in (Q8, Q4) or largest == 0:
+        return 1.0
+    return float(2.0 ** np.clip(np.floor(np.log2(largest)) - 15, -126, 127))
+
+
+def pack(x, kind):
+    """x [rows, cols] float32 -> its panels as bytes [panels, bytes of a panel]."""
+    rows, cols = x.shape
+    padded = np.zeros((-(-rows // PANEL) * PANEL, -(-cols // BLOCK) * BLOCK if kind in (Q8, Q4) else cols), np.float32)
+    padded[:rows, :cols] = x
+    return {F32: _pack_f32, BF16: _pack_bf16, Q8: _pack_q8, Q4: _pack_q4}[kind](padded, cols)
+
+
+def _pack_f32(x, cols):
+    return np.ascontiguousarray(x.reshape(-1, PANEL, cols).transpose(0, 2, 1)).view(np.uint8).reshape(-1, cols * PANEL * 4)
+
+
+def _pack_bf16(x, cols):
+    bits = x.view(np.uint32)
+    bits = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)  # to nearest, ties to even
+    return np.ascontiguousarray(bits.reshape(-1, PANEL, cols).transpose(0, 2, 1)).view(np.uint8).reshape(-1, cols * PANEL * 2)
+
+
+def _blocks(scale, words, unit_words):
+    """scale [rows, groups of 32] f16 and words [rows, blocks * unit_words] uint32 (4 bytes of one row each) -> panels."""
+    panels, blocks = scale.shape[0] // PANEL, scale.shape[1] // 2
+    out = np.empty((panels, blocks, 16 + 16 * unit_words), np.uint32)
+    out[:, :, 16:] = words.reshape(panels, PANEL, blocks, unit_words).transpose(0, 2, 3, 1).reshape(panels, blocks, -1)
+    halves = scale.reshape(panels, PANEL, blocks, 2).transpose(0, 2, 3, 1).reshape(panels, blocks, -1)
+    out[:, :, :16] = np.ascontiguousarray(halves).view(np.uint32)
+    return out.view(np.uint8).reshape(panels, -1)
+
+
+def _inverse(scale):
+    """1 / scale as float32, 0 where it is (next to) nothing."""
+    scale = scale.astype(np.float32)
+    return np.divide(1, scale, out=np.zeros_like(scale), where=np.abs(scale) > 1e-30)
+
+
+def _pack_q8(x, cols):
+    groups = x.reshape(x.shape[0], -1, GROUP)
+    scale = (np.maximum(groups.max(axis=2), -groups.min(axis=2)) / 127).astype(np.float16)  # rounded first, then the integers
+    q = np.clip(np.rint(groups * _inverse(scale)[:, :, None]), -127, 127)
+    return _blocks(scale, (q + 128).astype(np.uint8).reshape(x.shape).view(np.uint32), 16)
+
+
+def _round(x, inverse):
+    """x * inverse as an int8, in the byte that indexes NEAREST."""
+    scaled = x * inverse
+    np.clip(scaled, -127, 127, out=scaled)
+    np.rint(scaled, out=scaled)
+    return scaled.astype(np.int8).view(np.uint8)
+
+
+def _fit(x, inverse, present):
+    """The best scale for the codes that 1 / inverse gives, and by how much it lowers the squared error: (scale, gain)."""
+    value = np.take(NEAREST_VALUE, _round(x, inverse), mode="clip")
+    if present is not None:
+        value *= present
+    xv, vv = np.einsum("jn,jn->n", x, value), np.einsum("jn,jn->n", value, value)
+    scale = np.divide(xv, vv, out=np.zeros_like(xv), where=vv != 0)
+    return scale, xv * scale
+
+
+def q4_scales(x, present=None):
+    """x [32, n]: n groups of 32 weights -> their scales, f16, searched for the least squared error. present [32, n] is 0 where
+    a weight is only padding."""
+    top, bottom = x.max(axis=0), x.min(axis=0)
+    inverse = _inverse(np.where(top >= -bottom, top, bottom))  # of the weight of largest magnitude
+    best, most = np.zeros_like(top), np.zeros_like(top)
+    for value in TRIES:
+        scale, gain = _fit(x, inverse * np.float32(value), present)
+        better = gain > most
+        best[better], most[better] = scale[better], gain[better]
+    scale, _ = _fit(x, _inverse(best), present)
+    return scale.astype(np.float16)
+
+
+def _pack_q4(x, cols):
+    rows = x.shape[0]
+    groups = np.ascontiguousarray(x.reshape(-1, GROUP).T)  # [32, rows * groups]: sums then run over whole arrays
+    present = None
+    if cols % GROUP:
+        present = np.broadcast_to(np.arange(x.shape[1]) < cols, x.shape).reshape(-1, GROUP).T.astype(np.float32)
+    scale = q4_scales(groups, present)
+    codes = np.take(NEAREST, _round(groups, _inverse(scale)), mode="clip")
+    pairs = codes[:16] | codes[16:] << 4  # byte i: columns i and 16 + i
+    words = np.ascontiguousarray(pairs.T).view(np.uint32)  # [rows * groups, 4 words]
+    return _blocks(scale.reshape(rows, -1), words.reshape(rows, -1), 8)

@@ -1,0 +1,72 @@
+/* dispatch.c: which of the compiled vocabularies this machine runs. The only code that asks what the processor can do. */
+#include "kernels.h"
+
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
+/* Each kernels_*.o that is linked in defines one of these; what a build leaves out stays NULL. */
+__attribute__((weak)) const Kernels *kernels_avx512, *kernels_avx2, *kernels_neon;
+extern const Kernels *kernels_portable;
+
+static bool has_avx2(void) {
+#if defined(__x86_64__)
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); /* F16C is older than AVX2 */
+#else
+    return false;
+#endif
+}
+
+static bool has_avx512(void) {
+#if defined(__x86_64__)
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
+#else
+    return false;
+#endif
+}
+
+static bool has_neon_dot(void) {
+#if defined(__aarch64__) && defined(__linux__)
+    return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#elif defined(__aarch64__) && defined(__APPLE__)
+    return true;
+#else
+    return false;
+#endif
+}
+
+static bool always(void) { return true; }
+
+static const struct {
+    const Kernels **kernels;
+    bool (*runs_here)(void);
+} CHOICES[] = { /* fastest first */
+    {&kernels_avx512, has_avx512},
+    {&kernels_avx2, has_avx2},
+    {&kernels_neon, has_neon_dot},
+    {&kernels_portable, always},
+};
+
+const Kernels *kernels_choose(const char **why) {
+    static char error[256];
+    const char *wanted = getenv("MLA_ISA");
+    bool built = false;
+    for (size_t i = 0; i < sizeof CHOICES / sizeof *CHOICES; i++) {
+        const Kernels *k = *CHOICES[i].kernels;
+        if (!k || (wanted && strcmp(wanted, k->name) != 0)) continue;
+        if (CHOICES[i].runs_here()) return k;
+        built = true;
+    }
+    if (built)
+        snprintf(error, sizeof error, "MLA_ISA=%.32s: this machine cannot run it; leave MLA_ISA unset", wanted);
+    else
+        snprintf(error, sizeof error, "MLA_ISA=%.32s: unknown; this program was built with: %s", wanted, ISAS);
+    *why = error;
+    return NULL;
+}

@@ -1,0 +1,45 @@
+/* kernels.c: all inner loops, compiled once for each instruction set (-DISA_portable, -DISA_avx2, ...). Each compilation exports one
+ * pointer, kernels_portable, kernels_avx2, ...; dispatch.c chooses among them at start.
+ *
+ *   simd.h       sixteen-lane vectors, where the instruction sets differ
+ *   vector.h     norms, activations, quantising
+ *   matmul.h     weights in panels times rows
+ *   attention.h  queries against tiles of cached rows */
+#include <stdbool.h>
+
+#include "kernels.h"
+
+#include "simd.h"
+#include "vector.h"
+#include "matmul.h"
+#include "attention.h"
+
+#define TEXT_OF(name) #name
+#define TEXT(name) TEXT_OF(name)
+#define JOIN_TO(a, b) a##b
+#define JOIN(a, b) JOIN_TO(a, b)
+
+static const Kernels vocabulary = {
+    .name = TEXT(ISA_NAME),
+    .put = put,
+    .gather = gather,
+    .matmul = matmul,
+    .row = row,
+    .rmsnorm = rmsnorm,
+    .swiglu = swiglu,
+    .softmax = softmax,
+    .sigmoid = sigmoid,
+    .exp_minus = exp_minus,
+    .dot = dot,
+    .axpy = axpy,
+    .tile_put = tile_put,
+    .tile_get = tile_get,
+    .tile_acts = tile_acts,
+    .query = query,
+    .attend = attend,
+    .softmax_merge = softmax_merge,
+    .softmax_finish = softmax_finish,
+};
+
+extern const Kernels *JOIN(kernels_, ISA_NAME);
+const Kernels *JOIN(kernels_, ISA_NAME) = &vocabulary;

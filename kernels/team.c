@@ -1,0 +1,43 @@
+/* team.c: barrier, shares and tasks (team.h). Spins, because a decode step meets some ten times a layer and a sleep costs more than the
+ * wait; yields after a while, because a machine may have fewer free cores than threads. */
+#include "team.h"
+
+#include <sched.h>
+
+enum { SPINS_BEFORE_YIELD = 4000 };
+
+void team_open(Team *team, int threads) {
+    team->threads = threads;
+    atomic_init(&team->arrived, 0);
+    atomic_init(&team->phase, 0);
+    atomic_init(&team->next, 0);
+}
+
+Thread team_join(Team *team, int id) {
+    return (Thread){.team = team, .id = id, .threads = team->threads, .phase = atomic_load(&team->phase)};
+}
+
+void sync_threads(Thread *t) {
+    Team *team = t->team;
+    unsigned phase = t->phase++;
+    if (atomic_fetch_add_explicit(&team->arrived, 1, memory_order_acq_rel) + 1 == (unsigned)t->threads) {
+        atomic_store_explicit(&team->next, 0, memory_order_relaxed);
+        atomic_store_explicit(&team->arrived, 0, memory_order_relaxed);
+        atomic_store_explicit(&team->phase, phase + 1, memory_order_release);
+        return;
+    }
+    for (int spins = 0; atomic_load_explicit(&team->phase, memory_order_acquire) == phase;) {
+        if (++spins > SPINS_BEFORE_YIELD)
+            sched_yield();
+    }
+}
+
+void share(const Thread *t, size_t n, size_t *from, size_t *to) {
+    *from = n * (size_t)t->id / (size_t)t->threads;
+    *to = n * ((size_t)t->id + 1) / (size_t)t->threads;
+}
+
+size_t next_task(Thread *t, size_t n) {
+    size_t i = atomic_fetch_add_explicit(&t->team->next, 1, memory_order_relaxed);
+    return i < n ? i : n;
+}

@@ -1,0 +1,36 @@
+/* team.h: the threads of one forward pass.
+ *
+ * A forward pass is one parallel region. Every thread runs the same code (run.c, mla.c) with its own `Thread`, takes its share of each
+ * step, and meets the others at sync(). Nothing here changes a result: what a thread computes never depends on how many there are. */
+#ifndef TEAM_H
+#define TEAM_H
+
+#include <stdatomic.h>
+#include <stddef.h>
+
+typedef struct {
+    int threads;
+    _Alignas(64) atomic_uint arrived; /* at the current barrier */
+    _Alignas(64) atomic_uint phase;   /* barriers passed */
+    _Alignas(64) atomic_size_t next;  /* next task of the current step; 0 again after each barrier */
+} Team;
+
+typedef struct {
+    Team *team;
+    int id, threads;
+    unsigned phase;
+} Thread;
+
+void team_open(Team *team, int threads);
+Thread team_join(Team *team, int id); /* at the start of a parallel region, each thread once */
+
+/* Wait for all threads: what they wrote before is visible after. */
+void sync_threads(Thread *t);
+
+/* This thread's share of n items, contiguous: items *from .. *to - 1. */
+void share(const Thread *t, size_t n, size_t *from, size_t *to);
+
+/* The next of n tasks of uneven size, or n when none is left. One such loop between two barriers at most. */
+size_t next_task(Thread *t, size_t n);
+
+#endif

@@ -1,0 +1,119 @@
+/* vector.h: functions of plain vectors, and the quantising of activations. Included by kernels.c alone.
+ *
+ * Tails: what is past the end of a vector is loaded as a number that does not change the result (zero in a sum, -infinity in a maximum). */
+#include "kernels.h"
+#include "simd.h"
+
+#include <float.h>
+
+/* Where 32 columns of one row are kept in the int8 form of x: bytes 32 i .. of q, element i of scale and of sum. */
+OP size_t acts_block(const Acts *x, size_t row, size_t block) {
+    size_t first = row / 16 * 16, group = x->rows - first < 16 ? x->rows - first : 16;
+    return first * (x->stride / 32) + block * group + (row - first);
+}
+
+/* 32 numbers (a, b) become integers of -127 .. 127. A block without a number above SMALLEST counts as zeros: 127 / largest would be
+ * infinite below 2^-121, and no model has such activations. Infinity gives an infinite scale; NaN counts as -127. */
+static void quantise(Acts *x, size_t i, vf a, vf b) {
+    const float SMALLEST = 1e-30f;
+    vf top = vf_set1(127.0f), bottom = vf_set1(-127.0f);
+    float largest = vf_largest(vf_max(vf_abs(b), vf_max(vf_abs(a), vf_set1(0.0f))));
+    float inverse = largest > SMALLEST ? 127.0f / largest : 0.0f;
+    vi qa = vf_to_int(vf_min(vf_max(vf_mul(a, vf_set1(inverse)), bottom), top));
+    vi qb = vf_to_int(vf_min(vf_max(vf_mul(b, vf_set1(inverse)), bottom), top));
+    vi_to_s8(x->q + 32 * i, qa);
+    vi_to_s8(x->q + 32 * i + 16, qb);
+    x->scale[i] = largest > SMALLEST ? largest / 127.0f : 0.0f;
+    x->sum[i] = vi_sum(vi_add(qa, qb));
+}
+
+static void put(Acts *x, size_t row, size_t col, const float *v, size_t n) {
+    size_t end = col + n == x->cols ? x->stride : col + n; /* the row's last numbers bring the padding with them */
+    for (size_t c = col; c < end; c += 32) {
+        size_t left = col + n > c ? col + n - c : 0;
+        vf a = vf_load_n(v + (c - col), left < 16 ? left : 16, 0.0f);
+        vf b = left > 16 ? vf_load_n(v + (c - col) + 16, left < 32 ? left - 16 : 16, 0.0f) : vf_set1(0.0f);
+        if (x->f) {
+            vf_store(x->f + row * x->stride + c, a);
+            vf_store(x->f + row * x->stride + c + 16, b);
+        }
+        if (x->q) quantise(x, acts_block(x, row, c / 32), a, b);
+    }
+}
+
+static void gather(Acts *dst, const Acts *src, const uint32_t *rows) {
+    for (size_t i = 0; i < dst->rows; i++) {
+        if (dst->f && src->f) memcpy(dst->f + i * dst->stride, src->f + (size_t)rows[i] * src->stride, (size_t)src->stride * 4);
+        if (!dst->q || !src->q) continue;
+        for (size_t block = 0; block < src->stride / 32; block++) {
+            size_t to = acts_block(dst, i, block), from = acts_block(src, rows[i], block);
+            memcpy(dst->q + 32 * to, src->q + 32 * from, 32);
+            dst->scale[to] = src->scale[from];
+            dst->sum[to] = src->sum[from];
+        }
+    }
+}
+
+static float dot(const float *a, const float *b, size_t n) {
+    vf sum = vf_set1(0.0f);
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16) sum = vf_fma(vf_load(a + i), vf_load(b + i), sum);
+    if (i < n) sum = vf_fma(vf_load_n(a + i, n - i, 0.0f), vf_load_n(b + i, n - i, 0.0f), sum);
+    return vf_sum(sum);
+}
+
+static void axpy(float *y, float s, const float *x, size_t n) {
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16) vf_store(y + i, vf_fma(vf_set1(s), vf_load(x + i), vf_load(y + i)));
+    if (i < n) vf_store_n(y + i, n - i, vf_fma(vf_set1(s), vf_load_n(x + i, n - i, 0.0f), vf_load_n(y + i, n - i, 0.0f)));
+}
+
+/* x / sqrt(mean(x^2) + eps) * w (Zhang and Sennrich 2019) */
+static void rmsnorm(float *y, const float *x, const float *w, size_t n, float eps) {
+    vf inverse = vf_set1(1.0f / sqrtf(dot(x, x, n) / (float)n + eps));
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16) vf_store(y + i, vf_mul(vf_mul(vf_load(x + i), inverse), vf_load(w + i)));
+    if (i < n) vf_store_n(y + i, n - i, vf_mul(vf_mul(vf_load_n(x + i, n - i, 0.0f), inverse), vf_load_n(w + i, n - i, 0.0f)));
+}
+
+/* silu(gate) = gate / (1 + e^-gate) */
+OP vf gated(vf gate, vf up) { return vf_mul(vf_mul(gate, vf_sigmoid(gate)), up); }
+
+static void swiglu(float *h, const float *gate, const float *up, size_t n) {
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16) vf_store(h + i, gated(vf_load(gate + i), vf_load(up + i)));
+    if (i < n) vf_store_n(h + i, n - i, gated(vf_load_n(gate + i, n - i, 0.0f), vf_load_n(up + i, n - i, 0.0f)));
+}
+
+static void sigmoid(float *x, size_t n) {
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16) vf_store(x + i, vf_sigmoid(vf_load(x + i)));
+    if (i < n) vf_store_n(x + i, n - i, vf_sigmoid(vf_load_n(x + i, n - i, 0.0f)));
+}
+
+static void softmax(float *x, size_t n) {
+    vf largest = vf_set1(-INFINITY), sum = vf_set1(0.0f);
+    for (size_t i = 0; i < n; i += 16) largest = vf_max(vf_load_n(x + i, n - i < 16 ? n - i : 16, -INFINITY), largest);
+    largest = vf_set1(vf_largest(largest));
+    for (size_t i = 0; i < n; i += 16) {
+        size_t here = n - i < 16 ? n - i : 16;
+        vf e = vf_exp(vf_sub(vf_load_n(x + i, here, -INFINITY), largest));
+        vf_store_n(x + i, here, e);
+        sum = vf_add(sum, e);
+    }
+    sum = vf_set1(vf_sum(sum));
+    for (size_t i = 0; i < n; i += 16) {
+        size_t here = n - i < 16 ? n - i : 16;
+        vf_store_n(x + i, here, vf_div(vf_load_n(x + i, here, 0.0f), sum));
+    }
+}
+
+static void exp_minus(float *x, size_t n, float minus) {
+    for (size_t i = 0; i < n; i += 16) {
+        size_t here = n - i < 16 ? n - i : 16;
+        vf v = vf_load_n(x + i, here, -INFINITY);
+        /* -inf - -inf is not a number: what was never there weighs nothing */
+        vm absent = vf_gt(vf_set1(-FLT_MAX), v);
+        vf_store_n(x + i, here, vf_select(absent, vf_set1(0.0f), vf_exp(vf_sub(v, vf_set1(minus)))));
+    }
+}

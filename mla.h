@@ -1,0 +1,40 @@
+/* mla.h: the latent cache and its attention. */
+#ifndef MLA_H
+#define MLA_H
+
+#include "model.h"
+
+/* Up to this many new rows are computed absorbed, more of them decompressed. */
+enum { ABSORBED_ROWS = 32 };
+/* Cached rows that are made ready for decompression at once. */
+enum { SPAN_ROWS = 32 * TILE_ROWS };
+/* A context is split into at most this many parts (threads take them; the number depends on the context alone). */
+enum { MAX_PARTS = 16 };
+
+enum { PATH_BY_ROWS, PATH_ABSORBED, PATH_DECOMPRESSED };
+
+/* One row per token and layer: [c | kpe], the latent (r numbers) and the rotated key (p numbers) that all heads share. Rows lie in pages of TILE_ROWS;
+ * a page holds its rows for all layers, a sequence is a list of pages. With CACHE_FULL a row is what attention without MLA keeps: n + p + v
+ * numbers for each head. The pool is reserved at the start and becomes memory as it fills. */
+typedef struct Cache {
+    CacheType type;
+    TileShape shape;       /* of the latent rows: {type, r, p}; CACHE_FULL: f32 */
+    size_t layers, pages;
+    size_t tile_bytes;     /* one page of one layer */
+    uint8_t *pool;         /* [pages][layers][tile_bytes] */
+    uint32_t **page;       /* [sequences][pages of a sequence] */
+    size_t *page_count;    /* [sequences] pages that the sequence has */
+    size_t free_page;      /* pages from here on were never used */
+} Cache;
+
+/* Bytes of one row of one layer. */
+size_t cache_row_bytes(const Config *c, CacheType type);
+
+/* x += attention(normed) for the call's rows in one layer; every thread of the team calls it. */
+void mla_attention(const Model *m, State *s, size_t layer, Thread *t);
+
+/* cos and sin of the angles position * inv_freq[i], i < pairs. The product is taken in f32 as the reference implementations do; cos and sin are computed here and not
+ * by libm, whose last bit differs between systems. Good to 1 ulp of f32 for angles below 2^22. */
+void rope_angles(float *cosine, float *sine, const float *inv_freq, size_t pairs, uint32_t position);
+
+#endif

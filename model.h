@@ -1,0 +1,222 @@
+/* model.h: every dimension with its name, every pointer with its shape. Read it beside run.c; the file that holds all this is described in
+ * checkpoint.h, the matrices' inside in kernels/kernels.h. */
+#ifndef MODEL_H
+#define MODEL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kernels/kernels.h"
+#include "kernels/team.h"
+#include "tokenizer.h"
+
+/* Every fact that changes the arithmetic, under the name that published configurations use. Part of the file: 4-byte fields, in this
+ * order. What could be folded into the weights was folded by export.py and has no field. */
+typedef struct {
+    char name[64];                     /* for people only: the source's directory or the published shape; NUL-terminated */
+    uint32_t hidden_size;              /* D */
+    uint32_t num_hidden_layers;        /* layers in this file */
+    uint32_t published_layers;         /* of the model it was made from */
+    uint32_t num_attention_heads;      /* H */
+    uint32_t q_lora_rank;              /* ql; 0: queries come from x directly */
+    uint32_t kv_lora_rank;             /* r: the latent */
+    uint32_t qk_nope_head_dim;         /* n: part of a query or key without position */
+    uint32_t qk_rope_head_dim;         /* p: rotated part; the rotated key is shared by all heads */
+    uint32_t v_head_dim;               /* v */
+    uint32_t intermediate_size;        /* I: width of a dense layer's MLP */
+    uint32_t vocab_size;               /* V */
+    uint32_t max_position_embeddings;
+    uint32_t tie_word_embeddings;      /* 1: head is embed */
+    uint32_t n_routed_experts;         /* E; 0: every layer is dense */
+    uint32_t num_experts_per_tok;
+    uint32_t n_shared_experts;
+    uint32_t moe_intermediate_size;    /* M */
+    uint32_t first_k_dense_replace;    /* layers below it are dense */
+    uint32_t moe_layer_freq;           /* of the others, every such one is a mixture of experts */
+    uint32_t n_group, topk_group;      /* experts are chosen from topk_group of n_group groups */
+    uint32_t scoring_func;             /* SCORE_SOFTMAX or SCORE_SIGMOID */
+    uint32_t group_score;              /* GROUP_MAX or GROUP_TOP2_SUM */
+    uint32_t norm_topk_prob;           /* 1: the chosen weights are divided by their sum */
+    float routed_scaling_factor;       /* then multiplied by this, always */
+    float rms_norm_eps;
+    float latent_norm_eps;             /* of q_a_norm and kv_a_norm: another one than rms_norm_eps */
+    float softmax_scale;               /* (n + p)^-0.5, times YaRN's mscale squared where the model has it */
+    float rope_theta, rope_factor;     /* for people only: inv_freq has them already */
+    uint32_t mtp_layers;               /* 0 or 1; carried in the file, not run */
+    /* about text, from tokenizer_config.json and generation_config.json */
+    int32_t bos_token_id;              /* -1: none */
+    uint32_t add_bos_token;
+    uint32_t eos_tokens;               /* how many of the next are used */
+    int32_t eos_token_id[8];
+    float temperature, top_p;          /* the defaults of -t and --top-p */
+    uint32_t top_k;                    /* 0: off */
+} Config;
+
+enum { MAX_EXPERTS = 1024, MAX_GROUPS = 64 }; /* checkpoint.c refuses more */
+enum { SCORE_SOFTMAX, SCORE_SIGMOID };
+enum { GROUP_MAX, GROUP_TOP2_SUM };
+
+static inline bool layer_is_moe(const Config *c, uint32_t layer) {
+    return c->n_routed_experts && layer >= c->first_k_dense_replace && layer % c->moe_layer_freq == 0;
+}
+
+/* down(silu(gate x) * up x) */
+typedef struct {
+    Matrix gate; /* [I or M, D] */
+    Matrix up;   /* [I or M, D] */
+    Matrix down; /* [D, I or M] */
+} Mlp;
+
+typedef struct {
+    const float *input_norm; /* [D] */
+    Matrix q;                /* [H * (n + p), D]    when q_lora_rank is 0, otherwise */
+    Matrix q_a;              /* [ql, D] */
+    const float *q_a_norm;   /* [ql] */
+    Matrix q_b;              /* [H * (n + p), ql] */
+    Matrix kv_a;             /* [r + p, D]          latent and rotated key */
+    const float *kv_a_norm;  /* [r] */
+    Matrix w_uk;             /* [n, r] of head 0; head_matrix() gives the others */
+    Matrix w_uk_t;           /* [r, n] of head 0 */
+    Matrix w_uv;             /* [v, r] of head 0 */
+    Matrix o;                /* [D, H * v] */
+    const float *post_norm;  /* [D] */
+    Mlp mlp;                 /* a dense layer's MLP, or the shared experts' */
+    Matrix router;           /* [E, D] */
+    const float *router_bias;/* [E] added to the scores for choosing, not for weighing */
+    Mlp *experts;            /* [E]; NULL in a dense layer */
+} Layer;
+
+/* The matrices of one head lie one after the other. */
+static inline Matrix head_matrix(const Matrix *w, size_t head) {
+    Matrix m = *w;
+    m.data += head * matrix_panels(w) * panel_bytes(w->type, w->cols);
+    return m;
+}
+
+typedef struct {
+    Config config;
+    const Kernels *k;
+    const float *inv_freq; /* [p / 2] */
+    Matrix embed;          /* [V, D] */
+    Matrix head;           /* [V, D] */
+    const float *norm;     /* [D] */
+    Layer *layers;         /* [num_hidden_layers] */
+    Tokenizer *tokenizer;  /* NULL: the checkpoint has none */
+    bool float_acts;       /* some matrix other than the router is f32 or bf16 */
+    bool int8_acts;        /* some matrix is q8 or q4 */
+    /* the mapped file */
+    const char *path;
+    const uint8_t *file;
+    size_t file_bytes;
+    const struct TensorInfo *tensors; /* [tensor_count], checkpoint.h */
+    size_t tensor_count;
+} Model;
+
+/* One position of one sequence, to be computed. */
+typedef struct {
+    int32_t token;
+    uint32_t position; /* = rows of the sequence already in the cache; consecutive within a call */
+    uint32_t sequence; /* 0 .. State.sequences - 1; the rows of one sequence lie together in a call */
+    bool logits;       /* wanted for this row */
+} Row;
+
+typedef enum { CACHE_F32, CACHE_BF16, CACHE_Q8, CACHE_FULL } CacheType;
+
+typedef struct {
+    CacheType cache;
+    size_t context;       /* cache rows of each sequence */
+    uint32_t sequences;   /* usually 1 */
+    uint32_t max_logits;  /* rows of one call that may ask for logits, at most; at least 1 */
+    int threads;
+} StateOptions;
+
+/* One MLP to be run for some of a call's rows: an expert for the rows that chose it, the shared experts or a dense layer for all. */
+typedef struct {
+    const Mlp *mlp;
+    size_t rows;
+    size_t slot;    /* its rows are State.slot_row[slot .. slot + rows - 1], ascending */
+    size_t task;    /* first of its tasks, MLP_TASK_COLUMNS columns of the hidden rows each */
+    Acts in;        /* [rows, D] */
+    Acts hidden;    /* [rows, I or M] */
+} MlpJob;
+
+/* What one thread computes in between: never read by another. */
+typedef struct {
+    float *a, *b;          /* [max(chunk, TILE_ROWS)][max(LINEAR_ADD_COLUMNS, n, v, r)]: what a matmul gave before it is put somewhere */
+    Acts acts;             /* [chunk, max(n, r)] rows of one head */
+    void *query;           /* sixteen packed queries */
+    void *keys, *values;   /* one page of decompressed keys and values of one head */
+    void *attend;          /* the attention kernel's own */
+} Scratch;
+
+/* What a run needs beside the model: the latent cache and the buffers of one forward call, allocated once. n is the number of rows in the
+ * call; strides are rounded up so that panels of 16 outputs fit. */
+typedef struct {
+    struct Cache *cache;         /* mla.h */
+    size_t chunk;                /* rows of one call at most */
+    size_t context;              /* cache rows of each sequence */
+    uint32_t sequences, max_logits;
+    int threads;
+    int forced_path;             /* MLA_PATH, for tests */
+    Team team;
+    Scratch *scratch;            /* [threads] */
+
+    const Row *rows;             /* this call's, [n] */
+    size_t n;
+    float *x;                    /* [n][x_stride]    the residual stream */
+    size_t x_stride;             /* D rounded up to 64 */
+    float *cosine, *sine;        /* [n][p / 2]       of each row's position */
+    Acts normed;                 /* [n, D]           RMSNorm of x: what attention and MLPs read */
+    float *qa;                   /* [n][qa_stride]   compressed queries, ql */
+    size_t qa_stride;
+    Acts qa_normed;              /* [n, ql] */
+    float *q;                    /* [n][q_stride]    queries: H times (n + p) */
+    size_t q_stride;
+    float *kv;                   /* [n][kv_stride]   latent and rotated key of the new rows */
+    size_t kv_stride;
+    float *heads;                /* [n][H][v_stride] what attention found, per head */
+    size_t v_stride;
+    Acts attended;               /* [n, H * v] */
+    /* attention, absorbed */
+    float *q_latent;             /* [n][H][r_stride]  queries in the latent space, then the latents that were found */
+    size_t r_stride;
+    Softmax *parts;              /* [part_count]     of the context, each with out [r][16] */
+    size_t part_count;
+    /* attention, decompressed */
+    uint8_t *queries;            /* [H][chunk / 16]  packed, query_bytes each */
+    Softmax *found;              /* [H][chunk / 16]  with out [v][16] */
+    Acts latents;                /* [SPAN_ROWS, r]   a stretch of cached rows, page by page */
+    float *rope_keys;            /* [SPAN_ROWS][p] */
+    /* router and MLPs */
+    float *scores;               /* [n][E rounded up to 16] */
+    uint32_t *chosen;            /* [n][num_experts_per_tok] ascending */
+    float *chosen_weight;        /* [n][num_experts_per_tok] */
+    MlpJob *jobs;                /* [E + 1] */
+    size_t job_count;
+    uint32_t *expert_rows;       /* [E]              rows that chose each expert */
+    uint32_t *slot_row;          /* [n * (num_experts_per_tok + 1)] */
+    float *slot_weight;
+    Acts gathered;               /* [n * num_experts_per_tok, D] */
+    Acts hidden;                 /* the jobs' hidden rows, one job after another */
+    /* the end */
+    uint32_t *wanted;            /* [max_logits]     rows that asked for logits */
+    size_t wanted_count;
+    Acts last;                   /* [wanted, D] */
+    float *logits;               /* [max_logits][V] */
+    struct { void *p; size_t bytes; } *blocks; /* all of the above, for state_close */
+    size_t block_count;
+} State;
+
+/* NULL: one line in err (out of memory, with both numbers; a forced instruction set, path or chunk that does not exist). */
+State *state_open(const Model *m, const StateOptions *o, char *err, size_t err_bytes);
+void state_close(State *s);
+
+/* Begins a call: gives new positions a page in the cache, notes which rows want logits. */
+void state_begin(State *s, const Row *rows, size_t n);
+
+/* Computes n rows (n <= s->chunk): appends each to its sequence's cache, returns the logits of the rows that asked for them, in their
+ * order: [number of such rows][V], valid until the next call. Cannot fail: tokens must be in 0 .. V-1, positions below the context. */
+const float *forward(const Model *m, State *s, const Row *rows, size_t n);
+
+#endif

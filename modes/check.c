@@ -1,0 +1,88 @@
+/* check.c: --check. Every byte of every tensor against its checksum, and every scale and float against infinity and not-a-number. Header and
+ * tables were checked when the file was opened. Threads take tensors, so that the disk is what limits. */
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "checkpoint.h"
+#include "modes/modes.h"
+#include "modes/output.h"
+
+typedef enum { SOUND, DAMAGED, NOT_FINITE } Verdict;
+
+static bool finite16(const uint8_t *p, size_t n, uint16_t exponent) {
+    for (size_t i = 0; i < n; i++) {
+        uint16_t x;
+        memcpy(&x, p + 2 * i, sizeof x);
+        if ((x & exponent) == exponent)
+            return false;
+    }
+    return true;
+}
+
+static bool finite32(const uint8_t *p, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        uint32_t x;
+        memcpy(&x, p + 4 * i, sizeof x);
+        if ((x & 0x7F800000) == 0x7F800000)
+            return false;
+    }
+    return true;
+}
+
+/* The scales at the head of each block of q8 and q4 (kernels.h), every number of the other types. */
+static bool finite(uint32_t type, const uint8_t *p, size_t bytes) {
+    size_t block = panel_bytes(type, BLOCK);
+    switch (type) {
+    case TYPE_Q8:
+    case TYPE_Q4:
+        for (size_t i = 0; i + block <= bytes; i += block) {
+            if (!finite16(p + i, 2 * PANEL, 0x7C00))
+                return false;
+        }
+        return true;
+    case TYPE_BF16: return finite16(p, bytes / 2, 0x7F80);
+    default: return finite32(p, bytes / 4);
+    }
+}
+
+/* In pieces of whole blocks, so that the second look at a piece finds it in the cache. */
+static Verdict check(const Model *m, const TensorInfo *t) {
+    size_t block = panel_bytes(t->type, BLOCK), piece = block ? 64 * block : 65536;
+    const uint8_t *p = m->file + t->offset;
+    bool all_finite = true;
+    uint32_t crc = 0;
+    for (size_t i = 0; i < t->bytes; i += piece) {
+        size_t n = t->bytes - i < piece ? t->bytes - i : piece;
+        crc = crc32(crc, p + i, n);
+        all_finite = all_finite && finite(t->type, p + i, n);
+    }
+    return crc != t->checksum ? DAMAGED : all_finite ? SOUND : NOT_FINITE;
+}
+
+int mode_check(const Model *m, const Options *o) {
+    Verdict *verdict = calloc(m->tensor_count + 1, sizeof *verdict);
+    if (!verdict)
+        return failed(FAILED, "out of memory");
+#pragma omp parallel for schedule(dynamic) num_threads((int)o->threads)
+    for (size_t i = 0; i < m->tensor_count; i++)
+        verdict[i] = check(m, &m->tensors[i]);
+
+    int status = DONE;
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < m->tensor_count; i++) {
+        const TensorInfo *t = &m->tensors[i];
+        bytes += t->bytes;
+        if (verdict[i] == DAMAGED)
+            status = failed(FAILED, "%s: tensor %.*s is damaged, its checksum differs: copy or export it again", m->path,
+                            (int)sizeof t->name, t->name);
+        else if (verdict[i] == NOT_FINITE)
+            status = failed(FAILED, "%s: tensor %.*s holds infinities or not-a-numbers: its source is broken", m->path, (int)sizeof t->name,
+                            t->name);
+    }
+    free(verdict);
+    if (!status)
+        output_print("%s: %zu tensors, %" PRIu64 " bytes: all checksums and scales are right\n", m->path, m->tensor_count, bytes);
+    output_flush();
+    return status;
+}

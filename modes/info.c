@@ -1,0 +1,184 @@
+/* info.c: --info. What the checkpoint is, what one token costs, and what a context costs in each cache type beside attention without
+ * a latent. Everything is arithmetic on Config and the tensor table; no weight is touched. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "checkpoint.h"
+#include "mla.h"
+#include "modes/modes.h"
+#include "modes/output.h"
+
+/* ---- parameters, of `layers` layers; each one counted once, although W_uk is stored twice ---- */
+
+typedef struct {
+    uint64_t total;
+    uint64_t active; /* that one token is multiplied with: without the other experts, and without an embedding that is only looked up */
+} Parameters;
+
+static uint64_t attention_parameters(const Config *c) {
+    uint64_t D = c->hidden_size, H = c->num_attention_heads, n = c->qk_nope_head_dim, p = c->qk_rope_head_dim, v = c->v_head_dim;
+    uint64_t r = c->kv_lora_rank, ql = c->q_lora_rank, q = H * (n + p);
+    uint64_t queries = ql ? ql * D + ql + q * ql : q * D;
+    uint64_t norms = 2 * D + r;
+    return queries + (r + p) * D + H * (n + v) * r + D * H * v + norms;
+}
+
+static Parameters parameters(const Config *c, uint32_t layers) {
+    uint64_t D = c->hidden_size, vocabulary = c->vocab_size * D, expert = 3 * D * c->moe_intermediate_size;
+    Parameters sum = {vocabulary * (c->tie_word_embeddings ? 1 : 2) + D, vocabulary + D};
+    for (uint32_t l = 0; l < layers; l++) {
+        uint64_t all = attention_parameters(c), used = all;
+        if (layer_is_moe(c, l)) {
+            uint64_t every = D * c->n_routed_experts + c->n_shared_experts * expert;
+            if (c->scoring_func == SCORE_SIGMOID)
+                every += c->n_routed_experts; /* the correction bias; models with softmax have none */
+            all += every + c->n_routed_experts * expert;
+            used += every + c->num_experts_per_tok * expert;
+        } else {
+            all += 3 * D * c->intermediate_size;
+            used += 3 * D * c->intermediate_size;
+        }
+        sum.total += all;
+        sum.active += used;
+    }
+    return sum;
+}
+
+/* Bytes of weights that one token of decode reads: what a machine's memory bandwidth is divided by. */
+static uint64_t bytes_read(const Model *m) {
+    const Config *c = &m->config;
+    uint64_t always = 0, experts = 0;
+    for (size_t i = 0; i < m->tensor_count; i++) {
+        const TensorInfo *t = &m->tensors[i];
+        size_t length = strnlen(t->name, sizeof t->name);
+        bool lookup = !strcmp(t->name, "embed") && !c->tie_word_embeddings;
+        bool decompression = length > 5 && !memcmp(t->name + length - 5, ".w_uk", 5);
+        if (lookup || decompression || !strncmp(t->name, "mtp.", 4))
+            continue;
+        if (strstr(t->name, ".experts."))
+            experts += t->bytes;
+        else
+            always += t->bytes;
+    }
+    return c->n_routed_experts ? always + experts / c->n_routed_experts * c->num_experts_per_tok : always;
+}
+
+/* ---- printing ---- */
+
+/* 15706484224 as "15,706,484,224" in text. */
+static const char *grouped(char text[32], uint64_t number) {
+    char digits[24];
+    int n = snprintf(digits, sizeof digits, "%" PRIu64, number);
+    char *out = text;
+    for (int i = 0; i < n; i++) {
+        if (i && (n - i) % 3 == 0)
+            *out++ = ',';
+        *out++ = digits[i];
+    }
+    *out = 0;
+    return text;
+}
+
+static void print_number(const char *what, uint64_t number, const char *unit) {
+    char text[32];
+    output_print("%-20s %s%s\n", what, grouped(text, number), unit);
+}
+
+static void print_types(const Model *m) {
+    static const char *const names[TYPE_COUNT] = {"vectors", "f32", "bf16", "q8", "q4"};
+    uint64_t bytes[TYPE_COUNT] = {0};
+    for (size_t i = 0; i < m->tensor_count; i++)
+        bytes[m->tensors[i].type] += m->tensors[i].bytes;
+    for (int type = 0; type < TYPE_COUNT; type++) {
+        if (bytes[type]) {
+            char label[32];
+            snprintf(label, sizeof label, "  in %s", names[type]);
+            print_number(label, bytes[type], " bytes");
+        }
+    }
+}
+
+static void print_shape(const Config *c) {
+    uint32_t moe = 0;
+    for (uint32_t l = 0; l < c->num_hidden_layers; l++)
+        moe += layer_is_moe(c, l);
+    output_print("%-20s %u of the published model's %u: %u dense, %u with experts\n", "layers", c->num_hidden_layers, c->published_layers,
+                 c->num_hidden_layers - moe, moe);
+    output_print("%-20s %u, dense MLP %u, vocabulary %u%s\n", "hidden size", c->hidden_size, c->intermediate_size, c->vocab_size,
+                 c->tie_word_embeddings ? " (head tied to embedding)" : "");
+    output_print("%-20s %u heads: query and key %u + %u rotated, value %u\n", "attention", c->num_attention_heads, c->qk_nope_head_dim,
+                 c->qk_rope_head_dim, c->v_head_dim);
+    if (c->q_lora_rank)
+        output_print("%-20s keys and values %u, queries %u\n", "latent", c->kv_lora_rank, c->q_lora_rank);
+    else
+        output_print("%-20s keys and values %u, queries direct\n", "latent", c->kv_lora_rank);
+    if (c->n_routed_experts) {
+        output_print("%-20s %u of %u for each token, %u shared, width %u\n", "experts", c->num_experts_per_tok, c->n_routed_experts,
+                     c->n_shared_experts, c->moe_intermediate_size);
+        output_print("%-20s %s, %u of %u groups, scale %g\n", "router", c->scoring_func == SCORE_SIGMOID ? "sigmoid" : "softmax",
+                     c->topk_group, c->n_group, (double)c->routed_scaling_factor);
+    }
+    output_print("%-20s theta %g, factor %g\n", "rope", (double)c->rope_theta, (double)c->rope_factor);
+    output_print("%-20s %u\n", "longest context", c->max_position_embeddings);
+}
+
+static void print_text(const Model *m) {
+    const Config *c = &m->config;
+    if (m->tokenizer)
+        output_print("%-20s %zu tokens", "tokenizer", tokenizer_size(m->tokenizer));
+    else
+        output_print("%-20s none: prompts and text are token ids", "tokenizer");
+    if (c->bos_token_id >= 0)
+        output_print(", begin %d%s", c->bos_token_id, c->add_bos_token ? "" : " (not added by itself)");
+    for (uint32_t i = 0; i < c->eos_tokens; i++)
+        output_print(i ? " %d" : ", end %d", c->eos_token_id[i]);
+    output_print("\n%-20s temperature %g, top-p %g, top-k %u\n", "sampling", (double)c->temperature, (double)c->top_p, c->top_k);
+}
+
+/* One line of the table: `row_bytes` of one token in one layer, against `unit`, the same in bf16 latent rows. */
+static void print_cost(const Config *c, const char *what, size_t row_bytes, size_t unit) {
+    char token[32], context[32];
+    uint64_t bytes = (uint64_t)row_bytes * c->published_layers;
+    output_print("%-36s %14s %22s %8.2f\n", what, grouped(token, bytes), grouped(context, bytes * c->max_position_embeddings),
+                 (double)row_bytes / (double)unit);
+}
+
+static void print_cache(const Config *c) {
+    size_t H = c->num_attention_heads, n = c->qk_nope_head_dim, p = c->qk_rope_head_dim, v = c->v_head_dim;
+    size_t unit = cache_row_bytes(c, CACHE_BF16);
+    char what[64], context[48];
+    snprintf(context, sizeof context, "%u tokens", c->max_position_embeddings);
+    output_print("\n%-36s %14s %22s %8s\n", "cache, in bytes", "a token", context, "ratio");
+    for (int type = 0; type < CACHE_TYPES; type++) {
+        snprintf(what, sizeof what, type == CACHE_FULL ? "-k %s (K and V of each head, f32)" : "-k %s", cache_names[type]);
+        print_cost(c, what, cache_row_bytes(c, (CacheType)type), unit);
+    }
+    output_print("without a latent, 2 bytes a number:\n");
+    print_cost(c, "full K and V, H (n + p + v)", 2 * H * (n + p + v), unit);
+    print_cost(c, "MHA, H (n + v)", 2 * H * (n + v), unit);
+    print_cost(c, "GQA-8, 8 (n + v)", 2 * 8 * (n + v), unit);
+    print_cost(c, "MQA, n + v", 2 * (n + v), unit);
+    output_print("(%u layers, H = %zu, n = %zu, p = %zu, v = %zu)\n", c->published_layers, H, n, p, v);
+}
+
+int mode_info(const Model *m, const Options *o) {
+    (void)o;
+    const Config *c = &m->config;
+    Parameters here = parameters(c, c->num_hidden_layers), published = parameters(c, c->published_layers);
+    output_print("%-20s %s\n", "model", c->name);
+    print_number("file", m->file_bytes, " bytes");
+    print_types(m);
+    print_number("parameters", here.total, "");
+    print_number("  active per token", here.active, "");
+    if (c->published_layers != c->num_hidden_layers) {
+        print_number("  published model", published.total, "");
+        print_number("  active per token", published.active, "");
+    }
+    print_number("read per token", bytes_read(m), " bytes of weights");
+    print_shape(c);
+    print_text(m);
+    print_cache(c);
+    output_flush();
+    return DONE;
+}

@@ -1,0 +1,14 @@
+/* modes.h: what the program does beside generating text. Each mode gets an open model and returns the exit status. */
+#ifndef MODES_H
+#define MODES_H
+
+#include "model.h"
+#include "modes/options.h"
+
+int mode_logits(const Model *m, const Options *o);     /* logits.c */
+int mode_perplexity(const Model *m, const Options *o); /* perplexity.c */
+int mode_tokenize(const Model *m, const Options *o);   /* tokenize.c */
+int mode_info(const Model *m, const Options *o);       /* info.c */
+int mode_check(const Model *m, const Options *o);      /* check.c */
+
+#endif

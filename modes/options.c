@@ -1,0 +1,413 @@
+/* options.c: the command line (options.h). Parsing is strict: a value that is not entirely what the option takes, an option that cannot
+ * have an effect, two options of which only one could: all are refused. Opens no file and knows no model. */
+#include "modes/options.h"
+
+#include <ctype.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "modes/output.h"
+#include "modes/system.h"
+
+const char *const cache_names[CACHE_TYPES] = {[CACHE_F32] = "f32", [CACHE_BF16] = "bf16", [CACHE_Q8] = "q8", [CACHE_FULL] = "full"};
+
+/* ---- the table ---- */
+
+enum {
+    GENERATE = 1 << MODE_GENERATE,
+    LOGITS = 1 << MODE_LOGITS,
+    PERPLEXITY = 1 << MODE_PERPLEXITY,
+    TOKENIZE = 1 << MODE_TOKENIZE,
+    ALL = GENERATE | LOGITS | PERPLEXITY | TOKENIZE | 1 << MODE_INFO | 1 << MODE_CHECK
+};
+
+typedef enum { FLAG, INTEGER, NUMBER, SEED, STRING, STOP, CACHE } Kind;
+
+typedef struct {
+    const char *heading;       /* in the help, before this option */
+    const char *letter, *name; /* letter may be NULL */
+    const char *value;         /* what the value is called; NULL: the option takes none */
+    Kind kind;
+    unsigned modes;            /* where the option has a meaning */
+    size_t field;              /* of the value in Options; a FLAG has none, typed[] tells */
+    double least, most;        /* of an INTEGER or a NUMBER */
+    const char *help;
+} Option;
+
+#define FIELD(name) offsetof(Options, name)
+
+static const Option table[OPTION_COUNT] = {
+    [OPT_PROMPT] = {"The prompt (default: nothing but the begin token)", "-p", "--prompt", "TEXT", STRING, GENERATE | LOGITS, FIELD(text), 0, 0,
+                    "the prompt, bytes as given; may be empty"},
+    [OPT_ESCAPE] = {NULL, "-e", "--escape", NULL, FLAG, GENERATE | LOGITS | TOKENIZE, 0, 0, 0,
+                    "interpret \\n \\t \\\\ \\xHH \\uHHHH in TEXT of -p, --stop, --tokenize"},
+    [OPT_FILE] = {NULL, "-f", "--file", "FILE", STRING, GENERATE | LOGITS, FIELD(file), 0, 0,
+                  "the prompt from FILE, bytes as they are; - is standard input"},
+    [OPT_IDS] = {NULL, NULL, "--ids", "LIST", STRING, GENERATE | LOGITS, FIELD(ids), 0, 0,
+                 "the prompt as token ids, \"1 2 3\", nothing added"},
+    [OPT_SPECIAL] = {NULL, NULL, "--special", NULL, FLAG, GENERATE | LOGITS | PERPLEXITY | TOKENIZE, 0, 0, 0,
+                     "the prompt is trusted: special tokens in it are matched"},
+    [OPT_NO_BOS] = {NULL, NULL, "--no-bos", NULL, FLAG, GENERATE | LOGITS | PERPLEXITY, 0, 0, 0,
+                    "no begin token first (default: as the tokenizer says)"},
+
+    [OPT_ECHO] = {"The text", NULL, "--echo", NULL, FLAG, GENERATE, 0, 0, 0, "write the prompt before the generated text"},
+    [OPT_TOKENS] = {NULL, "-n", "--tokens", "N", INTEGER, GENERATE, FIELD(tokens), -1, UINT32_MAX,
+                    "at most N new tokens (default 256; -1: until the context is full)"},
+    [OPT_CONTEXT] = {NULL, "-c", "--context", "N", INTEGER, GENERATE | LOGITS | PERPLEXITY, FIELD(context), 1, UINT32_MAX,
+                     "cache rows to allocate (default: enough for prompt and -n)"},
+    [OPT_STOP] = {NULL, NULL, "--stop", "TEXT", STOP, GENERATE, 0, 0, 0, "stop before TEXT appears; repeatable"},
+    [OPT_IGNORE_EOS] = {NULL, NULL, "--ignore-eos", NULL, FLAG, GENERATE, 0, 0, 0, "go on after the model's end tokens"},
+
+    [OPT_TEMPERATURE] = {"Sampling, in the order penalty, temperature, top-k, top-p, min-p", "-t", "--temperature", "X", NUMBER, GENERATE,
+                         FIELD(temperature), 0, 1000, "0: the likeliest token, always (default: the checkpoint's, else 0.8)"},
+    [OPT_TOP_K] = {NULL, NULL, "--top-k", "N", INTEGER, GENERATE, FIELD(top_k), 0, UINT32_MAX,
+                   "the N likeliest tokens (0: all; default: the checkpoint's, else 0)"},
+    [OPT_TOP_P] = {NULL, NULL, "--top-p", "X", NUMBER, GENERATE, FIELD(top_p), 0, 1,
+                   "the fewest with probability X (1: all; default: the checkpoint's, else 0.95)"},
+    [OPT_MIN_P] = {NULL, NULL, "--min-p", "X", NUMBER, GENERATE, FIELD(min_p), 0, 1,
+                   "those with X times the likeliest's probability (default 0: all)"},
+    [OPT_REPEAT_PENALTY] = {NULL, NULL, "--repeat-penalty", "X", NUMBER, GENERATE, FIELD(repeat_penalty), 0.01, 100,
+                            "make the last 64 tokens less likely (default 1: off)"},
+    [OPT_SEED] = {NULL, "-s", "--seed", "N", SEED, GENERATE, FIELD(seed), 0, 0, "64 bits (default: random, printed with the statistics)"},
+
+    [OPT_LOGITS] = {"Instead of text", NULL, "--logits", "FILE", STRING, LOGITS, FIELD(output), 0, 0,
+                    "write the float32 logits of every prompt position to FILE, [T, V]"},
+    [OPT_PERPLEXITY] = {NULL, NULL, "--perplexity", "FILE", STRING, PERPLEXITY, FIELD(file), 0, 0,
+                        "score a text in windows of -c (default 2048, or less if the model's\nlimit is less)"},
+    [OPT_TOKENIZE] = {NULL, NULL, "--tokenize", "TEXT", STRING, TOKENIZE, FIELD(text), 0, 0, "print the token ids of TEXT, nothing added"},
+    [OPT_INFO] = {NULL, NULL, "--info", NULL, FLAG, ALL, 0, 0, 0, "what the checkpoint is, and what a context costs"},
+    [OPT_CHECK] = {NULL, NULL, "--check", NULL, FLAG, ALL, 0, 0, 0, "verify every checksum and scale in the checkpoint"},
+
+    [OPT_THREADS] = {"The machine", "-j", "--threads", "N", INTEGER, ALL, FIELD(threads), 1, 1024,
+                     "threads (default: physical cores available to the process)"},
+    [OPT_CACHE] = {NULL, "-k", "--cache", "TYPE", CACHE, GENERATE | LOGITS | PERPLEXITY, FIELD(cache), 0, 0,
+                   "the cache's number format: f32, bf16, q8, or full: an ordinary\nkey/value cache in f32 (default bf16)"},
+    [OPT_QUIET] = {NULL, "-q", "--quiet", NULL, FLAG, ALL, 0, 0, 0, "errors alone on standard error"},
+    [OPT_HELP] = {NULL, "-h", "--help", NULL, FLAG, ALL, 0, 0, 0, "this text"},
+    [OPT_VERSION] = {NULL, NULL, "--version", NULL, FLAG, ALL, 0, 0, 0, "the version of this program"},
+};
+
+static const char usage[] = "run MODEL [-p TEXT | -f FILE | --ids LIST] [options]";
+
+static void help(void) {
+    output_print("usage: %s\n\nRuns a language model with Multi-head Latent Attention. MODEL is a file that export.py wrote.\n", usage);
+    for (size_t i = 0; i < OPTION_COUNT; i++) {
+        const Option *o = &table[i];
+        char names[64];
+        snprintf(names, sizeof names, "  %s%s %s%s%s", o->letter ? o->letter : "   ", o->letter ? "," : "", o->name, o->value ? " " : "",
+                 o->value ? o->value : "");
+        if (o->heading)
+            output_print("\n%s\n", o->heading);
+        output_print("%-27s ", names);
+        for (const char *c = o->help; *c; c++)
+            output_print(*c == '\n' ? "%c                            " : "%c", *c);
+        output_print("\n");
+    }
+    output_print("\nStandard output carries the text alone. Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.\n");
+}
+
+/* ---- values ---- */
+
+/* strtod and strtoull accept more than a number is meant to be: white space, hexadecimal, "inf", a sign that wraps around. */
+static bool plain_number(const char *text, const char *allowed) {
+    return *text && strspn(text, allowed) == strlen(text);
+}
+
+static bool parse_number(const char *text, double *value) {
+    char *end;
+    *value = strtod(text, &end);
+    return plain_number(text, "0123456789+-.eE") && !*end && isfinite(*value);
+}
+
+static bool parse_integer(const char *text, double *value) {
+    return plain_number(text + (*text == '-'), "0123456789") && parse_number(text, value);
+}
+
+static bool parse_seed(const char *text, uint64_t *value) {
+    *value = 0;
+    for (const char *c = text; *c; c++) {
+        uint64_t digit = (uint64_t)(*c - '0');
+        if (!isdigit((unsigned char)*c) || *value > (UINT64_MAX - digit) / 10)
+            return false;
+        *value = *value * 10 + digit;
+    }
+    return *text;
+}
+
+static bool parse_cache(const char *text, CacheType *type) {
+    for (int i = 0; i < CACHE_TYPES; i++) {
+        *type = (CacheType)i;
+        if (!strcmp(text, cache_names[i]))
+            return true;
+    }
+    return false;
+}
+
+/* Stores the value of option `id`, or reports what it takes. */
+static bool parse_value(Options *o, OptionId id, const char *typed, const char *value) {
+    const Option *option = &table[id];
+    void *field = (char *)o + option->field;
+    double number;
+    switch (option->kind) {
+    case FLAG:
+        return true;
+    case STRING:
+        *(const char **)field = value;
+        return true;
+    case STOP:
+        o->stop_bytes[o->stop_count] = strlen(value);
+        o->stops[o->stop_count++] = value;
+        if (!*value)
+            report("%s takes a text that is not empty", typed);
+        return *value;
+    case SEED:
+        if (parse_seed(value, field))
+            return true;
+        report("%s takes a whole number from 0 to 18446744073709551615, not '%s'", typed, value);
+        return false;
+    case CACHE:
+        if (parse_cache(value, field))
+            return true;
+        report("%s takes f32, bf16, q8 or full, not '%s'", typed, value);
+        return false;
+    case INTEGER:
+        if (parse_integer(value, &number) && number >= option->least && number <= option->most) {
+            *(int64_t *)field = (int64_t)number;
+            return true;
+        }
+        report("%s takes a whole number from %.0f to %.0f, not '%s'", typed, option->least, option->most, value);
+        return false;
+    case NUMBER:
+        if (parse_number(value, &number) && number >= option->least && number <= option->most) {
+            *(double *)field = number;
+            return true;
+        }
+        report("%s takes a number from %g to %g, not '%s'", typed, option->least, option->most, value);
+        return false;
+    }
+    return false;
+}
+
+/* ---- escapes ---- */
+
+static int hex_value(const char *digits, int count) {
+    int value = 0;
+    for (int i = 0; i < count; i++) {
+        int c = tolower((unsigned char)digits[i]);
+        if (!isxdigit(c))
+            return -1;
+        value = value * 16 + (c <= '9' ? c - '0' : c - 'a' + 10);
+    }
+    return value;
+}
+
+static char *put_utf8(char *out, int c) {
+    static const int first[] = {0, 0xC0, 0xE0, 0xF0};
+    int more = c < 0x80 ? 0 : c < 0x800 ? 1 : c < 0x10000 ? 2 : 3;
+    *out++ = (char)(first[more] | c >> (6 * more));
+    while (more--)
+        *out++ = (char)(0x80 | (c >> (6 * more) & 0x3F));
+    return out;
+}
+
+/* The character of \uHHHH, or of a pair of surrogates \uD8..\uDC..; -1 if it is none. *used: bytes of text behind "\u". */
+static int unicode_value(const char *text, size_t *used) {
+    int c = hex_value(text, 4);
+    *used = 4;
+    if (c < 0xD800 || c > 0xDFFF)
+        return c;
+    int low = c < 0xDC00 && text[4] == '\\' && text[5] == 'u' ? hex_value(text + 6, 4) : -1;
+    *used = 10;
+    return low >= 0xDC00 && low <= 0xDFFF ? 0x10000 + ((c - 0xD800) << 10) + (low - 0xDC00) : -1;
+}
+
+/* Interprets the escapes in text, in place (they only get shorter; C lets a program write to argv). False: reported. */
+static bool unescape(const char *typed, const char *text, size_t *bytes) {
+    const char *in = text;
+    char *out = (char *)text;
+    while (*in) {
+        const char *escape = in;
+        size_t used = 0;
+        int c = (unsigned char)*in++;
+        if (c != '\\') {
+            *out++ = (char)c;
+            continue;
+        }
+        switch (*in++) {
+        case 'n': c = '\n'; break;
+        case 't': c = '\t'; break;
+        case '\\': c = '\\'; break;
+        case 'x': c = hex_value(in, 2); used = 2; break;
+        case 'u': c = unicode_value(in, &used); break;
+        default: c = -1;
+        }
+        if (c < 0) {
+            report("%s: '%.12s': -e knows \\n \\t \\\\ \\xHH and \\uHHHH", typed, escape);
+            return false;
+        }
+        in += used;
+        if (escape[1] == 'u')
+            out = put_utf8(out, c);
+        else
+            *out++ = (char)c;
+    }
+    *bytes = (size_t)(out - text);
+    return true;
+}
+
+static bool unescape_all(Options *o) {
+    if (!o->typed[OPT_ESCAPE])
+        return true;
+    const char *text_option = o->typed[OPT_PROMPT] ? o->typed[OPT_PROMPT] : o->typed[OPT_TOKENIZE];
+    if (!text_option && !o->stop_count) {
+        report("%s applies to -p, --stop and --tokenize, none of which is given", o->typed[OPT_ESCAPE]);
+        return false;
+    }
+    if (text_option && !unescape(text_option, o->text, &o->text_bytes))
+        return false;
+    for (size_t i = 0; i < o->stop_count; i++) {
+        if (!unescape(o->typed[OPT_STOP], o->stops[i], &o->stop_bytes[i]))
+            return false;
+    }
+    return true;
+}
+
+/* ---- the whole line ---- */
+
+/* The option that `argument` names, with or without "=value" behind a long name. OPTION_COUNT: none. */
+static OptionId find(const char *argument, const char **value) {
+    size_t length = strcspn(argument, "=");
+    *value = NULL;
+    for (int i = 0; i < OPTION_COUNT; i++) {
+        if (table[i].letter && !strcmp(argument, table[i].letter))
+            return (OptionId)i;
+        if (strlen(table[i].name) == length && !strncmp(argument, table[i].name, length)) {
+            *value = argument[length] ? argument + length + 1 : NULL;
+            return (OptionId)i;
+        }
+    }
+    return OPTION_COUNT;
+}
+
+/* The first two options of a set that exclude each other. */
+static bool at_most_one(const Options *o, const OptionId *set, size_t n, const char *why) {
+    const char *one = NULL;
+    for (size_t i = 0; i < n; i++) {
+        const char *typed = o->typed[set[i]];
+        if (one && typed) {
+            report("%s and %s cannot be combined: %s", one, typed, why);
+            return false;
+        }
+        one = typed ? typed : one;
+    }
+    return true;
+}
+
+/* Finds the mode, and refuses options that mean nothing in it. */
+static bool choose_mode(Options *o) {
+    static const OptionId prompts[] = {OPT_PROMPT, OPT_FILE, OPT_IDS};
+    static const OptionId modes[] = {OPT_LOGITS, OPT_PERPLEXITY, OPT_TOKENIZE, OPT_INFO, OPT_CHECK};
+    if (!at_most_one(o, modes, sizeof modes / sizeof *modes, "each asks for something else on standard output") ||
+        !at_most_one(o, prompts, sizeof prompts / sizeof *prompts, "there is one prompt"))
+        return false;
+    const char *mode = "the generation of text";
+    for (int i = 0; i < (int)(sizeof modes / sizeof *modes); i++) {
+        if (o->typed[modes[i]]) {
+            o->mode = (Mode)(MODE_GENERATE + 1 + i);
+            mode = o->typed[modes[i]];
+        }
+    }
+    for (int i = 0; i < OPTION_COUNT; i++) {
+        if (o->typed[i] && !(table[i].modes & 1u << o->mode)) {
+            report("%s has no meaning for %s", o->typed[i], mode);
+            return false;
+        }
+    }
+    return true;
+}
+
+/* -j, or the default. Without OpenMP there is one thread, and asking for more is refused rather than ignored. */
+static bool choose_threads(Options *o) {
+#ifdef _OPENMP
+    if (!o->threads)
+        o->threads = physical_cores();
+#else
+    if (o->threads > 1) {
+        report("%s takes 1 only: this program was built without OpenMP", o->typed[OPT_THREADS]);
+        return false;
+    }
+    o->threads = 1;
+#endif
+    return true;
+}
+
+/* True: the arguments were read to the end. */
+static bool read_arguments(Options *o, int argc, char **argv, int *status) {
+    for (int i = 1; i < argc; i++) {
+        if (argv[i][0] != '-') {
+            if (o->model) {
+                report("unexpected argument '%s': the model is '%s', and a prompt needs -p in front", argv[i], o->model);
+                return false;
+            }
+            o->model = argv[i];
+            continue;
+        }
+        const char *value;
+        OptionId id = find(argv[i], &value);
+        if (id == OPTION_COUNT) {
+            report("unknown option '%s'; run --help lists them", argv[i]);
+            return false;
+        }
+        const char *typed = value ? table[id].name : argv[i];
+        if (id == OPT_HELP || id == OPT_VERSION) {
+            if (id == OPT_HELP)
+                help();
+            else
+                output_print("mla.c " MLA_VERSION "\n");
+            output_flush();
+            *status = DONE;
+            return false;
+        }
+        if (value && !table[id].value) {
+            report("%s takes no value", typed);
+            return false;
+        }
+        if (!value && table[id].value && ++i == argc) {
+            report("%s takes a value, %s, and none follows", typed, table[id].value);
+            return false;
+        }
+        if (!value)
+            value = argv[i];
+        if (!parse_value(o, id, typed, value))
+            return false;
+        o->typed[id] = typed;
+    }
+    return true;
+}
+
+bool options_parse(Options *o, int argc, char **argv, int *status) {
+    *o = (Options){.text = "", .tokens = 256, .temperature = -1, .top_p = -1, .top_k = -1, .repeat_penalty = 1, .cache = CACHE_BF16};
+    *status = FAILED;
+    o->stops = calloc((size_t)argc + 1, sizeof *o->stops);
+    o->stop_bytes = calloc((size_t)argc + 1, sizeof *o->stop_bytes);
+    if (!o->stops || !o->stop_bytes) {
+        report("out of memory");
+        return false;
+    }
+    *status = WRONG_USAGE;
+    if (!read_arguments(o, argc, argv, status))
+        return false;
+    if (!o->model) {
+        report("no model is given: %s; run --help tells more", usage);
+        return false;
+    }
+    quiet = o->typed[OPT_QUIET];
+    o->text_bytes = strlen(o->text);
+    return choose_mode(o) && unescape_all(o) && choose_threads(o);
+}
+
+void options_close(Options *o) {
+    free(o->stops);
+    free(o->stop_bytes);
+}

@@ -1,0 +1,219 @@
+/* output.c: the two streams (output.h). Knows no model and no token; the rules about newlines, flushing and halves of characters are here
+ * and nowhere else. */
+#include "modes/output.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+bool quiet = false;
+
+/* ---- standard error ---- */
+
+/* One line whatever the arguments hold: file names and option values come from outside. */
+static void line(const char *prefix, const char *format, va_list args) {
+    char text[2048];
+    vsnprintf(text, sizeof text, format, args);
+    for (char *c = text; *c; c++) {
+        if ((unsigned char)*c < ' ' || *c == 127)
+            *c = '?';
+    }
+    fprintf(stderr, "%s%s\n", prefix, text);
+}
+
+void report(const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    line("run: ", format, args);
+    va_end(args);
+}
+
+int failed(int status, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    line("run: ", format, args);
+    va_end(args);
+    return status;
+}
+
+void note(const char *format, ...) {
+    if (quiet)
+        return;
+    va_list args;
+    va_start(args, format);
+    line("", format, args);
+    va_end(args);
+}
+
+void progress(const char *what, size_t done, size_t of) {
+    if (quiet || !isatty(STDERR_FILENO))
+        return;
+    if (done < of)
+        fprintf(stderr, "\r%s: %zu of %zu tokens", what, done, of);
+    else
+        fprintf(stderr, "\r\033[K");
+}
+
+/* ---- standard output ---- */
+
+static _Noreturn void output_error(void) {
+    if (errno == EPIPE)
+        _exit(DONE); /* not exit(): stdio would try to write the rest */
+    report("standard output: %s", strerror(errno));
+    _exit(FAILED);
+}
+
+void output_open(void) {
+    /* A file opened later must not become stream 0, 1 or 2. Read-only, so that writing to a stream that was closed is still an error. */
+    int fd;
+    do
+        fd = open("/dev/null", O_RDONLY);
+    while (fd >= 0 && fd <= STDERR_FILENO);
+    close(fd);
+    signal(SIGPIPE, SIG_IGN); /* a closed pipe is then an error of write() */
+}
+
+void output_write(const char *bytes, size_t n) {
+    if (fwrite(bytes, 1, n, stdout) != n)
+        output_error();
+}
+
+void output_print(const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    if (vprintf(format, args) < 0)
+        output_error();
+    va_end(args);
+}
+
+void output_flush(void) {
+    if (fflush(stdout))
+        output_error();
+}
+
+/* ---- generated text ---- */
+
+bool text_open(Text *t, const char *const *stops, const size_t *stop_bytes, size_t stop_count) {
+    struct stat st;
+    *t = (Text){.terminal = isatty(STDOUT_FILENO), .flush = fstat(STDOUT_FILENO, &st) || !S_ISREG(st.st_mode)};
+    t->stops = calloc(stop_count + 1, sizeof *t->stops);
+    if (!t->stops)
+        return false;
+    for (; t->stop_count < stop_count; t->stop_count++) {
+        Stop *s = &t->stops[t->stop_count];
+        *s = (Stop){.text = stops[t->stop_count], .bytes = stop_bytes[t->stop_count]};
+        s->fail = calloc(s->bytes, sizeof *s->fail);
+        if (!s->fail)
+            return false;
+        for (size_t i = 1, k = 0; i < s->bytes; s->fail[i++] = k) {
+            while (k && s->text[i] != s->text[k])
+                k = s->fail[k - 1];
+            k += s->text[i] == s->text[k];
+        }
+    }
+    return true;
+}
+
+void text_close(Text *t) {
+    for (size_t i = 0; i < t->stop_count; i++)
+        free(t->stops[i].fail);
+    free(t->stops);
+}
+
+static size_t utf8_length(unsigned char first) {
+    return first >= 0xF0 && first < 0xF8 ? 4 : first >= 0xE0 ? 3 : first >= 0xC0 ? 2 : 1;
+}
+
+/* A terminal shows the bytes of one character one by one as rubbish: hold them until the character is complete or cannot become one. */
+static void write_characters(Text *t, const char *bytes, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        bool continues = ((unsigned char)bytes[i] & 0xC0) == 0x80;
+        if (t->held && !continues) {
+            output_write(t->character, t->held);
+            t->held = 0;
+        }
+        t->character[t->held++] = bytes[i];
+        if (t->held >= utf8_length((unsigned char)t->character[0])) {
+            output_write(t->character, t->held);
+            t->held = 0;
+        }
+    }
+}
+
+static void write_text(Text *t, const char *bytes, size_t n) {
+    if (t->terminal)
+        write_characters(t, bytes, n);
+    else
+        output_write(bytes, n);
+}
+
+void text_echo(Text *t, const char *bytes, size_t n) {
+    write_text(t, bytes, n);
+    if (t->flush)
+        output_flush();
+}
+
+/* The stop text that the generated text ends with the most of. */
+static const Stop *longest_match(const Text *t) {
+    const Stop *best = NULL;
+    for (size_t i = 0; i < t->stop_count; i++) {
+        if (!best || t->stops[i].matched > best->matched)
+            best = &t->stops[i];
+    }
+    return best;
+}
+
+/* One more byte of text. The bytes held back need no buffer: they are the beginning of the stop text that they match. */
+static bool text_byte(Text *t, char byte) {
+    const Stop *before = longest_match(t);
+    size_t held = t->stop_held, found = 0;
+    t->stop_held = 0;
+    for (size_t i = 0; i < t->stop_count; i++) {
+        Stop *s = &t->stops[i];
+        while (s->matched && s->text[s->matched] != byte)
+            s->matched = s->fail[s->matched - 1];
+        s->matched += s->text[s->matched] == byte;
+        if (s->matched > t->stop_held)
+            t->stop_held = s->matched;
+        if (s->matched == s->bytes && s->bytes > found)
+            found = s->bytes;
+    }
+    size_t keep = found ? found : t->stop_held, free_bytes = held + 1 - keep;
+    write_text(t, before->text, free_bytes < held ? free_bytes : held);
+    if (free_bytes > held)
+        write_text(t, &byte, 1);
+    return !found;
+}
+
+bool text_token(Text *t, const char *bytes, size_t n) {
+    bool go_on = true;
+    if (t->stop_count) {
+        for (size_t i = 0; i < n && go_on; i++)
+            go_on = text_byte(t, bytes[i]);
+        if (!go_on) /* the stop text itself is never written */
+            t->stop_held = 0;
+        for (size_t i = 0; i < t->stop_count && !go_on; i++)
+            t->stops[i].matched = 0;
+    } else {
+        write_text(t, bytes, n);
+    }
+    if (t->flush)
+        output_flush();
+    return go_on;
+}
+
+void text_end(Text *t) {
+    if (t->stop_held)
+        write_text(t, longest_match(t)->text, t->stop_held);
+    if (t->held)
+        output_write(t->character, t->held);
+    if (t->terminal)
+        output_write("\n", 1);
+    output_flush();
+}

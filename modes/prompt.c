@@ -1,0 +1,158 @@
+/* prompt.c: from the command line to token ids (prompt.h). Whatever the user gives is checked here; forward() takes what it gets. */
+#include "modes/prompt.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "modes/output.h"
+
+static const size_t MAX_FILE = (size_t)1 << 30; /* an endless source ends here and not with the machine's memory */
+
+char *read_file(const char *path, size_t *bytes) {
+    FILE *f = strcmp(path, "-") ? fopen(path, "rb") : stdin;
+    size_t space = 1 << 16, n = 0;
+    char *text = f ? malloc(space) : NULL;
+    while (text && n <= MAX_FILE) {
+        size_t got = fread(text + n, 1, space - n, f);
+        n += got;
+        if (!got)
+            break;
+        if (n == space) {
+            char *more = realloc(text, space *= 2);
+            if (!more)
+                free(text);
+            text = more;
+        }
+    }
+    bool broken = !text || ferror(f);
+    if (broken)
+        report("%s: cannot read it: %s", path, strerror(errno));
+    else if (n > MAX_FILE)
+        report("%s: longer than the %zu bytes that a text may have", path, MAX_FILE);
+    if (f && f != stdin)
+        fclose(f);
+    *bytes = n;
+    if (!broken && n <= MAX_FILE)
+        return text;
+    free(text);
+    return NULL;
+}
+
+int32_t *tokenize(const Model *m, const Options *o, const char *text, size_t bytes, size_t *count) {
+    if (!m->tokenizer) {
+        report("%s: the checkpoint has no tokenizer, so that it reads and writes token ids only: --ids \"1 2 3\"", m->path);
+        return NULL;
+    }
+    int32_t *ids = tokenizer_encode(m->tokenizer, text, bytes, o->typed[OPT_SPECIAL], count);
+    if (!ids) {
+        report("out of memory for the tokens of %zu bytes of text", bytes);
+        return NULL;
+    }
+    for (size_t i = 0; i < *count; i++) {
+        if (ids[i] < 0 || (uint32_t)ids[i] >= m->config.vocab_size) {
+            report("%s: token %d of the text is beyond the model's vocabulary of %u", m->path, ids[i], m->config.vocab_size);
+            free(ids);
+            return NULL;
+        }
+    }
+    return ids;
+}
+
+/* "1 2 3" */
+static int parse_ids(Prompt *p, const Model *m, const Options *o) {
+    static const char space[] = " \t\n";
+    const char *name = o->typed[OPT_IDS];
+    p->ids = malloc((strlen(o->ids) / 2 + 1) * sizeof *p->ids);
+    if (!p->ids)
+        return failed(FAILED, "out of memory");
+    for (const char *c = o->ids + strspn(o->ids, space); *c; c += strspn(c, space)) {
+        uint64_t id = 0;
+        size_t length = strcspn(c, space);
+        if (strspn(c, "0123456789") != length)
+            return failed(WRONG_USAGE, "%s takes token ids like \"1 2 3\", not '%.*s'", name, (int)(length < 40 ? length : 40), c);
+        for (size_t i = 0; i < length && id < m->config.vocab_size; i++)
+            id = id * 10 + (uint64_t)(c[i] - '0');
+        if (id >= m->config.vocab_size)
+            return failed(WRONG_USAGE, "%s takes ids from 0 to %u for this model, not %.*s", name, m->config.vocab_size - 1,
+                          (int)(length < 40 ? length : 40), c);
+        p->ids[p->count++] = (int32_t)id;
+        c += length;
+    }
+    return p->count ? DONE : failed(WRONG_USAGE, "%s takes at least one token id", name);
+}
+
+/* An empty text starts from the begin token even where the tokenizer would not add one: there must be something to go on from. */
+static int parse_text(Prompt *p, const Model *m, const Options *o) {
+    size_t count = 0;
+    int32_t *text = NULL;
+    if (p->bytes || o->typed[OPT_PROMPT]) {
+        text = tokenize(m, o, p->text, p->bytes, &count);
+        if (!text)
+            return FAILED;
+    }
+    int32_t bos = m->config.bos_token_id;
+    bool begin = bos >= 0 && !o->typed[OPT_NO_BOS] && (m->config.add_bos_token || !count);
+    p->ids = malloc((count + 1) * sizeof *p->ids);
+    if (p->ids && begin)
+        p->ids[0] = bos;
+    if (p->ids && count)
+        memcpy(p->ids + begin, text, count * sizeof *text);
+    free(text);
+    p->begin = begin;
+    p->count = count + begin;
+    if (!p->ids)
+        return failed(FAILED, "out of memory");
+    if (!p->count)
+        return failed(WRONG_USAGE, "there is nothing to start from: the prompt is empty and %s; give one with -p, -f or --ids",
+                      bos < 0 ? "the model has no begin token" : "--no-bos leaves the begin token out");
+    return DONE;
+}
+
+int prompt_read(Prompt *p, const Model *m, const Options *o) {
+    *p = (Prompt){0};
+    if (o->typed[OPT_IDS])
+        return parse_ids(p, m, o);
+    p->text = o->text;
+    p->bytes = o->text_bytes;
+    if (o->typed[OPT_FILE])
+        p->text = p->file = read_file(o->file, &p->bytes);
+    return p->text ? parse_text(p, m, o) : FAILED;
+}
+
+size_t context_rows(const Model *m, const Options *o, size_t needed) {
+    size_t limit = m->config.max_position_embeddings;
+    if (!o->context)
+        return needed < limit ? needed : limit;
+    if ((uint64_t)o->context <= limit)
+        return (size_t)o->context;
+    report("%s takes at most %zu for this model, not %lld", o->typed[OPT_CONTEXT], limit, (long long)o->context);
+    return 0;
+}
+
+void prompt_close(Prompt *p) {
+    free(p->ids);
+    free(p->file);
+}
+
+State *open_state(const Model *m, const Options *o, size_t context, uint32_t max_logits) {
+    StateOptions so = {.cache = o->cache, .context = context, .sequences = 1, .max_logits = max_logits, .threads = (int)o->threads};
+    char err[1024];
+    State *s = state_open(m, &so, err, sizeof err);
+    if (!s)
+        report("%s", err);
+    return s;
+}
+
+int prompt_state(State **s, const Prompt *p, const Model *m, const Options *o, uint32_t max_logits) {
+    size_t more = o->mode != MODE_GENERATE ? 0 : o->tokens < 0 ? UINT32_MAX : (size_t)o->tokens;
+    size_t context = context_rows(m, o, p->count + more);
+    if (!context)
+        return WRONG_USAGE;
+    if (p->count > context)
+        return failed(FAILED, "the prompt has %zu tokens, more than the context of %zu%s", p->count, context,
+                      o->context ? "; -c makes it longer" : ", the most that the model was made for");
+    *s = open_state(m, o, context, max_logits);
+    return *s ? DONE : FAILED;
+}

@@ -1,0 +1,22 @@
+/* system.h: what only the operating system knows. */
+#ifndef SYSTEM_H
+#define SYSTEM_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* Physical cores that this process may use, at least 1. Two hardware threads of a core share its arithmetic units: a second thread there
+ * gains little and costs every barrier. */
+int physical_cores(void);
+
+/* 64 bits from the system's random source. False: there is none. */
+bool random_seed(uint64_t *seed);
+
+/* Seconds since some moment; never goes back. */
+double seconds(void);
+
+/* From now on Ctrl-C (SIGINT) makes interrupted() true instead of ending the program; a second one ends it. */
+void watch_interrupt(void);
+bool interrupted(void);
+
+#endif

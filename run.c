@@ -1,0 +1,246 @@
+/* run.c: the story. forward (a transformer with latent attention and mixtures of experts), generate, main. Read it from top to bottom with model.h beside it.
+ *
+ * The attention is in mla.c, the inner loops in kernels/, the file in checkpoint.c, buffers in state.c, text <-> ids in tokenizer.c, and everything
+ * that is beside the story (options, perplexity, information) in modes/. There is one forward: prefill is many rows of one sequence,
+ * decode is one row; weight types and cache types are the kernels' and mla.c's business. */
+#include <math.h>
+#include <string.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "kernels/linear.h"
+#include "mla.h"
+#include "model.h"
+
+/* ---- router --------------------------------------------------------------------------------------------------------------- */
+
+/* The index of the largest of n values that `taken` does not mark; the first of equals. */
+static size_t largest(const float *x, const bool *taken, size_t n) {
+    size_t best = n;
+    for (size_t i = 0; i < n; i++)
+        if (!taken[i] && (best == n || x[i] > x[best]))
+            best = i;
+    return best;
+}
+
+/* Marks the experts of all but the best topk_group groups as taken. A group's score is its largest value, or the sum of its two largest. */
+static void limit_groups(const Config *c, const float *biased, bool *taken) {
+    size_t size = c->n_routed_experts / c->n_group;
+    float score[MAX_GROUPS];
+    bool kept[MAX_GROUPS] = {false};
+    for (size_t g = 0; g < c->n_group; g++) {
+        bool one[MAX_EXPERTS] = {false};
+        size_t first = largest(biased + g * size, one, size);
+        score[g] = biased[g * size + first];
+        if (c->group_score == GROUP_TOP2_SUM && size > 1) {
+            one[first] = true;
+            score[g] += biased[g * size + largest(biased + g * size, one, size)];
+        }
+    }
+    for (size_t k = 0; k < c->topk_group; k++)
+        kept[largest(score, kept, c->n_group)] = true;
+    for (size_t e = 0; e < c->n_routed_experts; e++)
+        taken[e] = !kept[e / size];
+}
+
+/* Which experts a row is sent to, and with which weights. scores [E] are the router's outputs, changed in place. The bias takes part in
+ * choosing, not in weighing (DeepSeek-V3, arXiv 2412.19437, section 2.1.2). */
+static void choose_experts(const Model *m, float *scores, const float *bias, uint32_t *chosen, float *weight) {
+    const Config *c = &m->config;
+    size_t E = c->n_routed_experts, K = c->num_experts_per_tok;
+    float biased[MAX_EXPERTS], sum = 0;
+    bool taken[MAX_EXPERTS] = {false};
+
+    (c->scoring_func == SCORE_SIGMOID ? m->k->sigmoid : m->k->softmax)(scores, E);
+    for (size_t e = 0; e < E; e++)
+        biased[e] = scores[e] + bias[e];
+    if (c->n_group > 1)
+        limit_groups(c, biased, taken);
+    for (size_t k = 0; k < K; k++) {
+        size_t e = largest(biased, taken, E);
+        taken[e] = true;
+        chosen[k] = (uint32_t)e;
+        weight[k] = scores[e];
+        sum += scores[e];
+    }
+    for (size_t k = 0; k < K; k++)
+        weight[k] = (c->norm_topk_prob ? weight[k] / (sum + 1e-20f) : weight[k]) * c->routed_scaling_factor;
+}
+
+/* ---- MLPs: experts, shared experts, dense layers --------------------------------------------------------------------------------- */
+
+enum { MLP_TASK_COLUMNS = 64 };
+
+/* An MLP for the rows in slots slot .. slot + rows - 1; its hidden rows begin at element *hidden. */
+static void add_job(State *s, const Mlp *mlp, size_t rows, size_t slot, size_t *hidden) {
+    MlpJob *job = &s->jobs[s->job_count], *before = job - 1;
+    size_t width = mlp->gate.rows;
+    job->mlp = mlp, job->rows = rows, job->slot = slot;
+    job->task = s->job_count ? before->task + (before->hidden.cols + MLP_TASK_COLUMNS - 1) / MLP_TASK_COLUMNS : 0;
+    /* an MLP that all rows use reads them where they are */
+    job->in = rows == s->n ? s->normed : acts_view(&s->gathered, slot * s->gathered.stride, rows, s->gathered.cols);
+    job->hidden = acts_view(&s->hidden, *hidden, rows, width);
+    *hidden += rows * job->hidden.stride;
+    s->job_count++;
+}
+
+/* The MLPs of a layer and their rows. An expert comes once, with all rows that chose it, so that its weights are read once; experts in
+ * ascending order, then the shared ones: the order of the additions to x. */
+static void plan_mlps(const Model *m, State *s, const Layer *L) {
+    const Config *c = &m->config;
+    size_t K = c->num_experts_per_tok, slot = 0, hidden = 0;
+    s->job_count = 0;
+    if (L->experts) {
+        memset(s->expert_rows, 0, c->n_routed_experts * sizeof *s->expert_rows);
+        for (size_t i = 0; i < s->n * K; i++)
+            s->expert_rows[s->chosen[i]]++;
+        for (uint32_t e = 0; e < c->n_routed_experts; e++) {
+            size_t rows = s->expert_rows[e];
+            if (rows)
+                add_job(s, &L->experts[e], rows, slot, &hidden);
+            s->expert_rows[e] = (uint32_t)slot; /* from here on: the next free slot of the expert */
+            slot += rows;
+        }
+        for (size_t i = 0; i < s->n * K; i++) {
+            size_t at = s->expert_rows[s->chosen[i]]++;
+            s->slot_row[at] = (uint32_t)(i / K);
+            s->slot_weight[at] = s->chosen_weight[i];
+        }
+    }
+    if (L->mlp.gate.data) {
+        add_job(s, &L->mlp, s->n, slot, &hidden);
+        for (size_t i = 0; i < s->n; i++)
+            s->slot_row[slot + i] = (uint32_t)i, s->slot_weight[slot + i] = 1;
+    }
+}
+
+/* hidden = silu(W_gate x) * (W_up x), some columns of it for all rows of the job. */
+static void hidden_columns(const Model *m, MlpJob *job, size_t column, Scratch *z) {
+    size_t left = job->hidden.cols - column, columns = left < MLP_TASK_COLUMNS ? left : MLP_TASK_COLUMNS;
+    size_t panel = column / PANEL, panels = (columns + PANEL - 1) / PANEL;
+    m->k->matmul(z->a, MLP_TASK_COLUMNS, &job->mlp->gate, panel, panels, &job->in);
+    m->k->matmul(z->b, MLP_TASK_COLUMNS, &job->mlp->up, panel, panels, &job->in);
+    for (size_t i = 0; i < job->rows; i++) {
+        float *h = z->a + i * MLP_TASK_COLUMNS;
+        m->k->swiglu(h, h, z->b + i * MLP_TASK_COLUMNS, columns);
+        m->k->put(&job->hidden, i, column, h, columns);
+    }
+}
+
+/* x += W_down hidden for every MLP of the layer, weighed. */
+static void run_mlps(const Model *m, State *s, Thread *t) {
+    Scratch *z = &s->scratch[t->id];
+    size_t i, task;
+    while ((i = next_task(t, s->job_count)) < s->job_count)
+        if (s->jobs[i].rows < s->n)
+            m->k->gather(&s->jobs[i].in, &s->normed, s->slot_row + s->jobs[i].slot);
+    sync_threads(t);
+
+    const MlpJob *last = &s->jobs[s->job_count - 1];
+    size_t tasks = last->task + (last->hidden.cols + MLP_TASK_COLUMNS - 1) / MLP_TASK_COLUMNS;
+    for (i = 0; (task = next_task(t, tasks)) < tasks;) { /* tasks come in ascending order: i only moves forward */
+        while (i + 1 < s->job_count && s->jobs[i + 1].task <= task)
+            i++;
+        hidden_columns(m, &s->jobs[i], (task - s->jobs[i].task) * MLP_TASK_COLUMNS, z);
+    }
+    sync_threads(t);
+
+    for (i = 0; i < s->job_count; i++) {
+        const MlpJob *job = &s->jobs[i];
+        linear_add(m->k, s->x, s->x_stride, &job->mlp->down, &job->hidden, s->slot_row + job->slot, s->slot_weight + job->slot, z->a, t);
+    }
+    sync_threads(t);
+}
+
+static void mlp(const Model *m, State *s, const Layer *L, Thread *t) {
+    const Config *c = &m->config;
+    if (L->experts) {
+        size_t stride = round_up(c->n_routed_experts, PANEL), K = c->num_experts_per_tok, from, to;
+        linear(m->k, s->scores, stride, &L->router, &s->normed, t);
+        sync_threads(t);
+        share(t, s->n, &from, &to);
+        for (size_t i = from; i < to; i++)
+            choose_experts(m, s->scores + i * stride, L->router_bias, s->chosen + i * K, s->chosen_weight + i * K);
+        sync_threads(t);
+    }
+    if (t->id == 0)
+        plan_mlps(m, s, L);
+    sync_threads(t);
+    run_mlps(m, s, t);
+}
+
+/* ---- forward ---------------------------------------------------------------------------------------------------------------------- */
+
+/* normed = RMSNorm(x) * weight */
+static void norm(const Model *m, State *s, const float *weight, Thread *t) {
+    const Config *c = &m->config;
+    float *y = s->scratch[t->id].a;
+    size_t from, to;
+    share(t, s->n, &from, &to);
+    for (size_t i = from; i < to; i++) {
+        m->k->rmsnorm(y, s->x + i * s->x_stride, weight, c->hidden_size, c->rms_norm_eps);
+        m->k->put(&s->normed, i, 0, y, c->hidden_size);
+    }
+    sync_threads(t);
+}
+
+/* x = the tokens' embeddings, and the rotations of their positions. */
+static void embed(const Model *m, State *s, Thread *t) {
+    size_t pairs = m->config.qk_rope_head_dim / 2, from, to;
+    share(t, s->n, &from, &to);
+    for (size_t i = from; i < to; i++) {
+        m->k->row(s->x + i * s->x_stride, &m->embed, (size_t)s->rows[i].token);
+        rope_angles(s->cosine + i * pairs, s->sine + i * pairs, m->inv_freq, pairs, s->rows[i].position);
+    }
+    sync_threads(t);
+}
+
+/* logits = W_head RMSNorm(x), for the rows that asked. */
+static void head(const Model *m, State *s, Thread *t) {
+    const Config *c = &m->config;
+    float *y = s->scratch[t->id].a;
+    size_t stride = round_up(c->vocab_size, PANEL), from, to;
+    share(t, s->wanted_count, &from, &to);
+    for (size_t i = from; i < to; i++) {
+        m->k->rmsnorm(y, s->x + s->wanted[i] * s->x_stride, m->norm, c->hidden_size, c->rms_norm_eps);
+        m->k->put(&s->last, i, 0, y, c->hidden_size);
+    }
+    sync_threads(t);
+    linear(m->k, s->logits, stride, &m->head, &s->last, t);
+    sync_threads(t);
+    for (size_t i = 1; i < s->wanted_count && t->id == 0 && stride != c->vocab_size; i++)
+        memmove(s->logits + i * c->vocab_size, s->logits + i * stride, c->vocab_size * sizeof(float));
+}
+
+/* What every thread of the team runs. */
+static void forward_thread(const Model *m, State *s, Thread *t) {
+    embed(m, s, t);
+    for (size_t l = 0; l < m->config.num_hidden_layers; l++) {
+        const Layer *L = &m->layers[l];
+        norm(m, s, L->input_norm, t);
+        mla_attention(m, s, l, t); /* x += attention(norm(x)) */
+        norm(m, s, L->post_norm, t);
+        mlp(m, s, L, t);           /* x += mlp(norm(x)), or experts */
+    }
+    if (s->wanted_count)
+        head(m, s, t);
+}
+
+const float *forward(const Model *m, State *s, const Row *rows, size_t n) {
+    state_begin(s, rows, n);
+#ifdef _OPENMP
+#pragma omp parallel num_threads(s->threads)
+    {
+#pragma omp single
+        team_open(&s->team, omp_get_num_threads()); /* the system may give fewer than asked for */
+        Thread t = team_join(&s->team, omp_get_thread_num());
+        forward_thread(m, s, &t);
+    }
+#else
+    team_open(&s->team, 1);
+    Thread t = team_join(&s->team, 0);
+    forward_thread(m, s, &t);
+#endif
+    return s->logits;
+}

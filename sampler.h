@@ -1,0 +1,31 @@
+/* sampler.h: logits -> the next token. The same logits, options and seed give the same token on every machine. */
+#ifndef SAMPLER_H
+#define SAMPLER_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kernels/kernels.h"
+
+typedef struct {
+    float temperature;    /* 0: the largest logit */
+    uint32_t top_k;       /* 0: off */
+    float top_p;          /* 1: off */
+    float min_p;          /* 0: off */
+    float repeat_penalty; /* above 0; 1: off */
+    uint64_t seed;
+} SamplerOptions;
+
+typedef struct Sampler Sampler;
+
+/* For logits of `vocab` tokens. NULL: out of memory. */
+Sampler *sampler_open(const Kernels *k, size_t vocab, const SamplerOptions *options);
+void sampler_close(Sampler *s);
+
+/* `token` (0 .. vocab-1) was read or written: the repeat penalty is about the last 64 of these. */
+void sampler_saw(Sampler *s, int32_t token);
+
+/* The next token after `logits` [vocab], or -1 if no logit is a finite number. Does not call sampler_saw. */
+int32_t sampler_next(Sampler *s, const float *logits);
+
+#endif

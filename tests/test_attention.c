@@ -1,0 +1,399 @@
+/* test_attention.c: tiles of cached rows and sixteen queries against them (kernels/attention.h).
+ *
+ * Two judges. A softmax attention in double precision, written here as the textbook has it, judges the portable build: on the
+ * numbers themselves (f32), on the numbers rounded to bf16 by this file, and on the integers and scales that the tile holds (q8,
+ * read back here by the layout that kernels.h documents). The portable build then judges every other instruction set that this
+ * machine runs: byte for byte.
+ *
+ * Prints `ok NAME` or `FAIL NAME why` for each check; exit status 1 if one failed. */
+#include <math.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/kernels.h"
+
+enum { TILES = 3, MAX_ROWS = TILES * TILE_ROWS };
+
+/* One attention: TILES pages of keys, values of their own or the keys' part a, sixteen lanes. */
+typedef struct {
+    TileShape keys, values;
+    bool own_values;
+    size_t rows;              /* in all tiles together */
+    int32_t limit[LANES];     /* rows that a lane sees, counted from the first tile; may be negative or above rows */
+    bool empty[LANES];        /* lanes without a query */
+    float scale;
+    float *key, *value;       /* [rows][d1 + d2], [rows][dv] */
+    float *query;             /* [LANES][d1 + d2] */
+} Case;
+
+/* What a build makes of it; everything that is compared. */
+typedef struct {
+    uint8_t *keys, *values, *query;
+    size_t keys_bytes, values_bytes, query_bytes;
+    Softmax part[2];          /* first tile; the others */
+    Softmax all;              /* both, merged */
+    float *out;               /* [LANES][dv] */
+} Result;
+
+static int failures;
+
+static void report(bool ok, const char *name, const char *why) {
+    if (ok) printf("ok %s\n", name);
+    else printf("FAIL %s %s\n", name, why);
+    failures += !ok;
+}
+
+static uint64_t random_state = 1;
+static uint64_t random_bits(void) { /* splitmix64 */
+    uint64_t z = (random_state += 0x9e3779b97f4a7c15u);
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+static size_t below(size_t n) { return random_bits() % n; }
+static float normal(void) { /* nearly: the sum of four uniform numbers, variance 1 */
+    double s = 0;
+    for (int i = 0; i < 4; i++) s += (double)(random_bits() >> 11) * 0x1p-53 - 0.5;
+    return (float)(s * 1.7320508);
+}
+
+static void *allocate(size_t bytes) {
+    void *p = aligned_alloc(64, round_up(bytes ? bytes : 1, 64));
+    if (!p) { fprintf(stderr, "test_attention: out of memory\n"); exit(1); }
+    return p;
+}
+static float *normals(size_t n, float spread) {
+    float *x = allocate(n * 4);
+    for (size_t i = 0; i < n; i++) x[i] = normal() * spread;
+    return x;
+}
+
+/* ---- cases ------------------------------------------------------------------------------------------------------------- */
+
+static Case make_case(TileType type, uint32_t d1, uint32_t d2, uint32_t own_dv, float spread) {
+    Case c = {.keys = {type, d1, d2}, .values = {type, own_dv ? own_dv : d1, own_dv ? 0 : d2}, .own_values = own_dv > 0};
+    c.rows = 1 + below(MAX_ROWS);
+    c.scale = 1.0f / sqrtf((float)(d1 + d2));
+    for (int i = 0; i < LANES; i++) {
+        c.limit[i] = below(3) ? (int32_t)below(c.rows + 1) : (int32_t)c.rows + 5;
+        c.empty[i] = below(8) == 0;
+    }
+    c.limit[3] = 0; /* sees nothing at all */
+    c.limit[4] = -2;
+    if (below(2)) /* every lane sees every row, as in decode */
+        for (int i = 0; i < LANES; i++) c.limit[i] = (int32_t)c.rows;
+    c.key = normals(c.rows * (d1 + d2), 1);
+    c.value = own_dv ? normals(c.rows * own_dv, 1) : NULL;
+    c.query = normals((size_t)LANES * (d1 + d2), spread);
+    if (c.rows > 2) /* a row of zeros has a scale of zero */
+        memset(c.key + (d1 + d2), 0, (d1 + d2) * 4);
+    return c;
+}
+
+static void free_case(Case *c) { free(c->key); free(c->value); free(c->query); }
+
+/* Sends the case through a build. Tiles are full of `garbage` before rows are written: what is not a row must not matter. */
+static Result run_case(const Kernels *k, const Case *c, int garbage) {
+    size_t d = c->keys.d1 + c->keys.d2, dv = c->values.d1;
+    size_t key_tile = tile_bytes(&c->keys), value_tile = tile_bytes(&c->values);
+    Result r = {.keys_bytes = TILES * key_tile, .values_bytes = c->own_values ? TILES * value_tile : 0, .query_bytes = query_bytes(&c->keys)};
+    r.keys = allocate(r.keys_bytes);
+    r.values = c->own_values ? allocate(r.values_bytes) : r.keys;
+    r.query = allocate(r.query_bytes);
+    r.out = allocate(LANES * dv * 4);
+    memset(r.keys, garbage, r.keys_bytes);
+    memset(r.values, garbage, c->own_values ? r.values_bytes : r.keys_bytes);
+    memset(r.query, garbage, r.query_bytes);
+    for (size_t i = 0; i < c->rows; i++) {
+        const float *key = c->key + i * d;
+        k->tile_put(&c->keys, r.keys + i / TILE_ROWS * key_tile, i % TILE_ROWS, key, key + c->keys.d1);
+        if (c->own_values) k->tile_put(&c->values, r.values + i / TILE_ROWS * value_tile, i % TILE_ROWS, c->value + i * dv, NULL);
+    }
+    const float *a[LANES], *b[LANES];
+    for (int i = 0; i < LANES; i++) {
+        a[i] = c->empty[i] ? NULL : c->query + (size_t)i * d;
+        b[i] = c->empty[i] ? NULL : c->query + (size_t)i * d + c->keys.d1;
+    }
+    k->query(&c->keys, r.query, a, b);
+
+    Softmax *s[3] = {&r.part[0], &r.part[1], &r.all};
+    for (int i = 0; i < 3; i++) {
+        s[i]->out = allocate(dv * LANES * 4);
+        memset(s[i]->out, garbage, dv * LANES * 4); /* a first tile finds whatever was there */
+        for (int lane = 0; lane < LANES; lane++) s[i]->max[lane] = -INFINITY, s[i]->sum[lane] = 0;
+    }
+    void *scratch = allocate(attend_scratch_bytes());
+    for (size_t t = 0; t * TILE_ROWS < c->rows; t++) {
+        size_t rows = c->rows - t * TILE_ROWS < TILE_ROWS ? c->rows - t * TILE_ROWS : TILE_ROWS;
+        int32_t limit[LANES];
+        for (int i = 0; i < LANES; i++) limit[i] = c->limit[i] - (int32_t)(t * TILE_ROWS);
+        k->attend(&c->keys, r.query, r.keys + t * key_tile, &c->values, r.values + t * value_tile, rows, limit, c->scale,
+                  s[t > 0], scratch);
+    }
+    free(scratch);
+    for (int i = 0; i < 2; i++) k->softmax_merge(&r.all, &r.part[i], dv);
+    k->softmax_finish(r.out, dv, &r.all, dv, LANES);
+    return r;
+}
+
+static void free_result(Result *r, const Case *c) {
+    free(r->keys);
+    if (c->own_values) free(r->values);
+    free(r->query);
+    free(r->out);
+    free(r->part[0].out), free(r->part[1].out), free(r->all.out);
+}
+
+/* ---- the judge: softmax(scale * q k^T) v in double precision -------------------------------------------------------------- */
+
+static float to_bf16(float x) {
+    uint32_t u;
+    memcpy(&u, &x, 4);
+    u = (u + 0x7fff + (u >> 16 & 1)) & 0xffff0000u;
+    memcpy(&x, &u, 4);
+    return x;
+}
+
+/* Element `dim` of row `row` of a q8 tile, by the layout in kernels.h. */
+static double q8_element(const TileShape *s, const uint8_t *tile, size_t row, size_t dim) {
+    size_t ua = (s->d1 + 3) / 4, ub = (s->d2 + 3) / 4, sub_tile = (ua + ub) * 64 + 256, in_b = dim >= s->d1;
+    const uint8_t *sub = tile + row / 16 * sub_tile;
+    size_t i = in_b ? dim - s->d1 : dim, unit = (in_b ? ua : 0) + i / 4;
+    float scale;
+    memcpy(&scale, sub + (ua + ub) * 64 + in_b * 64 + row % 16 * 4, 4);
+    return (double)(int8_t)sub[unit * 64 + row % 16 * 4 + i % 4] * (double)scale;
+}
+
+/* What the row's number is once it has been through the tile. */
+static double stored(const TileShape *s, const uint8_t *tiles, const float *original, size_t row, size_t dim) {
+    float x = original[row * (s->d1 + s->d2) + dim];
+    if (s->type == TILE_F32) return (double)x;
+    if (s->type == TILE_BF16) return (double)to_bf16(x);
+    return q8_element(s, tiles + row / TILE_ROWS * tile_bytes(s), row % TILE_ROWS, dim);
+}
+
+/* The query as a q8 attention sees it: both parts rounded to 127 steps of their largest number. */
+static double asked(const Case *c, int lane, size_t dim) {
+    size_t d1 = c->keys.d1, d = d1 + c->keys.d2, from = dim < d1 ? 0 : d1, to = dim < d1 ? d1 : d;
+    const float *q = c->query + (size_t)lane * d;
+    if (c->keys.type != TILE_Q8) return (double)q[dim];
+    double max = 0;
+    for (size_t i = from; i < to; i++) max = fmax(max, fabs((double)q[i]));
+    return rint((double)q[dim] * 127 / max) * max / 127;
+}
+
+/* Largest relative error (norm of the difference over norm of the result) of a lane's output. */
+static double error_of(const Case *c, const Result *r) {
+    size_t d = c->keys.d1 + c->keys.d2, dv = c->values.d1;
+    double worst = 0, *score = allocate(c->rows * sizeof *score), *sum = allocate(dv * sizeof *sum), *q = allocate(d * sizeof *q);
+    for (int lane = 0; lane < LANES; lane++) {
+        size_t rows = c->limit[lane] < 0 ? 0 : (size_t)c->limit[lane] < c->rows ? (size_t)c->limit[lane] : c->rows;
+        double max = -INFINITY, total = 0, difference = 0, norm = 0;
+        for (size_t j = 0; j < d; j++) q[j] = c->empty[lane] ? 0 : asked(c, lane, j);
+        for (size_t i = 0; i < rows; i++) {
+            score[i] = 0;
+            for (size_t j = 0; j < d; j++) score[i] += q[j] * stored(&c->keys, r->keys, c->key, i, j);
+            score[i] *= (double)c->scale;
+            max = fmax(max, score[i]);
+        }
+        memset(sum, 0, dv * sizeof *sum);
+        for (size_t i = 0; i < rows; i++) {
+            double p = exp(score[i] - max);
+            total += p;
+            for (size_t j = 0; j < dv; j++)
+                sum[j] += p * (c->own_values ? stored(&c->values, r->values, c->value, i, j) : stored(&c->keys, r->keys, c->key, i, j));
+        }
+        for (size_t j = 0; j < dv; j++) {
+            double want = rows ? sum[j] / total : 0, got = (double)r->out[(size_t)lane * dv + j];
+            difference += (got - want) * (got - want);
+            norm += want * want;
+        }
+        double error = sqrt(difference) / (norm > 0 ? sqrt(norm) : 1);
+        if (!(error <= worst)) worst = error; /* NaN is the worst */
+    }
+    free(score), free(sum), free(q);
+    return worst;
+}
+
+/* ---- checks ------------------------------------------------------------------------------------------------------------- */
+
+static bool same_softmax(const Softmax *a, const Softmax *b, size_t dv) {
+    for (int i = 0; i < LANES; i++) { /* of a lane that has seen no row, `out` means nothing */
+        if (memcmp(&a->max[i], &b->max[i], 4) || memcmp(&a->sum[i], &b->sum[i], 4)) return false;
+        for (size_t j = 0; j < dv && a->sum[i] > 0; j++)
+            if (memcmp(&a->out[j * LANES + i], &b->out[j * LANES + i], 4)) return false;
+    }
+    return true;
+}
+
+static bool same_result(const Case *c, const Result *a, const Result *b, bool tiles_too) {
+    size_t dv = c->values.d1;
+    bool same = !memcmp(a->query, b->query, a->query_bytes) && !memcmp(a->out, b->out, LANES * dv * 4);
+    same = same && same_softmax(&a->part[0], &b->part[0], dv) && same_softmax(&a->part[1], &b->part[1], dv) && same_softmax(&a->all, &b->all, dv);
+    if (tiles_too) same = same && !memcmp(a->keys, b->keys, a->keys_bytes) && (!c->own_values || !memcmp(a->values, b->values, a->values_bytes));
+    return same;
+}
+
+/* d1, d2, and dv of values of their own (0: the keys' part a, as in the absorbed form). */
+static const uint32_t shapes[][3] = {{512, 64, 0}, {128, 64, 128}, {192, 64, 256}, {48, 16, 0}, {40, 5, 0}, {5, 3, 7},
+                                     {1, 1, 0},    {16, 0, 0},     {100, 20, 33},  {64, 32, 96}, {3, 0, 2},  {256, 8, 0}};
+enum { SHAPES = sizeof shapes / sizeof *shapes };
+
+/* Every build gives the portable build's bytes, and unwritten rows and excluded rows change nothing. */
+static void check_bytes(const Kernels *portable, const Kernels *k, TileType type, const char *type_name) {
+    char name[64], why[128] = "";
+    bool same = true;
+    random_state = 7;
+    for (int i = 0; i < 4 * SHAPES && same; i++) {
+        const uint32_t *d = shapes[i % SHAPES];
+        Case c = make_case(type, d[0], d[1], d[2], i % 3 ? 1 : 30);
+        Result a = run_case(portable, &c, 0xff), b = run_case(k, &c, 0xff), g = run_case(k, &c, 0x80);
+        same = same_result(&c, &a, &b, true);
+        if (!same) snprintf(why, sizeof why, "differs at shape %u+%u, values %u, rows %zu", d[0], d[1], d[2], c.rows);
+        if (same && !same_result(&c, &b, &g, false)) {
+            same = false;
+            snprintf(why, sizeof why, "unwritten rows matter at shape %u+%u, values %u, rows %zu", d[0], d[1], d[2], c.rows);
+        }
+        free_result(&a, &c), free_result(&b, &c), free_result(&g, &c);
+        free_case(&c);
+    }
+    snprintf(name, sizeof name, "attention_bytes %s %s", k->name, type_name);
+    report(same, name, why);
+}
+
+/* The portable build computes softmax attention. `spread` 1: scores of ordinary size; 30: almost one row takes it all. */
+static void check_values(const Kernels *portable, TileType type, const char *type_name, double tolerance) {
+    char name[64], why[128] = "";
+    double worst = 0;
+    random_state = 11;
+    for (int i = 0; i < 3 * SHAPES; i++) {
+        const uint32_t *d = shapes[i % SHAPES];
+        Case c = make_case(type, d[0], d[1], d[2], i % 3 ? 1 : 30);
+        Result r = run_case(portable, &c, 0xff);
+        double error = error_of(&c, &r);
+        if (!(error <= worst)) {
+            worst = error;
+            snprintf(why, sizeof why, "error %.2e, allowed %.0e, at shape %u+%u, values %u, rows %zu", error, tolerance, d[0], d[1], d[2], c.rows);
+        }
+        free_result(&r, &c);
+        free_case(&c);
+    }
+    snprintf(name, sizeof name, "attention_values %s", type_name);
+    report(worst <= tolerance, name, why);
+}
+
+/* A row comes back as it was (f32), rounded to nearest even (bf16), or within half a step of its part's scale (q8). */
+static void check_put_get(const Kernels *k, TileType type, const char *type_name) {
+    char name[64];
+    bool good = true;
+    random_state = 13;
+    for (int i = 0; i < SHAPES; i++) {
+        TileShape s = {type, shapes[i][0], shapes[i][1]};
+        size_t d = s.d1 + s.d2;
+        uint8_t *tile = allocate(tile_bytes(&s));
+        float *x = normals(TILE_ROWS * d, 3), *y = allocate(d * 4);
+        for (size_t row = 0; row < TILE_ROWS; row++) k->tile_put(&s, tile, row, x + row * d, x + row * d + s.d1);
+        for (size_t row = 0; row < TILE_ROWS; row++) {
+            k->tile_get(&s, tile, row, y, y + s.d1);
+            float max[2] = {0, 0};
+            for (size_t j = 0; j < d; j++) max[j >= s.d1] = fmaxf(max[j >= s.d1], fabsf(x[row * d + j]));
+            for (size_t j = 0; j < d; j++) {
+                float original = x[row * d + j];
+                if (type == TILE_F32) good = good && y[j] == original;
+                if (type == TILE_BF16) good = good && y[j] == to_bf16(original);
+                if (type == TILE_Q8) good = good && fabsf(y[j] - original) <= max[j >= s.d1] / 127 * 0.50001f;
+                if (type == TILE_Q8) good = good && y[j] == (float)q8_element(&s, tile, row, j);
+            }
+        }
+        free(tile), free(x), free(y);
+    }
+    snprintf(name, sizeof name, "tile_put_get %s %s", k->name, type_name);
+    report(good, name, "a row does not come back");
+}
+
+/* A tile's part a as activations: the integers and scales of a q8 row are carried over, not rounded a second time. */
+static void check_acts(const Kernels *k, TileType type, const char *type_name) {
+    char name[64];
+    bool good = true;
+    random_state = 17;
+    for (int i = 0; i < 3 * SHAPES; i++) {
+        TileShape s = {type, shapes[i % SHAPES][0], shapes[i % SHAPES][1]};
+        size_t d = s.d1 + s.d2, rows = 1 + below(TILE_ROWS), stride = round_up(s.d1, 64), blocks = stride / 32;
+        uint8_t *tile = allocate(tile_bytes(&s));
+        float *x = normals(rows * d, 3), *f = allocate(rows * stride * 4), *scale = allocate(rows * blocks * 4);
+        int8_t *q = allocate(rows * stride);
+        int32_t *sum = allocate(rows * blocks * 4);
+        memset(tile, 0x80, tile_bytes(&s));
+        for (size_t row = 0; row < rows; row++) k->tile_put(&s, tile, row, x + row * d, x + row * d + s.d1);
+        Acts acts = {.rows = (uint32_t)rows, .cols = s.d1, .stride = (uint32_t)stride};
+        if (type == TILE_Q8) acts.q = q, acts.scale = scale, acts.sum = sum;
+        else acts.f = f;
+        k->tile_acts(&s, tile, &acts);
+        for (size_t row = 0; row < rows; row++) {
+            size_t group = row / 16, in_group = rows - group * 16 < 16 ? rows - group * 16 : 16;
+            for (size_t j = 0; j < stride; j++) {
+                if (type != TILE_Q8) {
+                    good = good && f[row * stride + j] == (j < s.d1 ? (float)stored(&s, tile, x, row, j) : 0.0f);
+                    continue;
+                }
+                size_t at = group * 16 * blocks + j / 32 * in_group + row % 16;
+                double want = j < s.d1 ? q8_element(&s, tile, row, j) : 0;
+                good = good && (float)((double)q[at * 32 + j % 32] * (double)scale[at]) == (float)want;
+                if (j % 32 == 0) {
+                    int32_t total = 0;
+                    for (size_t u = 0; u < 32; u++) total += q[at * 32 + u];
+                    good = good && sum[at] == total;
+                }
+            }
+        }
+        free(tile), free(x), free(f), free(scale), free(q), free(sum);
+    }
+    snprintf(name, sizeof name, "tile_acts %s %s", k->name, type_name);
+    report(good, name, "activations are not the tile's rows");
+}
+
+/* Numbers that no model should produce end in some number, never in a write out of bounds (build with ASan and UBSan to see one). */
+static void check_hostile(const Kernels *k, TileType type, const char *type_name) {
+    static const float bad[] = {NAN, INFINITY, -INFINITY, 3e38f, -3e38f, 1e-45f, 0};
+    char name[64];
+    random_state = 19;
+    for (int i = 0; i < 2 * SHAPES; i++) {
+        const uint32_t *d = shapes[i % SHAPES];
+        Case c = make_case(type, d[0], d[1], d[2], 1);
+        for (size_t j = 0; j < c.rows * (d[0] + d[1]); j += 1 + below(40)) c.key[j] = bad[below(7)];
+        for (size_t j = 0; j < LANES * (size_t)(d[0] + d[1]); j += 1 + below(200)) c.query[j] = bad[below(7)];
+        Result r = run_case(k, &c, 0xff);
+        free_result(&r, &c);
+        free_case(&c);
+    }
+    snprintf(name, sizeof name, "hostile_numbers %s %s", k->name, type_name);
+    report(true, name, "");
+}
+
+int main(void) {
+    static const char *const names[] = {"portable", "avx2", "avx512", "neon"}, *const types[] = {"f32", "bf16", "q8"};
+    /* q8: the weights of the value sum are rounded to 255 steps of the largest one in a tile; the rest is exact or f32. */
+    static const double tolerance[] = {1e-5, 1e-5, 1e-2};
+    const Kernels *portable = NULL;
+    for (size_t n = 0; n < sizeof names / sizeof *names; n++) {
+        const char *why = NULL;
+        setenv("MLA_ISA", names[n], 1);
+        const Kernels *k = kernels_choose(&why);
+        if (!k) {
+            if (n == 0) { printf("FAIL portable %s\n", why ? why : ""); return 1; }
+            printf("not here: %s\n", names[n]);
+            continue;
+        }
+        if (n == 0) portable = k;
+        for (int type = 0; type < TILE_COUNT; type++) {
+            if (n == 0) check_values(k, (TileType)type, types[type], tolerance[type]);
+            check_bytes(portable, k, (TileType)type, types[type]);
+            check_put_get(k, (TileType)type, types[type]);
+            check_acts(k, (TileType)type, types[type]);
+            check_hostile(k, (TileType)type, types[type]);
+        }
+    }
+    return failures > 0;
+}

@@ -1,0 +1,98 @@
+"""The same file, prompt, seed and options give the same bytes on every machine: threads, instruction sets, compilers, x86-64 and aarch64.
+
+One run of ./run with one thread is the reference; every other way must give the same logits, bit for bit, and the same text."""
+
+import hashlib
+import platform
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import compare
+from conftest import MODELS, ROOT
+
+STORIES = ROOT / "demo" / "stories.bin"
+TINY = MODELS / "v2_236b"  # low-rank queries, expert groups, sizes that are no multiples of 32
+CHECKPOINTS = ["f32", "bf16", "q8", "q4", "stories"]
+
+# name: (build or None for ./run itself, environment, options)
+WAYS = {
+    "2 threads": (None, {}, ["-j", "2"]),
+    "3 threads": (None, {}, ["-j", "3"]),
+    "portable": (None, {"MLA_ISA": "portable"}, ["-j", "1"]),
+    "avx2": (None, {"MLA_ISA": "avx2"}, ["-j", "1"]),
+    "avx512": (None, {"MLA_ISA": "avx512"}, ["-j", "1"]),
+    "gcc": ("gcc", {}, ["-j", "1"]),
+    "clang": ("clang", {}, ["-j", "1"]),
+    "clang, portable": ("clang", {"MLA_ISA": "portable"}, ["-j", "1"]),
+    "without OpenMP": ("without OpenMP", {}, []),
+    "aarch64, neon": ("aarch64", {"MLA_ISA": "neon"}, ["-j", "1"]),
+    "aarch64, portable": ("aarch64", {"MLA_ISA": "portable"}, ["-j", "1"]),
+}
+
+CPU_FLAGS = {"avx2": {"avx2", "fma", "f16c"}, "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"}}
+
+
+def need_cpu(isa):
+    """Skips where this machine cannot run the instruction set; whether it can is Linux's word, not the program's own."""
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
+    if isa in CPU_FLAGS and not CPU_FLAGS[isa] <= flags:
+        pytest.skip(f"this {platform.machine()} machine has no {isa}")
+
+
+def checkpoint(name, export):
+    return STORIES if name == "stories" else export(TINY, name)
+
+
+def results(model, program, environment, options):
+    """What one way of running gives: a hash of each set of logits and of a sampled text."""
+    if model == STORIES:
+        prompt = ["-p", compare.TEXT[:400]]
+        cases = {"logits": ["-k", "q8"], "text": ["-t", "0.8", "-s", "7", "-n", "24"]}
+    else:
+        ids = np.load(TINY / "expected.npz")["ids"]
+        prompt = ["--ids", " ".join(map(str, ids))]
+        cases = {f"logits {cache}": ["-k", cache] for cache in ("f32", "bf16", "q8", "full")} | {"text": ["-t", "0.8", "-s", "7", "-n", "24"]}
+    hashes = {}
+    for path in ("absorbed", "decompressed"):
+        for case, more in cases.items():
+            hashes[path, case] = one(model, [*prompt, *more, *options], "logits" in case, program, {**environment, "MLA_PATH": path})
+    return hashes
+
+
+def one(model, options, wants_logits, program, environment):
+    if not wants_logits:
+        return compare.run(model, *options, program=program, **environment)
+    out = ROOT / "build" / "same_bytes.logits"
+    compare.run(model, *options, "--logits", out, program=program, **environment)
+    return hashlib.sha256(out.read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def reference(export):
+    """The results of ./run with one thread, computed once for each checkpoint."""
+    known = {}
+
+    def of(name):
+        if name not in known:
+            known[name] = results(checkpoint(name, export), compare.RUN, {}, ["-j", "1"])
+        return known[name]
+
+    return of
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_same_bytes(name, way, reference, export, build):
+    build_name, environment, options = WAYS[way]
+    need_cpu(environment.get("MLA_ISA"))
+    program = build(build_name) if build_name else compare.RUN
+    assert results(checkpoint(name, export), program, environment, options) == reference(name)
+
+
+def test_the_test_can_fail(reference):
+    """Hashes that were the same whatever is run would prove nothing."""
+    assert len({str(reference(name)) for name in CHECKPOINTS}) == len(CHECKPOINTS)
+    assert reference("f32")["absorbed", "logits f32"] != reference("f32")["absorbed", "logits q8"]

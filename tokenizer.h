@@ -1,0 +1,25 @@
+/* tokenizer.h: bytes <-> token ids, and nothing else. All knowledge of a particular tokenizer is in the checkpoint (exporter/tokenizer.py
+ * compiles it); tokenizer.c documents the format of that section byte by byte. */
+#ifndef TOKENIZER_H
+#define TOKENIZER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct Tokenizer Tokenizer;
+
+/* Reads the tokenizer section in place (the bytes must outlive it). Checks every field before use. NULL on failure, with one line in err. */
+Tokenizer *tokenizer_open(const void *section, size_t bytes, char *err, size_t err_bytes);
+void tokenizer_close(Tokenizer *t);
+
+/* Ids of n bytes of text (any bytes, valid UTF-8 or not). `trusted`: added and special tokens are matched in it. Adds no begin token.
+ * The ids are malloced, *count of them; NULL if memory runs out. */
+int32_t *tokenizer_encode(const Tokenizer *t, const char *text, size_t n, bool trusted, size_t *count);
+
+/* The bytes of a token: *n of them. A special token (begin, end, ...) has its text too; `*special` says that it is one. Unknown id: n = 0. */
+const char *tokenizer_decode(const Tokenizer *t, int32_t id, size_t *n, bool *special);
+
+size_t tokenizer_size(const Tokenizer *t); /* number of ids that have bytes: the largest known id + 1 */
+
+#endif
