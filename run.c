@@ -3,15 +3,21 @@
  * The attention is in mla.c, the inner loops in kernels/, the file in checkpoint.c, buffers in state.c, text <-> ids in tokenizer.c, and everything
  * that is beside the story (options, perplexity, information) in modes/. There is one forward: prefill is many rows of one sequence,
  * decode is one row; weight types and cache types are the kernels' and mla.c's business. */
-#include <math.h>
+#include <stdlib.h>
 #include <string.h>
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 
+#include "checkpoint.h"
 #include "kernels/linear.h"
 #include "mla.h"
 #include "model.h"
+#include "modes/modes.h"
+#include "modes/output.h"
+#include "modes/prompt.h"
+#include "modes/system.h"
+#include "sampler.h"
 
 /* ---- router --------------------------------------------------------------------------------------------------------------- */
 
@@ -243,4 +249,208 @@ const float *forward(const Model *m, State *s, const Row *rows, size_t n) {
     forward_thread(m, s, &t);
 #endif
     return s->logits;
+}
+
+/* ---- generate ---------------------------------------------------------------------------------------------------------------- */
+
+/* One sequence that is read and written. */
+typedef struct {
+    const Model *model;
+    const Options *options;
+    State *state;
+    Sampler *sampler;
+    Row *rows;              /* [state->chunk] of the prompt */
+    Text text;              /* on standard output */
+    size_t ids_printed;     /* without tokenizer */
+    size_t position;        /* rows in the cache: where the next token goes */
+    size_t read, written;   /* tokens of the prompt and of the text */
+    size_t decoded;         /* forward calls for the text: the prompt's last row gives the first token for nothing */
+    double read_seconds, write_seconds;
+} Run;
+
+typedef enum { ENDED, CONTEXT_FULL, CAUGHT, NOT_NUMBERS } End;
+
+/* Reads the prompt, a chunk of rows at a time. Only its last row needs logits; they are returned. */
+static const float *read_prompt(Run *r, const Prompt *p) {
+    const float *logits = NULL;
+    size_t chunk = r->state->chunk;
+    for (size_t from = 0; from < p->count && !interrupted(); from += chunk) {
+        size_t n = p->count - from < chunk ? p->count - from : chunk;
+        for (size_t i = 0; i < n; i++) {
+            size_t at = from + i;
+            r->rows[i] = (Row){.token = p->ids[at], .position = (uint32_t)r->position++, .logits = at == p->count - 1};
+            sampler_saw(r->sampler, p->ids[at]);
+        }
+        logits = forward(r->model, r->state, r->rows, n);
+        r->read += n;
+        if (p->count > chunk)
+            progress("prompt", r->read, p->count);
+    }
+    return logits;
+}
+
+static bool is_end_token(const Run *r, int32_t token) {
+    const Config *c = &r->model->config;
+    for (uint32_t i = 0; i < c->eos_tokens; i++)
+        if (c->eos_token_id[i] == token)
+            return !r->options->typed[OPT_IGNORE_EOS];
+    return false;
+}
+
+/* The bytes of a token. Special tokens are marks between texts and have none, unless the user works with them (--special). */
+static const char *token_text(const Run *r, int32_t token, size_t *n) {
+    bool special;
+    const char *bytes = tokenizer_decode(r->model->tokenizer, token, n, &special);
+    if (special && !r->options->typed[OPT_SPECIAL])
+        *n = 0;
+    return bytes;
+}
+
+static void write_id(Run *r, int32_t token) {
+    output_print(r->ids_printed++ ? " %d" : "%d", token);
+    output_flush();
+}
+
+/* False: a stop text is complete. */
+static bool write_token(Run *r, int32_t token) {
+    r->written++;
+    if (!r->model->tokenizer) {
+        write_id(r, token);
+        return true;
+    }
+    size_t n;
+    const char *bytes = token_text(r, token, &n);
+    return text_token(&r->text, bytes, n);
+}
+
+/* Writes at most `most` tokens (-1: as many as the context has room for), the first one from the logits after the prompt. */
+static End write_text(Run *r, const float *logits, int64_t most) {
+    for (int64_t left = most; left != 0; left--) {
+        if (interrupted())
+            return CAUGHT;
+        int32_t token = sampler_next(r->sampler, logits);
+        if (token < 0)
+            return NOT_NUMBERS;
+        if (is_end_token(r, token) || !write_token(r, token) || left == 1)
+            return ENDED;
+        if (r->position == r->state->context)
+            return CONTEXT_FULL;
+        sampler_saw(r->sampler, token);
+        Row row = {.token = token, .position = (uint32_t)r->position++, .logits = true};
+        logits = forward(r->model, r->state, &row, 1);
+        r->decoded++;
+    }
+    return ENDED;
+}
+
+static End generate(Run *r, const Prompt *p) {
+    double start = seconds();
+    const float *logits = read_prompt(r, p);
+    double middle = seconds();
+    End end = interrupted() ? CAUGHT : write_text(r, logits, r->options->tokens);
+    r->read_seconds = middle - start;
+    r->write_seconds = seconds() - middle;
+    return end;
+}
+
+/* ---- main ----------------------------------------------------------------------------------------------------------------------- */
+
+/* --echo: the prompt as it was given; of ids what they stand for. */
+static void echo_prompt(Run *r, const Prompt *p) {
+    if (p->text && r->model->tokenizer) {
+        text_echo(&r->text, p->text, p->bytes);
+        return;
+    }
+    for (size_t i = 0, n; i < p->count; i++) {
+        if (r->model->tokenizer) {
+            const char *bytes = token_text(r, p->ids[i], &n);
+            text_echo(&r->text, bytes, n);
+        } else {
+            write_id(r, p->ids[i]);
+        }
+    }
+}
+
+static double rate(size_t tokens, double time) {
+    return time > 0 ? (double)tokens / time : 0;
+}
+
+static int tell(const Run *r, End end, uint64_t seed) {
+    if (end == CONTEXT_FULL)
+        note("the context of %zu tokens is full", r->state->context);
+    if (end == NOT_NUMBERS)
+        return failed(FAILED, "%s: the logits are not numbers; --check looks for damage in the checkpoint", r->model->path);
+    note("prompt %zu tokens, %.1f tokens/s; text %zu tokens, %.1f tokens/s; seed %llu", r->read, rate(r->read, r->read_seconds), r->written,
+         rate(r->decoded, r->write_seconds), (unsigned long long)seed);
+    return end == CAUGHT ? INTERRUPTED : DONE;
+}
+
+/* What was not given on the command line comes from the checkpoint, and the seed from the system. */
+static bool sampling(const Config *c, const Options *o, SamplerOptions *s) {
+    *s = (SamplerOptions){
+        .temperature = o->temperature < 0 ? c->temperature : (float)o->temperature,
+        .top_k = o->top_k < 0 ? c->top_k : (uint32_t)o->top_k,
+        .top_p = o->top_p < 0 ? c->top_p : (float)o->top_p,
+        .min_p = (float)o->min_p,
+        .repeat_penalty = (float)o->repeat_penalty,
+        .seed = o->seed,
+    };
+    return o->typed[OPT_SEED] || random_seed(&s->seed);
+}
+
+static int mode_generate(const Model *m, const Options *o) {
+    Run r = {.model = m, .options = o};
+    Prompt prompt;
+    SamplerOptions so;
+    int status = prompt_read(&prompt, m, o);
+    if (!status && o->stop_count && !m->tokenizer)
+        status = failed(FAILED, "%s: %s compares text, and the checkpoint has no tokenizer to make any", m->path, o->typed[OPT_STOP]);
+    if (!status && !sampling(&m->config, o, &so))
+        status = failed(FAILED, "the system has no /dev/urandom to take a seed from: give one with --seed");
+    if (!status)
+        status = prompt_state(&r.state, &prompt, m, o, 1);
+    if (!status) {
+        r.sampler = sampler_open(m->k, m->config.vocab_size, &so);
+        r.rows = malloc(r.state->chunk * sizeof *r.rows);
+        if (!text_open(&r.text, o->stops, o->stop_bytes, o->stop_count) || !r.sampler || !r.rows)
+            status = failed(FAILED, "out of memory");
+    }
+    if (!status) {
+        watch_interrupt();
+        if (o->typed[OPT_ECHO])
+            echo_prompt(&r, &prompt);
+        End end = generate(&r, &prompt);
+        if (!m->tokenizer && !r.text.terminal)
+            output_print("\n");
+        text_end(&r.text);
+        status = tell(&r, end, so.seed);
+    }
+    text_close(&r.text);
+    free(r.rows);
+    sampler_close(r.sampler);
+    state_close(r.state);
+    prompt_close(&prompt);
+    return status;
+}
+
+int main(int argc, char **argv) {
+    static int (*const modes[])(const Model *, const Options *) = {
+        [MODE_GENERATE] = mode_generate, [MODE_LOGITS] = mode_logits, [MODE_PERPLEXITY] = mode_perplexity,
+        [MODE_TOKENIZE] = mode_tokenize, [MODE_INFO] = mode_info,     [MODE_CHECK] = mode_check,
+    };
+    Options o;
+    Model m;
+    char err[1024];
+    int status;
+    output_open();
+    if (options_parse(&o, argc, argv, &status)) {
+        if (model_open(&m, o.model, err, sizeof err)) {
+            status = modes[o.mode](&m, &o);
+            model_close(&m);
+        } else {
+            status = failed(FAILED, "%s", err);
+        }
+    }
+    options_close(&o);
+    return status;
 }

@@ -31,7 +31,7 @@ static bool finite32(const uint8_t *p, size_t n) {
 }
 
 /* The scales at the head of each block of q8 and q4 (kernels.h), every number of the other types. */
-static bool finite(uint32_t type, const uint8_t *p, size_t bytes) {
+static bool all_finite(uint32_t type, const uint8_t *p, size_t bytes) {
     size_t block = panel_bytes(type, BLOCK);
     switch (type) {
     case TYPE_Q8:
@@ -50,14 +50,14 @@ static bool finite(uint32_t type, const uint8_t *p, size_t bytes) {
 static Verdict check(const Model *m, const TensorInfo *t) {
     size_t block = panel_bytes(t->type, BLOCK), piece = block ? 64 * block : 65536;
     const uint8_t *p = m->file + t->offset;
-    bool all_finite = true;
+    bool sound = true;
     uint32_t crc = 0;
     for (size_t i = 0; i < t->bytes; i += piece) {
         size_t n = t->bytes - i < piece ? t->bytes - i : piece;
         crc = crc32(crc, p + i, n);
-        all_finite = all_finite && finite(t->type, p + i, n);
+        sound = sound && all_finite(t->type, p + i, n);
     }
-    return crc != t->checksum ? DAMAGED : all_finite ? SOUND : NOT_FINITE;
+    return crc != t->checksum ? DAMAGED : sound ? SOUND : NOT_FINITE;
 }
 
 int mode_check(const Model *m, const Options *o) {
