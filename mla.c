@@ -449,7 +449,9 @@ void mla_attention(const Model *m, State *s, size_t layer, Thread *t) {
     const Config *c = &m->config;
     size_t H = c->num_attention_heads, v = c->v_head_dim, from, to;
 
+    stage(s, t, STAGE_DENSE);
     project(m, s, layer, t);
+    stage(s, t, STAGE_ATTENTION);
     if (s->cache->type == CACHE_FULL)
         full(m, s, layer, t);
     else if (s->forced_path == PATH_ABSORBED || (s->forced_path == PATH_BY_ROWS && s->n <= ABSORBED_ROWS))
@@ -458,6 +460,7 @@ void mla_attention(const Model *m, State *s, size_t layer, Thread *t) {
         decompressed(m, s, layer, t);
     sync_threads(t);
 
+    stage(s, t, STAGE_DENSE);
     /* x += W_o [head 0 | head 1 | ...] */
     share(t, s->n, &from, &to);
     for (size_t i = from; i < to; i++) {

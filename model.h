@@ -150,6 +150,23 @@ typedef struct {
     void *attend;          /* the attention kernel's own */
 } Scratch;
 
+/* Where the time of a forward call goes (--bench --profile). */
+typedef enum {
+    STAGE_ATTENTION, /* from queries and latents to what the heads found */
+    STAGE_DENSE,     /* projections before and after it, dense MLPs */
+    STAGE_EXPERTS,   /* routers, experts, shared experts */
+    STAGE_HEAD,
+    STAGE_OTHER,     /* embedding, norms */
+    STAGE_COUNT
+} Stage;
+
+typedef struct {
+    double seconds[STAGE_COUNT];
+    double waited;   /* at barriers, part of the above */
+    Stage stage;     /* the one that is going on, since `since` */
+    double since;
+} Profile;
+
 /* What a run needs beside the model: the latent cache and the buffers of one forward call, allocated once. n is the number of rows in the
  * call; strides are rounded up so that panels of 16 outputs fit. */
 typedef struct {
@@ -159,6 +176,7 @@ typedef struct {
     uint32_t sequences, max_logits;
     int threads;
     int forced_path;             /* MLA_PATH, for tests */
+    Profile *profile;            /* NULL: time is not measured */
     Team team;
     Scratch *scratch;            /* [threads] */
 
@@ -214,6 +232,9 @@ void state_close(State *s);
 
 /* Begins a call: gives new positions a page in the cache, notes which rows want logits. */
 void state_begin(State *s, const Row *rows, size_t n);
+
+/* From here on thread 0's time counts for `stage`. */
+void stage(State *s, const Thread *t, Stage stage);
 
 /* Computes n rows (n <= s->chunk): appends each to its sequence's cache, returns the logits of the rows that asked for them, in their
  * order: [number of such rows][V], valid until the next call. Cannot fail: tokens must be in 0 .. V-1, positions below the context. */

@@ -161,6 +161,7 @@ static void run_mlps(const Model *m, State *s, Thread *t) {
 
 static void mlp(const Model *m, State *s, const Layer *L, Thread *t) {
     const Config *c = &m->config;
+    stage(s, t, L->experts ? STAGE_EXPERTS : STAGE_DENSE);
     if (L->experts) {
         size_t stride = round_up(c->n_routed_experts, PANEL), K = c->num_experts_per_tok, from, to;
         linear(m->k, s->scores, stride, &L->router, &s->normed, t);
@@ -183,6 +184,7 @@ static void norm(const Model *m, State *s, const float *weight, Thread *t) {
     const Config *c = &m->config;
     float *y = s->scratch[t->id].a;
     size_t from, to;
+    stage(s, t, STAGE_OTHER);
     share(t, s->n, &from, &to);
     for (size_t i = from; i < to; i++) {
         m->k->rmsnorm(y, s->x + i * s->x_stride, weight, c->hidden_size, c->rms_norm_eps);
@@ -207,6 +209,7 @@ static void head(const Model *m, State *s, Thread *t) {
     const Config *c = &m->config;
     float *y = s->scratch[t->id].a;
     size_t stride = round_up(c->vocab_size, PANEL), from, to;
+    stage(s, t, STAGE_HEAD);
     share(t, s->wanted_count, &from, &to);
     for (size_t i = from; i < to; i++) {
         m->k->rmsnorm(y, s->x + s->wanted[i] * s->x_stride, m->norm, c->hidden_size, c->rms_norm_eps);
@@ -231,6 +234,7 @@ static void forward_thread(const Model *m, State *s, Thread *t) {
     }
     if (s->wanted_count)
         head(m, s, t);
+    stage(s, t, STAGE_OTHER);
 }
 
 const float *forward(const Model *m, State *s, const Row *rows, size_t n) {
@@ -436,7 +440,7 @@ static int mode_generate(const Model *m, const Options *o) {
 int main(int argc, char **argv) {
     static int (*const modes[])(const Model *, const Options *) = {
         [MODE_GENERATE] = mode_generate, [MODE_LOGITS] = mode_logits, [MODE_PERPLEXITY] = mode_perplexity,
-        [MODE_TOKENIZE] = mode_tokenize, [MODE_INFO] = mode_info,     [MODE_CHECK] = mode_check,
+        [MODE_TOKENIZE] = mode_tokenize, [MODE_INFO] = mode_info,     [MODE_CHECK] = mode_check, [MODE_BENCH] = mode_bench,
     };
     Options o;
     Model m;

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "kernels/linear.h"
@@ -233,4 +234,16 @@ void state_begin(State *s, const Row *rows, size_t n) {
     }
     s->normed.rows = s->qa_normed.rows = s->attended.rows = s->latents.rows = (uint32_t)n;
     s->last.rows = (uint32_t)s->wanted_count;
+}
+
+void stage(State *s, const Thread *t, Stage next) {
+    Profile *p = s->profile;
+    if (!p || t->id)
+        return;
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    double now = (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+    p->seconds[p->stage] += now - p->since;
+    p->stage = next;
+    p->since = now;
 }

@@ -227,11 +227,15 @@ class Parser:
         name = found and re.sub(r"^(sc|script|gc)=", "", found[2], flags=re.I)
         if not found or name not in unicode_sets():
             self.fail("an unknown property of characters")
+        if self.ignore_case:
+            self.fail("a property of characters in which case does not matter")
         self.at = found.end()
         return unicode_sets()[name] ^ (negate != bool(found[1]))
 
     def bracket(self):
         negate = self.accept("^")
+        if self.ignore_case and negate:
+            self.fail("the negation of a set in which case does not matter")
         result = self.bracket_terms()
         while self.accept("&&"):
             result = result & self.bracket_terms()

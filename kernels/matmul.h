@@ -8,7 +8,7 @@
 #include "simd.h"
 
 enum {
-    PREFETCH_AHEAD = 2048,       /* bytes; hides the latency of memory when one row is multiplied */
+    WEIGHTS_AHEAD = 2048,        /* bytes; hides the latency of memory when one row is multiplied */
     CHUNK_BYTES = 256 * 1024,    /* weights that stay in L2 while all rows of x pass by */
     Q8_BLOCK = 1088, Q4_BLOCK = 576
 };
@@ -27,7 +27,7 @@ OP void tile_int8(float *y, size_t ldy, const Matrix *w, const uint8_t *panel, I
     vt codebook = q4 ? vt_load(w->codebook) : (vt){0};
     const size_t bytes = q4 ? Q4_BLOCK : Q8_BLOCK, blocks = round_up(w->cols, BLOCK) / BLOCK;
     for (size_t b = 0; b < blocks; b++, panel += bytes) {
-        for (size_t line = 0; line < bytes; line += 64) PREFETCH(panel + PREFETCH_AHEAD + line);
+        for (size_t line = 0; line < bytes; line += 64) PREFETCH(panel + WEIGHTS_AHEAD + line);
         UNROLL for (int half = 0; half < 2; half++) {
             const uint8_t *units = panel + 64 + (q4 ? 256 : 512) * half;
             vb unit[8]; /* 4 columns each */
@@ -58,7 +58,7 @@ OP void tile_float(float *y, size_t ldy, const Matrix *w, const uint8_t *panel, 
     UNROLL for (int t = 0; t < rows; t++) acc[t] = vf_set1(0.0f);
     const size_t bytes = bf16 ? 32 : 64;
     for (size_t c = 0; c < w->cols; c++, panel += bytes) {
-        PREFETCH(panel + PREFETCH_AHEAD);
+        PREFETCH(panel + WEIGHTS_AHEAD);
         vf weights = bf16 ? vf_from_bf16(panel) : vf_load((const float *)(const void *)panel);
         UNROLL for (int t = 0; t < rows; t++) acc[t] = vf_fma(weights, vf_set1(x[(size_t)t * stride + c]), acc[t]);
     }

@@ -3,6 +3,7 @@
 #include "team.h"
 
 #include <sched.h>
+#include <time.h>
 
 enum { SPINS_BEFORE_YIELD = 4000 };
 
@@ -17,7 +18,13 @@ Thread team_join(Team *team, int id) {
     return (Thread){.team = team, .id = id, .threads = team->threads, .phase = atomic_load(&team->phase)};
 }
 
-void sync_threads(Thread *t) {
+static double now(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+}
+
+static void wait_for_all(Thread *t) {
     Team *team = t->team;
     unsigned phase = t->phase++;
     if (atomic_fetch_add_explicit(&team->arrived, 1, memory_order_acq_rel) + 1 == (unsigned)t->threads) {
@@ -30,6 +37,13 @@ void sync_threads(Thread *t) {
         if (++spins > SPINS_BEFORE_YIELD)
             sched_yield();
     }
+}
+
+void sync_threads(Thread *t) {
+    double *waited = t->id == 0 ? t->team->waited : NULL, before = waited ? now() : 0;
+    wait_for_all(t);
+    if (waited)
+        *waited += now() - before;
 }
 
 void share(const Thread *t, size_t n, size_t *from, size_t *to) {

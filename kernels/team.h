@@ -10,6 +10,7 @@
 
 typedef struct {
     int threads;
+    double *waited;                   /* seconds that thread 0 spent waiting are added here; NULL: not measured */
     _Alignas(64) atomic_uint arrived; /* at the current barrier */
     _Alignas(64) atomic_uint phase;   /* barriers passed */
     _Alignas(64) atomic_size_t next;  /* next task of the current step; 0 again after each barrier */

@@ -45,8 +45,7 @@ static Parameters parameters(const Config *c, uint32_t layers) {
     return sum;
 }
 
-/* Bytes of weights that one token of decode reads: what a machine's memory bandwidth is divided by. */
-static uint64_t bytes_read(const Model *m) {
+uint64_t weight_bytes(const Model *m, size_t n) {
     const Config *c = &m->config;
     uint64_t always = 0, experts = 0;
     for (size_t i = 0; i < m->tensor_count; i++) {
@@ -61,7 +60,8 @@ static uint64_t bytes_read(const Model *m) {
         else
             always += t->bytes;
     }
-    return c->n_routed_experts ? always + experts / c->n_routed_experts * c->num_experts_per_tok : always;
+    size_t E = c->n_routed_experts, chosen = n * c->num_experts_per_tok;
+    return E ? always + experts / E * (chosen < E ? chosen : E) : always;
 }
 
 /* ---- printing ---- */
@@ -175,7 +175,7 @@ int mode_info(const Model *m, const Options *o) {
         print_number("  published model", published.total, "");
         print_number("  active per token", published.active, "");
     }
-    print_number("read per token", bytes_read(m), " bytes of weights");
+    print_number("read per token", weight_bytes(m, 1), " bytes of weights");
     print_shape(c);
     print_text(m);
     print_cache(c);

@@ -10,5 +10,9 @@ int mode_perplexity(const Model *m, const Options *o); /* perplexity.c */
 int mode_tokenize(const Model *m, const Options *o);   /* tokenize.c */
 int mode_info(const Model *m, const Options *o);       /* info.c */
 int mode_check(const Model *m, const Options *o);      /* check.c */
+int mode_bench(const Model *m, const Options *o);      /* bench.c */
+
+/* Bytes of weights that a forward call of n rows reads, each matrix once: what the speed of memory is divided by (info.c). */
+uint64_t weight_bytes(const Model *m, size_t n);
 
 #endif

@@ -20,7 +20,8 @@ enum {
     LOGITS = 1 << MODE_LOGITS,
     PERPLEXITY = 1 << MODE_PERPLEXITY,
     TOKENIZE = 1 << MODE_TOKENIZE,
-    ALL = GENERATE | LOGITS | PERPLEXITY | TOKENIZE | 1 << MODE_INFO | 1 << MODE_CHECK
+    BENCH = 1 << MODE_BENCH,
+    ALL = GENERATE | LOGITS | PERPLEXITY | TOKENIZE | 1 << MODE_INFO | 1 << MODE_CHECK | BENCH
 };
 
 typedef enum { FLAG, INTEGER, NUMBER, SEED, STRING, STOP, CACHE } Kind;
@@ -55,7 +56,7 @@ static const Option table[OPTION_COUNT] = {
     [OPT_ECHO] = {"The text", NULL, "--echo", NULL, FLAG, GENERATE, 0, 0, 0, "write the prompt before the generated text"},
     [OPT_TOKENS] = {NULL, "-n", "--tokens", "N", INTEGER, GENERATE, FIELD(tokens), -1, UINT32_MAX,
                     "at most N new tokens (default 256; -1: until the context is full)"},
-    [OPT_CONTEXT] = {NULL, "-c", "--context", "N", INTEGER, GENERATE | LOGITS | PERPLEXITY, FIELD(context), 1, UINT32_MAX,
+    [OPT_CONTEXT] = {NULL, "-c", "--context", "N", INTEGER, GENERATE | LOGITS | PERPLEXITY | BENCH, FIELD(context), 1, UINT32_MAX,
                      "cache rows to allocate (default: enough for prompt and -n)"},
     [OPT_STOP] = {NULL, NULL, "--stop", "TEXT", STOP, GENERATE, 0, 0, 0, "stop before TEXT appears; repeatable"},
     [OPT_IGNORE_EOS] = {NULL, NULL, "--ignore-eos", NULL, FLAG, GENERATE, 0, 0, 0, "go on after the model's end tokens"},
@@ -79,10 +80,13 @@ static const Option table[OPTION_COUNT] = {
     [OPT_TOKENIZE] = {NULL, NULL, "--tokenize", "TEXT", STRING, TOKENIZE, FIELD(text), 0, 0, "print the token ids of TEXT, nothing added"},
     [OPT_INFO] = {NULL, NULL, "--info", NULL, FLAG, ALL, 0, 0, 0, "what the checkpoint is, and what a context costs"},
     [OPT_CHECK] = {NULL, NULL, "--check", NULL, FLAG, ALL, 0, 0, 0, "verify every checksum and scale in the checkpoint"},
+    [OPT_BENCH] = {NULL, NULL, "--bench", NULL, FLAG, ALL, 0, 0, 0, "prefill and decode at growing context, beside the speed of memory"},
+    [OPT_CSV] = {NULL, NULL, "--csv", NULL, FLAG, BENCH, 0, 0, 0, "--bench for machines"},
+    [OPT_PROFILE] = {NULL, NULL, "--profile", NULL, FLAG, BENCH, 0, 0, 0, "--bench with the time of each stage, on standard error"},
 
     [OPT_THREADS] = {"The machine", "-j", "--threads", "N", INTEGER, ALL, FIELD(threads), 1, 1024,
                      "threads (default: physical cores available to the process)"},
-    [OPT_CACHE] = {NULL, "-k", "--cache", "TYPE", CACHE, GENERATE | LOGITS | PERPLEXITY, FIELD(cache), 0, 0,
+    [OPT_CACHE] = {NULL, "-k", "--cache", "TYPE", CACHE, GENERATE | LOGITS | PERPLEXITY | BENCH, FIELD(cache), 0, 0,
                    "the cache's number format: f32, bf16, q8, or full: an ordinary\nkey/value cache in f32 (default bf16)"},
     [OPT_QUIET] = {NULL, "-q", "--quiet", NULL, FLAG, ALL, 0, 0, 0, "errors alone on standard error"},
     [OPT_HELP] = {NULL, "-h", "--help", NULL, FLAG, ALL, 0, 0, 0, "this text"},
@@ -308,7 +312,7 @@ static bool at_most_one(const Options *o, const OptionId *set, size_t n, const c
 /* Finds the mode, and refuses options that mean nothing in it. */
 static bool choose_mode(Options *o) {
     static const OptionId prompts[] = {OPT_PROMPT, OPT_FILE, OPT_IDS};
-    static const OptionId modes[] = {OPT_LOGITS, OPT_PERPLEXITY, OPT_TOKENIZE, OPT_INFO, OPT_CHECK};
+    static const OptionId modes[] = {OPT_LOGITS, OPT_PERPLEXITY, OPT_TOKENIZE, OPT_INFO, OPT_CHECK, OPT_BENCH};
     if (!at_most_one(o, modes, sizeof modes / sizeof *modes, "each asks for something else on standard output") ||
         !at_most_one(o, prompts, sizeof prompts / sizeof *prompts, "there is one prompt"))
         return false;

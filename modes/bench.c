@@ -1,0 +1,206 @@
+/* bench.c: --bench. How fast this machine reads memory, then prefill and decode at growing context beside that; --csv for
+ * machines, --profile for where the time goes. Steps of a decode are timed one by one and the median is taken, so that a disturbed step does not count. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "mla.h"
+#include "modes/modes.h"
+#include "modes/output.h"
+#include "modes/prompt.h"
+#include "modes/system.h"
+
+enum { DECODE_STEPS = 16, READ_BYTES = 1 << 29 };
+
+/* What was asked of the machine and how long it took. */
+typedef struct {
+    const char *test; /* bandwidth, prefill, decode */
+    size_t context;   /* rows in the cache before */
+    size_t rows;      /* computed */
+    double seconds;
+    double bytes;     /* of weights and cache that had to be read */
+} Result;
+
+typedef struct {
+    const Model *m;
+    State *s;
+    Row *rows;        /* [chunk] */
+    size_t position;
+    bool csv, profile;
+    double bandwidth; /* bytes a second of a plain read loop with the same threads */
+} Bench;
+
+static int compare_double(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double median(double *x, size_t n) {
+    qsort(x, n, sizeof *x, compare_double);
+    return x[n / 2];
+}
+
+static void print_result(const Bench *b, const Result *r) {
+    double speed = (double)r->rows / r->seconds, gb = r->bytes / r->seconds / 1e9, part = b->bandwidth > 0 ? gb * 1e9 / b->bandwidth : 1;
+    if (b->csv)
+        output_print("%s,%zu,%zu,%.6f,%.3f,%.3f,%.3f\n", r->test, r->context, r->rows, r->seconds, speed, gb, part);
+    else if (r->rows)
+        output_print("%-10s %8zu %6zu %10.4f %12.2f %8.2f %7.0f %%\n", r->test, r->context, r->rows, r->seconds, speed, gb, 100 * part);
+    else
+        output_print("%-10s %8s %6s %10.4f %12s %8.2f %7.0f %%\n", r->test, "", "", r->seconds, "", gb, 100 * part);
+    output_flush();
+}
+
+static void print_profile(const Bench *b, size_t rows) {
+    static const char *const names[STAGE_COUNT] = {"attention", "dense", "experts", "head", "other"};
+    const Profile *p = b->s->profile;
+    double all = 0;
+    for (int i = 0; i < STAGE_COUNT; i++)
+        all += p->seconds[i];
+    note("  of %.3f ms a row:", all / (double)rows * 1e3);
+    for (int i = 0; i < STAGE_COUNT; i++)
+        note("    %-10s %8.3f ms %5.1f %%", names[i], p->seconds[i] / (double)rows * 1e3, 100 * p->seconds[i] / all);
+    note("    waiting    %8.3f ms %5.1f %%  (at barriers, part of the above)", p->waited / (double)rows * 1e3, 100 * p->waited / all);
+}
+
+/* ---- the read loop --------------------------------------------------------------------------------------------------------- */
+
+static uint64_t read_all(const uint64_t *p, size_t n) {
+    uint64_t a = 0, b = 0, c = 0, d = 0;
+    for (size_t i = 0; i + 32 <= n; i += 32) {
+        __builtin_prefetch(p + i + 512);
+        __builtin_prefetch(p + i + 520);
+        __builtin_prefetch(p + i + 528);
+        __builtin_prefetch(p + i + 536);
+        for (size_t k = 0; k < 8; k++)
+            a += p[i + k], b += p[i + 8 + k], c += p[i + 16 + k], d += p[i + 24 + k];
+    }
+    return a + b + c + d;
+}
+
+/* Seconds to read READ_BYTES of memory that is in no cache, once, by all threads. False: no memory. */
+static bool measure_bandwidth(Bench *b) {
+    uint64_t *p = malloc(READ_BYTES), sum = 0;
+    double times[7];
+    if (!p)
+        return false;
+    memset(p, 1, READ_BYTES);
+    for (int i = 0; i < 7; i++) {
+        double start = seconds();
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(b->s->threads) schedule(static) reduction(+ : sum)
+#endif
+        for (size_t part = 0; part < 64; part++)
+            sum += read_all(p + part * (READ_BYTES / 8 / 64), READ_BYTES / 8 / 64);
+        times[i] = seconds() - start;
+    }
+    volatile uint64_t keep = sum; /* or the loop would not be there */
+    (void)keep;
+    free(p);
+    Result r = {.test = "bandwidth", .seconds = median(times, 7), .bytes = READ_BYTES};
+    b->bandwidth = r.bytes / r.seconds;
+    print_result(b, &r);
+    return true;
+}
+
+/* ---- prefill and decode --------------------------------------------------------------------------------------------------------- */
+
+/* n rows of a sequence that no model would find likely; the speed does not depend on them but for the experts they choose. */
+static double compute(Bench *b, size_t n, bool logits) {
+    double start = seconds();
+    for (size_t i = 0; i < n; i++) {
+        size_t at = b->position + i;
+        b->rows[i] = (Row){.token = (int32_t)(at * 7919 % b->m->config.vocab_size), .position = (uint32_t)at, .logits = logits && i + 1 == n};
+    }
+    forward(b->m, b->s, b->rows, n);
+    b->position += n;
+    return seconds() - start;
+}
+
+static double cache_bytes(const Bench *b, double rows) {
+    return rows * (double)cache_row_bytes(&b->m->config, b->s->cache->type) * b->m->config.num_hidden_layers;
+}
+
+static void start_profile(Bench *b, Profile *p) {
+    if (b->profile) {
+        *p = (Profile){.stage = STAGE_OTHER, .since = seconds()};
+        b->s->profile = p;
+        b->s->team.waited = &p->waited;
+    }
+}
+
+static void stop_profile(Bench *b, size_t rows) {
+    if (b->profile)
+        print_profile(b, rows);
+    b->s->profile = NULL;
+    b->s->team.waited = NULL;
+}
+
+/* From position `from` to `to`, the only rows that are new. Weights count once for each call. */
+static void bench_prefill(Bench *b, size_t from, size_t to) {
+    Profile profile;
+    Result r = {.test = "prefill", .context = from, .rows = to - from};
+    b->position = from;
+    start_profile(b, &profile);
+    while (b->position < to && !interrupted()) {
+        size_t n = to - b->position < b->s->chunk ? to - b->position : b->s->chunk;
+        r.seconds += compute(b, n, b->position + n == to);
+        r.bytes += (double)weight_bytes(b->m, n) + cache_bytes(b, (double)b->position);
+        progress("prefill", b->position, to);
+    }
+    if (interrupted())
+        return;
+    print_result(b, &r);
+    stop_profile(b, r.rows);
+}
+
+static void bench_decode(Bench *b, size_t context) {
+    Profile profile;
+    double times[DECODE_STEPS];
+    b->position = context;
+    compute(b, 1, true); /* pages that are touched for the first time */
+    b->position = context;
+    start_profile(b, &profile);
+    for (int i = 0; i < DECODE_STEPS && !interrupted(); i++)
+        times[i] = compute(b, 1, true);
+    if (interrupted())
+        return;
+    Result r = {.test = "decode", .context = context, .rows = 1, .seconds = median(times, DECODE_STEPS)};
+    r.bytes = (double)weight_bytes(b->m, 1) + cache_bytes(b, (double)context);
+    print_result(b, &r);
+    stop_profile(b, DECODE_STEPS);
+}
+
+int mode_bench(const Model *m, const Options *o) {
+    static const size_t prefills[] = {64, 512, 4096}, decodes[] = {0, 4096, 16384};
+    const size_t most = 16384 + DECODE_STEPS + 1;
+    size_t limit = o->typed[OPT_CONTEXT] ? (size_t)o->context : most;
+    limit = limit < m->config.max_position_embeddings ? limit : m->config.max_position_embeddings;
+    Bench b = {.m = m, .csv = o->typed[OPT_CSV], .profile = o->typed[OPT_PROFILE]};
+    b.s = open_state(m, o, limit, 1);
+    if (!b.s)
+        return FAILED;
+    b.rows = malloc(b.s->chunk * sizeof *b.rows);
+    watch_interrupt();
+    if (b.csv)
+        output_print("test,context,rows,seconds,tokens_per_s,gb_per_s,of_read_bandwidth\n");
+    else
+        output_print("%-10s %8s %6s %10s %12s %8s %9s\n", "test", "context", "rows", "seconds", "tokens/s", "GB/s", "of read");
+    bool memory = b.rows && measure_bandwidth(&b);
+    for (size_t i = 0; memory && i < 3 && !interrupted(); i++)
+        if (prefills[i] <= limit)
+            bench_prefill(&b, 0, prefills[i]);
+    for (size_t i = 0; memory && i < 3 && !interrupted(); i++) {
+        size_t longest = prefills[2] <= limit ? prefills[2] : prefills[1] <= limit ? prefills[1] : prefills[0] <= limit ? prefills[0] : 0;
+        if (decodes[i] + DECODE_STEPS + 1 > limit)
+            break;
+        if (decodes[i] > longest)
+            bench_prefill(&b, longest, decodes[i]);
+        bench_decode(&b, decodes[i]);
+    }
+    free(b.rows);
+    state_close(b.s);
+    if (!memory)
+        return failed(FAILED, "out of memory: the read loop needs %d MB", READ_BYTES >> 20);
+    return interrupted() ? INTERRUPTED : DONE;
+}
