@@ -178,7 +178,7 @@ static void read_layer(Reader *r, Layer *L, const char *prefix, bool moe) {
     L->w_uk = matrix_of_kind(r, join(name, prefix, "w_uk"), ANY_MATRIX, H, n, latent);
     L->w_uk_t = matrix_of_kind(r, join(name, prefix, "w_uk_t"), ANY_MATRIX, H, latent, n);
     L->w_uv = matrix_of_kind(r, join(name, prefix, "w_uv"), ANY_MATRIX, H, v, latent);
-    L->o = matrix(r, join(name, prefix, "o"), D, H * v);
+    L->o = matrix(r, join(name, prefix, "o"), D, H * round_up(v, 32));
     L->post_norm = vector(r, join(name, prefix, "post_norm"), D);
     if (moe)
         read_experts(r, L, prefix);

@@ -28,7 +28,7 @@
  *   w_uk                 H matrices [n, r]   head h: no-position key = w_uk[h] c
  *   w_uk_t               H matrices [r, n]   the same, transposed (absorbed: query in the latent space = w_uk_t[h] q)
  *   w_uv                 H matrices [v, r]   value = w_uv[h] c
- *   o                    [D, H * v]
+ *   o                    [D, H * v']         v' = v rounded up to 32: each head's columns begin a block, those past v are zero
  *   post_norm            vector D
  *   a dense layer:
  *   gate, up             [I, D]

@@ -100,7 +100,8 @@ static float *full_values(const Config *c, float *keys) {
 
 /* ---- before attention: queries, latent and rotated key of the new rows ----------------------------------------------------------- */
 
-/* q = W_q x, or W_qb RMSNorm(W_qa x); kv = W_kva x. Ends with the latent normed, the key rotated, both in the cache. */
+/* q = W_q x, or W_qb RMSNorm(W_qa x); kv = W_kva x; then the latent normed, the key rotated, both in the cache. When it returns the queries are there; the cache's
+ * rows are after the next sync_threads. */
 static void project(const Model *m, State *s, size_t layer, Thread *t) {
     const Config *c = &m->config;
     const Layer *L = &m->layers[layer];
@@ -128,9 +129,8 @@ static void project(const Model *m, State *s, size_t layer, Thread *t) {
             m->k->put(&s->qa_normed, i, 0, qa, c->q_lora_rank);
         }
     }
-    sync_threads(t);
-
     if (c->q_lora_rank) {
+        sync_threads(t);
         linear(m->k, s->q, s->q_stride, &L->q_b, &s->qa_normed, t);
         sync_threads(t);
     }
@@ -139,6 +139,13 @@ static void project(const Model *m, State *s, size_t layer, Thread *t) {
 /* A head's query of one row: n numbers without position, then p rotated ones. */
 static float *query_of(const Config *c, const State *s, size_t row, size_t head) {
     return s->q + row * s->q_stride + head * (c->qk_nope_head_dim + c->qk_rope_head_dim);
+}
+
+/* What a head found for row i takes its place in the input of W_o. found: [v_stride] floats, overwritten past v. */
+static void put_head(const Model *m, State *s, size_t i, size_t head, float *found) {
+    size_t v = m->config.v_head_dim;
+    memset(found + v, 0, (s->v_stride - v) * sizeof *found);
+    m->k->put(&s->attended, i, head * s->v_stride, found, s->v_stride);
 }
 
 static void rope_queries(const Config *c, State *s, size_t head) {
@@ -245,13 +252,15 @@ static void absorbed(const Model *m, State *s, size_t layer, Thread *t) {
     for (size_t i = 0; i < s->n; i += batch)
         absorbed_rows(m, s, layer, i, s->n - i < batch ? s->n - i : batch, max_parts, t);
 
-    /* heads = W_uv latent: the values are expanded once, after the sum */
+    /* W_uv latent: the values are expanded once, after the sum */
     for (size_t h = from; h < to; h++) {
         Acts latent = acts_view(&z->acts, 0, s->n, c->kv_lora_rank);
         for (size_t i = 0; i < s->n; i++)
             m->k->put(&latent, i, 0, s->q_latent + (i * H + h) * s->r_stride, c->kv_lora_rank);
         Matrix w = head_matrix(&L->w_uv, h);
-        m->k->matmul(s->heads + h * s->v_stride, H * s->v_stride, &w, 0, matrix_panels(&w), &latent);
+        m->k->matmul(z->a, s->v_stride, &w, 0, matrix_panels(&w), &latent);
+        for (size_t i = 0; i < s->n; i++)
+            put_head(m, s, i, h, z->a + i * s->v_stride);
     }
 }
 
@@ -358,9 +367,12 @@ static void decompressed_run(const Model *m, State *s, size_t layer, size_t firs
     }
     sync_threads(t);
     while ((head = next_task(t, H)) < H)
-        for (size_t i = 0; i < count; i += LANES)
-            m->k->softmax_finish(s->heads + ((first + i) * H + head) * s->v_stride, H * s->v_stride, &s->found[head * tiles + i / LANES],
-                                 c->v_head_dim, count - i < LANES ? count - i : LANES);
+        for (size_t i = 0; i < count; i += LANES) {
+            size_t lanes = count - i < LANES ? count - i : LANES;
+            m->k->softmax_finish(z->a, s->v_stride, &s->found[head * tiles + i / LANES], c->v_head_dim, lanes);
+            for (size_t lane = 0; lane < lanes; lane++)
+                put_head(m, s, first + i + lane, head, z->a + lane * s->v_stride);
+        }
     sync_threads(t);
 }
 
@@ -379,13 +391,13 @@ static void decompressed(const Model *m, State *s, size_t layer, Thread *t) {
 
 /* ---- full: attention without MLA ------------------------------------------------------------------------------------------------ */
 
-/* One row, one head, one key at a time, as the equations say. */
-static void attend_full(const Model *m, State *s, size_t layer, size_t i, size_t head) {
+/* One row, one head, one key at a time, as the equations say. out: [v_stride]. */
+static void attend_full(const Model *m, State *s, size_t layer, size_t i, size_t head, float *out) {
     const Config *c = &m->config;
     const Row *row = &s->rows[i];
     size_t dk = (size_t)c->qk_nope_head_dim + c->qk_rope_head_dim, v = c->v_head_dim;
     const float *q = query_of(c, s, i, head);
-    float *out = s->heads + (i * c->num_attention_heads + head) * s->v_stride, max = -INFINITY, sum = 0;
+    float max = -INFINITY, sum = 0;
     memset(out, 0, v * sizeof(float));
 
     for (size_t begin = 0; begin <= row->position; begin += TILE_ROWS) {
@@ -410,6 +422,7 @@ static void attend_full(const Model *m, State *s, size_t layer, size_t i, size_t
     }
     for (size_t d = 0; d < v; d++)
         out[d] /= sum;
+    put_head(m, s, i, head, out);
 }
 
 static void full(const Model *m, State *s, size_t layer, Thread *t) {
@@ -440,15 +453,12 @@ static void full(const Model *m, State *s, size_t layer, Thread *t) {
     }
     sync_threads(t);
     while ((task = next_task(t, s->n * H)) < s->n * H)
-        attend_full(m, s, layer, task / H, task % H);
+        attend_full(m, s, layer, task / H, task % H, z->a);
 }
 
 /* ---- the whole ---------------------------------------------------------------------------------------------------------------------- */
 
 void mla_attention(const Model *m, State *s, size_t layer, Thread *t) {
-    const Config *c = &m->config;
-    size_t H = c->num_attention_heads, v = c->v_head_dim, from, to;
-
     stage(s, t, STAGE_DENSE);
     project(m, s, layer, t);
     stage(s, t, STAGE_ATTENTION);
@@ -462,14 +472,6 @@ void mla_attention(const Model *m, State *s, size_t layer, Thread *t) {
 
     stage(s, t, STAGE_DENSE);
     /* x += W_o [head 0 | head 1 | ...] */
-    share(t, s->n, &from, &to);
-    for (size_t i = from; i < to; i++) {
-        float *heads = s->heads + i * H * s->v_stride;
-        for (size_t h = 1; h < H && s->v_stride != v; h++)
-            memmove(heads + h * v, heads + h * s->v_stride, v * sizeof(float));
-        m->k->put(&s->attended, i, 0, heads, H * v);
-    }
-    sync_threads(t);
     linear_add(m->k, s->x, s->x_stride, &m->layers[layer].o, &s->attended, NULL, NULL, s->scratch[t->id].a, t);
     sync_threads(t);
 }

@@ -79,7 +79,7 @@ typedef struct {
     Matrix w_uk;             /* [n, r] of head 0; head_matrix() gives the others */
     Matrix w_uk_t;           /* [r, n] of head 0 */
     Matrix w_uv;             /* [v, r] of head 0 */
-    Matrix o;                /* [D, H * v] */
+    Matrix o;                /* [D, H * v'], v' = v rounded up to 32 */
     const float *post_norm;  /* [D] */
     Mlp mlp;                 /* a dense layer's MLP, or the shared experts' */
     Matrix router;           /* [E, D] */
@@ -193,9 +193,8 @@ typedef struct {
     size_t q_stride;
     float *kv;                   /* [n][kv_stride]   latent and rotated key of the new rows */
     size_t kv_stride;
-    float *heads;                /* [n][H][v_stride] what attention found, per head */
-    size_t v_stride;
-    Acts attended;               /* [n, H * v] */
+    size_t v_stride;             /* v rounded up to 32 */
+    Acts attended;               /* [n, H * v_stride] what attention found, head by head */
     /* attention, absorbed */
     float *q_latent;             /* [n][H][r_stride]  queries in the latent space, then the latents that were found */
     size_t r_stride;

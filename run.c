@@ -138,10 +138,12 @@ static void hidden_columns(const Model *m, MlpJob *job, size_t column, Scratch *
 static void run_mlps(const Model *m, State *s, Thread *t) {
     Scratch *z = &s->scratch[t->id];
     size_t i, task;
-    while ((i = next_task(t, s->job_count)) < s->job_count)
-        if (s->jobs[i].rows < s->n)
-            m->k->gather(&s->jobs[i].in, &s->normed, s->slot_row + s->jobs[i].slot);
-    sync_threads(t);
+    if (s->n > 1) { /* a single row needs no gathering */
+        while ((i = next_task(t, s->job_count)) < s->job_count)
+            if (s->jobs[i].rows < s->n)
+                m->k->gather(&s->jobs[i].in, &s->normed, s->slot_row + s->jobs[i].slot);
+        sync_threads(t);
+    }
 
     const MlpJob *last = &s->jobs[s->job_count - 1];
     size_t tasks = last->task + (last->hidden.cols + MLP_TASK_COLUMNS - 1) / MLP_TASK_COLUMNS;
@@ -166,10 +168,12 @@ static void mlp(const Model *m, State *s, const Layer *L, Thread *t) {
         size_t stride = round_up(c->n_routed_experts, PANEL), K = c->num_experts_per_tok, from, to;
         linear(m->k, s->scores, stride, &L->router, &s->normed, t);
         sync_threads(t);
+        bool few = s->n < (size_t)t->threads; /* not worth meeting for: thread 0 does them all */
         share(t, s->n, &from, &to);
-        for (size_t i = from; i < to; i++)
+        for (size_t i = few ? 0 : from; i < (few ? (t->id ? 0 : s->n) : to); i++)
             choose_experts(m, s->scores + i * stride, L->router_bias, s->chosen + i * K, s->chosen_weight + i * K);
-        sync_threads(t);
+        if (!few)
+            sync_threads(t);
     }
     if (t->id == 0)
         plan_mlps(m, s, L);
@@ -242,13 +246,10 @@ const float *forward(const Model *m, State *s, const Row *rows, size_t n) {
 #ifdef _OPENMP
 #pragma omp parallel num_threads(s->threads)
     {
-#pragma omp single
-        team_open(&s->team, omp_get_num_threads()); /* the system may give fewer than asked for */
         Thread t = team_join(&s->team, omp_get_thread_num());
         forward_thread(m, s, &t);
     }
 #else
-    team_open(&s->team, 1);
     Thread t = team_join(&s->team, 0);
     forward_thread(m, s, &t);
 #endif

@@ -7,6 +7,9 @@
 #include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 #include "kernels/linear.h"
 #include "mla.h"
@@ -97,9 +100,8 @@ static void reserve_attention(Reserve *r, const Model *m) {
     s->q = reserve(r, chunk * s->q_stride, sizeof(float));
     s->kv_stride = round_up(c->kv_lora_rank + c->qk_rope_head_dim, PANEL);
     s->kv = reserve(r, chunk * s->kv_stride, sizeof(float));
-    s->v_stride = round_up(c->v_head_dim, PANEL);
-    s->heads = reserve(r, chunk * H * s->v_stride, sizeof(float));
-    s->attended = reserve_acts(r, m, chunk, H * c->v_head_dim, false);
+    s->v_stride = round_up(c->v_head_dim, 32);
+    s->attended = reserve_acts(r, m, chunk, H * s->v_stride, false);
     s->r_stride = round_up(c->kv_lora_rank, PANEL);
     s->q_latent = reserve(r, chunk * H * s->r_stride, sizeof(float));
     s->part_count = max_size(128, groups * MAX_PARTS);
@@ -132,7 +134,7 @@ static void reserve_scratch(Reserve *r, const Model *m) {
     const Config *c = &m->config;
     State *s = r->s;
     size_t rows = max_size(s->chunk, TILE_ROWS), n = c->qk_nope_head_dim, v = c->v_head_dim, latent = c->kv_lora_rank;
-    size_t floats = max_size(rows * round_up(max_size(LINEAR_ADD_COLUMNS, max_size(max_size(n, v), latent)), PANEL), round_up(c->hidden_size, BLOCK));
+    size_t floats = max_size(rows * round_up(max_size(LINEAR_ADD_COLUMNS, max_size(max_size(n, v), latent)), 32), round_up(c->hidden_size, BLOCK));
     TileShape keys = {TILE_F32, c->qk_nope_head_dim, c->qk_rope_head_dim}, values = {TILE_F32, c->v_head_dim, 0};
     TileShape query = {TILE_F32, c->kv_lora_rank, c->qk_rope_head_dim};
 
@@ -175,6 +177,21 @@ static bool read_environment(State *s, char *err, size_t err_bytes) {
     return true;
 }
 
+/* The system may give fewer threads than asked for (a limit in the environment); every thread of the team must exist, or the others would
+ * wait for it for ever. */
+static int threads_given(int wanted) {
+    int given = 1;
+#ifdef _OPENMP
+    omp_set_dynamic(0);
+#pragma omp parallel num_threads(wanted)
+#pragma omp single
+    given = omp_get_num_threads();
+#else
+    (void)wanted;
+#endif
+    return given;
+}
+
 State *state_open(const Model *m, const StateOptions *o, char *err, size_t err_bytes) {
     const Config *c = &m->config;
     State *s = calloc(1, sizeof *s);
@@ -188,7 +205,8 @@ State *state_open(const Model *m, const StateOptions *o, char *err, size_t err_b
         state_close(s);
         return NULL;
     }
-    s->context = o->context, s->sequences = o->sequences, s->max_logits = o->max_logits, s->threads = o->threads;
+    s->context = o->context, s->sequences = o->sequences, s->max_logits = o->max_logits, s->threads = threads_given(o->threads);
+    team_open(&s->team, s->threads);
     if (s->chunk > s->context * s->sequences)
         s->chunk = s->context * s->sequences;
 

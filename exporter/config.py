@@ -41,7 +41,7 @@ remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_sup
 
 # What some refused keys mean, for a better message than "unknown".
 MEANING = {
-    "index_topk": "a sparse attention indexer", "index_n_heads": "a sparse attention indexer", "index_head_dim": "a sparse attention indexer",
+    "index_topk": "a sparse attention indexer", "indexer_rope_interleave": "a sparse attention indexer",
     "linear_attn_config": "linear attention layers", "layer_group_size": "linear attention layers", "sliding_window": "sliding window attention",
     "zero_expert_num": "identity experts", "scale_emb": "muP scalings", "sandwich_norm": "norms after attention and MLP", "hc_mult": "hyper-connections",
     "text_config": "a model inside a larger one", "vision_config": "a model that sees",
@@ -57,7 +57,8 @@ class Keys:
         self.values, self.where, self.read = values, where, set()
 
     def kind(self):
-        return f" ({printable(self.values['model_type'])})" if "model_type" in self.values else ""
+        """What the configuration calls its model, for messages."""
+        return f" of {printable(self.values['model_type'], 40)}" if "model_type" in self.values else ""
 
     def fail(self, key, what):
         raise ExportError(f"{self.where}: {key} is {printable(repr(self.values[key]), 60)}: {what}")
@@ -67,7 +68,7 @@ class Keys:
         self.read.add(key)
         value = self.values.get(key)
         if value is None and default is REQUIRED:
-            raise ExportError(f"{self.where}: {key} is missing; is this{self.kind()} a model with multi-head latent attention?")
+            raise ExportError(f"{self.where}: {key} is missing; is this a configuration{self.kind()} with multi-head latent attention?")
         return default if value is None else value
 
     def integer(self, key, default=REQUIRED, least=1, most=(1 << 31) - 1):
@@ -97,11 +98,15 @@ class Keys:
             self.fail(key, "only " + " or ".join(repr(v) for v in values) + " is supported")
         return value
 
+    def refuse(self, key):
+        meaning = f" ({MEANING[key]})" if key in MEANING else ""
+        raise ExportError(f"{self.where}: key {printable(key)}{meaning} is not supported: what it changes in the arithmetic{self.kind()} is not implemented")
+
     def finish(self, harmless=()):
-        for key in self.values:
-            if key not in self.read and key not in harmless:
-                meaning = f" ({MEANING[key]})" if key in MEANING else ""
-                raise ExportError(f"{self.where}: key {printable(key)}{meaning} is not supported: what it changes in the arithmetic is not implemented")
+        """Refuses the keys that were not read and are not harmless. null is absence."""
+        for key, value in self.values.items():
+            if key not in self.read and key not in harmless and value is not None:
+                self.refuse(key)
 
 
 @dataclass
@@ -271,6 +276,9 @@ def _fp8_block(keys):
 def parse(values, name, where="config.json", has=lambda suffix: False):
     """`values`: a config.json. `has(suffix)`: is there a tensor whose name ends so. The text fields are set by text_fields()."""
     keys = Keys(values, where)
+    for key in MEANING:  # said first: such a configuration may lack other keys as well
+        if keys.get(key, None) is not None:
+            keys.refuse(key)
     f = {key: keys.integer(key) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "kv_lora_rank", "qk_nope_head_dim",
                                             "qk_rope_head_dim", "v_head_dim", "intermediate_size", "vocab_size", "max_position_embeddings")}
     layers, n, p = f["num_hidden_layers"], f["qk_nope_head_dim"], f["qk_rope_head_dim"]

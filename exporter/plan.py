@@ -35,7 +35,8 @@ class Entry:
     """One tensor of the checkpoint: `count` matrices [rows, cols] whose numbers are rows of the source's tensor `source`.
 
     Row i of matrix m is the source's row first + m * stride + i, or first + order[i] times factor[i] where these are given, or
-    column i of the `cols` source rows from first + m * stride on if `transposed`.
+    column i of the `cols` source rows from first + m * stride on if `transposed`. `spread` = (groups, width): each group of `width` source
+    columns begins on a multiple of 32, with zeros behind it.
     """
     name: str
     type: int
@@ -49,6 +50,7 @@ class Entry:
     order: np.ndarray = None
     factor: np.ndarray = None
     transposed: bool = False
+    spread: tuple = ()
     constant: np.ndarray = None
     align: int = FOLLOWS
 
@@ -67,6 +69,11 @@ class Entry:
             wanted = first + self.order[low:high]
             begin = int(wanted.min())
             values = source.rows(self.source, begin, int(wanted.max()) + 1)[wanted - begin]
+        if self.spread:
+            groups, width = self.spread
+            wide = np.zeros((high - low, groups, self.cols // groups), np.float32)
+            wide[:, :, :width] = values.reshape(high - low, groups, width)
+            values = wide.reshape(high - low, self.cols)
         return values if self.factor is None else values * self.factor[low:high, None]
 
 
@@ -125,7 +132,8 @@ class Plan:
         self.matrix(name + "w_uk", "w_uk", n, r, **kv_b)
         self.matrix(name + "w_uk_t", "w_uk", r, n, transposed=True, **kv_b)
         self.matrix(name + "w_uv", "attention", v, r, first=n, **kv_b)
-        self.matrix(name + "o", "attention", D, H * v, source + "o_proj.weight")
+        # each head's values begin on a block of 32 columns, so that threads quantise what their heads found without waiting
+        self.matrix(name + "o", "attention", D, H * (-(-v // 32) * 32), source + "o_proj.weight", shape=(D, H * v), spread=(H, v))
 
     def experts(self, name, source):
         c = self.config
@@ -190,7 +198,7 @@ def make_plan(config, type_name, has=lambda name: False, mtp=False):
 
 def parameters(entries):
     """Numbers of the model itself: what the source holds, each once."""
-    return sum(e.count * e.rows * e.cols for e in entries if e.source and not e.transposed)
+    return sum(e.count * e.rows * (e.shape[-1] if e.spread else e.cols) for e in entries if e.source and not e.transposed)
 
 
 def _ignored(name, layers, mtp):
