@@ -76,7 +76,7 @@ static void choose_experts(const Model *m, float *scores, const float *bias, uin
 
 /* ---- MLPs: experts, shared experts, dense layers --------------------------------------------------------------------------------- */
 
-enum { MLP_TASK_COLUMNS = 64 };
+enum { MLP_TASK_COLUMNS = 64, MLP_TASKS_AT_ONCE = 32 };
 
 /* An MLP for the rows in slots slot .. slot + rows - 1; its hidden rows begin at element *hidden. */
 static void add_job(State *s, const Mlp *mlp, size_t rows, size_t slot, size_t *hidden) {
@@ -121,39 +121,52 @@ static void plan_mlps(const Model *m, State *s, const Layer *L) {
     }
 }
 
-/* hidden = silu(W_gate x) * (W_up x), some columns of it for all rows of the job. */
-static void hidden_columns(const Model *m, MlpJob *job, size_t column, Scratch *z) {
-    size_t left = job->hidden.cols - column, columns = left < MLP_TASK_COLUMNS ? left : MLP_TASK_COLUMNS;
-    size_t panel = column / PANEL, panels = (columns + PANEL - 1) / PANEL;
-    m->k->matmul(z->a, MLP_TASK_COLUMNS, &job->mlp->gate, panel, panels, &job->in);
-    m->k->matmul(z->b, MLP_TASK_COLUMNS, &job->mlp->up, panel, panels, &job->in);
+/* hidden = silu(W_gate x) * (W_up x), tasks `from` .. `to` - 1 of a job: MLP_TASK_COLUMNS columns each, for all its rows. */
+static void hidden_columns(const Model *m, MlpJob *job, size_t from, size_t to, Scratch *z) {
+    size_t column = from * MLP_TASK_COLUMNS, end = to * MLP_TASK_COLUMNS < job->hidden.cols ? to * MLP_TASK_COLUMNS : job->hidden.cols;
+    size_t panel = column / PANEL, panels = (end - column + PANEL - 1) / PANEL, stride = panels * PANEL;
+    m->k->matmul(z->a, stride, &job->mlp->gate, panel, panels, &job->in);
+    m->k->matmul(z->b, stride, &job->mlp->up, panel, panels, &job->in);
     for (size_t i = 0; i < job->rows; i++) {
-        float *h = z->a + i * MLP_TASK_COLUMNS;
-        m->k->swiglu(h, h, z->b + i * MLP_TASK_COLUMNS, columns);
-        m->k->put(&job->hidden, i, column, h, columns);
+        float *h = z->a + i * stride;
+        m->k->swiglu(h, h, z->b + i * stride, end - column);
+        m->k->put(&job->hidden, i, column, h, end - column);
+    }
+}
+
+/* The hidden rows of all jobs. One row: every thread streams through its share of the weights, in long stretches. More rows: experts have
+ * uneven numbers of them, and whoever is free takes the next task. */
+static void run_hidden(const Model *m, State *s, Thread *t) {
+    Scratch *z = &s->scratch[t->id];
+    const MlpJob *last = &s->jobs[s->job_count - 1];
+    size_t tasks = last->task + (last->hidden.cols + MLP_TASK_COLUMNS - 1) / MLP_TASK_COLUMNS, from, to;
+    share(t, tasks, &from, &to);
+    if (s->n > 1)
+        from = next_task(t, tasks), to = from + 1;
+    for (size_t i = 0; from < to && from < tasks;) { /* tasks come in ascending order: i only moves forward */
+        while (i + 1 < s->job_count && s->jobs[i + 1].task <= from)
+            i++;
+        size_t first = s->jobs[i].task, end = i + 1 < s->job_count ? s->jobs[i + 1].task : tasks;
+        end = to < end ? to : end < from + MLP_TASKS_AT_ONCE ? end : from + MLP_TASKS_AT_ONCE;
+        hidden_columns(m, &s->jobs[i], from - first, end - first, z);
+        from = end;
+        if (s->n > 1)
+            from = next_task(t, tasks), to = from + 1;
     }
 }
 
 /* x += W_down hidden for every MLP of the layer, weighed. */
 static void run_mlps(const Model *m, State *s, Thread *t) {
     Scratch *z = &s->scratch[t->id];
-    size_t i, task;
+    size_t i;
     if (s->n > 1) { /* a single row needs no gathering */
         while ((i = next_task(t, s->job_count)) < s->job_count)
             if (s->jobs[i].rows < s->n)
                 m->k->gather(&s->jobs[i].in, &s->normed, s->slot_row + s->jobs[i].slot);
         sync_threads(t);
     }
-
-    const MlpJob *last = &s->jobs[s->job_count - 1];
-    size_t tasks = last->task + (last->hidden.cols + MLP_TASK_COLUMNS - 1) / MLP_TASK_COLUMNS;
-    for (i = 0; (task = next_task(t, tasks)) < tasks;) { /* tasks come in ascending order: i only moves forward */
-        while (i + 1 < s->job_count && s->jobs[i + 1].task <= task)
-            i++;
-        hidden_columns(m, &s->jobs[i], (task - s->jobs[i].task) * MLP_TASK_COLUMNS, z);
-    }
+    run_hidden(m, s, t);
     sync_threads(t);
-
     for (i = 0; i < s->job_count; i++) {
         const MlpJob *job = &s->jobs[i];
         linear_add(m->k, s->x, s->x_stride, &job->mlp->down, &job->hidden, s->slot_row + job->slot, s->slot_weight + job->slot, z->a, t);

@@ -18,6 +18,9 @@
 /* Rows per call: enough that an expert's weights, unpacked once, serve many rows; few enough that the buffers stay near the cores. */
 enum { CHUNK = 512, MAX_CHUNK = SPAN_ROWS };
 
+/* Hidden columns that a single row computes at once (run.c). */
+enum { MLP_ROW = 2048 };
+
 /* Zeroed bytes, page-aligned; remembered for state_close. With `dry` only their number is added up. NULL: no memory. */
 typedef struct {
     State *s;
