@@ -47,7 +47,7 @@ typedef struct {
     float p[TILE_ROWS][LANES];          /* scores, then probabilities */
     float block[TILE_ROWS][16];         /* f32, bf16: a block of rows, as f32 */
     uint8_t weights[TILE_ROWS / 4][64]; /* q8: [4 rows at a time][lane][4 rows] */
-    int8_t values[TILE_ROWS * TILE];    /* q8: TILE dimensions, see value_units */
+    int8_t values[TILE_ROWS * 16];      /* q8: TILE dimensions, see value_units; TILE is at most 16, and the size must be the same in every build */
 } Scratch;
 
 #ifdef ISA_portable /* the sizes are the same for all: once */

@@ -64,7 +64,10 @@ int mode_check(const Model *m, const Options *o) {
     Verdict *verdict = calloc(m->tensor_count + 1, sizeof *verdict);
     if (!verdict)
         return failed(FAILED, "out of memory");
+    (void)o; /* without OpenMP */
+#ifdef _OPENMP
 #pragma omp parallel for schedule(dynamic) num_threads((int)o->threads)
+#endif
     for (size_t i = 0; i < m->tensor_count; i++)
         verdict[i] = check(m, &m->tensors[i]);
 

@@ -126,8 +126,9 @@ void text_close(Text *t) {
     free(t->stops);
 }
 
+/* Bytes of the UTF-8 character that `first` begins; 1 for a byte that begins none. */
 static size_t utf8_length(unsigned char first) {
-    return first >= 0xF0 && first < 0xF8 ? 4 : first >= 0xE0 ? 3 : first >= 0xC0 ? 2 : 1;
+    return first < 0xC2 || first > 0xF4 ? 1 : first < 0xE0 ? 2 : first < 0xF0 ? 3 : 4;
 }
 
 /* A terminal shows the bytes of one character one by one as rubbish: hold them until the character is complete or cannot become one. */
@@ -184,7 +185,9 @@ static bool text_byte(Text *t, char byte) {
         if (s->matched == s->bytes && s->bytes > found)
             found = s->bytes;
     }
-    size_t keep = found ? found : t->stop_held, free_bytes = held + 1 - keep;
+    if (found)
+        t->stop_held = found;
+    size_t keep = t->stop_held, free_bytes = held + 1 - keep;
     write_text(t, before->text, free_bytes < held ? free_bytes : held);
     if (free_bytes > held)
         write_text(t, &byte, 1);
@@ -194,10 +197,13 @@ static bool text_byte(Text *t, char byte) {
 bool text_token(Text *t, const char *bytes, size_t n) {
     bool go_on = true;
     if (t->stop_count) {
-        for (size_t i = 0; i < n && go_on; i++)
-            go_on = text_byte(t, bytes[i]);
-        if (!go_on) /* the stop text itself is never written */
+        size_t used = 0;
+        while (used < n && go_on)
+            go_on = text_byte(t, bytes[used++]);
+        if (!go_on) { /* the stop text itself is never written */
+            t->cut = t->stop_held + n - used;
             t->stop_held = 0;
+        }
         for (size_t i = 0; i < t->stop_count && !go_on; i++)
             t->stops[i].matched = 0;
     } else {

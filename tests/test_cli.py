@@ -1,0 +1,480 @@
+"""What the command line promises, byte by byte: standard output, standard error, exit status, terminals, signals.
+
+Everything runs ./run as a user would, on the model that ships (or the one that MLA_MODEL names) and on a tiny one without tokenizer. What a
+right answer is comes from the contract or from a second way to ask for the same thing, never from an earlier run's output."""
+
+import json
+import os
+import pty
+import random
+import re
+import select
+import signal
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import compare
+from conftest import MODELS, ROOT
+
+RUN = ROOT / "run"
+MODEL = Path(os.environ.get("MLA_MODEL", ROOT / "demo" / "stories.bin"))
+STORY = ["-p", "Once upon a time", "-t", "0"]
+USAGE, FAILED, INTERRUPTED = 2, 1, 130
+
+
+def run(*options, model=MODEL, stdin=b"", **how):
+    command = [RUN, *([model] if model else []), *options]
+    return subprocess.run([os.fspath(word) if not isinstance(word, int) else str(word) for word in command], input=stdin, timeout=120,
+                          **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **how})
+
+
+def text(*options, **how):
+    """Standard output of a run that succeeds."""
+    done = run(*options, **how)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout
+
+
+def refused(done, status, *words):
+    """An error: nothing on standard output, one line on standard error that says the words."""
+    line = done.stderr.decode()
+    assert (done.returncode, done.stdout) == (status, b""), line
+    assert line.startswith("run: ") and line.count("\n") == 1 and line.endswith("\n")
+    for word in words:
+        assert word in line
+
+
+def start(*options, **how):
+    """A run that goes on while the test does something to it. A test run in the background may have SIGINT ignored; the program must not."""
+    return subprocess.Popen([RUN, MODEL, *options], stdin=subprocess.DEVNULL,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+                            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **how})
+
+
+def on_terminal(command, stdin=subprocess.DEVNULL):
+    """What a command writes to a terminal, and its exit status."""
+    master, slave = pty.openpty()
+    process = subprocess.Popen(command, stdin=stdin, stdout=slave, stderr=subprocess.DEVNULL)
+    os.close(slave)
+    out = b""
+    try:
+        while chunk := os.read(master, 65536):
+            out += chunk
+    except OSError:  # Linux's way to say that the other side is closed
+        pass
+    os.close(master)
+    return out.replace(b"\r\n", b"\n"), process.wait()
+
+
+@pytest.fixture(scope="module")
+def without_tokenizer(export):
+    return export(MODELS / "v2lite", "f32")
+
+
+@pytest.fixture(scope="module")
+def limit():
+    """The longest context of the model."""
+    return int(re.search(rb"longest context +(\d+)", text("--info"))[1])
+
+
+@pytest.fixture(scope="module")
+def story():
+    return text(*STORY, "-n", "40")
+
+
+# ---- wrong usage -------------------------------------------------------------------------------------------------------------------
+
+WRONG = [
+    (["-n", "12x"], "-n"), (["-n", "-2"], "-n"), (["-n", ""], "-n"), (["-n", "1.5"], "-n"), (["--tokens", " 5"], "--tokens"),
+    (["-t", "nan"], "-t"), (["-t", "-1"], "-t"), (["-t", "inf"], "-t"), (["-t", "1e999"], "-t"), (["-t", "0x1"], "-t"), (["-t", "0,5"], "-t"),
+    (["--top-p", "1.5"], "--top-p"), (["--top-k", "-1"], "--top-k"), (["--min-p", "-0.1"], "--min-p"),
+    (["--repeat-penalty", "0"], "--repeat-penalty"), (["-j", "0"], "-j"), (["--threads=two"], "--threads"), (["-c", "-5"], "-c"),
+    (["-c", "0"], "-c"), (["-c", "4000000000"], "-c"), (["-s", "-1"], "-s"), (["-s", "18446744073709551616"], "-s"), (["-k", "f64"], "-k"),
+    (["--ids", "1 x"], "--ids"), (["--ids", ""], "--ids"), (["--ids", "-1"], "--ids"), (["--ids", "99999999999999999999"], "--ids"),
+    (["--stop", ""], "--stop"), (["--stop"], "--stop"), (["--frobnicate"], "--frobnicate"), (["-x"], "-x"), (["--echo=1"], "--echo"),
+    (["-e"], "-e"), (["-e", "-p", "\\q"], "-p"), (["-e", "-p", "\\x4"], "-p"), (["-e", "-p", "\\ud800"], "-p"), (["-e", "-p", "a\\"], "-p"),
+    (["-p", "a", "-f", "b"], "-f"), (["--info", "--check"], "--check"), (["--info", "-t", "0"], "-t"), (["--no-bos"], "--no-bos"),
+    (["a prompt"], "-p"),
+]
+
+
+@pytest.mark.parametrize("options, named", WRONG, ids=lambda x: " ".join(x) if isinstance(x, list) else None)
+def test_wrong_usage(options, named):
+    """A value that is not entirely what the option takes, or an option without effect, is refused by name and never guessed at."""
+    refused(run(*options), USAGE, named)
+
+
+def test_no_model():
+    refused(run(model=None), USAGE, "MODEL")
+
+
+def test_hostile_option_values_stay_on_one_line():
+    refused(run("-n", "1\n2\033[2J" + "x" * 100000), USAGE, "-n")
+
+
+def test_help_and_version():
+    """Help is asked for, so it goes to standard output, and it knows every option of the README's table."""
+    for option in ("-h", "--help"):
+        out = text(option, model=None).decode()
+        assert out.startswith("usage: run MODEL")
+    for option in ("--escape", "--ids", "--ignore-eos", "--repeat-penalty", "--logits", "--perplexity", "--tokenize", "--check", "--cache"):
+        assert option in out
+    assert re.fullmatch(r"mla\.c \d+\.\d+\.\d+\n", text("--version", model=None).decode())
+
+
+# ---- files that are no models ------------------------------------------------------------------------------------------------------
+
+def test_a_file_that_is_no_checkpoint(tmp_path):
+    whole = MODEL.read_bytes()
+    cases = {"missing": None, "empty": b"", "text": b"Once upon a time", "short": whole[: len(whole) // 2], "header": whole[:70] + b"\xff" + whole[71:]}
+    for name, content in cases.items():
+        path = tmp_path / name
+        if content is not None:
+            path.write_bytes(content)
+        refused(run(model=path), FAILED, name)
+    refused(run(model=tmp_path), FAILED)
+
+
+def test_check(tmp_path):
+    """Every byte of the tensors counts, and the damaged tensor is named."""
+    assert text("--check").count(b"\n") == 1
+    damaged = bytearray(MODEL.read_bytes())
+    damaged[-4096] ^= 1
+    (tmp_path / "damaged").write_bytes(damaged)
+    refused(run("--check", model=tmp_path / "damaged"), FAILED, "damaged", "tensor", "checksum")
+
+
+# ---- standard output ---------------------------------------------------------------------------------------------------------------
+
+def test_the_text_alone(story, tmp_path):
+    """Nothing before and nothing behind it, to a pipe and to a file; statistics go elsewhere and -q silences them."""
+    assert story and not story.endswith(b"\n\n")
+    with open(tmp_path / "out", "wb") as out:
+        run(*STORY, "-n", "40", stdout=out)
+    assert (tmp_path / "out").read_bytes() == story
+    assert run(*STORY, "-n", "40", "-q").stderr == b""
+    assert text(*STORY, "-n", "0") == b""
+
+
+def test_echo_gives_back_every_byte(tmp_path):
+    """The prompt's bytes are written as they are: NULs, broken UTF-8 and all."""
+    every = bytes(range(256)) + b"\xe2\x82" + "\u00e9\u4e16\U0001f600\r\n".encode()
+    (tmp_path / "prompt").write_bytes(every)
+    assert text("-f", tmp_path / "prompt", "--echo", "-n", "0", "-c", 500) == every
+    assert text("-f", "-", "--echo", "-n", "0", "-c", 500, stdin=every) == every
+
+
+def test_echo_comes_first(story):
+    assert text(*STORY, "-n", "40", "--echo") == b"Once upon a time" + story
+
+
+def test_escapes():
+    r"""-e: \n \t \\ \xHH \uHHHH, the last also as a pair of surrogates, as JSON has it. Without it a backslash is a backslash."""
+    prompt = r"a\n\t\\\x00\xff\u00e9\ud83d\ude00"
+    assert text("-e", "-p", prompt, "--echo", "-n", "0") == b"a\n\t\\\x00\xff" + "\u00e9\U0001f600".encode()
+    assert text("-p", prompt, "--echo", "-n", "0") == prompt.encode()
+
+
+def test_prompt_by_text_file_and_ids(story, tmp_path):
+    """Three ways to give a prompt, one text. --tokenize adds nothing, --ids adds nothing: the begin token is the difference."""
+    (tmp_path / "prompt").write_bytes(b"Once upon a time")
+    greedy = ["-t", "0", "-n", "40"]
+    assert text("-f", tmp_path / "prompt", *greedy) == story
+    assert text("-f", "-", *greedy, stdin=b"Once upon a time") == story
+    ids = text("--tokenize", "Once upon a time").decode()
+    assert re.fullmatch(r"\d+( \d+)*\n", ids)
+    begin = re.search(rb"begin (\d+)", text("--info"))[1].decode()
+    assert text("--ids", f"{begin} {ids}", *greedy) == story
+    assert text("--ids", ids, *greedy) == text("-p", "Once upon a time", "--no-bos", *greedy)
+    assert text(*greedy) == text("-p", "", *greedy) == text("--ids", begin, *greedy)
+
+
+def test_special_tokens_are_matched_on_request_only():
+    mark = "<\uff5cbegin\u2581of\u2581sentence\uff5c>"
+    assert len(text("--tokenize", mark, "--special").split()) == 1
+    assert len(text("--tokenize", mark).split()) > 1
+
+
+def test_standard_input_is_left_alone(story):
+    """Without `-f -` nothing reads it: a script that pipes into its own `read` loses nothing, and an open pipe blocks nothing."""
+    read, write = os.pipe()
+    os.write(write, b"mine")
+    done = subprocess.run([RUN, MODEL, *STORY, "-n", "40"], stdin=read, capture_output=True, timeout=60)
+    assert done.stdout == story and os.read(read, 9) == b"mine"
+
+
+# ---- how a text ends ---------------------------------------------------------------------------------------------------------------
+
+def test_stop_text(story):
+    for stop in (story[7:12], story[-3:], story[:1], story):
+        assert text(*STORY, "-n", "40", "--stop", stop.decode()) == story[: story.index(stop)]
+    assert text(*STORY, "-n", "40", "--stop", "\u00e9\u00e9", "--stop", story[9:11].decode()) == story[: story.index(story[9:11])]
+    assert text(*STORY, "-n", "40", "--stop", story[-8:].decode() + "never") == story
+    assert text(*STORY, "-n", "40", "-e", "--stop", f"\\x{story[5]:02x}") == story[: story.index(story[5:6])]
+
+
+def test_end_tokens():
+    """A text that the end token ends goes on with --ignore-eos."""
+    for seed in range(30):
+        options = ["-p", "Once upon a time", "-s", seed, "-n", "-1"]
+        done = run(*options)
+        if b"context" not in done.stderr:
+            assert text(*options, "--ignore-eos").startswith(done.stdout)
+            assert b"context" in run(*options, "--ignore-eos").stderr
+            return
+    pytest.fail("no text ended by itself")
+
+
+def test_context_full(story):
+    done = run(*STORY, "-c", 8, "-n", 40)
+    assert done.returncode == 0 and b"context of 8 tokens is full" in done.stderr
+    assert story.startswith(done.stdout) and done.stdout
+
+
+def test_prompt_longer_than_the_context(limit):
+    refused(run(*STORY, "-c", 3), FAILED, "-c", "3")
+    refused(run("-f", "-", stdin=b"All work and no play. " * 50000), FAILED, str(limit))
+    refused(run("-f", "-", stdin=b"x" * 1000000), FAILED, str(limit))
+
+
+def test_a_prompt_that_fills_the_context(limit):
+    ids = " ".join(["5"] * limit)
+    assert run("--ids", ids, "-t", "0").returncode == 0
+    refused(run("--ids", ids + " 5"), FAILED, str(limit))
+
+
+def test_unreadable_prompt(tmp_path):
+    refused(run("-f", tmp_path / "none"), FAILED, "none")
+    refused(run("-f", tmp_path), FAILED, str(tmp_path))
+
+
+# ---- chance ------------------------------------------------------------------------------------------------------------------------
+
+def test_seeds():
+    """The same seed gives the same text whatever the number of threads, another one another; a random one is told and can be used again."""
+    sample = ["-p", "Once upon a time", "-n", "40", "-t", "1"]
+    first = text(*sample, "-s", "18446744073709551615", "-j", "1")
+    assert first == text(*sample, "-s", "18446744073709551615", "-j", "2") != text(*sample, "-s", "1")
+    random_run, other = run(*sample), run(*sample)
+    seed = re.search(rb"seed (\d+)", random_run.stderr)[1].decode()
+    assert text(*sample, "-s", seed) == random_run.stdout
+    assert seed.encode() not in other.stderr
+
+
+# ---- streams that fail -------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("options", [STORY, ["--info"], ["--help"], ["--tokenize", "a"], ["--check"]], ids=lambda o: o[0])
+def test_full_disk(options):
+    with open("/dev/full", "wb") as full:
+        done = run(*options, stdout=full)
+    assert done.returncode == FAILED and done.stderr.count(b"\n") == 1 and b"standard output" in done.stderr
+
+
+@pytest.mark.parametrize("options", [[*STORY, "-n", "-1", "--ignore-eos"], ["--help"]], ids=lambda o: o[0])
+def test_closed_pipe(options):
+    """`run ... | head -c 1` ends quietly and is no failure."""
+    read, write = os.pipe()
+    os.close(read)
+    done = run(*options, stdout=write)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_reader_that_leaves():
+    process = start(*STORY, "-n", "-1", "--ignore-eos")
+    assert len(process.stdout.read(1)) == 1
+    process.stdout.close()
+    assert (process.wait(60), process.stderr.read()) == (0, b"")
+
+
+def test_closed_streams():
+    """A checkpoint opened as file 1 must not be what text is written to; text that cannot be written is a failure."""
+    before = MODEL.read_bytes()
+    done = subprocess.run(["sh", "-c", '"$0" "$1" -n 3 >&- 2>&-', RUN, MODEL])
+    assert done.returncode == FAILED and MODEL.read_bytes() == before
+
+
+def test_interrupt():
+    """Ctrl-C ends the text, not the program's manners: what was written is whole, statistics follow."""
+    process = start(*STORY, "-n", "-1", "--ignore-eos", "-j", "1", "-k", "full")
+    first = process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == INTERRUPTED and re.search(rb"text \d+ tokens.*seed \d+\n", err)
+    assert text(*STORY, "-n", "-1", "--ignore-eos", "-k", "full").startswith(first + out)
+
+
+# ---- terminals ---------------------------------------------------------------------------------------------------------------------
+
+def test_a_newline_on_a_terminal_only(story):
+    assert on_terminal([RUN, MODEL, *STORY, "-n", "40"]) == (story + b"\n", 0)
+
+
+def test_progress_on_a_terminal_only():
+    """A long prompt shows its progress on standard error if that is a terminal, and cleans up behind itself."""
+    ids = " ".join(["5"] * 100)
+    environment = {**os.environ, "MLA_CHUNK": "8"}
+    assert b"\r" not in run("--ids", ids, "-n", "1", env=environment).stderr
+    master, slave = pty.openpty()
+    run("--ids", ids, "-n", "1", env=environment, stderr=slave)
+    assert b"prompt: 8 of 100" in (shown := os.read(master, 65536)) and b"\r\033[K" in shown
+    run("--ids", ids, "-n", "1", "-q", env=environment, stderr=slave)
+    assert not select.select([master], [], [], 0.1)[0]
+    os.close(master), os.close(slave)
+
+
+@pytest.fixture(scope="module")
+def text_driver(tmp_path_factory):
+    program = tmp_path_factory.mktemp("driver") / "text_driver"
+    subprocess.run(["cc", "-std=gnu11", "-I", ROOT, "-o", program, ROOT / "tests" / "text_driver.c", ROOT / "modes" / "output.c"], check=True)
+    return program
+
+
+class Driver:
+    """Tokens into text_driver, one by one; what stands on its standard output after each."""
+
+    def __init__(self, program, stops, out):
+        self.process = subprocess.Popen([program, *stops], stdin=subprocess.PIPE, stdout=out, stderr=subprocess.PIPE)
+
+    def token(self, token):
+        self.process.stdin.write(bytes([len(token)]) + token)
+        self.process.stdin.flush()
+        return self.process.stderr.read(1) == b"."
+
+    def end(self):
+        self.process.stdin.close()
+        assert self.process.wait(10) == 0
+
+
+def waiting(fd, seconds=0.02):
+    """The bytes that can be read now."""
+    return os.read(fd, 65536) if select.select([fd], [], [], seconds)[0] else b""
+
+
+def test_characters_on_a_terminal(text_driver):
+    """Half a character is held back until the rest comes; bytes that begin none, or whose rest never comes, are passed on."""
+    steps = [
+        (b"a\xc3", b"a"), (b"\xa9", b"\xc3\xa9"), (b"\xe4", b""), (b"\xb8", b""), (b"\x96b", b"\xe4\xb8\x96b"),
+        (b"\xf0\x9f\x98", b""), (b"\x80\xf0", b"\xf0\x9f\x98\x80"), (b"c", b"\xf0c"), (b"\x80\xff", b"\x80\xff"), (b"\xe2\x82", b""),
+    ]
+    master, slave = pty.openpty()
+    driver = Driver(text_driver, [], slave)
+    for token, shown in steps:
+        assert driver.token(token)
+        assert waiting(master) == shown, token
+    driver.end()
+    assert waiting(master) == b"\xe2\x82\r\n"
+    os.close(master), os.close(slave)
+
+
+def plain_stop(written, stops):
+    """The text so far, cut before the first stop text to be complete, the longest if several are; and whether one is."""
+    for end in range(1, len(written) + 1):
+        if complete := [s for s in stops if written[:end].endswith(s)]:
+            return written[: end - max(map(len, complete))], True
+    return written, False
+
+
+def test_stop_texts_split_anywhere(text_driver):
+    """Against a plain definition, on random texts, stop texts and splits: never a byte of a stop text, never one held back for nothing."""
+    chance = random.Random(1)
+    for _ in range(60):
+        letters = lambda most: bytes(chance.choices(b"ab", k=chance.randint(1, most)))
+        stops = [letters(5) for _ in range(chance.randint(1, 3))]
+        read, write = os.pipe()
+        driver = Driver(text_driver, stops, write)
+        given, seen, stopped = b"", b"", False
+        while not stopped and len(given) < 40:
+            token = letters(4)
+            given += token
+            go_on = driver.token(token)
+            want, stopped = plain_stop(given, stops)
+            held = 0 if stopped else max(n for n in range(len(want) + 1) if n == 0 or any(s.startswith(want[-n:]) for s in stops))
+            seen += waiting(read, 0)
+            assert (seen, go_on) == (want[: len(want) - held], not stopped), (stops, given)
+        driver.end()
+        seen += waiting(read, 0)
+        assert seen == want
+        os.close(read), os.close(write)
+
+
+# ---- numbers -----------------------------------------------------------------------------------------------------------------------
+
+def log_softmax(x):
+    x = x.astype(np.float64)
+    x -= x.max(axis=-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+
+
+def test_logits_file(tmp_path, story):
+    """[T, V] in float32; the largest of the last row is the first greedy token. A file that exists is replaced when all is well, and only then."""
+    ids = [int(i) for i in text("--tokenize", "Once upon a time").split()]
+    out = tmp_path / "logits"
+    out.write_bytes(b"old")
+    assert text("-p", "Once upon a time", "--logits", out) == b""
+    rows = np.fromfile(out, np.float32).reshape(len(ids) + 1, -1)
+    assert np.isfinite(rows).all()
+    first = text(*STORY, "-n", "1")
+    assert text("--ids", int(rows[-1].argmax()), "--echo", "-n", "0") == first
+    refused(run("-p", "x", "--logits", tmp_path / "none" / "logits"), FAILED, "none")
+    refused(run("-p", "x", "--logits", "/dev/full"), FAILED, "/dev/full")
+    assert os.listdir(tmp_path) == ["logits"]
+
+
+def test_perplexity(tmp_path):
+    """The same figure as from --logits of each window: a begin token, then c - 1 tokens, each of them scored once."""
+    c, sample = 48, compare.TEXT.encode()
+    (tmp_path / "text").write_bytes(sample)
+    ids = [int(i) for i in text("--tokenize", sample.decode()).split()]
+    begin = int(re.search(rb"begin (\d+)", text("--info"))[1])
+    for options, start in ([], [begin]), (["--no-bos"], []):
+        losses = []
+        for i in range(0, len(ids), c - 1):
+            window = start + ids[i : i + c - 1]
+            p = log_softmax(compare.logits(MODEL, window, "-k", "f32"))
+            losses += [-p[t, window[t + 1]] for t in range(len(window) - 1)]
+        want, error = np.exp(np.mean(losses)), np.exp(np.mean(losses)) * np.std(losses, ddof=1) / len(losses) ** 0.5
+        line = text("--perplexity", tmp_path / "text", "-c", c, "-k", "f32", *options).decode()
+        got = re.fullmatch(r"perplexity (\d+\.\d+) \+- (\d+\.\d+) tokens (\d+)\n", line)
+        assert int(got[3]) == len(losses)
+        assert float(got[1]) == pytest.approx(want, rel=1e-2)
+        assert float(got[2]) == pytest.approx(error, rel=2e-2)
+    refused(run("--perplexity", "/dev/null"), FAILED)
+    refused(run("--perplexity", tmp_path / "text", "-c", 1), USAGE)
+
+
+def test_info(export):
+    """The cache's cost is arithmetic on the shape: r + p numbers a token and layer against H (n + p + v)."""
+    source = MODELS / "v2lite"
+    config = json.loads((source / "config.json").read_text())
+    out = text("--info", model=export(source, "f32")).decode()
+    H, n, p, v = (config[key] for key in ("num_attention_heads", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"))
+    layers, latent = config["num_hidden_layers"], config["kv_lora_rank"] + p
+    for line, numbers, size in (("-k f32", latent, 4), ("-k bf16", latent, 2), ("-k full", H * (n + p + v), 4), ("full K and V", H * (n + p + v), 2),
+                                ("MHA", H * (n + v), 2), ("GQA-8", 8 * (n + v), 2), ("MQA", n + v, 2)):
+        row = next(row for row in out.splitlines() if row.startswith(line))
+        token = numbers * size * layers
+        assert f" {token:,} " in row and f" {token * config['max_position_embeddings']:,} " in row, row
+
+
+# ---- a checkpoint without tokenizer ------------------------------------------------------------------------------------------------
+
+def test_ids_in_ids_out(without_tokenizer):
+    """Ids separated by spaces, one newline, on a terminal too; greedy ones are those of the logits."""
+    out = text("--ids", "1 2 3", "-t", "0", "-n", "3", model=without_tokenizer)
+    assert re.fullmatch(rb"\d+ \d+ \d+\n", out)
+    ids = [1, 2, 3]
+    for token in out.split():
+        assert int(token) == compare.logits(without_tokenizer, ids)[-1].argmax()
+        ids.append(int(token))
+    echo = ["--ids", "1 2 3", "-t", "0", "-n", "3", "--echo"]
+    assert text(*echo, model=without_tokenizer) == b"1 2 3 " + out
+    assert on_terminal([RUN, without_tokenizer, *echo]) == (b"1 2 3 " + out, 0)
+
+
+def test_text_needs_a_tokenizer(without_tokenizer):
+    for options in (["-p", "x"], ["-f", "-"], ["--tokenize", "x"], ["--ids", "1", "--stop", "x"]):
+        refused(run(*options, model=without_tokenizer, stdin=b"x"), FAILED, "tokenizer")
