@@ -139,7 +139,8 @@ static const char *check_vocabulary(const Tokenizer *t) {
     for (int pass = 0; pass < PASSES; pass++) {
         for (size_t i = 0; i < h->added[pass]; i++) {
             const Added *a = &t->added[pass][i];
-            if (a->id >= h->vocabulary || a->bytes == 0 || a->start > h->text_bytes || a->bytes > h->text_bytes - a->start) return "an added token";
+            if (a->id >= h->vocabulary || a->bytes == 0) return "an added token";
+            if (a->start > h->text_bytes || a->bytes > h->text_bytes - a->start) return "the text of an added token";
             if (i > 0 && !ascending(t, a - 1, a)) return "the order of added tokens";
         }
     }
@@ -233,8 +234,8 @@ typedef struct {
 
 enum { NOT_UTF8 = 0, CONTINUED = 63 };
 
-/* Length of the well-formed UTF-8 character at s (n > 0 bytes), or 0; *code is its code point. Refuses what Unicode's table 3-7 refuses: overlong forms,
- * surrogates, anything above 10FFFF. */
+/* Length of the well-formed UTF-8 character at s (n > 0 bytes), or 0; *code is its code point. Refuses what Unicode's table 3-7 refuses:
+ * overlong forms, surrogates, anything above 10FFFF. */
 static size_t utf8(const uint8_t *s, size_t n, uint32_t *code) {
     static const uint32_t least[5] = {0, 0, 0x80, 0x800, 0x10000};
     size_t length = s[0] < 0x80 ? 1 : s[0] < 0xC2 ? 0 : s[0] < 0xE0 ? 2 : s[0] < 0xF0 ? 3 : s[0] < 0xF5 ? 4 : 0;

@@ -279,7 +279,13 @@ class Parser:
 
 
 def can_be_empty(parts):
-    return all(p[0] in ("not_ahead", "line_end") or (p[0] == "run" and p[2] == 0) or (p[0] == "group" and (p[2] or any(map(can_be_empty, p[1])))) for p in parts)
+    def empty(kind, *rest):
+        if kind == "group":
+            branches, optional = rest
+            return optional or any(map(can_be_empty, branches))
+        return kind != "run" or rest[1] == 0
+
+    return all(empty(*p) for p in parts)
 
 
 def flatten(branches):
@@ -305,7 +311,8 @@ def emit(parts, items):
 
 
 def emit_group(branches, optional, items):
-    """Each branch but the last begins with a way to the next, and ends with a jump behind the group; so does the last if the group may be left out."""
+    """Each branch but the last begins with a way to the next and ends with a jump behind the group. In an optional group the last branch begins
+    with a way behind the group."""
     jumps = []
     for i, parts in enumerate(branches):
         split = None

@@ -93,7 +93,8 @@ def pack(t: Tokenizer) -> bytes:
     added = [pack_added(p, t.tokens, text, token_start) for p in passes]
     flags = bytes(int(i in t.special) for i in range(vocabulary))
     own_place = {a.id for a in t.added}  # an added token is never the result of plain text
-    by_text = sorted((i for i in range(vocabulary) if tokens[i] and i not in own_place), key=lambda i: tokens[i]) if t.whole_words else []
+    by_text = [i for i in range(vocabulary) if t.whole_words and tokens[i] and i not in own_place]
+    by_text.sort(key=lambda i: tokens[i])
     merge_count, merge_start, merges = pack_merges(t.merges, vocabulary)
     counts, pretokenizer = compile_steps(t.patterns)
 
@@ -209,4 +210,5 @@ def compile_tokenizer(directory) -> bytes | None:
     try:
         return pack(read_tokenizer_json(path))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UnsupportedTokenizer(f"{path} is not a tokenizer.json as the Hugging Face library writes it ({type(error).__name__}: {printable(error)})") from error
+        what = f"{type(error).__name__}: {printable(error)}"
+        raise UnsupportedTokenizer(f"{path} is not a tokenizer.json as the Hugging Face library writes it ({what})") from error

