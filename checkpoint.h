@@ -28,7 +28,7 @@
  *   w_uk                 H matrices [n, r]   head h: no-position key = w_uk[h] c
  *   w_uk_t               H matrices [r, n]   the same, transposed (absorbed: query in the latent space = w_uk_t[h] q)
  *   w_uv                 H matrices [v, r]   value = w_uv[h] c
- *   o                    [D, H * v']         v' = v rounded up to 32: each head's columns begin a block, those past v are zero
+ *   o                    [D, H * v']         v' = v rounded up to 32: each head's columns begin a block, those past v meet zeros
  *   post_norm            vector D
  *   a dense layer:
  *   gate, up             [I, D]
@@ -40,7 +40,7 @@
  *   shared.down          [D, S]
  *   for each expert e:   experts.e.gate, experts.e.up [M, D], experts.e.down [D, M]
  *   and if mtp_layers is 1, with "mtp." in front: enorm vector D, hnorm vector D, eh_proj [D, 2 D], then the tensors of one layer as above
- *   (the last one's kind), then norm vector D
+ *   (of the kind that layer published_layers would have), then norm vector D
  *
  * "H matrices" is one entry with count = H: H matrices of the same shape, one after the other, each padded by itself. Rows of rotated parts (in q, q_b and kv_a) are
  * in interleaved pairs: (x[2i], x[2i+1]) is pair i; within a head the n no-position rows come first. */

@@ -31,7 +31,7 @@ from exporter.shapes import SHAPES
 from exporter.sources import Source, read_json
 from exporter.writer import Output, tensor_bytes, write_checkpoint
 
-SLAB = 1 << 18       # weights packed at once: what fits in a core's second-level cache with all temporaries
+SLAB = 1 << 16       # weights packed at once: the temporaries stay in a core's cache, and malloc reuses them
 RANDOM_STD = 0.02    # initializer_range of the published models
 RANDOM_PANELS = 61   # different panels of 16 random rows for each type and width; a prime, so that no pattern lines up
 
@@ -54,7 +54,8 @@ class Progress:
             self.shown = now
             rate = self.done / 1e6 / max(now - self.begin, 1e-9)
             end = "\n" if self.done == self.total else ""
-            print(f"\r{100 * self.done // max(self.total, 1):3d} % of {self.total / 1e6:.0f} MB, {rate:.0f} MB/s ", end=end, file=sys.stderr, flush=True)
+            percent = 100 * self.done // max(self.total, 1)
+            print(f"\r{percent:3d} % of {self.total / 1e6:.0f} MB, {rate:.0f} MB/s ", end=end, file=sys.stderr, flush=True)
 
 
 def in_order(pool, work, ahead):
@@ -138,7 +139,8 @@ def random_tensors(entries, seed, progress):
         scale = scale_for[entry.type]
         for _, low, high in slabs(entry):
             whole, rest = divmod(high - low, 16)
-            yield scale, panels[key][random.integers(RANDOM_PANELS, size=whole)]
+            if whole:
+                yield scale, panels[key][random.integers(RANDOM_PANELS, size=whole)]
             if rest:
                 yield scale, draw(entry, rest)
 
@@ -200,7 +202,8 @@ def arguments(argv):
     parser = Parser(prog="export.py", usage="export.py SOURCE OUT [options]\n       export.py --random SHAPE OUT [options]", allow_abbrev=False,
                     description="Makes the checkpoint OUT of the Hugging Face directory SOURCE, or with random weights in a published SHAPE.")
     parser.add_argument("paths", nargs="*", metavar="SOURCE OUT", help="directory with config.json and *.safetensors; file to write")
-    parser.add_argument("--type", default="mixed", choices=["mixed", *TYPE_NAMES], help="of every matrix; mixed (the default): 4 bits for MLPs and experts, 8 for the rest")
+    parser.add_argument("--type", default="mixed", choices=["mixed", *TYPE_NAMES],
+                        help="of every matrix; mixed (the default): 4 bits for MLPs and experts, 8 for the rest")
     parser.add_argument("--mtp", action="store_true", help="carry the multi-token prediction layer along")
     parser.add_argument("--random", metavar="SHAPE", choices=SHAPES, help="one of " + ", ".join(SHAPES))
     parser.add_argument("--layers", type=int, metavar="N", help="with --random: the first N layers alone")

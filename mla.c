@@ -84,9 +84,18 @@ size_t cache_row_bytes(const Config *c, CacheType type) {
     return tile_bytes(&(TileShape){tile_type[type], c->kv_lora_rank, c->qk_rope_head_dim}) / TILE_ROWS;
 }
 
-/* The page of a sequence that holds `position`, in one layer. */
+uint8_t *cache_page(const Cache *c, uint32_t sequence, size_t page) {
+    return c->pool + c->page[sequence][page] * c->layers * c->tile_bytes;
+}
+
+/* One layer of a page. */
 static uint8_t *cache_tile(const Cache *c, uint32_t sequence, size_t page, size_t layer) {
-    return c->pool + ((size_t)c->page[sequence][page] * c->layers + layer) * c->tile_bytes;
+    return cache_page(c, sequence, page) + layer * c->tile_bytes;
+}
+
+void cache_extend(Cache *c, uint32_t sequence, size_t rows) {
+    while (c->page_count[sequence] * TILE_ROWS < rows)
+        c->page[sequence][c->page_count[sequence]++] = (uint32_t)c->free_page++;
 }
 
 /* CACHE_FULL: in a layer's page, head after head, a tile of keys [128][n + p] and a tile of values [128][v]. */

@@ -16,6 +16,7 @@
 #include "modes/modes.h"
 #include "modes/output.h"
 #include "modes/prompt.h"
+#include "modes/session.h"
 #include "modes/system.h"
 #include "sampler.h"
 
@@ -277,10 +278,10 @@ typedef struct {
     const Options *options;
     State *state;
     Sampler *sampler;
+    Sequence sequence;      /* ids [context + 1]: session, prompt and text so far */
     Row *rows;              /* [state->chunk] of the prompt */
     Text text;              /* on standard output */
     size_t ids_printed;     /* without tokenizer */
-    size_t position;        /* rows in the cache: where the next token goes */
     size_t read, written;   /* tokens of the prompt and of the text */
     size_t decoded;         /* forward calls for the text: the prompt's last row gives the first token for nothing */
     double read_seconds, write_seconds;
@@ -288,23 +289,24 @@ typedef struct {
 
 typedef enum { ENDED, CONTEXT_FULL, CAUGHT, NOT_NUMBERS } End;
 
-/* Reads the prompt, a chunk of rows at a time. Only its last row needs logits; they are returned. */
-static const float *read_prompt(Run *r, const Prompt *p) {
-    const float *logits = NULL;
-    size_t chunk = r->state->chunk;
-    for (size_t from = 0; from < p->count && !interrupted(); from += chunk) {
-        size_t n = p->count - from < chunk ? p->count - from : chunk;
+/* Computes the tokens that are not in the cache yet, a chunk of rows at a time: a prompt, or the one token that was written last. Only the
+ * last row needs logits; they are returned. */
+static const float *read_tokens(Run *r) {
+    Sequence *q = &r->sequence;
+    size_t chunk = r->state->chunk, first = q->position, all = q->count - first;
+    while (q->position < q->count && !interrupted()) {
+        size_t n = q->count - q->position < chunk ? q->count - q->position : chunk;
         for (size_t i = 0; i < n; i++) {
-            size_t at = from + i;
-            r->rows[i] = (Row){.token = p->ids[at], .position = (uint32_t)r->position++, .logits = at == p->count - 1};
-            sampler_saw(r->sampler, p->ids[at]);
+            size_t at = q->position + i;
+            r->rows[i] = (Row){.token = q->ids[at], .position = (uint32_t)at, .logits = at == q->count - 1};
+            sampler_saw(r->sampler, q->ids[at]);
         }
-        logits = forward(r->model, r->state, r->rows, n);
-        r->read += n;
-        if (p->count > chunk)
-            progress("prompt", r->read, p->count);
+        forward(r->model, r->state, r->rows, n);
+        q->position += n;
+        if (all > chunk)
+            progress("prompt", q->position - first, all);
     }
-    return logits;
+    return r->state->logits;
 }
 
 static bool is_end_token(const Run *r, int32_t token) {
@@ -343,28 +345,35 @@ static bool write_token(Run *r, int32_t token) {
 
 /* Writes at most `most` tokens (-1: as many as the context has room for), the first one from the logits after the prompt. */
 static End write_text(Run *r, const float *logits, int64_t most) {
+    Sequence *q = &r->sequence;
     for (int64_t left = most; left != 0; left--) {
         if (interrupted())
             return CAUGHT;
+        uint64_t random = sampler_random(r->sampler);
         int32_t token = sampler_next(r->sampler, logits);
         if (token < 0)
             return NOT_NUMBERS;
-        if (is_end_token(r, token) || !write_token(r, token) || left == 1)
+        if (is_end_token(r, token)) {
+            sampler_resume(r->sampler, random); /* it is no part of the text: a session that goes on from here chooses again */
             return ENDED;
-        if (r->position == r->state->context)
+        }
+        q->ids[q->count++] = token;
+        if (!write_token(r, token) || left == 1)
+            return ENDED;
+        if (q->position == r->state->context)
             return CONTEXT_FULL;
-        sampler_saw(r->sampler, token);
-        Row row = {.token = token, .position = (uint32_t)r->position++, .logits = true};
-        logits = forward(r->model, r->state, &row, 1);
+        logits = read_tokens(r);
         r->decoded++;
     }
     return ENDED;
 }
 
-static End generate(Run *r, const Prompt *p) {
+static End generate(Run *r) {
+    size_t before = r->sequence.position;
     double start = seconds();
-    const float *logits = read_prompt(r, p);
+    const float *logits = read_tokens(r);
     double middle = seconds();
+    r->read = r->sequence.position - before;
     End end = interrupted() ? CAUGHT : write_text(r, logits, r->options->tokens);
     r->read_seconds = middle - start;
     r->write_seconds = seconds() - middle;
@@ -389,65 +398,129 @@ static void echo_prompt(Run *r, const Prompt *p) {
     }
 }
 
+/* What a stop text kept from being written when the session was put away: the last `cut` bytes of its tokens. */
+static void write_cut(Run *r, size_t tokens, size_t cut) {
+    size_t from = tokens, bytes = 0, n;
+    for (; from > 0 && bytes < cut; bytes += n)
+        token_text(r, r->sequence.ids[--from], &n);
+    for (size_t skip = bytes > cut ? bytes - cut : 0; from < tokens; skip = 0) {
+        const char *text = token_text(r, r->sequence.ids[from++], &n);
+        text_echo(&r->text, text + skip, n - skip);
+    }
+}
+
 static double rate(size_t tokens, double time) {
     return time > 0 ? (double)tokens / time : 0;
 }
 
-static int tell(const Run *r, End end, uint64_t seed) {
+static int tell(const Run *r, End end) {
     if (end == CONTEXT_FULL)
         note("the context of %zu tokens is full", r->state->context);
+    if (end == ENDED && !r->written && r->options->tokens && r->options->typed[OPT_SESSION])
+        note("the model has nothing to add: a prompt or --ignore-eos goes on");
     if (end == NOT_NUMBERS)
         return failed(FAILED, "%s: the logits are not numbers; --check looks for damage in the checkpoint", r->model->path);
     note("prompt %zu tokens, %.1f tokens/s; text %zu tokens, %.1f tokens/s; seed %llu", r->read, rate(r->read, r->read_seconds), r->written,
-         rate(r->decoded, r->write_seconds), (unsigned long long)seed);
+         rate(r->decoded, r->write_seconds), (unsigned long long)r->sequence.seed);
     return end == CAUGHT ? INTERRUPTED : DONE;
 }
 
-/* What was not given on the command line comes from the checkpoint, and the seed from the system. */
-static bool sampling(const Config *c, const Options *o, SamplerOptions *s) {
+/* What was not given on the command line comes from the checkpoint, and the seed from the session or the system. */
+static bool sampling(const Config *c, const Options *o, const Sequence *q, SamplerOptions *s) {
     *s = (SamplerOptions){
         .temperature = o->temperature < 0 ? c->temperature : (float)o->temperature,
         .top_k = o->top_k < 0 ? c->top_k : (uint32_t)o->top_k,
         .top_p = o->top_p < 0 ? c->top_p : (float)o->top_p,
         .min_p = (float)o->min_p,
         .repeat_penalty = (float)o->repeat_penalty,
-        .seed = o->seed,
+        .seed = o->typed[OPT_SEED] ? o->seed : q->seed,
     };
-    return o->typed[OPT_SEED] || random_seed(&s->seed);
+    return o->typed[OPT_SEED] || q->count || random_seed(&s->seed);
 }
 
-static int mode_generate(const Model *m, const Options *o) {
-    Run r = {.model = m, .options = o};
-    Prompt prompt;
+/* The sampler as it was when the session was put away, unless -s begins anew, and the tokens for it to penalise. */
+static bool open_sampler(Run *r, const SamplerOptions *so) {
+    Sequence *q = &r->sequence;
+    r->sampler = sampler_open(r->model->k, r->model->config.vocab_size, so);
+    if (!r->sampler)
+        return false;
+    if (q->count && !r->options->typed[OPT_SEED])
+        sampler_resume(r->sampler, q->random);
+    q->seed = so->seed;
+    for (size_t i = 0; i < q->position; i++)
+        sampler_saw(r->sampler, q->ids[i]);
+    return true;
+}
+
+/* The prompt's tokens behind the session's. */
+static bool append_prompt(Run *r, const Prompt *p) {
+    Sequence *q = &r->sequence;
+    int32_t *ids = realloc(q->ids, (r->state->context + 1) * sizeof *ids);
+    if (!ids)
+        return false;
+    q->ids = ids;
+    if (p->count)
+        memcpy(ids + q->count, p->ids, p->count * sizeof *ids);
+    q->count += p->count;
+    return true;
+}
+
+/* Everything that a run needs, before the first byte of text. DONE, or an exit status after a report. */
+static int open_run(Run *r, Session *session, Prompt *prompt, const Options *o) {
+    const Model *m = r->model;
     SamplerOptions so;
-    int status = prompt_read(&prompt, m, o);
-    if (!status && o->stop_count && !m->tokenizer)
-        status = failed(FAILED, "%s: %s compares text, and the checkpoint has no tokenizer to make any", m->path, o->typed[OPT_STOP]);
-    if (!status && !sampling(&m->config, o, &so))
-        status = failed(FAILED, "the system has no /dev/urandom to take a seed from: give one with --seed");
+    int status = prompt_read(prompt, m, o, r->sequence.count);
+    if (status)
+        return status;
+    if (o->stop_count && !m->tokenizer)
+        return failed(FAILED, "%s: %s compares text, and the checkpoint has no tokenizer to make any", m->path, o->typed[OPT_STOP]);
+    if (!sampling(&m->config, o, &r->sequence, &so))
+        return failed(FAILED, "the system has no /dev/urandom to take a seed from: give one with --seed");
+    status = prompt_state(&r->state, prompt, m, o, 1);
+    if (status)
+        return status;
+    r->rows = malloc(r->state->chunk * sizeof *r->rows);
+    if (!text_open(&r->text, o->stops, o->stop_bytes, o->stop_count) || !r->rows || !open_sampler(r, &so) || !append_prompt(r, prompt))
+        return failed(FAILED, "out of memory");
+    return session_load(session, &r->sequence, r->state);
+}
+
+static int write_all(Run *r, Session *session, const Prompt *prompt) {
+    Sequence *q = &r->sequence;
+    bool echo = r->options->typed[OPT_ECHO];
+    watch_interrupt();
+    if (q->cut && r->model->tokenizer && (echo || !prompt->count)) /* else the prompt takes its place */
+        write_cut(r, prompt->before, q->cut);
+    if (echo)
+        echo_prompt(r, prompt);
+    End end = generate(r);
+    if (!r->model->tokenizer && !r->text.terminal)
+        output_print("\n");
+    text_end(&r->text);
+    int status = tell(r, end);
+    q->cut = r->text.cut;
+    q->random = sampler_random(r->sampler);
+    int saved = end == NOT_NUMBERS ? DONE : session_save(session, q, r->state);
+    return saved ? saved : status;
+}
+
+static int mode_generate(const Model *m, const Options *given) {
+    Options o = *given;
+    Run r = {.model = m, .options = &o};
+    Session session;
+    Prompt prompt = {0};
+    int status = session_open(&session, &r.sequence, m, &o);
     if (!status)
-        status = prompt_state(&r.state, &prompt, m, o, 1);
-    if (!status) {
-        r.sampler = sampler_open(m->k, m->config.vocab_size, &so);
-        r.rows = malloc(r.state->chunk * sizeof *r.rows);
-        if (!text_open(&r.text, o->stops, o->stop_bytes, o->stop_count) || !r.sampler || !r.rows)
-            status = failed(FAILED, "out of memory");
-    }
-    if (!status) {
-        watch_interrupt();
-        if (o->typed[OPT_ECHO])
-            echo_prompt(&r, &prompt);
-        End end = generate(&r, &prompt);
-        if (!m->tokenizer && !r.text.terminal)
-            output_print("\n");
-        text_end(&r.text);
-        status = tell(&r, end, so.seed);
-    }
+        status = open_run(&r, &session, &prompt, &o);
+    if (!status)
+        status = write_all(&r, &session, &prompt);
     text_close(&r.text);
     free(r.rows);
+    free(r.sequence.ids);
     sampler_close(r.sampler);
     state_close(r.state);
     prompt_close(&prompt);
+    session_close(&session);
     return status;
 }
 

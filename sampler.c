@@ -57,6 +57,14 @@ void sampler_saw(Sampler *s, int32_t token) {
     s->seen[s->seen_count++ % PENALTY_WINDOW] = token;
 }
 
+uint64_t sampler_random(const Sampler *s) {
+    return s->random;
+}
+
+void sampler_resume(Sampler *s, uint64_t random) {
+    s->random = random;
+}
+
 /* splitmix64 (Steele, Lea and Flood 2014; Vigna's constants): the upper 53 bits as a number in [0, 1). */
 static double random_unit(Sampler *s) {
     uint64_t z = s->random += 0x9E3779B97F4A7C15u;

@@ -25,6 +25,10 @@ void sampler_close(Sampler *s);
 /* `token` (0 .. vocab-1) was read or written: the repeat penalty is about the last 64 of these. */
 void sampler_saw(Sampler *s, int32_t token);
 
+/* The random generator, which changes only with sampler_next: where it is, and back to there. */
+uint64_t sampler_random(const Sampler *s);
+void sampler_resume(Sampler *s, uint64_t random);
+
 /* The next token after `logits` [vocab], or -1 if no logit is a finite number. Does not call sampler_saw. */
 int32_t sampler_next(Sampler *s, const float *logits);
 

@@ -244,12 +244,9 @@ void state_close(State *s) {
 }
 
 void state_begin(State *s, const Row *rows, size_t n) {
-    Cache *cache = s->cache;
     s->rows = rows, s->n = n, s->wanted_count = 0;
     for (size_t i = 0; i < n; i++) {
-        uint32_t sequence = rows[i].sequence;
-        if (rows[i].position / TILE_ROWS == cache->page_count[sequence])
-            cache->page[sequence][cache->page_count[sequence]++] = (uint32_t)cache->free_page++;
+        cache_extend(s->cache, rows[i].sequence, (size_t)rows[i].position + 1);
         if (rows[i].logits)
             s->wanted[s->wanted_count++] = (uint32_t)i;
     }

@@ -43,9 +43,15 @@ remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_sup
 MEANING = {
     "index_topk": "a sparse attention indexer", "indexer_rope_interleave": "a sparse attention indexer",
     "linear_attn_config": "linear attention layers", "layer_group_size": "linear attention layers", "sliding_window": "sliding window attention",
-    "zero_expert_num": "identity experts", "scale_emb": "muP scalings", "sandwich_norm": "norms after attention and MLP", "hc_mult": "hyper-connections",
+    "zero_expert_num": "identity experts", "scale_emb": "muP scalings",
+    "sandwich_norm": "norms after attention and MLP", "hc_mult": "hyper-connections",
     "text_config": "a model inside a larger one", "vision_config": "a model that sees",
 }
+
+# The largest that ./run accepts (checkpoint.c), far above any published model.
+LIMITS = {"hidden_size": 1 << 17, "num_hidden_layers": 1 << 10, "num_attention_heads": 1 << 12, "q_lora_rank": 1 << 17, "kv_lora_rank": 1 << 14,
+          "qk_nope_head_dim": 1 << 12, "qk_rope_head_dim": 1 << 12, "v_head_dim": 1 << 12, "intermediate_size": 1 << 20, "vocab_size": 1 << 24,
+          "max_position_embeddings": 1 << 24, "n_routed_experts": 1 << 10, "n_group": 64, "n_shared_experts": 64, "moe_intermediate_size": 1 << 17}
 
 REQUIRED = object()
 
@@ -71,8 +77,9 @@ class Keys:
             raise ExportError(f"{self.where}: {key} is missing; is this a configuration{self.kind()} with multi-head latent attention?")
         return default if value is None else value
 
-    def integer(self, key, default=REQUIRED, least=1, most=(1 << 31) - 1):
+    def integer(self, key, default=REQUIRED, least=1, most=None):
         value = self.get(key, default)
+        most = LIMITS.get(key, (1 << 31) - 1) if most is None else most
         if type(value) is float and value.is_integer():
             value = int(value)
         if value is not default and (type(value) is not int or not least <= value <= most):
@@ -100,7 +107,8 @@ class Keys:
 
     def refuse(self, key):
         meaning = f" ({MEANING[key]})" if key in MEANING else ""
-        raise ExportError(f"{self.where}: key {printable(key)}{meaning} is not supported: what it changes in the arithmetic{self.kind()} is not implemented")
+        raise ExportError(f"{self.where}: key {printable(key)}{meaning} is not supported: what it changes in the arithmetic{self.kind()} "
+                          "is not implemented")
 
     def finish(self, harmless=()):
         """Refuses the keys that were not read and are not harmless. null is absence."""
@@ -116,7 +124,6 @@ class ModelConfig:
     rope_multiplier: float  # of cos and sin: folded into the rotated rows
     rope_interleave: bool   # False: rotated rows are stored half-split and must be permuted
     block: tuple            # rows, columns that share an FP8 scale
-    nextn: int              # MTP layers that the configuration declares
 
     def __getattr__(self, name):  # config.hidden_size
         try:
@@ -277,7 +284,7 @@ def parse(values, name, where="config.json", has=lambda suffix: False):
     """`values`: a config.json. `has(suffix)`: is there a tensor whose name ends so. The text fields are set by text_fields()."""
     keys = Keys(values, where)
     for key in MEANING:  # said first: such a configuration may lack other keys as well
-        if keys.get(key, None) is not None:
+        if keys.values.get(key) not in (None, False):
             keys.refuse(key)
     f = {key: keys.integer(key) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "kv_lora_rank", "qk_nope_head_dim",
                                             "qk_rope_head_dim", "v_head_dim", "intermediate_size", "vocab_size", "max_position_embeddings")}
@@ -286,7 +293,7 @@ def parse(values, name, where="config.json", has=lambda suffix: False):
         keys.fail("qk_rope_head_dim", "it must be even: rotations turn pairs")
     f["q_lora_rank"] = keys.integer("q_lora_rank", 0, least=0)
     f["published_layers"] = layers
-    f["rms_norm_eps"], f["latent_norm_eps"] = keys.number("rms_norm_eps"), LATENT_NORM_EPS
+    f["rms_norm_eps"], f["latent_norm_eps"] = keys.number("rms_norm_eps", least=1e-30), LATENT_NORM_EPS
     f["tie_word_embeddings"] = _tied(keys, has)
     f.update(_experts(keys, layers, has))
     inv_freq, f["rope_theta"], f["rope_factor"], multiplier, scale = _rope(keys, p)
@@ -298,9 +305,9 @@ def parse(values, name, where="config.json", has=lambda suffix: False):
         keys.only(key, False)
     encoded = name.encode("utf-8")[:63]
     f.update(name=encoded.decode("utf-8", "ignore").encode("utf-8"), mtp_layers=0)
-    config = ModelConfig(f, inv_freq.astype(np.float32), multiplier, keys.boolean("rope_interleave", True), _fp8_block(keys),
-                         keys.integer("num_nextn_predict_layers", 0, least=0))
-    keys.read.update(("bos_token_id", "eos_token_id"))
+    config = ModelConfig(f, inv_freq.astype(np.float32), multiplier, keys.boolean("rope_interleave", True), _fp8_block(keys))
+    # Begin and end tokens are text_fields()'s; MTP layers are declared by models that do not ship them, so the tensors decide.
+    keys.read.update(("bos_token_id", "eos_token_id", "num_nextn_predict_layers"))
     keys.finish(HARMLESS)
     return config
 

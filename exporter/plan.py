@@ -4,6 +4,7 @@ Nothing is read here: the plan is made from the configuration and the names, sha
 missing, left over or wrongly shaped tensor is known before the first byte is written.
 """
 
+import math
 import re
 from dataclasses import dataclass, field
 
@@ -222,7 +223,8 @@ def check_plan(entries, source, mtp):
             hint = "; the model has no MTP layer: export without --mtp" if entry.name.startswith("mtp.") else ""
             raise ExportError(f"{source.directory}: tensor {entry.source} is missing (needed for {entry.name}){hint}")
         if tensor.shape != entry.shape:
-            raise ExportError(f"{tensor.shard.path}: tensor {entry.source} has shape {list(tensor.shape)}, and config.json implies {list(entry.shape)}")
+            raise ExportError(f"{tensor.shard.path}: tensor {entry.source} has shape {list(tensor.shape)}, "
+                              f"and config.json implies {list(entry.shape)}")
         used.add(entry.source)
         if tensor.dtype == "F8_E4M3":
             used.add(entry.source + "_scale_inv")
@@ -230,4 +232,5 @@ def check_plan(entries, source, mtp):
     left = [name for name in source.tensors if name not in used and not _ignored(name, layers, mtp)]
     if left:
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-        raise ExportError(f"{source.directory}: tensor {printable(left[0])}{more}: nothing in config.json asks for it; what it computes is not implemented")
+        raise ExportError(f"{source.directory}: tensor {printable(left[0])}{more}: nothing in config.json asks for it; "
+                          "what it computes is not implemented")

@@ -1,6 +1,6 @@
 """float32 rows -> panels of 16 rows, as kernels/kernels.h lays them out: f32, bf16, q8 and q4.
 
-Whole arrays at a time, so that numpy's loops do the work; the arrays are small enough for a core's second-level cache.
+Whole arrays at a time, so that numpy's loops do the work; callers bring so few rows that the arrays stay in a core's cache.
 """
 
 import numpy as np
@@ -77,36 +77,41 @@ def _pack_q8(x, cols):
     return _blocks(scale, (q + 128).astype(np.uint8).reshape(x.shape).view(np.uint32), 16)
 
 
-def _round(x, inverse):
-    """x * inverse as an int8, in the byte that indexes NEAREST."""
-    scaled = x * inverse
-    np.clip(scaled, -127, 127, out=scaled)
-    np.rint(scaled, out=scaled)
-    return scaled.astype(np.int8).view(np.uint8)
+class Trial:
+    """n groups of 32 weights, x [32, n], and the arrays that trying a scale on them needs, allocated once: fresh memory for every try
+    would cost as much as the arithmetic. present [32, n] is 0 where a weight is only padding, or None."""
 
+    def __init__(self, x, present):
+        self.x, self.present = x, present
+        self.value, self.code = np.empty_like(x), np.empty(x.shape, np.int8)
 
-def _fit(x, inverse, present):
-    """The best scale for the codes that 1 / inverse gives, and by how much it lowers the squared error: (scale, gain)."""
-    value = np.take(NEAREST_VALUE, _round(x, inverse), mode="clip")
-    if present is not None:
-        value *= present
-    xv, vv = np.einsum("jn,jn->n", x, value), np.einsum("jn,jn->n", value, value)
-    scale = np.divide(xv, vv, out=np.zeros_like(xv), where=vv != 0)
-    return scale, xv * scale
+    def round(self, inverse):
+        """x * inverse as an int8, in the byte that indexes NEAREST."""
+        np.multiply(self.x, inverse, out=self.value)
+        np.clip(self.value, -127, 127, out=self.value)
+        np.rint(self.value, out=self.value)
+        np.copyto(self.code, self.value, casting="unsafe")
+        return self.code.view(np.uint8)
 
+    def fit(self, inverse):
+        """The best scale for the codes that 1 / inverse gives, and by how much it lowers the squared error: (scale, gain)."""
+        value = np.take(NEAREST_VALUE, self.round(inverse), out=self.value, mode="clip")
+        if self.present is not None:
+            value *= self.present
+        xv, vv = np.einsum("jn,jn->n", self.x, value), np.einsum("jn,jn->n", value, value)
+        scale = np.divide(xv, vv, out=np.zeros_like(xv), where=vv != 0)
+        return scale, xv * scale
 
-def q4_scales(x, present=None):
-    """x [32, n]: n groups of 32 weights -> their scales, f16, searched for the least squared error. present [32, n] is 0 where
-    a weight is only padding."""
-    top, bottom = x.max(axis=0), x.min(axis=0)
-    inverse = _inverse(np.where(top >= -bottom, top, bottom))  # of the weight of largest magnitude
-    best, most = np.zeros_like(top), np.zeros_like(top)
-    for value in TRIES:
-        scale, gain = _fit(x, inverse * np.float32(value), present)
-        better = gain > most
-        best[better], most[better] = scale[better], gain[better]
-    scale, _ = _fit(x, _inverse(best), present)
-    return scale.astype(np.float16)
+    def search(self):
+        """The scales of least squared error, as f16."""
+        top, bottom = self.x.max(axis=0), self.x.min(axis=0)
+        inverse = _inverse(np.where(top >= -bottom, top, bottom))  # of the weight of largest magnitude
+        best, most = np.zeros_like(top), np.zeros_like(top)
+        for value in TRIES:
+            scale, gain = self.fit(inverse * np.float32(value))
+            best = np.where(gain > most, scale, best)
+            most = np.maximum(gain, most)
+        return self.fit(_inverse(best))[0].astype(np.float16)
 
 
 def _pack_q4(x, cols):
@@ -115,8 +120,9 @@ def _pack_q4(x, cols):
     present = None
     if cols % GROUP:
         present = np.broadcast_to(np.arange(x.shape[1]) < cols, x.shape).reshape(-1, GROUP).T.astype(np.float32)
-    scale = q4_scales(groups, present)
-    codes = np.take(NEAREST, _round(groups, _inverse(scale)), mode="clip")
+    trial = Trial(groups, present)
+    scale = trial.search()
+    codes = np.take(NEAREST, trial.round(_inverse(scale)), mode="clip")
     pairs = codes[:16] | codes[16:] << 4  # byte i: columns i and 16 + i
     words = np.ascontiguousarray(pairs.T).view(np.uint32)  # [rows * groups, 4 words]
     return _blocks(scale.reshape(rows, -1), words.reshape(rows, -1), 8)

@@ -97,7 +97,8 @@ class Tensor:
             raise ExportError(f"{shard.path}: tensor {printable(name)}: {what}")
 
         def naturals(value, count=None):
-            return isinstance(value, list) and len(value) in ([count] if count else range(9)) and all(type(n) is int and 0 <= n < 1 << 60 for n in value)
+            right_length = isinstance(value, list) and len(value) in ([count] if count else range(9))
+            return right_length and all(type(n) is int and 0 <= n < 1 << 60 for n in value)
 
         if not isinstance(entry, dict) or not naturals(entry.get("shape")) or not naturals(entry.get("data_offsets"), 2):
             fail("its header entry is damaged")
@@ -141,7 +142,8 @@ class Tensor:
             if bits.size:
                 top = max(top, int((bits & bits.dtype.type(mask)).max()))
         if self.dtype in NOT_FINITE and top >= NOT_FINITE[self.dtype]:
-            raise ExportError(f"{self.shard.path}: tensor {printable(self.name)} holds numbers that are infinite or not a number; the file is damaged")
+            raise ExportError(f"{self.shard.path}: tensor {printable(self.name)} holds numbers that are infinite or not a number; "
+                              "the file is damaged")
         if self.dtype == "F8_E4M3":
             return float(E4M3[top])
         if self.dtype == "BF16":

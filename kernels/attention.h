@@ -198,9 +198,9 @@ static void query(const TileShape *s, void *out, const float *const a[LANES], co
 /* How far ahead of the scores the tile is asked for: rows of the next tile then arrive while this one's values are summed. */
 enum { ATTEND_AHEAD = 8192 };
 
-/* acc[row][lane] = row . query, over one part: TILE rows of a sub-tile, beginning at `rows`. */
-OP void dots(vi acc[TILE], const uint8_t *query_unit, const uint8_t *rows, size_t n, const int32_t *sum) {
-    UNROLL for (int r = 0; r < TILE; r++) acc[r] = dot4_start(sum[r]);
+/* acc[row][lane] = row . query, over the n units of one part: TILE rows of a sub-tile, beginning at `rows`, of which the first `written` are rows. */
+OP void dots(vi acc[TILE], const uint8_t *query_unit, const uint8_t *rows, size_t n, const int32_t *sum, size_t written) {
+    UNROLL for (int r = 0; r < TILE; r++) acc[r] = dot4_start((size_t)r < written ? sum[r] : 0);
     for (size_t u = 0; u < n; u++) {
         vb q = vb_load_biased(query_unit + u * 64);
         PREFETCH(rows + u * 64 + ATTEND_AHEAD);
@@ -217,11 +217,11 @@ static void q8_scores(const TileShape *s, const uint8_t *query, const uint8_t *t
         const SubTileScales *scales = sub_tile_scales(s, sub);
         size_t first = row % SUB_ROWS;
         vi acc[TILE];
-        dots(acc, query, sub + first * 4, ua, scales->sum[0] + first);
+        dots(acc, query, sub + first * 4, ua, scales->sum[0] + first, rows - row);
         UNROLL for (int r = 0; r < TILE; r++)
             vf_store(p[row + r], vf_mul(vi_to_float(acc[r]), vf_mul(vf_set1(scales->scale[0][first + r]), qa)));
         if (!ub) continue;
-        dots(acc, query + ua * 64, sub + ua * 64 + first * 4, ub, scales->sum[1] + first);
+        dots(acc, query + ua * 64, sub + ua * 64 + first * 4, ub, scales->sum[1] + first, rows - row);
         UNROLL for (int r = 0; r < TILE; r++)
             vf_store(p[row + r], vf_fma(vi_to_float(acc[r]), vf_mul(vf_set1(scales->scale[1][first + r]), qb), vf_load(p[row + r])));
     }

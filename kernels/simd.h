@@ -18,15 +18,16 @@
 #include <stdint.h>
 #include <string.h>
 
-/* Inlined always: a tile of accumulators must stay in registers through several layers of these functions. */
-#define OP static inline __attribute__((always_inline))
-
-/* Before a loop over registers. Portable C has none to speak of, and would only grow. */
+/* Inlined always, loops over registers unrolled: a tile of accumulators must stay in registers through several layers of these functions.
+ * Portable C is left to the compiler's judgement. */
 #if defined(ISA_portable)
+#define OP static inline
 #define UNROLL
 #elif defined(__clang__)
+#define OP static inline __attribute__((always_inline))
 #define UNROLL _Pragma("unroll")
 #else
+#define OP static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 

@@ -60,7 +60,7 @@ static int write_file(const char *path, const Model *m, State *s, const Prompt *
 int mode_logits(const Model *m, const Options *o) {
     Prompt p;
     State *s = NULL;
-    int status = prompt_read(&p, m, o);
+    int status = prompt_read(&p, m, o, 0);
     if (!status)
         status = prompt_state(&s, &p, m, o, LOGIT_ROWS);
     if (!status) {

@@ -12,7 +12,7 @@ typedef enum { MODE_GENERATE, MODE_LOGITS, MODE_PERPLEXITY, MODE_TOKENIZE, MODE_
 
 typedef enum {
     OPT_PROMPT, OPT_ESCAPE, OPT_FILE, OPT_IDS, OPT_SPECIAL, OPT_NO_BOS,
-    OPT_ECHO, OPT_TOKENS, OPT_CONTEXT, OPT_STOP, OPT_IGNORE_EOS,
+    OPT_ECHO, OPT_TOKENS, OPT_CONTEXT, OPT_STOP, OPT_IGNORE_EOS, OPT_SESSION,
     OPT_TEMPERATURE, OPT_TOP_K, OPT_TOP_P, OPT_MIN_P, OPT_REPEAT_PENALTY, OPT_SEED,
     OPT_LOGITS, OPT_PERPLEXITY, OPT_TOKENIZE, OPT_INFO, OPT_CHECK, OPT_BENCH, OPT_CSV, OPT_PROFILE,
     OPT_THREADS, OPT_CACHE, OPT_QUIET, OPT_HELP, OPT_VERSION,
@@ -28,6 +28,7 @@ typedef struct {
     const char *file;        /* of -f, --logits or --perplexity: see `output` */
     const char *output;      /* of --logits */
     const char *ids;
+    const char *session;
     int64_t tokens;          /* -1: until the context is full */
     int64_t context;         /* 0: not given */
     const char **stops;      /* [stop_count] */

@@ -35,6 +35,7 @@ typedef struct {
     Stop *stops;
     size_t stop_count;
     size_t stop_held;  /* bytes held back because a stop text may have begun: the largest `matched` */
+    size_t cut;        /* bytes of the complete stop text and of its last token behind it, which are not written */
     char character[4]; /* on a terminal: the beginning of a UTF-8 character */
     size_t held;
     bool terminal;

@@ -93,7 +93,7 @@ static int parse_text(Prompt *p, const Model *m, const Options *o) {
             return FAILED;
     }
     int32_t bos = m->config.bos_token_id;
-    bool begin = bos >= 0 && !o->typed[OPT_NO_BOS] && (m->config.add_bos_token || !count);
+    bool begin = bos >= 0 && !o->typed[OPT_NO_BOS] && !p->before && (m->config.add_bos_token || !count);
     p->ids = malloc((count + 1) * sizeof *p->ids);
     if (p->ids && begin)
         p->ids[0] = bos;
@@ -104,14 +104,14 @@ static int parse_text(Prompt *p, const Model *m, const Options *o) {
     p->count = count + begin;
     if (!p->ids)
         return failed(FAILED, "out of memory");
-    if (!p->count)
+    if (!p->count && !p->before)
         return failed(WRONG_USAGE, "there is nothing to start from: the prompt is empty and %s; give one with -p, -f or --ids",
                       bos < 0 ? "the model has no begin token" : "--no-bos leaves the begin token out");
     return DONE;
 }
 
-int prompt_read(Prompt *p, const Model *m, const Options *o) {
-    *p = (Prompt){0};
+int prompt_read(Prompt *p, const Model *m, const Options *o, size_t before) {
+    *p = (Prompt){.before = before};
     if (o->typed[OPT_IDS])
         return parse_ids(p, m, o);
     p->text = o->text;
@@ -147,12 +147,12 @@ State *open_state(const Model *m, const Options *o, size_t context, uint32_t max
 
 int prompt_state(State **s, const Prompt *p, const Model *m, const Options *o, uint32_t max_logits) {
     size_t more = o->mode != MODE_GENERATE ? 0 : o->tokens < 0 ? UINT32_MAX : (size_t)o->tokens;
-    size_t context = context_rows(m, o, p->count + more);
+    size_t needed = p->before + p->count, context = context_rows(m, o, needed + more);
     if (!context)
         return WRONG_USAGE;
-    if (p->count > context)
-        return failed(FAILED, "the prompt has %zu tokens, more than the context of %zu%s", p->count, context,
-                      o->context ? "; -c makes it longer" : ", the most that the model was made for");
+    if (needed > context)
+        return failed(FAILED, "the %s %zu tokens, more than the context of %zu%s", p->before ? "session and the prompt have" : "prompt has", needed,
+                      context, o->context ? "; -c makes it longer" : ", the most that the model was made for");
     *s = open_state(m, o, context, max_logits);
     return *s ? DONE : FAILED;
 }

@@ -24,7 +24,7 @@ BUILDS = {
     "gcc": ["CC=gcc"],
     "clang": ["CC=clang"],
     "without OpenMP": ["OPENMP="],
-    "aarch64": ["CC=aarch64-linux-gnu-gcc", "LDFLAGS=-static"],
+    "aarch64": ["CC=aarch64-linux-gnu-gcc", "LDFLAGS=-static", "OPENMP="],  # static: qemu-user then needs no other file
     "debug": [],  # `make debug`
 }
 

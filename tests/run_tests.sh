@@ -13,4 +13,4 @@ if ! cmp -s tests/requirements.txt $venv/requirements.txt; then
         { echo "tests: pip could not install tests/requirements.txt; it needs the network once" >&2; exit 1; }
     cp tests/requirements.txt $venv/requirements.txt # last: a venv that is not finished is made again
 fi
-exec $venv/bin/python -m pytest -q -p no:cacheprovider tests "$@"
+exec $venv/bin/python -m pytest -q -rs -p no:cacheprovider tests "$@"

@@ -6,6 +6,8 @@ MLA_ORACLE may name a directory with more of the same form (config.json, model.s
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,13 @@ def test_logits(source, path, chunk, export):
     options, environment = PATHS[path]
     got = compare.logits(export(source, "f32"), ids, *options, **environment, **CHUNKS[chunk])
     assert compare.relative_difference(got, want) <= TOLERANCE
+
+
+def test_compare_reports_agreement(export):
+    """tests/compare.py, which people with real weights use, on a model whose logits are known."""
+    command = [sys.executable, compare.__file__, MODELS / "v3_fp8", export(MODELS / "v3_fp8", "f32")]
+    report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "all equal" in report and float(report.split("std")[1].split()[0]) <= TOLERANCE
 
 
 @pytest.mark.parametrize("feature", FEATURES)

@@ -93,6 +93,6 @@ def test_same_bytes(name, way, reference, export, build):
 
 
 def test_the_test_can_fail(reference):
-    """Hashes that were the same whatever is run would prove nothing."""
-    assert len({str(reference(name)) for name in CHECKPOINTS}) == len(CHECKPOINTS)
+    """Hashes that were the same whatever is run would prove nothing. (f32 and bf16 do give the same: the tiny model's weights are bf16.)"""
+    assert len({str(reference(name)) for name in ("f32", "q8", "q4", "stories")}) == 4
     assert reference("f32")["absorbed", "logits f32"] != reference("f32")["absorbed", "logits q8"]

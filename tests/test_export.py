@@ -1,0 +1,570 @@
+"""export.py, judged by a second reader of the format: `Checkpoint` below is written from checkpoint.h, model.h and kernels/kernels.h (Config's fields
+are parsed out of model.h itself) and shares no code with the exporter. What the tests protect:
+
+    contents    every number of the source arrives, in its place: exactly as f32 and bf16, within the rounding of q8 and q4
+    format      offsets, alignment, checksums, zeros where there is nothing
+    knowledge   YaRN, routers, parameter totals: against published numbers
+    refusals    what is damaged, missing or unknown is one line on standard error, exit status 1, and no file"""
+
+import json
+import re
+import struct
+import sys
+import zlib
+
+import numpy as np
+import pytest
+
+import compare
+from conftest import MODELS
+
+sys.path.insert(0, str(compare.ROOT))
+import export as command
+from exporter import config as model_config
+from exporter.errors import ExportError
+from exporter.plan import make_plan, parameters
+from exporter.quantise import CODEBOOK
+from exporter.shapes import SHAPES
+from exporter.sources import E4M3
+
+# ---- a reader of the format ---------------------------------------------------------------------------------------------------
+
+VECTOR, F32, BF16, Q8, Q4 = range(5)
+
+
+def config_fields():
+    """[(name, struct format)] of Config, from model.h."""
+    text = (compare.ROOT / "model.h").read_text()
+    body = re.search(r"typedef struct \{([^}]*)\} Config;", re.sub(r"/\*.*?\*/", "", text, flags=re.S)).group(1)
+    fields = []
+    for kind, names in re.findall(r"(char|uint32_t|int32_t|float) ([^;]*);", body):
+        for name, count in re.findall(r"(\w+)(?:\[(\d+)\])?", names):
+            fields.append((name, {"char": "64s", "uint32_t": "I", "int32_t": (count or "") + "i", "float": "f"}[kind]))
+    return fields
+
+
+class Checkpoint:
+    def __init__(self, path):
+        self.file = file = path.read_bytes()
+        magic, version, self.checksum, size, self.data, config_bytes, tokenizer, count = struct.unpack_from("<8sIIQQIII", file)
+        assert (magic, version, size) == (b"MLA.C\r\n\x1a", 1, len(file)) and self.data % 4096 == 0
+        self.config, at = {}, 64
+        for name, form in config_fields():
+            value = struct.unpack_from("<" + form, file, at)
+            self.config[name] = list(value) if len(value) > 1 else value[0]
+            at += struct.calcsize("<" + form)
+        assert at == 64 + config_bytes
+        at = -(-at // 64) * 64 + tokenizer
+        at = -(-at // 64) * 64
+        keys = "name offset bytes type count rows cols scale checksum codebook".split()
+        self.infos = [dict(zip(keys, struct.unpack_from("<56sQQIIIIfI16s", file, at + 128 * i))) for i in range(count)]
+        for info in self.infos:
+            info["name"] = info["name"].rstrip(b"\0").decode()
+        self.names = {info["name"]: info for info in self.infos}
+
+    def bytes(self, name):
+        info = self.names[name]
+        return np.frombuffer(self.file, np.uint8, info["bytes"], info["offset"])
+
+    def read(self, name):
+        """The tensor as float64: [rows] or [count, rows, cols]."""
+        info, data = self.names[name], self.bytes(name)
+        rows, cols, kind = info["rows"], info["cols"], info["type"]
+        if kind == VECTOR:
+            return data.view(np.float32).astype(np.float64)
+        panels = -(-rows // 16) * info["count"]
+        if kind == F32:
+            x = data.view(np.float32).reshape(panels, cols, 16).transpose(0, 2, 1)
+        elif kind == BF16:
+            x = (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(panels, cols, 16).transpose(0, 2, 1)
+        else:
+            x = self.integers(data.reshape(panels, -(-cols // 64), -1), kind, np.frombuffer(info["codebook"], np.int8)) * info["scale"]
+        return x.reshape(info["count"], -1, x.shape[2])[:, :rows, :cols].astype(np.float64)
+
+    @staticmethod
+    def integers(blocks, kind, codebook):
+        """Blocks of 64 columns [panels, blocks, bytes] -> integer * scale [panels, 16, columns]: the picture in kernels.h, byte for byte."""
+        panels, count, _ = blocks.shape
+        scale = np.ascontiguousarray(blocks[:, :, :64]).view(np.float16).reshape(panels, count, 2, 16).astype(np.float64)
+        x = np.empty((panels, 16, count, 64))
+        for u in range(16 if kind == Q8 else 8):
+            for row in range(16):
+                for j in range(4):
+                    byte = blocks[:, :, 64 + 64 * u + 4 * row + j].astype(int)
+                    if kind == Q8:
+                        column = 4 * u + j
+                        x[:, row, :, column] = (byte - 128) * scale[:, :, column // 32, row]
+                    else:
+                        half, column = u // 4, 32 * (u // 4) + 4 * (u % 4) + j
+                        x[:, row, :, column] = codebook[byte & 15] * scale[:, :, half, row]
+                        x[:, row, :, column + 16] = codebook[byte >> 4] * scale[:, :, half, row]
+        return x.reshape(panels, 16, -1)
+
+
+# ---- a source ----------------------------------------------------------------------------------------------------------------------
+
+# Two layers, dense and mixture; sizes that are no multiples of 16, 32 or 64, so that everything is padded.
+CONFIG = {
+    "model_type": "deepseek_v3", "hidden_size": 72, "num_hidden_layers": 2, "num_attention_heads": 3, "q_lora_rank": 40, "kv_lora_rank": 24,
+    "qk_nope_head_dim": 20, "qk_rope_head_dim": 8, "v_head_dim": 12, "intermediate_size": 100, "vocab_size": 37, "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5, "rope_theta": 10000, "rope_scaling": None, "tie_word_embeddings": False, "hidden_act": "silu", "attention_bias": False,
+    "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 2, "moe_intermediate_size": 36, "first_k_dense_replace": 1,
+    "moe_layer_freq": 1, "n_group": 2, "topk_group": 1, "scoring_func": "sigmoid", "topk_method": "noaux_tc", "norm_topk_prob": True,
+    "routed_scaling_factor": 2.5, "bos_token_id": 1, "eos_token_id": 2, "num_nextn_predict_layers": 1,
+}
+
+
+def to_bf16(x):
+    return (x.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+
+
+def tensors():
+    """The tensors of CONFIG with its MTP layer, by their published names: float32 values that bf16 holds exactly."""
+    c, rng = CONFIG, np.random.default_rng(7)
+    D, H, r, ql, E = c["hidden_size"], c["num_attention_heads"], c["kv_lora_rank"], c["q_lora_rank"], c["n_routed_experts"]
+    n, p, v, M = c["qk_nope_head_dim"], c["qk_rope_head_dim"], c["v_head_dim"], c["moe_intermediate_size"]
+    shapes = {"model.embed_tokens.weight": (37, D), "lm_head.weight": (37, D), "model.norm.weight": (D,)}
+    for i in range(3):
+        at = f"model.layers.{i}."
+        attention = {"q_a_proj": (ql, D), "q_a_layernorm": (ql,), "q_b_proj": (H * (n + p), ql), "kv_a_proj_with_mqa": (r + p, D),
+                     "kv_a_layernorm": (r,), "kv_b_proj": (H * (n + v), r), "o_proj": (D, H * v)}
+        shapes |= {f"{at}self_attn.{name}.weight": shape for name, shape in attention.items()}
+        shapes |= {at + "input_layernorm.weight": (D,), at + "post_attention_layernorm.weight": (D,)}
+        mlps = {"mlp.": 100} if i == 0 else {"mlp.shared_experts.": 2 * M} | {f"mlp.experts.{e}.": M for e in range(E)}
+        for mlp, width in mlps.items():
+            shapes |= {f"{at}{mlp}gate_proj.weight": (width, D), f"{at}{mlp}up_proj.weight": (width, D), f"{at}{mlp}down_proj.weight": (D, width)}
+        if i:
+            shapes |= {at + "mlp.gate.weight": (E, D), at + "mlp.gate.e_score_correction_bias": (E,)}
+    last = "model.layers.2."
+    shapes |= {last + "enorm.weight": (D,), last + "hnorm.weight": (D,), last + "eh_proj.weight": (D, 2 * D), last + "shared_head.norm.weight": (D,),
+               last + "embed_tokens.weight": (37, D), last + "shared_head.head.weight": (37, D)}
+    return {name: (to_bf16(rng.standard_normal(shape) * 0.05).astype(np.uint32) << 16).view(np.float32) for name, shape in shapes.items()}
+
+
+def safetensors(arrays):
+    """The bytes of a file that holds `arrays`: float32 as BF16, uint8 as FP8, except names that end in _inv or bias, F32."""
+    header, data = {}, b""
+    for name, x in arrays.items():
+        kind = "F8_E4M3" if x.dtype == np.uint8 else "F32" if name.endswith(("_inv", "bias")) else "BF16"
+        raw = to_bf16(x).tobytes() if kind == "BF16" else x.tobytes()
+        header[name] = {"dtype": kind, "shape": list(x.shape), "data_offsets": [len(data), len(data) + len(raw)]}
+        data += raw
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+@pytest.fixture
+def source(tmp_path):
+    """source(config changes, tensor changes): a directory with the tiny model; a change to None removes."""
+    folder = tmp_path / "source"
+
+    def write(config={}, changes={}):
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text(json.dumps({k: v for k, v in {**CONFIG, **config}.items() if v is not None}))
+        (folder / "model.safetensors").write_bytes(safetensors({k: v for k, v in {**tensors(), **changes}.items() if v is not None}))
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def export(tmp_path, capsys):
+    """export(arguments ...): what export.py writes, as a Checkpoint; or its message, where it fails with status 1."""
+
+    def run(*arguments):
+        out = tmp_path / "model.bin"
+        paths = [arguments[0], out] if not str(arguments[0]).startswith("-") else [out]
+        status = command.main([*map(str, paths), *map(str, arguments[1:] if len(paths) == 2 else arguments)])
+        message = [line for line in capsys.readouterr().err.splitlines() if "warning" not in line]
+        if status == 0:
+            assert not message
+            return Checkpoint(out)
+        assert status == 1 and len(message) == 1 and message[0].startswith("export.py: ") and len(message[0]) < 700
+        assert not list(tmp_path.glob("model.bin*"))  # neither the file nor a part of it
+        return message[0]
+
+    return run
+
+
+def expected():
+    """{name in the checkpoint: array [count, rows, cols] or [n]} of the tiny model, from its published tensors."""
+    t, want = tensors(), {}
+    c = CONFIG
+    H, n, v = c["num_attention_heads"], c["qk_nope_head_dim"], c["v_head_dim"]
+
+    def layer(to, at, moe):
+        names = {"input_norm": "input_layernorm", "post_norm": "post_attention_layernorm", "q_a": "self_attn.q_a_proj", "q_a_norm": "self_attn.q_a_layernorm",
+                 "q_b": "self_attn.q_b_proj", "kv_a": "self_attn.kv_a_proj_with_mqa", "kv_a_norm": "self_attn.kv_a_layernorm"}
+        mlps = {"shared.": "mlp.shared_experts."} | {f"experts.{e}.": f"mlp.experts.{e}." for e in range(4)} if moe else {"": "mlp."}
+        names |= {mlp + part: f"{source}{part}_proj" for mlp, source in mlps.items() for part in ("gate", "up", "down")}
+        names |= {"router": "mlp.gate"} if moe else {}
+        want.update({to + name: t[f"{at}{source}.weight"] for name, source in names.items()})
+        heads = t[at + "self_attn.kv_b_proj.weight"].reshape(H, n + v, -1)
+        want.update({to + "w_uk": heads[:, :n], to + "w_uk_t": heads[:, :n].transpose(0, 2, 1), to + "w_uv": heads[:, n:]})
+        # Each head's 12 columns begin a block of 32, with zeros behind them.
+        want[to + "o"] = np.pad(t[at + "self_attn.o_proj.weight"].reshape(-1, H, v), ((0, 0), (0, 0), (0, 32 - v))).reshape(-1, H * 32)
+        if moe:
+            want[to + "router_bias"] = t[at + "mlp.gate.e_score_correction_bias"]
+
+    want |= {"embed": t["model.embed_tokens.weight"], "head": t["lm_head.weight"], "norm": t["model.norm.weight"],
+             "inv_freq": 10000.0 ** (-np.arange(4) / 4)}
+    layer("layers.0.", "model.layers.0.", False)
+    layer("layers.1.", "model.layers.1.", True)
+    at = "model.layers.2."
+    want |= {"mtp.enorm": t[at + "enorm.weight"], "mtp.hnorm": t[at + "hnorm.weight"], "mtp.eh_proj": t[at + "eh_proj.weight"]}
+    layer("mtp.", at, True)
+    want["mtp.norm"] = t[at + "shared_head.norm.weight"]
+    return {name: x if x.ndim == 3 or x.ndim == 1 else x[None] for name, x in want.items()}
+
+
+# ---- contents ------------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("type", ["f32", "bf16"])
+def test_every_number_arrives(type, source, export):
+    got, want = export(source(), "--type", type, "--mtp"), expected()
+    assert got.names.keys() == want.keys()
+    for name, x in want.items():
+        # inv_freq is computed, and rounded to f32 once.
+        np.testing.assert_allclose(got.read(name), x, rtol=1e-7 if name == "inv_freq" else 0, atol=0, err_msg=name)
+
+
+@pytest.mark.parametrize("type", ["q8", "q4", "mixed"])
+def test_quantised_numbers_are_near(type, source, export):
+    got = export(source(), "--type", type)
+    for name, x in expected().items():
+        if name.startswith("mtp."):
+            continue
+        kind, y = got.names[name]["type"], got.read(name)
+        if kind in (VECTOR, F32):
+            np.testing.assert_allclose(y, x, rtol=1e-7, err_msg=name)
+            continue
+        for begin in range(0, x.shape[2], 32):
+            a, b = x[:, :, begin:begin + 32], y[:, :, begin:begin + 32]
+            largest = np.abs(a).max(axis=2)
+            # q8: half a step, and the scale's own rounding to f16. q4: no worse than half of the widest gap of the best fixed scale.
+            bound = largest * (0.5 / 127 + 2.0**-11 + 1e-6) if kind == Q8 else largest * 0.2
+            assert (np.abs(a - b).max(axis=2) <= bound).all(), name
+
+
+def test_types(source, export):
+    """What --type says of each matrix; norms, the router and its bias stay f32, and both copies of W_uk are q8 in a q4 file."""
+    q4 = export(source(), "--type", "q4")
+    kinds = {name.split(".")[-1]: info["type"] for name, info in q4.names.items()}
+    assert {name for name, kind in kinds.items() if kind == VECTOR} == {"norm", "inv_freq", "input_norm", "q_a_norm", "kv_a_norm", "post_norm", "router_bias"}
+    assert {name for name, kind in kinds.items() if kind == F32} == {"router"}
+    assert {name for name, kind in kinds.items() if kind == Q8} == {"w_uk", "w_uk_t"}
+
+
+def test_q4_is_better_than_uniform():
+    """On normally distributed weights: better than the usual symmetric four bits (an f16 scale of max / -8 for 32 weights)."""
+    x = np.random.default_rng(3).standard_normal((64, 2048)).astype(np.float32) * 0.02
+    scale = command.multiplier(0.1, Q4)
+    blocks = command.pack(x / np.float32(scale), Q4).reshape(4, 32, -1)
+    y = Checkpoint.integers(blocks, Q4, CODEBOOK) * scale
+    groups = x.reshape(-1, 32)
+    d = (groups[np.arange(len(groups)), np.abs(groups).argmax(axis=1)] / -8).astype(np.float16).astype(np.float32)[:, None]
+    uniform = (np.clip(np.floor(groups / d + 8.5), 0, 15) - 8) * d
+
+    def error(z):
+        return np.sqrt(((z.reshape(-1) - x.reshape(-1)) ** 2).sum() / (x**2).sum())
+
+    assert error(y) < 0.85 * error(uniform)
+
+
+@pytest.mark.parametrize("magnitude", [1e-30, 1e-6, 1.0, 1e30])
+def test_scales_stay_in_range(magnitude, source, export):
+    """Weights far from 1 keep their precision: the tensor's multiplier takes the magnitude out of the f16 scales."""
+    name = "model.layers.0.mlp.up_proj.weight"
+    x = (to_bf16(tensors()[name] * magnitude).astype(np.uint32) << 16).view(np.float32)
+    got = export(source(changes={name: x}), "--type", "q8").read("layers.0.up")[0]
+    np.testing.assert_allclose(got, x, rtol=0, atol=np.abs(x).max() / 200)
+
+
+def test_layout(source, export):
+    got = export(source(), "--type", "mixed", "--mtp")
+    front = bytearray(got.file[: got.data])
+    front[12:16] = bytes(4)
+    assert zlib.crc32(front) == got.checksum
+    end = got.data
+    for info in got.infos:
+        page = 4096 if re.search(r"\.experts\.\d+\.gate$", info["name"]) else 64
+        assert info["offset"] % page == 0 and end <= info["offset"] < end + page
+        assert not any(got.file[end : info["offset"]])
+        end = info["offset"] + info["bytes"]
+        assert zlib.crc32(got.file[info["offset"] : end]) == info["checksum"]
+        assert (info["codebook"] == CODEBOOK.tobytes()) == (info["type"] == Q4)
+    assert end == len(got.file)
+
+
+def test_configuration(source, export):
+    c = export(source()).config
+    for key in ("hidden_size", "num_hidden_layers", "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "intermediate_size",
+                "vocab_size", "n_routed_experts", "n_shared_experts", "moe_intermediate_size", "n_group", "topk_group", "bos_token_id", "routed_scaling_factor"):
+        assert c[key] == CONFIG[key], key
+    assert (c["name"].rstrip(b"\0"), c["published_layers"], c["mtp_layers"], c["scoring_func"], c["group_score"], c["norm_topk_prob"]) == (b"source", 2, 0, 1, 1, 1)
+    assert c["softmax_scale"] == np.float32(28**-0.5) and c["rms_norm_eps"] == np.float32(1e-5) and c["latent_norm_eps"] == np.float32(1e-6)
+    assert (c["eos_tokens"], c["eos_token_id"][0], c["add_bos_token"]) == (1, 2, 1)
+    assert (c["temperature"], c["top_p"], c["top_k"]) == (np.float32(0.8), np.float32(0.95), 0)
+
+
+def test_sampling_defaults(source, export):
+    folder = source()
+    (folder / "generation_config.json").write_text('{"do_sample": false, "top_k": 20, "top_p": 0.5, "eos_token_id": [5, 6], "bos_token_id": 4}')
+    (folder / "tokenizer_config.json").write_text('{"add_bos_token": false}')
+    c = export(folder).config
+    assert (c["temperature"], c["top_p"], c["top_k"], c["bos_token_id"], c["add_bos_token"]) == (0, 0.5, 20, 4, 0)
+    assert c["eos_tokens"] == 2 and c["eos_token_id"][:2] == [5, 6]
+
+
+def test_fused_experts(source, export):
+    """transformers 5 stores a layer's experts in two tensors; the checkpoint is the same."""
+    t = tensors()
+    changes = {}
+    for i in (1, 2):
+        at = f"model.layers.{i}.mlp.experts."
+        parts = {part: np.stack([t[f"{at}{e}.{part}_proj.weight"] for e in range(4)]) for part in ("gate", "up", "down")}
+        changes |= {name: None for name in t if name.startswith(at)}
+        changes |= {at + "gate_up_proj": np.concatenate([parts["gate"], parts["up"]], axis=1), at + "down_proj": parts["down"]}
+    assert export(source(), "--mtp").file == export(source(changes=changes), "--mtp").file
+
+
+def test_half_split_rotation(source, export):
+    """rope_interleave false: pair i is rows i and i + p / 2; the checkpoint has them side by side, in every head and in the shared key."""
+    got, want = export(source({"rope_interleave": False}), "--type", "f32"), expected()
+    order = [0, 4, 1, 5, 2, 6, 3, 7]
+    q, k = want["layers.0.q_b"][0].reshape(3, 28, -1), want["layers.0.kv_a"][0]
+    np.testing.assert_array_equal(got.read("layers.0.q_b")[0].reshape(3, 28, -1), np.concatenate([q[:, :20], q[:, 20:][:, order]], axis=1))
+    np.testing.assert_array_equal(got.read("layers.0.kv_a")[0], np.concatenate([k[:24], k[24:][order]]))
+
+
+def test_rotation_multiplier_is_folded(source, export):
+    """mscale and mscale_all_dim differ: cosine and sine are multiplied by g(mscale) / g(mscale_all_dim), here by scaling what is rotated."""
+    yarn = {"type": "yarn", "factor": 40, "mscale": 1.0, "mscale_all_dim": 0.5, "original_max_position_embeddings": 128}
+    got, want = export(source({"rope_scaling": yarn}), "--type", "f32"), expected()
+    a = (0.1 * np.log(40) + 1) / (0.05 * np.log(40) + 1)
+    k = want["layers.0.kv_a"][0].astype(np.float64)
+    np.testing.assert_allclose(got.read("layers.0.kv_a")[0], np.concatenate([k[:24], a * k[24:]]), rtol=1e-6)
+
+
+def test_shared_embedding(source, export):
+    tied = export(source({"tie_word_embeddings": True}, {"lm_head.weight": None}))
+    assert tied.config["tie_word_embeddings"] == 1 and "head" not in tied.names
+    # A head that is stored is used, whatever the flag says: published models exist that need it.
+    assert "head" in export(source({"tie_word_embeddings": True})).names
+
+
+def test_fp8():
+    """E4M3's values, from the OCP 8-bit floating point specification, table 2."""
+    known = {0x00: 0.0, 0x01: 2.0**-9, 0x07: 7 * 2.0**-9, 0x08: 2.0**-6, 0x38: 1.0, 0x3C: 1.5, 0x7E: 448.0, 0x81: -(2.0**-9), 0xC0: -2.0, 0xFE: -448.0}
+    assert {code: float(E4M3[code]) for code in known} == known and np.isnan(E4M3[[0x7F, 0xFF]]).all() and np.isnan(E4M3).sum() == 2
+
+
+def test_fp8_blocks(source, export):
+    """One scale for each 128 x 128 block, the last ones partial; blocks of 32 here, so that a small tensor has several."""
+    rng = np.random.default_rng(5)
+    code = rng.integers(0, 0x7F, (72, 36), np.uint8) | rng.integers(0, 2, (72, 36), np.uint8) << 7
+    scale = rng.random((3, 2)).astype(np.float32) * 1e-3
+    name = "model.layers.0.self_attn.o_proj.weight"
+    quantised = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [32, 32], "activation_scheme": "dynamic"}
+    got = export(source({"quantization_config": quantised}, {name: code, name + "_scale_inv": scale}), "--type", "f32")
+    np.testing.assert_allclose(got.read("layers.0.o").reshape(72, 3, 32)[:, :, :12].reshape(72, 36), E4M3[code] * np.kron(scale, np.ones((32, 32)))[:72, :36], rtol=1e-7)
+
+
+def test_many_files(source, export, tmp_path):
+    """Split over two files with an index: the same bytes."""
+    folder, t = source(), tensors()
+    whole = export(folder).file
+    (folder / "model.safetensors").unlink()
+    files = {"model-00001-of-00002.safetensors": list(t)[::2], "model-00002-of-00002.safetensors": list(t)[1::2]}
+    for name, some in files.items():
+        (folder / name).write_bytes(safetensors({k: t[k] for k in some}))
+    assert export(folder).file == whole
+    index = {"weight_map": {k: name for name, some in files.items() for k in some}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert export(folder).file == whole
+
+
+def test_random(monkeypatch, export):
+    monkeypatch.setitem(SHAPES, "tiny", CONFIG)
+    first = export("--random", "tiny", "--type", "q8")
+    assert export("--random", "tiny", "--type", "q8", "--seed", "0").file == first.file != export("--random", "tiny", "--seed", "1", "--type", "q8").file
+    assert 0.018 < first.read("layers.0.up").std() < 0.022 and (first.read("norm") == 1).all()
+    cut = export("--random", "tiny", "--layers", "1").config
+    assert (cut["num_hidden_layers"], cut["published_layers"]) == (1, 2)
+
+
+# ---- knowledge ----------------------------------------------------------------------------------------------------------------------
+
+# Sums of the published tensors' sizes; they agree with the sizes that the models are known by (15.7B, 236B, 671B, ...), and for OpenSeek-Small
+# with the length of its published file.
+TOTALS = {"deepseek-v2-lite": 15_706_484_224, "deepseek-v2": 235_741_434_880, "deepseek-v3": 671_026_419_200, "moonlight": 15_960_110_208,
+          "kimi-k2": 1_026_408_232_448, "glm-4.7-flash": 29_943_393_920, "youtu-2b": 1_961_560_064, "openseek-small": 1_588_968_512}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_parameter_totals(shape):
+    assert parameters(make_plan(model_config.parse(SHAPES[shape], shape), "mixed")) == TOTALS[shape]
+
+
+# theta, factor, original length, beta_fast, mscale; the last pair left alone, the first divided fully; softmax scale for n + p = 192.
+# From the published configurations and the formulas of DeepSeek-V3's precompute_freqs_cis.
+YARN = {"V2-Lite": (1e4, 40, 4096, 32, 0.707, 10, 23, 0.1147214), "V3": (1e4, 40, 4096, 32, 1.0, 10, 23, 0.1352338),
+        "Kimi-K2": (5e4, 32, 4096, 1, 1.0, 19, 20, 0.1308608), "Kimi-K2.5": (5e4, 64, 4096, 32, 1.0, 8, 20, 0.1446796)}
+
+
+@pytest.mark.parametrize("model", YARN)
+def test_yarn(model):
+    theta, factor, original, beta_fast, mscale, low, high, softmax_scale = YARN[model]
+    block = {"type": "yarn", "factor": factor, "beta_fast": beta_fast, "beta_slow": 1, "mscale": mscale, "mscale_all_dim": mscale,
+             "original_max_position_embeddings": original}
+    c = model_config.parse({**SHAPES["deepseek-v3"], "rope_theta": theta, "rope_scaling": block}, "")
+    plain = theta ** (-np.arange(32) / 32)
+    ratio = c.inv_freq / plain
+    np.testing.assert_allclose(ratio[: low + 1], 1, rtol=1e-6)
+    np.testing.assert_allclose(ratio[high:], 1 / factor, rtol=1e-6)
+    assert (np.diff(ratio[low : high + 1]) < 0).all()
+    assert c.softmax_scale == pytest.approx(softmax_scale, rel=1e-6) and c.rope_multiplier == 1
+    # transformers 5 writes the same under another name.
+    again = model_config.parse({**SHAPES["deepseek-v3"], "rope_theta": None, "rope_scaling": None, "rope_parameters": {**block, "rope_type": "yarn", "rope_theta": theta}}, "")
+    assert (again.inv_freq == c.inv_freq).all() and again.fields == c.fields
+
+
+def test_yarn_that_changes_nothing():
+    block = {"type": "yarn", "factor": 1.0, "mscale": 1.0, "mscale_all_dim": 0, "original_max_position_embeddings": 4096}
+    with_block = model_config.parse({**SHAPES["youtu-2b"], "rope_scaling": block}, "")
+    without = model_config.parse(SHAPES["youtu-2b"], "")
+    np.testing.assert_allclose(with_block.inv_freq, without.inv_freq, rtol=1e-7)
+    assert with_block.softmax_scale == without.softmax_scale
+
+
+def router(**keys):
+    c = model_config.parse({**CONFIG, **keys}, "", has=lambda suffix: suffix in keys.get("_tensors", ()))
+    return c.scoring_func, c.group_score, c.norm_topk_prob, c.routed_scaling_factor, c.n_group
+
+
+def test_routers():
+    v2 = dict(scoring_func="softmax", topk_method="group_limited_greedy", norm_topk_prob=False, routed_scaling_factor=16.0)
+    assert router(**v2) == (0, 0, 0, 16.0, 2)
+    # In DeepSeek-V2's MoEGate normalising and scaling exclude each other; one expert alone is scaled.
+    assert router(**{**v2, "norm_topk_prob": True}) == (0, 0, 1, 1.0, 2)
+    assert router(**{**v2, "norm_topk_prob": True, "num_experts_per_tok": 1}) == (0, 0, 0, 16.0, 2)
+    assert router(**{**v2, "topk_method": "greedy"}) == (0, 0, 0, 16.0, 1)  # plain top-k: groups mean nothing
+    assert router(scoring_func=None) == router() == (1, 1, 1, 2.5, 2)  # GLM-4.7-Flash leaves it out
+
+
+def test_router_without_a_name(source, export):
+    """Neither scoring_func nor topk_method, as transformers 5 saves DeepSeek-V3: the correction bias tells."""
+    assert export(source({"scoring_func": None, "topk_method": None})).config["scoring_func"] == 1
+
+
+@pytest.mark.parametrize("keys, placement", [({"moe_layer_freq": [0, 1, 1, 1]}, (1, 1)), ({"moe_layer_freq": [0, 0, 1, 0]}, (1, 2)),
+                                             ({"mlp_layer_types": ["dense", "sparse", "sparse", "sparse"]}, (1, 1))])
+def test_layers_listed(keys, placement):
+    c = model_config.parse({**CONFIG, "num_hidden_layers": 4, **keys}, "")
+    listed = [bool(x) for x in keys.get("moe_layer_freq", [0, 1, 1, 1])]
+    assert [c.is_moe(i) for i in range(4)] == listed
+    with pytest.raises(ExportError, match="layer"):
+        model_config.parse({**CONFIG, "num_hidden_layers": 4, "moe_layer_freq": [1, 0, 0, 1]}, "")
+
+
+# ---- refusals -----------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("config, says", [
+    ({"clip_qkv": 8.0}, "clip_qkv"), ({"index_topk": 2048}, "indexer"), ({"hidden_act": "relu2"}, "relu2"), ({"attention_bias": True}, "attention_bias"),
+    ({"hidden_size": "72"}, "hidden_size"), ({"hidden_size": -1}, "hidden_size"), ({"kv_lora_rank": None}, "kv_lora_rank is missing"),
+    ({"rms_norm_eps": float("nan")}, "rms_norm_eps"), ({"num_experts_per_tok": 3}, "cannot be chosen"), ({"scoring_func": "tanh"}, "tanh"),
+    ({"rope_scaling": {"type": "longrope"}}, "longrope"), ({"rope_scaling": {"type": "yarn", "factor": 4, "original_max_position_embeddings": 64, "x": 1}}, "key x"),
+    ({"quantization_config": {"quant_method": "awq"}}, "awq"), ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"), ({"eos_token_id": 37}, "eos_token_id"),
+    ({"qk_rope_head_dim": 7}, "even"), ({"vocab_size": 38}, "embed_tokens"),
+])
+def test_configurations_refused(config, says, source, export):
+    assert says in export(source(config))
+
+
+@pytest.mark.parametrize("name, change, says", [
+    ("model.layers.1.mlp.experts.3.up_proj.weight", None, "is missing"),
+    ("model.layers.1.self_attn.q_norm.weight", np.ones(4, np.float32), "q_norm.weight: nothing"),
+    ("model.layers.0.self_attn.o_proj.bias", np.ones(72, np.float32), "o_proj.bias: nothing"),
+    ("model.layers.0.self_attn.o_proj.weight", np.ones((72, 35), np.float32), "has shape [72, 35]"),
+    ("model.layers.0.self_attn.o_proj.weight", np.full((72, 36), np.nan, np.float32), "not a number"),
+    ("model.norm.weight", np.full(72, np.inf, np.float32), "infinite"),
+    ("model.layers.0.self_attn.o_proj.weight", np.ones((72, 36), np.uint8), "_scale_inv"),
+    ("bad\nname", np.ones(4, np.float32), "bad\\nname"),
+])
+def test_tensors_refused(name, change, says, source, export):
+    message = export(source(changes={name: change}))
+    assert says in message and name.replace("\n", "\\n") in message
+
+
+def test_inv_freq_may_stay_behind(source, export):
+    assert isinstance(export(source(changes={"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)})), Checkpoint)
+
+
+def test_no_mtp_layer(source, export):
+    gone = {name: None for name in tensors() if name.startswith("model.layers.2.")}
+    assert "without --mtp" in export(source(changes=gone), "--mtp")
+
+
+def header(entry, data=b"\0" * 64):
+    text = entry if isinstance(entry, bytes) else json.dumps({"x": entry}).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+@pytest.mark.parametrize("file, says", [
+    (b"", "cut short"), (b"\xff" * 64, "cut short"), (header(b"[1]"), "object"), (header(b"{" * 9), "not JSON"), (header(b"\xff{}"), "not JSON"),
+    (header(b'{"a":' * 100_000), "nested"), (header({"dtype": "BF16", "shape": [40], "data_offsets": [0, 80]}), "cut short"),
+    (header({"dtype": "BF16", "shape": [1 << 59, 1 << 59], "data_offsets": [0, 64]}), "does not take 64 bytes"),
+    (header({"dtype": "BF16", "shape": [-1], "data_offsets": [0, 64]}), "damaged"), (header({"dtype": "BF16", "shape": [32], "data_offsets": [64, 0]}), "damaged"),
+    (header({"dtype": "Q9", "shape": [32], "data_offsets": [0, 64]}), "Q9"), (header(7), "damaged"),
+])
+def test_damaged_files(file, says, source, export):
+    folder = source()
+    (folder / "model.safetensors").write_bytes(file)
+    message = export(folder)
+    assert says in message and "model.safetensors" in message
+
+
+def test_cut_short(source, export):
+    folder = source()
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert "cut short" in export(folder)
+
+
+@pytest.mark.parametrize("shard, says", [("../model.safetensors", "plain file name"), ("/etc/passwd", "plain file name"), ("..", "plain file name"), (7, "plain file name"),
+                                         ("model-00002-of-00002.safetensors", "missing")])
+def test_index_stays_in_the_directory(shard, says, source, export):
+    folder = source()
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": shard}}))
+    assert says in export(folder)
+    if says == "missing":  # nor without an index
+        (folder / "model.safetensors.index.json").unlink()
+        assert "model-00002-of-00002.safetensors is missing" in export(folder)
+
+
+def test_configuration_nested_too_deeply(source, export):
+    folder = source()
+    (folder / "config.json").write_text('{"a":' * 100_000)
+    assert "nested" in export(folder)
+
+
+def test_paths_refused(source, export, tmp_path, capsys):
+    assert "no such directory" in export(tmp_path / "absent")
+    (tmp_path / "empty").mkdir()
+    assert "no *.safetensors" in export(tmp_path / "empty")
+    assert command.main([str(source()), str(tmp_path)]) == 1 and "regular file" in capsys.readouterr().err
+    assert command.main([str(source()), str(tmp_path / "absent" / "x.bin")]) == 1 and "cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["x"], ["x", "y", "z"], ["x", "y", "--type", "q3"], ["--random", "gpt-2", "y"], ["--random", "moonlight"], ["x", "y", "--layers", "2"],
+                                       ["--random", "moonlight", "y", "--layers", "28"], ["--random", "moonlight", "y", "--mtp"], ["--nonsense", "x", "y"]])
+def test_wrong_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        command.main(arguments)
+    assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_committed_models(export):
+    for name in ("v2lite", "v2_236b", "v3_fp8"):
+        assert isinstance(export(MODELS / name, "--type", "q4"), Checkpoint)
