@@ -2,21 +2,23 @@
  *
  * Ordinary attention caches a key and a value for every head: H * (n + p + v) numbers a token and layer. MLA caches one row
  *
- *     [ c | kpe ]     c = RMSNorm(W_kva x)[0 .. r)     the latent, r numbers
- *                     kpe = rope(W_kva x)[r .. r + p)  one rotated key
+ *     [ c | kpe ]     c = RMSNorm((W_kva x)[0 .. r))       the latent, r numbers
+ *                     kpe = rope((W_kva x)[r .. r + p))    one rotated key
  *
  * for all heads together. Keys and values are linear in the latent, k_h = [ W_uk,h c | kpe ] and v_h = W_uv,h c, so there are two ways to attend
  * to the same cache:
  *
  *   absorbed       q . k = (q_nope . W_uk c) + (q_rope . kpe) = (W_uk^T q_nope) . c + q_rope . kpe, and sum_j a_j v_j = W_uv (sum_j a_j c_j).
  *                  The query moves into the latent space, the heads attend to the rows as they are, and the values are expanded once at the end.
- *                  A row is read once for all heads: a small matrix product. For one or a few new rows.
+ *                  A row is read once for sixteen heads, the lanes of a vector: a small matrix product. For one or a few new rows.
  *   decompressed   Expand K and V of the cached rows, page by page, use them for many queries, forget them. Fewer multiplications per query
  *                  (n + p + v instead of 2 r + p), paid for by the expansion. For many new rows.
  *
+ * The position has a key part of its own because a rotation between W_uk and the query would depend on both positions and could not be absorbed.
+ *
  * The third, CACHE_FULL, keeps every head's keys and values as attention without MLA does. It costs what MLA saves, and both others are tested against it.
  *
- * Nothing here knows files, tokens or families. The loops inside are kernels/attention.h and kernels/matmul.h. Every function
+ * Nothing here knows files, tokens or families. The loops inside are kernels/attention.h and kernels/matmul.h. A function that takes a Thread
  * is run by all threads of the team at once (kernels/team.h); sync_threads() separates steps that read what others wrote.
  * Formulas: DeepSeek-V2, arXiv 2405.04434, section 2.1 and appendix C. */
 #include "mla.h"
@@ -191,7 +193,7 @@ static void attend_part(const Model *m, State *s, size_t layer, size_t i, size_t
     }
 }
 
-/* Rows i .. i + count - 1: every (row, sixteen heads, part) is a task; then the parts are put together in order. */
+/* Rows first .. first + count - 1: every (row, sixteen heads, part) is a task; then the parts are put together in order. */
 static void absorbed_rows(const Model *m, State *s, size_t layer, size_t first, size_t count, size_t max_parts, Thread *t) {
     const Config *c = &m->config;
     Scratch *z = &s->scratch[t->id];
@@ -261,7 +263,7 @@ static void absorbed(const Model *m, State *s, size_t layer, Thread *t) {
     for (size_t i = 0; i < s->n; i += batch)
         absorbed_rows(m, s, layer, i, s->n - i < batch ? s->n - i : batch, max_parts, t);
 
-    /* W_uv latent: the values are expanded once, after the sum */
+    /* q_latent now holds the latents that the heads found. W_uv of them: the values are expanded once, after the sum (the same heads as above) */
     for (size_t h = from; h < to; h++) {
         Acts latent = acts_view(&z->acts, 0, s->n, c->kv_lora_rank);
         for (size_t i = 0; i < s->n; i++)
@@ -308,7 +310,7 @@ static void decompress(const Model *m, State *s, const Layer *L, size_t head, si
 static void attend_span(const Model *m, State *s, const Layer *L, size_t head, size_t first, size_t count, size_t page, size_t span, Scratch *z) {
     const Config *c = &m->config;
     TileShape keys = key_shape(c, s->cache), values = value_shape(c, s->cache);
-    size_t tiles = (s->chunk + LANES - 1) / LANES, context = (size_t)s->rows[first + count - 1].position + 1;
+    size_t groups = (s->chunk + LANES - 1) / LANES, context = (size_t)s->rows[first + count - 1].position + 1;
 
     for (size_t k = 0; k < span; k++) {
         size_t begin = (page + k) * TILE_ROWS, rows = context - begin < TILE_ROWS ? context - begin : TILE_ROWS;
@@ -321,7 +323,7 @@ static void attend_span(const Model *m, State *s, const Layer *L, size_t head, s
                 limit[lane] = (int32_t)(seen < 0 ? 0 : seen > (int64_t)rows ? (int64_t)rows : seen);
                 any |= limit[lane] > 0;
             }
-            size_t at = head * tiles + i / LANES;
+            size_t at = head * groups + i / LANES;
             if (any)
                 m->k->attend(&keys, s->queries + at * query_bytes(&keys), z->keys, &values, z->values, rows, limit, c->softmax_scale,
                              &s->found[at], z->attend);
@@ -329,21 +331,21 @@ static void attend_span(const Model *m, State *s, const Layer *L, size_t head, s
     }
 }
 
-/* Sixteen rows of one head become a packed query, and have found nothing yet. */
+/* Rows first .. first + count - 1 of one head become packed queries, sixteen rows each, that have found nothing yet. */
 static void begin_queries(const Model *m, State *s, size_t head, size_t first, size_t count) {
     const Config *c = &m->config;
     TileShape keys = key_shape(c, s->cache);
-    size_t tiles = (s->chunk + LANES - 1) / LANES;
+    size_t groups = (s->chunk + LANES - 1) / LANES;
     for (size_t i = 0; i < count; i += LANES) {
         const float *a[LANES], *b[LANES];
-        Softmax *found = &s->found[head * tiles + i / LANES];
+        Softmax *found = &s->found[head * groups + i / LANES];
         for (size_t lane = 0; lane < LANES; lane++) {
             a[lane] = i + lane < count ? query_of(c, s, first + i + lane, head) : NULL;
             b[lane] = i + lane < count ? a[lane] + c->qk_nope_head_dim : NULL;
             found->max[lane] = -INFINITY, found->sum[lane] = 0;
         }
         memset(found->out, 0, (size_t)c->v_head_dim * LANES * sizeof(float));
-        m->k->query(&keys, s->queries + (head * tiles + i / LANES) * query_bytes(&keys), a, b);
+        m->k->query(&keys, s->queries + (head * groups + i / LANES) * query_bytes(&keys), a, b);
     }
 }
 
@@ -353,7 +355,7 @@ static void decompressed_run(const Model *m, State *s, size_t layer, size_t firs
     const Layer *L = &m->layers[layer];
     Scratch *z = &s->scratch[t->id];
     const Cache *cache = s->cache;
-    size_t H = c->num_attention_heads, tiles = (s->chunk + LANES - 1) / LANES, head;
+    size_t H = c->num_attention_heads, groups = (s->chunk + LANES - 1) / LANES, head;
     size_t context = (size_t)s->rows[first + count - 1].position + 1, pages = (context + TILE_ROWS - 1) / TILE_ROWS;
     uint32_t sequence = s->rows[first].sequence;
 
@@ -378,7 +380,7 @@ static void decompressed_run(const Model *m, State *s, size_t layer, size_t firs
     while ((head = next_task(t, H)) < H)
         for (size_t i = 0; i < count; i += LANES) {
             size_t lanes = count - i < LANES ? count - i : LANES;
-            m->k->softmax_finish(z->a, s->v_stride, &s->found[head * tiles + i / LANES], c->v_head_dim, lanes);
+            m->k->softmax_finish(z->a, s->v_stride, &s->found[head * groups + i / LANES], c->v_head_dim, lanes);
             for (size_t lane = 0; lane < lanes; lane++)
                 put_head(m, s, first + i + lane, head, z->a + lane * s->v_stride);
         }

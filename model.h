@@ -53,6 +53,7 @@ typedef struct {
     uint32_t top_k;                    /* 0: off */
 } Config;
 
+enum { MLP_ROW = 2048 }; /* hidden columns that a single row computes at once */
 enum { MAX_EXPERTS = 1024, MAX_GROUPS = 64 }; /* checkpoint.c refuses more */
 enum { SCORE_SOFTMAX, SCORE_SIGMOID };
 enum { GROUP_MAX, GROUP_TOP2_SUM };
@@ -116,7 +117,7 @@ typedef struct {
 /* One position of one sequence, to be computed. */
 typedef struct {
     int32_t token;
-    uint32_t position; /* = rows of the sequence already in the cache; consecutive within a call */
+    uint32_t position; /* at most the rows that the sequence has in the cache: those from here on are overwritten; consecutive within a call */
     uint32_t sequence; /* 0 .. State.sequences - 1; the rows of one sequence lie together in a call */
     bool logits;       /* wanted for this row */
 } Row;
@@ -143,7 +144,8 @@ typedef struct {
 
 /* What one thread computes in between: never read by another. */
 typedef struct {
-    float *a, *b;          /* [max(chunk, TILE_ROWS)][max(LINEAR_ADD_COLUMNS, n, v, r)]: what a matmul gave before it is put somewhere */
+    float *a, *b;          /* [max(chunk, TILE_ROWS)][max(LINEAR_ADD_COLUMNS, n, v, r)], at least D and MLP_ROW: what a matmul gave
+                            * before it is put somewhere */
     Acts acts;             /* [chunk, max(n, r)] rows of one head */
     void *query;           /* sixteen packed queries */
     void *keys, *values;   /* one page of decompressed keys and values of one head */
@@ -203,7 +205,7 @@ typedef struct {
     /* attention, decompressed */
     uint8_t *queries;            /* [H][chunk / 16]  packed, query_bytes each */
     Softmax *found;              /* [H][chunk / 16]  with out [v][16] */
-    Acts latents;                /* [SPAN_ROWS, r]   a stretch of cached rows, page by page */
+    Acts latents;                /* [SPAN_ROWS, r]   a stretch of cached rows, page by page; with CACHE_FULL the new rows' latents */
     float *rope_keys;            /* [SPAN_ROWS][p] */
     /* router and MLPs */
     float *scores;               /* [n][E rounded up to 16] */
@@ -220,7 +222,7 @@ typedef struct {
     uint32_t *wanted;            /* [max_logits]     rows that asked for logits */
     size_t wanted_count;
     Acts last;                   /* [wanted, D] */
-    float *logits;               /* [max_logits][V] */
+    float *logits;               /* [max_logits][V], V rounded up to 16 while it is computed */
     struct { void *p; size_t bytes; } *blocks; /* all of the above, for state_close */
     size_t block_count;
 } State;
@@ -235,7 +237,7 @@ void state_begin(State *s, const Row *rows, size_t n);
 /* From here on thread 0's time counts for `stage`. */
 void stage(State *s, const Thread *t, Stage stage);
 
-/* Computes n rows (n <= s->chunk): appends each to its sequence's cache, returns the logits of the rows that asked for them, in their
+/* Computes n rows (1 <= n <= s->chunk, at most max_logits of them asking for logits): appends each to its sequence's cache, returns the logits of the rows that asked for them, in their
  * order: [number of such rows][V], valid until the next call. Cannot fail: tokens must be in 0 .. V-1, positions below the context. */
 const float *forward(const Model *m, State *s, const Row *rows, size_t n);
 

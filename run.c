@@ -1,4 +1,5 @@
-/* run.c: the story. forward (a transformer with latent attention and mixtures of experts), generate, main. Read it from top to bottom with model.h beside it.
+/* run.c: the story. forward (a transformer with latent attention and mixtures of experts), generate, main. Read it from top to bottom
+ * with model.h beside it.
  *
  * The attention is in mla.c, the inner loops in kernels/, the file in checkpoint.c, buffers in state.c, text <-> ids in tokenizer.c, and everything
  * that is beside the story (options, perplexity, information) in modes/. There is one forward: prefill is many rows of one sequence,
@@ -77,14 +78,17 @@ static void choose_experts(const Model *m, float *scores, const float *bias, uin
 
 /* ---- MLPs: experts, shared experts, dense layers --------------------------------------------------------------------------------- */
 
-enum { MLP_TASK_COLUMNS = 64, MLP_TASKS_AT_ONCE = 32 };
+enum { MLP_TASK_COLUMNS = 64, MLP_TASKS_AT_ONCE = MLP_ROW / MLP_TASK_COLUMNS };
+
+/* Tasks of the jobs up to this one. */
+static size_t tasks_until(const MlpJob *job) { return job->task + (job->hidden.cols + MLP_TASK_COLUMNS - 1) / MLP_TASK_COLUMNS; }
 
 /* An MLP for the rows in slots slot .. slot + rows - 1; its hidden rows begin at element *hidden. */
 static void add_job(State *s, const Mlp *mlp, size_t rows, size_t slot, size_t *hidden) {
-    MlpJob *job = &s->jobs[s->job_count], *before = job - 1;
+    MlpJob *job = &s->jobs[s->job_count];
     size_t width = mlp->gate.rows;
     job->mlp = mlp, job->rows = rows, job->slot = slot;
-    job->task = s->job_count ? before->task + (before->hidden.cols + MLP_TASK_COLUMNS - 1) / MLP_TASK_COLUMNS : 0;
+    job->task = s->job_count ? tasks_until(job - 1) : 0;
     /* an MLP that all rows use reads them where they are */
     job->in = rows == s->n ? s->normed : acts_view(&s->gathered, slot * s->gathered.stride, rows, s->gathered.cols);
     job->hidden = acts_view(&s->hidden, *hidden, rows, width);
@@ -139,8 +143,7 @@ static void hidden_columns(const Model *m, MlpJob *job, size_t from, size_t to, 
  * uneven numbers of them, and whoever is free takes the next task. */
 static void run_hidden(const Model *m, State *s, Thread *t) {
     Scratch *z = &s->scratch[t->id];
-    const MlpJob *last = &s->jobs[s->job_count - 1];
-    size_t tasks = last->task + (last->hidden.cols + MLP_TASK_COLUMNS - 1) / MLP_TASK_COLUMNS, from, to;
+    size_t tasks = tasks_until(&s->jobs[s->job_count - 1]), from, to;
     share(t, tasks, &from, &to);
     if (s->n > 1)
         from = next_task(t, tasks), to = from + 1;
@@ -148,7 +151,8 @@ static void run_hidden(const Model *m, State *s, Thread *t) {
         while (i + 1 < s->job_count && s->jobs[i + 1].task <= from)
             i++;
         size_t first = s->jobs[i].task, end = i + 1 < s->job_count ? s->jobs[i + 1].task : tasks;
-        end = to < end ? to : end < from + MLP_TASKS_AT_ONCE ? end : from + MLP_TASKS_AT_ONCE;
+        end = to < end ? to : end;
+        end = from + MLP_TASKS_AT_ONCE < end ? from + MLP_TASKS_AT_ONCE : end;
         hidden_columns(m, &s->jobs[i], from - first, end - first, z);
         from = end;
         if (s->n > 1)
@@ -236,6 +240,7 @@ static void head(const Model *m, State *s, Thread *t) {
     sync_threads(t);
     linear(m->k, s->logits, stride, &m->head, &s->last, t);
     sync_threads(t);
+    /* callers want [rows][V], without the padding of the panels */
     for (size_t i = 1; i < s->wanted_count && t->id == 0 && stride != c->vocab_size; i++)
         memmove(s->logits + i * c->vocab_size, s->logits + i * stride, c->vocab_size * sizeof(float));
 }

@@ -18,16 +18,15 @@
 /* Rows per call: enough that an expert's weights, unpacked once, serve many rows; few enough that the buffers stay near the cores. */
 enum { CHUNK = 512, MAX_CHUNK = SPAN_ROWS };
 
-/* Hidden columns that a single row computes at once (run.c). */
-enum { MLP_ROW = 2048 };
 
-/* Zeroed bytes, page-aligned; remembered for state_close. With `dry` only their number is added up. NULL: no memory. */
+
 typedef struct {
     State *s;
-    size_t total;
+    size_t total; /* bytes so far */
     bool failed;
 } Reserve;
 
+/* count * bytes_each zeroed bytes, page-aligned; remembered for state_close. NULL: no memory. */
 static void *reserve(Reserve *r, size_t count, size_t bytes_each) {
     size_t bytes;
     if (r->failed || __builtin_mul_overflow(count, bytes_each, &bytes) || __builtin_add_overflow(r->total, bytes, &r->total)) {
@@ -61,6 +60,11 @@ static Acts reserve_acts(Reserve *r, const Model *m, size_t rows, size_t cols, b
 
 static size_t max_size(size_t a, size_t b) { return a > b ? a : b; }
 
+/* What `bytes` gives for the tile type that needs most: int8 has per-row numbers beside the row, which in a tiny shape are more than f32 needs. */
+static size_t most_bytes(size_t (*bytes)(const TileShape *), uint32_t d1, uint32_t d2) {
+    return max_size(bytes(&(TileShape){TILE_F32, d1, d2}), bytes(&(TileShape){TILE_Q8, d1, d2}));
+}
+
 static void reserve_softmax(Reserve *r, Softmax **list, size_t count, size_t dv) {
     *list = reserve(r, count, sizeof **list);
     float *out = reserve(r, count * dv, LANES * sizeof *out);
@@ -92,7 +96,6 @@ static void reserve_attention(Reserve *r, const Model *m) {
     const Config *c = &m->config;
     State *s = r->s;
     size_t H = c->num_attention_heads, chunk = s->chunk, tiles = (chunk + LANES - 1) / LANES, groups = (H + LANES - 1) / LANES;
-    TileShape widest = {TILE_F32, c->qk_nope_head_dim, c->qk_rope_head_dim};
 
     s->cosine = reserve(r, chunk * c->qk_rope_head_dim / 2, sizeof(float));
     s->sine = reserve(r, chunk * c->qk_rope_head_dim / 2, sizeof(float));
@@ -109,7 +112,7 @@ static void reserve_attention(Reserve *r, const Model *m) {
     s->q_latent = reserve(r, chunk * H * s->r_stride, sizeof(float));
     s->part_count = max_size(128, groups * MAX_PARTS);
     reserve_softmax(r, &s->parts, s->part_count, c->kv_lora_rank);
-    s->queries = reserve(r, H * tiles, query_bytes(&widest));
+    s->queries = reserve(r, H * tiles, most_bytes(query_bytes, c->qk_nope_head_dim, c->qk_rope_head_dim));
     reserve_softmax(r, &s->found, H * tiles, c->v_head_dim);
     s->latents = reserve_acts(r, m, SPAN_ROWS, c->kv_lora_rank, false);
     s->rope_keys = reserve(r, (size_t)SPAN_ROWS * c->qk_rope_head_dim, sizeof(float));
@@ -138,8 +141,7 @@ static void reserve_scratch(Reserve *r, const Model *m) {
     State *s = r->s;
     size_t rows = max_size(s->chunk, TILE_ROWS), n = c->qk_nope_head_dim, v = c->v_head_dim, latent = c->kv_lora_rank;
     size_t floats = max_size(rows * round_up(max_size(LINEAR_ADD_COLUMNS, max_size(max_size(n, v), latent)), 32), round_up(c->hidden_size, BLOCK));
-    TileShape keys = {TILE_F32, c->qk_nope_head_dim, c->qk_rope_head_dim}, values = {TILE_F32, c->v_head_dim, 0};
-    TileShape query = {TILE_F32, c->kv_lora_rank, c->qk_rope_head_dim};
+    uint32_t p = c->qk_rope_head_dim;
 
     s->scratch = reserve(r, (size_t)s->threads, sizeof *s->scratch);
     for (int i = 0; i < s->threads && s->scratch; i++) {
@@ -148,9 +150,9 @@ static void reserve_scratch(Reserve *r, const Model *m) {
         z->a = reserve(r, 1, bytes);
         z->b = z->a ? z->a + floats : NULL;
         z->acts = reserve_acts(r, m, s->chunk, max_size(n, latent), false);
-        z->query = reserve(r, 1, query_bytes(&query));
-        z->keys = reserve(r, 1, tile_bytes(&keys));
-        z->values = reserve(r, 1, tile_bytes(&values));
+        z->query = reserve(r, 1, most_bytes(query_bytes, c->kv_lora_rank, p));
+        z->keys = reserve(r, 1, most_bytes(tile_bytes, c->qk_nope_head_dim, p));
+        z->values = reserve(r, 1, most_bytes(tile_bytes, c->v_head_dim, 0));
         z->attend = reserve(r, 1, attend_scratch_bytes());
     }
 }
@@ -226,8 +228,8 @@ State *state_open(const Model *m, const StateOptions *o, char *err, size_t err_b
     s->last = reserve_acts(&r, m, s->max_logits, c->hidden_size, false);
     s->logits = reserve(&r, s->max_logits * round_up(c->vocab_size, PANEL), sizeof(float));
     if (r.failed || cache_bytes > memory) {
-        snprintf(err, err_bytes, "a context of %zu rows needs %.1f GB for the cache, the machine has %.1f GB of memory: use a smaller -c or -k",
-                 o->context, (double)cache_bytes / 1e9, (double)memory / 1e9);
+        snprintf(err, err_bytes, "a context of %zu rows needs %.1f GB, %.1f GB of them for the cache, and the machine has %.1f GB of memory: use a smaller -c or -k",
+                 o->context, (double)r.total / 1e9, (double)cache_bytes / 1e9, (double)memory / 1e9);
         state_close(s);
         return NULL;
     }

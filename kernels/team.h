@@ -1,7 +1,7 @@
 /* team.h: the threads of one forward pass.
  *
  * A forward pass is one parallel region. Every thread runs the same code (run.c, mla.c) with its own `Thread`, takes its share of each
- * step, and meets the others at sync(). Nothing here changes a result: what a thread computes never depends on how many there are. */
+ * step, and meets the others at sync_threads(). Nothing here changes a result: what a thread computes never depends on how many there are. */
 #ifndef TEAM_H
 #define TEAM_H
 
