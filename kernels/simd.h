@@ -431,7 +431,7 @@ OP void vb_q4(vb *low, vb *high, const uint8_t *p, vt codebook) {
     *high = _mm512_shuffle_epi8(codebook, _mm512_and_si512(_mm512_srli_epi16(x, 4), nibble));
 }
 
-OP vi dot4_start(int32_t sum) { return _mm512_set1_epi32(-128 * sum); }
+OP vi dot4_start(int32_t sum) { return _mm512_set1_epi32((int32_t)(-128u * (uint32_t)sum)); }
 OP vi dot4(vi acc, vb w, const int8_t *a) {
     /* One instruction with the broadcast in it; compilers split the intrinsic into two and run out of registers. */
     __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(w), "m"(*(const int32_t *)a));
