@@ -76,23 +76,6 @@ typedef struct { int8_t v[16]; } vt;
         r.v[i] = (expression);               \
     return r
 
-/* a * b + c rounded once. Where the machine has no such instruction the C library's fmaf is exact but slow, and it cannot be vectorised:
- * the product is exact in double, the sum is rounded to odd (Boldo and Melquiond 2008), and the rounding to float that follows is then the only one. */
-OP float fma1(float a, float b, float c) {
-#if defined(__FP_FAST_FMAF)
-    return fmaf(a, b, c);
-#else
-    double p = (double)a * b, s = p + c;
-    double t = s - p, lost = (p - (s - t)) + (c - t);
-    int64_t u;
-    memcpy(&u, &s, 8);
-    int64_t up = (lost > 0) == (s > 0) ? 1 : -1;
-    u += (lost > 0 || lost < 0) && !(u & 1) ? up : 0;
-    memcpy(&s, &u, 8);
-    return (float)s;
-#endif
-}
-
 OP vf vf_set1(float x) { LANES16(vf, x); }
 OP vf vf_load(const float *p) { LANES16(vf, p[i]); }
 OP vf vf_load_n(const float *p, size_t n, float fill) { LANES16(vf, (size_t)i < n ? p[i] : fill); }
@@ -102,7 +85,7 @@ OP vf vf_add(vf a, vf b) { LANES16(vf, a.v[i] + b.v[i]); }
 OP vf vf_sub(vf a, vf b) { LANES16(vf, a.v[i] - b.v[i]); }
 OP vf vf_mul(vf a, vf b) { LANES16(vf, a.v[i] * b.v[i]); }
 OP vf vf_div(vf a, vf b) { LANES16(vf, a.v[i] / b.v[i]); }
-OP vf vf_fma(vf a, vf b, vf c) { LANES16(vf, fma1(a.v[i], b.v[i], c.v[i])); } /* a * b + c, rounded once */
+OP vf vf_fma(vf a, vf b, vf c) { LANES16(vf, fmaf(a.v[i], b.v[i], c.v[i])); } /* a * b + c, rounded once */
 OP vf vf_max(vf a, vf b) { LANES16(vf, a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }     /* b if either is NaN */
 OP vf vf_min(vf a, vf b) { LANES16(vf, a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
 OP vf vf_abs(vf a) { LANES16(vf, float_of(bits_of(a.v[i]) & 0x7fffffff)); }

@@ -136,30 +136,30 @@ static void print_text(const Model *m) {
     output_print("\n%-20s temperature %g, top-p %g, top-k %u\n", "sampling", (double)c->temperature, (double)c->top_p, c->top_k);
 }
 
-/* One line of the table: `row_bytes` of one token in one layer, against `unit`, the same in bf16 latent rows. */
-static void print_cost(const Config *c, const char *what, size_t row_bytes, size_t unit) {
-    char token[32], context[32];
-    uint64_t bytes = (uint64_t)row_bytes * c->published_layers;
-    output_print("%-36s %14s %22s %8.2f\n", what, grouped(token, bytes), grouped(context, bytes * c->max_position_embeddings),
-                 (double)row_bytes / (double)unit);
+/* One line of the table: what a row of one layer holds and takes, for all published layers; against `unit`, keys and values of all heads at 2 bytes. */
+static void print_cost(const Config *c, const char *what, size_t numbers, size_t row_bytes, size_t unit) {
+    char held[32], token[32], context[32];
+    uint64_t layers = c->published_layers;
+    output_print("%-36s %12s %12s %20s %8.1f %%\n", what, grouped(held, numbers * layers), grouped(token, row_bytes * layers),
+                 grouped(context, row_bytes * layers * c->max_position_embeddings), 100 - 100 * (double)row_bytes / (double)unit);
 }
 
 static void print_cache(const Config *c) {
     size_t H = c->num_attention_heads, n = c->qk_nope_head_dim, p = c->qk_rope_head_dim, v = c->v_head_dim;
-    size_t unit = cache_row_bytes(c, CACHE_BF16);
+    size_t full = H * (n + p + v), latent = (size_t)c->kv_lora_rank + p, unit = 2 * full;
     char what[64], context[48];
     snprintf(context, sizeof context, "%u tokens", c->max_position_embeddings);
-    output_print("\n%-36s %14s %22s %8s\n", "cache, in bytes", "a token", context, "ratio");
+    output_print("\n%-36s %12s %12s %20s %10s\n", "cache, a token:", "numbers", "bytes", context, "saved");
     for (int type = 0; type < CACHE_TYPES; type++) {
         snprintf(what, sizeof what, type == CACHE_FULL ? "-k %s (K and V of each head, f32)" : "-k %s", cache_names[type]);
-        print_cost(c, what, cache_row_bytes(c, (CacheType)type), unit);
+        print_cost(c, what, type == CACHE_FULL ? full : latent, cache_row_bytes(c, (CacheType)type), unit);
     }
     output_print("without a latent, 2 bytes a number:\n");
-    print_cost(c, "full K and V, H (n + p + v)", 2 * H * (n + p + v), unit);
-    print_cost(c, "MHA, H (n + v)", 2 * H * (n + v), unit);
-    print_cost(c, "GQA-8, 8 (n + v)", 2 * 8 * (n + v), unit);
-    print_cost(c, "MQA, n + v", 2 * (n + v), unit);
-    output_print("(%u layers, H = %zu, n = %zu, p = %zu, v = %zu)\n", c->published_layers, H, n, p, v);
+    print_cost(c, "full K and V, H (n + p + v)", full, unit, unit);
+    print_cost(c, "MHA, H (n + v)", H * (n + v), 2 * H * (n + v), unit);
+    print_cost(c, "GQA-8, 8 (n + v)", 8 * (n + v), 2 * 8 * (n + v), unit);
+    print_cost(c, "MQA, n + v", n + v, 2 * (n + v), unit);
+    output_print("(%u layers, H = %zu, n = %zu, p = %zu, v = %zu; saved against full K and V of 2 bytes)\n", c->published_layers, H, n, p, v);
 }
 
 int mode_info(const Model *m, const Options *o) {

@@ -89,7 +89,7 @@ static const Option table[OPTION_COUNT] = {
     [OPT_THREADS] = {"The machine", "-j", "--threads", "N", INTEGER, ALL, FIELD(threads), 1, 1024,
                      "threads (default: physical cores available to the process)"},
     [OPT_CACHE] = {NULL, "-k", "--cache", "TYPE", CACHE, GENERATE | LOGITS | PERPLEXITY | BENCH, FIELD(cache), 0, 0,
-                   "the cache's number format: f32, bf16, q8, or full: an ordinary\nkey/value cache in f32 (default: the session's, else bf16)"},
+                   "the cache's number format: f32, bf16, q8, or full: an ordinary\nkey/value cache in f32 (default: the session's, else q8)"},
     [OPT_QUIET] = {NULL, "-q", "--quiet", NULL, FLAG, ALL, 0, 0, 0, "errors alone on standard error"},
     [OPT_HELP] = {NULL, "-h", "--help", NULL, FLAG, ALL, 0, 0, 0, "this text"},
     [OPT_VERSION] = {NULL, NULL, "--version", NULL, FLAG, ALL, 0, 0, 0, "the version of this program"},
@@ -394,7 +394,7 @@ static bool read_arguments(Options *o, int argc, char **argv, int *status) {
 }
 
 bool options_parse(Options *o, int argc, char **argv, int *status) {
-    *o = (Options){.text = "", .tokens = 256, .temperature = -1, .top_p = -1, .top_k = -1, .repeat_penalty = 1, .cache = CACHE_BF16};
+    *o = (Options){.text = "", .tokens = 256, .temperature = -1, .top_p = -1, .top_k = -1, .repeat_penalty = 1, .cache = CACHE_Q8};
     *status = FAILED;
     o->stops = calloc((size_t)argc + 1, sizeof *o->stops);
     o->stop_bytes = calloc((size_t)argc + 1, sizeof *o->stop_bytes);

@@ -457,7 +457,7 @@ def test_info(export):
                                 ("MHA", H * (n + v), 2), ("GQA-8", 8 * (n + v), 2), ("MQA", n + v, 2)):
         row = next(row for row in out.splitlines() if row.startswith(line))
         token = numbers * size * layers
-        assert f" {token:,} " in row and f" {token * config['max_position_embeddings']:,} " in row, row
+        assert f" {numbers * layers:,} " in row and f" {token:,} " in row and f" {token * config['max_position_embeddings']:,} " in row, row
 
 
 # ---- a checkpoint without tokenizer ------------------------------------------------------------------------------------------------

@@ -366,7 +366,7 @@ static void check_exp(const Kernels *k) {
     report(k->name, "exp-ends", ends, "exp(-infinity) is not 0");
 }
 
-/* Protects: the one rounding of a fused multiply-add, which portable C has to build itself on many machines; judged by libm. */
+/* Protects: the one rounding of a fused multiply-add, on which "the same bytes" rests; judged by libm. */
 static void check_fma(const Kernels *k) {
     bool right = true;
     for (int round = 0; round < 2000000; round++) {
