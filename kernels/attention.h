@@ -402,10 +402,12 @@ static void softmax_merge(Softmax *s, const Softmax *t, size_t dv) {
 }
 
 static void softmax_finish(float *out, size_t ld, const Softmax *s, size_t dv, size_t lanes) {
+    /* A lane that has seen a row has a sum of at least 1; one that is not a number must stay one. */
     vf sum = vf_load(s->sum), zero = vf_set1(0.0f);
+    vm empty = vf_gt(vf_set1(0.5f), sum);
     for (size_t d = 0; d < dv; d++) {
         float mean[LANES];
-        vf_store(mean, vf_select(vf_gt(sum, zero), vf_div(vf_load(s->out + d * LANES), sum), zero));
+        vf_store(mean, vf_select(empty, zero, vf_div(vf_load(s->out + d * LANES), sum)));
         for (size_t i = 0; i < lanes; i++) out[i * ld + d] = mean[i];
     }
 }
