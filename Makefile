@@ -1,6 +1,8 @@
 # make         ./run
 # make demo    builds, then tells a story
 # make test    every test (brings its own Python packages into build/venv)
+# make bench   prefill and decode at growing context, and where the time goes (MODEL=file: of another model than the demo)
+# make study   the latent cache in each type beside an ordinary K/V cache: memory, speed, perplexity (STUDY_TEXT=file: on a text of your own)
 # make debug   ./run with ASan and UBSan
 
 MAKEFLAGS += --no-builtin-rules
@@ -47,9 +49,9 @@ $(BUILD)/kernels/kernels_%.o: kernels/kernels.c Makefile
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
 
-# The parts under test, alone: programs that print a line `ok NAME` or `FAIL NAME` per case, and the tokenizer behind a pipe.
+# The parts under test, alone: programs that print a line `ok NAME` or `FAIL NAME` per case; the tokenizer and the rotations behind a pipe.
 KERNELS  = $(BUILD)/kernels/dispatch.o $(BUILD)/kernels/team.o $(ISAS:%=$(BUILD)/kernels/kernels_%.o)
-TESTS    = $(BUILD)/test_kernels $(BUILD)/test_attention $(BUILD)/tokenizer_driver
+TESTS    = $(BUILD)/test_kernels $(BUILD)/test_attention $(BUILD)/tokenizer_driver $(BUILD)/rope_driver
 
 $(BUILD)/test_kernels $(BUILD)/test_attention: $(BUILD)/%: $(BUILD)/tests/%.o $(KERNELS)
 	$(CC) $(CFLAGS) $(OPENMP) $(LDFLAGS) -pthread -o $@ $^ -lm
@@ -57,8 +59,20 @@ $(BUILD)/test_kernels $(BUILD)/test_attention: $(BUILD)/%: $(BUILD)/tests/%.o $(
 $(BUILD)/tokenizer_driver: $(BUILD)/tests/tokenizer_driver.o $(BUILD)/tokenizer.o
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lm
 
+$(BUILD)/rope_driver: $(BUILD)/tests/rope_driver.o $(BUILD)/mla.o $(BUILD)/state.o $(BUILD)/kernels/linear.o $(KERNELS)
+	$(CC) $(CFLAGS) $(OPENMP) $(LDFLAGS) -pthread -o $@ $^ -lm
+
 test: $(PROGRAM) $(TESTS)
 	tests/run_tests.sh
+
+MODEL    = demo/stories.bin
+bench: $(PROGRAM)
+	./run $(MODEL) --bench --profile
+
+# export.py needs numpy, which the tests' Python has
+PYTHON   = $(firstword $(wildcard build/venv/bin/python) python3)
+study: $(PROGRAM)
+	$(PYTHON) tests/study.py $(if $(STUDY_TEXT),"$(STUDY_TEXT)")
 
 # -g1: line numbers are what a sanitizer reports; tracking variables through the portable kernels takes gcc a minute.
 debug:
@@ -70,4 +84,4 @@ demo: run
 clean:
 	rm -rf run build
 
-.PHONY: demo test debug clean
+.PHONY: demo test bench study debug clean

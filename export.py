@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes model.bin, the checkpoint that ./run reads, out of a Hugging Face directory, or one with random weights out of a published shape.
 
-    python export.py SOURCE OUT [--type mixed|f32|bf16|q8|q4] [--mtp]
+    python export.py SOURCE OUT [--type mixed|f32|bf16|q8|q4] [--mtp] [--no-rotation]
     python export.py --random SHAPE OUT [--layers N] [--type ...] [--seed N]
 
 Streams: whatever the model's size, a few slabs of rows are in memory at a time. Refuses what it does not understand. The parts, in exporter/:
@@ -70,8 +70,11 @@ def in_order(pool, work, ahead):
 
 
 def slabs(entry):
-    """(matrix, first row, last row + 1) pieces of a tensor: whole panels, at most about SLAB weights."""
+    """(matrix, first row, last row + 1) pieces of a tensor: whole panels, at most about SLAB weights, or as many rows as are rotated together."""
     step = max(16, SLAB // entry.cols // 16 * 16)
+    if entry.hadamard_rows:
+        unit = max(16, entry.hadamard)  # both are powers of two
+        step = -(-step // unit) * unit
     for m in range(entry.count):
         for low in range(0, entry.rows, step):
             yield m, low, min(entry.rows, low + step)
@@ -84,6 +87,10 @@ def scale_of(entry, source):
     largest = source.largest(entry.source)
     if entry.factor is not None:
         largest *= max(1.0, float(np.abs(entry.factor).max()))
+    if entry.hadamard:
+        largest *= entry.hadamard ** 0.5  # more than any does become, but a scale has room
+    if entry.gain:
+        largest *= source.largest(entry.gain)
     if largest > 3.3e38:
         raise ExportError(f"tensor {printable(entry.source)} holds {largest:g}, too large to be a weight")
     return multiplier(largest, entry.type)
@@ -163,7 +170,7 @@ def compiled_tokenizer(directory):
     return section or b""
 
 
-def export_source(directory, out_path, type_name, mtp):
+def export_source(directory, out_path, type_name, mtp, rotation):
     config_path = os.path.join(directory, "config.json")
     source = Source(directory)
     values = read_json(config_path)
@@ -172,7 +179,7 @@ def export_source(directory, out_path, type_name, mtp):
     model_config.text_fields(config, values, directory)
     source.block = config.block
     config.fields["mtp_layers"] = int(mtp)
-    entries = make_plan(config, type_name, source.tensors.__contains__, mtp)
+    entries = make_plan(config, type_name, source.tensors.__contains__, mtp, rotation)
     check_plan(entries, source, mtp)
     tokenizer = compiled_tokenizer(directory)
     with Output(out_path) as out, ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -205,6 +212,8 @@ def arguments(argv):
     parser.add_argument("--type", default="mixed", choices=["mixed", *TYPE_NAMES],
                         help="of every matrix; mixed (the default): 4 bits for MLPs and experts, 8 for the rest")
     parser.add_argument("--mtp", action="store_true", help="carry the multi-token prediction layer along")
+    parser.add_argument("--no-rotation", action="store_true", help="leave the latent as it is; q8, q4 and mixed rotate it (f32 and bf16 never do), "
+                        "so that ./run -k q6 and q4 lose less")
     parser.add_argument("--random", metavar="SHAPE", choices=SHAPES, help="one of " + ", ".join(SHAPES))
     parser.add_argument("--layers", type=int, metavar="N", help="with --random: the first N layers alone")
     parser.add_argument("--seed", type=int, metavar="N", help="with --random: another draw (default 0)")
@@ -214,8 +223,8 @@ def arguments(argv):
         parser.error(f"{' and '.join(wanted)} expected, {len(args.paths)} paths given")
     if not args.random and (args.layers is not None or args.seed is not None):
         parser.error("--layers and --seed go with --random")
-    if args.random and args.mtp:
-        parser.error("--mtp does not go with --random")
+    if args.random and (args.mtp or args.no_rotation):
+        parser.error(f"{'--mtp' if args.mtp else '--no-rotation'} does not go with --random")
     if args.random and args.layers is not None and not 1 <= args.layers <= SHAPES[args.random]["num_hidden_layers"]:
         parser.error(f"--layers {args.layers}: {args.random} has {SHAPES[args.random]['num_hidden_layers']}")
     if args.seed is not None and args.seed < 0:
@@ -235,7 +244,8 @@ def main(argv):
         if args.random:
             export_random(args.random, out, args.type, args.layers, args.seed or 0)
         else:
-            export_source(args.paths[0], out, args.type, args.mtp)
+            rotation = args.type not in ("f32", "bf16") and not args.no_rotation
+            export_source(args.paths[0], out, args.type, args.mtp, rotation)
         return 0
     except ExportError as error:
         print(f"export.py: {error}", file=sys.stderr)

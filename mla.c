@@ -79,11 +79,17 @@ static void rope(float *x, const float *cosine, const float *sine, size_t pairs)
 
 /* ---- the cache ------------------------------------------------------------------------------------------------------------- */
 
+TileShape cache_shape(const Config *c, CacheType type) {
+    static const uint32_t tile_type[] = {[CACHE_F32] = TILE_F32, [CACHE_BF16] = TILE_BF16, [CACHE_Q8] = TILE_Q8,
+                                         [CACHE_Q6] = TILE_Q6,   [CACHE_Q4] = TILE_Q4,     [CACHE_FULL] = TILE_F32};
+    return (TileShape){tile_type[type], c->kv_lora_rank, c->qk_rope_head_dim};
+}
+
 size_t cache_row_bytes(const Config *c, CacheType type) {
-    static const uint32_t tile_type[] = {[CACHE_F32] = TILE_F32, [CACHE_BF16] = TILE_BF16, [CACHE_Q8] = TILE_Q8};
+    TileShape shape = cache_shape(c, type);
     if (type == CACHE_FULL)
         return (size_t)c->num_attention_heads * (c->qk_nope_head_dim + c->qk_rope_head_dim + c->v_head_dim) * sizeof(float);
-    return tile_bytes(&(TileShape){tile_type[type], c->kv_lora_rank, c->qk_rope_head_dim}) / TILE_ROWS;
+    return tile_bytes(&shape) / TILE_ROWS;
 }
 
 uint8_t *cache_page(const Cache *c, uint32_t sequence, size_t page) {
@@ -277,12 +283,15 @@ static void absorbed(const Model *m, State *s, size_t layer, Thread *t) {
 
 /* ---- decompressed -------------------------------------------------------------------------------------------------------------- */
 
-/* The tiles that decompressed keys [n | p] and values [v] of one head are kept in while they are used. */
+/* The tiles that decompressed keys [n | p] and values [v] of one head are kept in while they are used: int8 where the cache has at most 8 bits. */
+static uint32_t decompressed_type(const Cache *cache) {
+    return cache->type == CACHE_F32 || cache->type == CACHE_BF16 ? TILE_F32 : TILE_Q8;
+}
 static TileShape key_shape(const Config *c, const Cache *cache) {
-    return (TileShape){cache->type == CACHE_Q8 ? TILE_Q8 : TILE_F32, c->qk_nope_head_dim, c->qk_rope_head_dim};
+    return (TileShape){decompressed_type(cache), c->qk_nope_head_dim, c->qk_rope_head_dim};
 }
 static TileShape value_shape(const Config *c, const Cache *cache) {
-    return (TileShape){cache->type == CACHE_Q8 ? TILE_Q8 : TILE_F32, c->v_head_dim, 0};
+    return (TileShape){decompressed_type(cache), c->v_head_dim, 0};
 }
 
 /* Page k of the span that is ready for decompression. */
@@ -370,7 +379,7 @@ static void decompressed_run(const Model *m, State *s, size_t layer, size_t firs
             Acts latents = page_latents(s, k, rows);
             m->k->tile_acts(&cache->shape, tile, &latents);
             for (size_t j = 0; j < rows; j++)
-                m->k->tile_get(&cache->shape, tile, j, z->a, s->rope_keys + (k * TILE_ROWS + j) * c->qk_rope_head_dim);
+                m->k->tile_get(&cache->shape, tile, j, NULL, s->rope_keys + (k * TILE_ROWS + j) * c->qk_rope_head_dim);
         }
         sync_threads(t);
         while ((head = next_task(t, H)) < H)

@@ -28,6 +28,9 @@ typedef struct Cache {
     size_t free_page;      /* pages from here on were never used */
 } Cache;
 
+/* How the latent rows [c | kpe] are kept; of no meaning with CACHE_FULL. */
+TileShape cache_shape(const Config *c, CacheType type);
+
 /* Bytes of one row of one layer. */
 size_t cache_row_bytes(const Config *c, CacheType type);
 

@@ -122,7 +122,7 @@ typedef struct {
     bool logits;       /* wanted for this row */
 } Row;
 
-typedef enum { CACHE_F32, CACHE_BF16, CACHE_Q8, CACHE_FULL } CacheType;
+typedef enum { CACHE_F32, CACHE_BF16, CACHE_Q8, CACHE_Q6, CACHE_Q4, CACHE_FULL } CacheType;
 
 typedef struct {
     CacheType cache;

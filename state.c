@@ -73,14 +73,13 @@ static void reserve_softmax(Reserve *r, Softmax **list, size_t count, size_t dv)
 }
 
 static void reserve_cache(Reserve *r, const Config *c, const StateOptions *o) {
-    static const uint32_t tile_type[] = {[CACHE_F32] = TILE_F32, [CACHE_BF16] = TILE_BF16, [CACHE_Q8] = TILE_Q8, [CACHE_FULL] = TILE_F32};
     Cache *cache = reserve(r, 1, sizeof *cache);
     if (!cache)
         return;
     r->s->cache = cache;
     size_t pages = (o->context + TILE_ROWS - 1) / TILE_ROWS;
     cache->type = o->cache;
-    cache->shape = (TileShape){tile_type[o->cache], c->kv_lora_rank, c->qk_rope_head_dim};
+    cache->shape = cache_shape(c, o->cache);
     cache->layers = c->num_hidden_layers;
     cache->pages = pages * o->sequences;
     cache->tile_bytes = cache_row_bytes(c, o->cache) * TILE_ROWS;
@@ -153,7 +152,7 @@ static void reserve_scratch(Reserve *r, const Model *m) {
         z->query = reserve(r, 1, most_bytes(query_bytes, c->kv_lora_rank, p));
         z->keys = reserve(r, 1, most_bytes(tile_bytes, c->qk_nope_head_dim, p));
         z->values = reserve(r, 1, most_bytes(tile_bytes, c->v_head_dim, 0));
-        z->attend = reserve(r, 1, attend_scratch_bytes());
+        z->attend = reserve(r, 1, attend_scratch_bytes(&s->cache->shape));
     }
 }
 

@@ -38,6 +38,9 @@ class Entry:
     Row i of matrix m is the source's row first + m * stride + i, or first + order[i] times factor[i] where these are given, or
     column i of the `cols` source rows from first + m * stride on if `transposed`. `spread` = (groups, width): each group of `width` source
     columns begins on a multiple of 32, with zeros behind it.
+
+    The latent's rotation, in blocks of `hadamard`: the first `hadamard_rows` rows are rotated together; or, where `gain` names the latent norm's
+    weight, each of the source's rows is multiplied by it and rotated.
     """
     name: str
     type: int
@@ -54,6 +57,9 @@ class Entry:
     spread: tuple = ()
     constant: np.ndarray = None
     align: int = FOLLOWS
+    hadamard: int = 0          # size of its blocks; 0: not rotated
+    hadamard_rows: int = 0
+    gain: str = ""
 
     def load(self, source, m, low, high):
         """Rows low .. high - 1 of matrix m as float32 [high - low, cols]."""
@@ -63,19 +69,44 @@ class Entry:
         if self.type == VECTOR:
             return source.rows(self.source, 0, 1).reshape(-1, 1)
         if self.transposed:
-            return source.rows(self.source, first, first + self.cols).T[low:high]
+            return self.rotate_columns(source, source.rows(self.source, first, first + self.cols)).T[low:high]
         if self.order is None:
             values = source.rows(self.source, first + low, first + high)
         else:
             wanted = first + self.order[low:high]
             begin = int(wanted.min())
             values = source.rows(self.source, begin, int(wanted.max()) + 1)[wanted - begin]
+        if self.hadamard_rows > low:
+            values = np.concatenate([hadamard(values[:self.hadamard_rows - low].T, self.hadamard).T, values[self.hadamard_rows - low:]])
+        values = self.rotate_columns(source, values)
         if self.spread:
             groups, width = self.spread
             wide = np.zeros((high - low, groups, self.cols // groups), np.float32)
             wide[:, :, :width] = values.reshape(high - low, groups, width)
             values = wide.reshape(high - low, self.cols)
         return values if self.factor is None else values * self.factor[low:high, None]
+
+    def rotate_columns(self, source, values):
+        """W diag(gain) R^T"""
+        return hadamard(values * source.rows(self.gain, 0, 1).reshape(-1), self.hadamard) if self.gain else values
+
+
+def hadamard_block(r):
+    """The largest power of two that divides r."""
+    return r & -r
+
+
+def hadamard(x, block):
+    """x R^T with the rotation R of the latent's r numbers, x [rows, r]: blocks of a Hadamard matrix, whose entries are +-1 / sqrt(block), on the
+    diagonal. It spreads what one number stands out with over its whole block, so that few bits with one scale serve them all. Sums in float64, in a
+    fixed order: the same file everywhere."""
+    shape, half = x.shape, 1
+    x = x.astype(np.float64)
+    while half < block:
+        pairs = x.reshape(len(x), -1, 2, half)
+        x = np.stack([pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]], axis=2)
+        half *= 2
+    return (x.reshape(shape) / math.sqrt(block)).astype(np.float32)
 
 
 def interleave(p):
@@ -88,6 +119,7 @@ class Plan:
     config: object             # config.ModelConfig
     types: dict                # role -> type
     has: object                # name -> is there such a tensor in the source
+    rotation: bool             # of the latent
     entries: list = field(default_factory=list)
 
     def vector(self, name, n, source="", constant=None):
@@ -126,10 +158,16 @@ class Plan:
             self.matrix(name + "q_b", "attention", H * (n + p), ql, source + "q_b_proj.weight", **q)
         else:
             self.matrix(name + "q", "attention", H * (n + p), D, source + "q_proj.weight", **q)
-        self.matrix(name + "kv_a", "attention", r + p, D, source + "kv_a_proj_with_mqa.weight", **self.rotated(r, p, 1))
-        self.vector(name + "kv_a_norm", r, source + "kv_a_layernorm.weight")
         # kv_b_proj holds the keys and the values of head 0, then of head 1, ...
-        kv_b = dict(source=source + "kv_b_proj.weight", shape=(H * (n + v), r), count=H, stride=n + v)
+        kv_a, kv_b = self.rotated(r, p, 1), dict(source=source + "kv_b_proj.weight", shape=(H * (n + v), r), count=H, stride=n + v)
+        gain, ones = source + "kv_a_layernorm.weight", None
+        if self.rotation:
+            # With c = x / rms(x) * gain, x = W_kva h: W c = (W diag(gain) R^T) (R x) / rms(R x), because a rotation leaves rms alone.
+            ones, block = np.ones(r, np.float32), hadamard_block(r)
+            kv_a |= dict(hadamard=block, hadamard_rows=r)
+            kv_b |= dict(hadamard=block, gain=gain)
+        self.matrix(name + "kv_a", "attention", r + p, D, source + "kv_a_proj_with_mqa.weight", **kv_a)
+        self.vector(name + "kv_a_norm", r, gain, constant=ones)
         self.matrix(name + "w_uk", "w_uk", n, r, **kv_b)
         self.matrix(name + "w_uk_t", "w_uk", r, n, transposed=True, **kv_b)
         self.matrix(name + "w_uv", "attention", v, r, first=n, **kv_b)
@@ -190,9 +228,9 @@ class Plan:
             self.vector("mtp.norm", D, source + "shared_head.norm.weight")
 
 
-def make_plan(config, type_name, has=lambda name: False, mtp=False):
+def make_plan(config, type_name, has=lambda name: False, mtp=False, rotation=False):
     """[Entry] of the whole checkpoint, in order."""
-    plan = Plan(config, types(type_name), has)
+    plan = Plan(config, types(type_name), has, rotation)
     plan.model(mtp)
     return plan.entries
 

@@ -7,40 +7,21 @@
  *   1 scores   [row][lane] = scale * (row . query)
  *   2 softmax  (online) new maximum of each lane; where it grew, what was summed so far shrinks by exp(old - new);
  *              then p = exp(score - maximum), sum += p, rows in order
- *   3 weights  q8 only: p times the row's scale as an integer in 0 .. 255, its largest in this tile and lane being 255
+ *   3 weights  q8, q6 and q4 only: p times the row's scale as an integer in 0 .. 255, its largest in this tile and lane being 255
  *   4 values   out[dim][lane] += p * value[row][dim]
  *
  * f32 and bf16: every score and every output is one chain of fma, dimensions in order and rows in order.
- * q8: the sums over dimensions in step 1 and over rows in step 4 are exact integers, whose order is free; around them stand
+ * q8, q6, q4: q6 and q4 tiles are unpacked to q8 (tile.h), once for all queries. The sums over dimensions in step 1 and over rows in step 4 are
+ * exact integers, whose order is free; around them stand
  *     score = fma((float)dot_b, row_scale_b * query_b, (float)dot_a * (row_scale_a * query_a)), query_x = query scale of x * scale
  *     out   = fma((float)dot, weight_step, out),  weight_step = largest (p * row_scale) / 255
  *
  * What lies in a tile past its last row is never looked at, except by sums that are then dropped. */
 
-#include <float.h>
-#include <stdbool.h>
-
-/* ---- layout ---------------------------------------------------------------------------------------------------------- */
-
-enum { SUB_ROWS = 16 }; /* rows of a q8 sub-tile */
-
-/* At the end of a sub-tile. */
-typedef struct {
-    float scale[2][SUB_ROWS];  /* of a, of b */
-    int32_t sum[2][SUB_ROWS];  /* of the integers */
-} SubTileScales;
-
-/* At the end of a q8 query. */
+/* At the end of an int8 query. */
 typedef struct {
     float scale[2][LANES];
 } QueryScales;
-
-static inline size_t units(size_t d) { return (d + 3) / 4; } /* of 64 bytes: 4 dimensions of 16 rows, or of 16 lanes */
-static inline size_t all_units(const TileShape *s) { return units(s->d1) + units(s->d2); }
-static inline size_t sub_tile_bytes(const TileShape *s) { return all_units(s) * 64 + sizeof(SubTileScales); }
-static inline const SubTileScales *sub_tile_scales(const TileShape *s, const uint8_t *sub) {
-    return (const SubTileScales *)(sub + all_units(s) * 64);
-}
 
 /* The bytes between steps 1 and 4 of a tile. */
 typedef struct {
@@ -48,142 +29,33 @@ typedef struct {
     float block[TILE_ROWS][16];         /* f32, bf16: a block of rows, as f32 */
     uint8_t weights[TILE_ROWS / 4][64]; /* q8: [4 rows at a time][lane][4 rows] */
     int8_t values[TILE_ROWS * 16];      /* q8: TILE dimensions, see value_units; TILE is at most 16, and the size must be the same in every build */
+    uint8_t unpacked[];                 /* q6, q4: the tile as q8 */
 } Scratch;
 
 #ifdef ISA_portable /* the sizes are the same for all: once */
-size_t tile_bytes(const TileShape *s) {
-    size_t d = (size_t)s->d1 + s->d2;
-    switch (s->type) {
-    case TILE_F32: return TILE_ROWS * d * 4;
-    case TILE_BF16: return TILE_ROWS * d * 2;
-    default: return TILE_ROWS / SUB_ROWS * sub_tile_bytes(s);
-    }
-}
-
 size_t query_bytes(const TileShape *s) {
-    return s->type == TILE_Q8 ? all_units(s) * 64 + sizeof(QueryScales) : ((size_t)s->d1 + s->d2) * LANES * sizeof(float);
+    return is_int8(s->type) ? all_units(s) * UNIT + sizeof(QueryScales) : ((size_t)s->d1 + s->d2) * LANES * sizeof(float);
 }
 
-size_t attend_scratch_bytes(void) { return sizeof(Scratch); }
+size_t attend_scratch_bytes(const TileShape *s) {
+    TileShape q8 = {TILE_Q8, s->d1, s->d2};
+    return sizeof(Scratch) + (is_packed(s->type) ? tile_bytes(&q8) : 0);
+}
 #endif
 
-/* ---- rows in and out ---------------------------------------------------------------------------------------------------- */
-
-/* n numbers as int8 with one scale: q = round to nearest even(x * (127 / max|x|)), scale = max|x| / 127. A part of zeros, or of numbers so
- * small that 127 / max overflows, becomes zeros. Four numbers go to each unit; `flip` 0x80 stores q + 128. Zeros past n. */
-static void quantize_part(uint8_t *unit, const float *x, size_t n, uint8_t flip, float *scale, int32_t *sum) {
-    vf largest = vf_set1(0.0f);
-    for (size_t i = 0; i < n; i += LANES) largest = vf_max(vf_abs(vf_load_n(x + i, n - i < LANES ? n - i : LANES, 0.0f)), largest);
-    float max = vf_largest(largest);
-    bool zeros = !(max > 1e-36f);
-    vf inverse = vf_set1(zeros ? 0.0f : 127.0f / max);
-    vi total = vi_set1(0);
-    for (size_t i = 0; i < n; i += LANES) {
-        vf y = vf_mul(vf_load_n(x + i, n - i < LANES ? n - i : LANES, 0.0f), inverse);
-        y = vf_min(vf_max(y, vf_set1(-127.0f)), vf_set1(127.0f)); /* binds infinity and NaN only */
-        vi q = vf_to_int(y);
-        total = vi_add(total, q);
-        uint8_t bytes[LANES];
-        vi_to_s8((int8_t *)bytes, q);
-        for (size_t j = 0; j < LANES; j++) bytes[j] ^= flip;
-        for (size_t j = 0; j < LANES && i + j < n; j += 4) memcpy(unit + (i + j) / 4 * 64, bytes + j, 4);
-    }
-    *scale = zeros ? 0.0f : max / 127.0f;
-    *sum = vi_sum(total);
-}
-
-/* n numbers of a row, beginning at number `from` of part a. */
-static void tile_read(const TileShape *s, const void *tile, size_t row, size_t from, size_t n, float *out) {
-    size_t at = row * ((size_t)s->d1 + s->d2) + from;
-    if (s->type == TILE_F32) {
-        memcpy(out, (const float *)tile + at, n * sizeof *out);
-    } else if (s->type == TILE_BF16) {
-        const uint16_t *h = (const uint16_t *)tile + at;
-        for (size_t i = 0; i < n; i++) out[i] = f32_from_bf16(h[i]);
-    } else {
-        const uint8_t *sub = (const uint8_t *)tile + row / SUB_ROWS * sub_tile_bytes(s);
-        const SubTileScales *scales = sub_tile_scales(s, sub);
-        size_t r = row % SUB_ROWS;
-        for (size_t i = 0; i < n; i++) {
-            bool b = from + i >= s->d1;
-            size_t d = b ? from + i - s->d1 + 4 * units(s->d1) : from + i;
-            out[i] = (float)(int8_t)sub[d / 4 * 64 + r * 4 + d % 4] * scales->scale[b][r];
-        }
-    }
-}
-
-static void tile_get(const TileShape *s, const void *tile, size_t row, float *a, float *b) {
-    tile_read(s, tile, row, 0, s->d1, a);
-    if (s->d2) tile_read(s, tile, row, s->d1, s->d2, b);
-}
-
-static void store_bf16(uint16_t *to, const float *x, size_t n) {
-    size_t i = 0;
-    for (; i + LANES <= n; i += LANES) vf_to_bf16(to + i, vf_load(x + i));
-    for (; i < n; i++) to[i] = bf16_from_f32(x[i]);
-}
-
-static void tile_put(const TileShape *s, void *tile, size_t row, const float *a, const float *b) {
-    size_t at = row * ((size_t)s->d1 + s->d2);
-    if (s->type == TILE_F32) {
-        memcpy((float *)tile + at, a, s->d1 * sizeof *a);
-        if (s->d2) memcpy((float *)tile + at + s->d1, b, s->d2 * sizeof *b);
-    } else if (s->type == TILE_BF16) {
-        store_bf16((uint16_t *)tile + at, a, s->d1);
-        store_bf16((uint16_t *)tile + at + s->d1, b, s->d2);
-    } else {
-        uint8_t *sub = (uint8_t *)tile + row / SUB_ROWS * sub_tile_bytes(s);
-        SubTileScales *scales = (SubTileScales *)(sub + all_units(s) * 64);
-        size_t r = row % SUB_ROWS;
-        quantize_part(sub + r * 4, a, s->d1, 0, &scales->scale[0][r], &scales->sum[0][r]);
-        quantize_part(sub + units(s->d1) * 64 + r * 4, b, s->d2, 0, &scales->scale[1][r], &scales->sum[1][r]);
-    }
-}
-
-/* Part a of a q8 row to the int8 form of activations. Its one scale serves every block of 32. */
-static void row_acts(const TileShape *s, const void *tile, size_t row, Acts *x) {
-    const uint8_t *sub = (const uint8_t *)tile + row / SUB_ROWS * sub_tile_bytes(s);
-    float scale = sub_tile_scales(s, sub)->scale[0][row % SUB_ROWS];
-    size_t group = row / 16 * 16, in_group = x->rows - group < 16 ? x->rows - group : 16, blocks = x->stride / 32;
-    for (size_t block = 0; block < blocks; block++) {
-        size_t at = group * blocks + block * in_group + row % 16;
-        int8_t *q = x->q + at * 32;
-        for (size_t u = 0; u < 8; u++) {
-            if (block * 8 + u < units(s->d1)) memcpy(q + u * 4, sub + (block * 8 + u) * 64 + row % SUB_ROWS * 4, 4);
-            else memset(q + u * 4, 0, 4);
-        }
-        x->scale[at] = scale;
-        x->sum[at] = vi_sum(vi_add(vi_from_s8(q), vi_from_s8(q + 16)));
-    }
-}
-
-static void tile_acts(const TileShape *s, const void *tile, Acts *x) {
-    enum { AT_ONCE = 256 }; /* a multiple of 32, as put() wants it */
-    float part[AT_ONCE];
-    for (size_t row = 0; row < x->rows; row++) {
-        if (s->type == TILE_Q8 && !x->f) {
-            row_acts(s, tile, row, x);
-            continue;
-        }
-        for (size_t i = 0; i < s->d1; i += AT_ONCE) {
-            size_t n = s->d1 - i < AT_ONCE ? s->d1 - i : AT_ONCE;
-            tile_read(s, tile, row, i, n, part);
-            put(x, row, i, part, n);
-        }
-    }
-}
+/* ---- queries --------------------------------------------------------------------------------------------------------- */
 
 static void query(const TileShape *s, void *out, const float *const a[LANES], const float *const b[LANES]) {
-    if (s->type != TILE_Q8) {
+    if (!is_int8(s->type)) {
         for (size_t d = 0; d < s->d1; d++)
             for (size_t i = 0; i < LANES; i++) ((float *)out)[d * LANES + i] = a[i] ? a[i][d] : 0.0f;
         for (size_t d = 0; d < s->d2; d++)
             for (size_t i = 0; i < LANES; i++) ((float *)out)[(s->d1 + d) * LANES + i] = a[i] ? b[i][d] : 0.0f;
         return;
     }
-    uint8_t *unit = out, *unit_b = unit + units(s->d1) * 64;
-    QueryScales *scales = (QueryScales *)(unit + all_units(s) * 64);
-    memset(unit, 0x80, all_units(s) * 64);
+    uint8_t *unit = out, *unit_b = unit + units(s->d1) * UNIT;
+    QueryScales *scales = (QueryScales *)(unit + all_units(s) * UNIT);
+    memset(unit, 0x80, all_units(s) * UNIT);
     memset(scales, 0, sizeof *scales);
     int32_t sum; /* only rows need theirs */
     for (size_t i = 0; i < LANES; i++) {
@@ -208,23 +80,38 @@ OP void dots(vi acc[TILE], const uint8_t *query_unit, const uint8_t *rows, size_
     }
 }
 
-static void q8_scores(const TileShape *s, const uint8_t *query, const uint8_t *tile, size_t rows, float scale, float (*p)[LANES]) {
+/* Sub-tile i of an int8 tile as one of q8: a packed one is unpacked to its place in x->unpacked. */
+static const uint8_t *q8_sub_tile(const TileShape *s, const uint8_t *tile, size_t i, Scratch *x) {
+    TileShape q8 = {TILE_Q8, s->d1, s->d2};
+    if (!is_packed(s->type)) return tile + i * sub_tile_bytes(s);
+    uint8_t *sub = x->unpacked + i * sub_tile_bytes(&q8);
+    unpack_sub_tile(s, tile + i * sub_tile_bytes(s), sub);
+    return sub;
+}
+
+/* Of the rows of one q8 sub-tile. */
+static void q8_scores(const TileShape *s, const uint8_t *query, const uint8_t *sub, size_t rows, float scale, float (*p)[LANES]) {
+    const SubTileScales *scales = sub_tile_scales(s, sub);
     const QueryScales *qs = (const QueryScales *)(query + all_units(s) * 64);
     size_t ua = units(s->d1), ub = units(s->d2);
     vf qa = vf_mul(vf_load(qs->scale[0]), vf_set1(scale)), qb = vf_mul(vf_load(qs->scale[1]), vf_set1(scale));
     for (size_t row = 0; row < rows; row += TILE) {
-        const uint8_t *sub = tile + row / SUB_ROWS * sub_tile_bytes(s);
-        const SubTileScales *scales = sub_tile_scales(s, sub);
-        size_t first = row % SUB_ROWS;
         vi acc[TILE];
-        dots(acc, query, sub + first * 4, ua, scales->sum[0] + first, rows - row);
+        dots(acc, query, sub + row * 4, ua, scales->sum[0] + row, rows - row);
         UNROLL for (int r = 0; r < TILE; r++)
-            vf_store(p[row + r], vf_mul(vi_to_float(acc[r]), vf_mul(vf_set1(scales->scale[0][first + r]), qa)));
+            vf_store(p[row + r], vf_mul(vi_to_float(acc[r]), vf_mul(vf_set1(scales->scale[0][row + r]), qa)));
         if (!ub) continue;
-        dots(acc, query + ua * 64, sub + ua * 64 + first * 4, ub, scales->sum[1] + first, rows - row);
+        dots(acc, query + ua * UNIT, sub + ua * UNIT + row * 4, ub, scales->sum[1] + row, rows - row);
         UNROLL for (int r = 0; r < TILE; r++)
-            vf_store(p[row + r], vf_fma(vi_to_float(acc[r]), vf_mul(vf_set1(scales->scale[1][first + r]), qb), vf_load(p[row + r])));
+            vf_store(p[row + r], vf_fma(vi_to_float(acc[r]), vf_mul(vf_set1(scales->scale[1][row + r]), qb), vf_load(p[row + r])));
     }
+}
+
+/* A packed sub-tile is used while it is still near, and stays for the values. */
+static void int8_scores(const TileShape *s, const uint8_t *query, const uint8_t *tile, size_t rows, float scale, Scratch *x) {
+    TileShape q8 = {TILE_Q8, s->d1, s->d2};
+    for (size_t row = 0; row < rows; row += SUB_ROWS)
+        q8_scores(&q8, query, q8_sub_tile(s, tile, row / SUB_ROWS, x), rows - row < SUB_ROWS ? rows - row : SUB_ROWS, scale, x->p + row);
 }
 
 /* f32 and bf16: `width` numbers of each row at a time, brought to f32 in `block`. */
@@ -238,7 +125,7 @@ static void float_scores(const TileShape *s, const float *query, const void *til
         for (size_t from = 0; from < d; from += WIDTH) {
             size_t n = d - from < WIDTH ? d - from : WIDTH;
             for (size_t r = 0; r < TILE; r++) /* rows past the last: the last once more */
-                tile_read(s, tile, row + r < rows ? row + r : rows - 1, from, n, block + r * WIDTH);
+                tile_read(s, tile, row + r < rows ? row + r : rows - 1, 0, from, n, block + r * WIDTH);
             for (size_t i = 0; i < n; i++) {
                 vf q = vf_load(query + (from + i) * LANES);
                 UNROLL for (int r = 0; r < TILE; r++) acc[r] = vf_fma(q, vf_set1(block[r * WIDTH + i]), acc[r]);
@@ -320,7 +207,6 @@ static vf quantize_weights(const TileShape *s, const uint8_t *tile, size_t rows,
  * The units are turned first, from [16 rows][4 dimensions] to [4 groups][4 dimensions][4 rows], so that one dimension of four rows is what
  * dot4 reads from memory. `keep` has zeros where the last sub-tile has no row. */
 OP void value_units(int n, size_t dims, const uint8_t *unit, size_t sub_bytes, size_t rows, const uint8_t *keep, Scratch *x, vf step, float *out) {
-    static const int8_t ones[4] = {1, 1, 1, 1};
     size_t subs = (rows + SUB_ROWS - 1) / SUB_ROWS;
     vi acc[TILE], sums[TILE / 4];
     UNROLL for (int k = 0; k < n; k++) sums[k] = vi_set1(0);
@@ -330,7 +216,7 @@ OP void value_units(int n, size_t dims, const uint8_t *unit, size_t sub_bytes, s
             turn_4x4(turned, unit + sub * sub_bytes + k * 64);
             if (sub == rows / SUB_ROWS)
                 for (int i = 0; i < 64; i++) turned[i] = (int8_t)(turned[i] & keep[i]);
-            if (DOT4_UNSIGNED_NEEDS_SUM) sums[k] = dot4(sums[k], vb_load(turned), ones);
+            if (DOT4_UNSIGNED_NEEDS_SUM) sums[k] = vi_add_bytes(sums[k], turned);
         }
     }
     UNROLL for (int k = 0; k < n; k++) {
@@ -347,7 +233,11 @@ OP void value_units(int n, size_t dims, const uint8_t *unit, size_t sub_bytes, s
         if ((size_t)i < dims) vf_store(out + i * LANES, vf_fma(vi_to_float(acc[i]), step, vf_load(out + i * LANES)));
 }
 
-static void q8_values(const TileShape *s, const uint8_t *tile, size_t rows, Scratch *x, float *out) {
+/* `unpacked`: by int8_scores, of the same tile. */
+static void int8_values(const TileShape *s, const uint8_t *tile, bool unpacked, size_t rows, Scratch *x, float *out) {
+    for (size_t i = 0; i * SUB_ROWS < rows && !unpacked; i++) q8_sub_tile(s, tile, i, x);
+    TileShape q8 = {TILE_Q8, s->d1, s->d2};
+    if (is_packed(s->type)) s = &q8, tile = x->unpacked;
     vf step = quantize_weights(s, tile, rows, x);
     uint8_t keep[64]; /* [4 groups][4 dimensions][4 rows] */
     for (size_t i = 0; i < 64; i++) keep[i] = i / 16 * 4 + i % 4 < rows % SUB_ROWS ? 0xff : 0;
@@ -363,7 +253,7 @@ static void float_values(const TileShape *s, const void *tile, size_t rows, Scra
         size_t n = s->d1 - from < TILE ? s->d1 - from : TILE;
         vf acc[TILE];
         memset(x->block, 0, sizeof x->block);
-        for (size_t r = 0; r < rows; r++) tile_read(s, tile, r, from, n, x->block[r]);
+        for (size_t r = 0; r < rows; r++) tile_read(s, tile, r, 0, from, n, x->block[r]);
         UNROLL for (int i = 0; i < TILE; i++) acc[i] = (size_t)i < n ? vf_load(out + (from + i) * LANES) : vf_set1(0.0f);
         for (size_t r = 0; r < rows; r++) {
             vf p = vf_load(x->p[r]);
@@ -383,10 +273,10 @@ static void attend(const TileShape *s, const void *query, const void *keys, cons
     for (size_t i = 0; i < LANES; i++) last = limit[i] > last ? limit[i] : last;
     if ((size_t)last < rows) rows = (size_t)last;
     if (!rows) return;
-    if (s->type == TILE_Q8) q8_scores(s, query, keys, rows, scale, x->p);
+    if (is_int8(s->type)) int8_scores(s, query, keys, rows, scale, x);
     else float_scores(s, query, keys, rows, scale, x);
     online_softmax(x->p, rows, limit, softmax, values_shape->d1);
-    if (values_shape->type == TILE_Q8) q8_values(values_shape, values, rows, x, softmax->out);
+    if (is_int8(values_shape->type)) int8_values(values_shape, values, values == keys, rows, x, softmax->out);
     else float_values(values_shape, values, rows, x, softmax->out);
 }
 

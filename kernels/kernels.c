@@ -4,7 +4,8 @@
  *   simd.h       sixteen-lane vectors, where the instruction sets differ
  *   vector.h     norms, activations, quantising
  *   matmul.h     weights in panels times rows
- *   attention.h  queries against tiles of cached rows */
+ *   tile.h       tiles of cached rows: rows in and out
+ *   attention.h  queries against tiles */
 #include <stdbool.h>
 
 #include "kernels.h"
@@ -12,6 +13,7 @@
 #include "simd.h"
 #include "vector.h"
 #include "matmul.h"
+#include "tile.h"
 #include "attention.h"
 
 #define TEXT_OF(name) #name

@@ -95,8 +95,17 @@ static inline Acts acts_view(const Acts *x, size_t at, size_t rows, size_t cols)
  *   TILE_BF16  [128 rows][d1 + d2] bf16, rounded to nearest even
  *   TILE_Q8    8 sub-tiles of 16 rows; a sub-tile is [units of 4 dimensions][16 rows][4] int8, a's ceil(d1/4) units, then b's
  *              ceil(d2/4), dimensions past the end 0; then per row, [16] each: f32 scale of a, f32 scale of b, int32 sum of a's
- *              integers, int32 sum of b's. (d1, d2) = (512, 64): 592 bytes a row.                                          */
-typedef enum { TILE_F32, TILE_BF16, TILE_Q8, TILE_COUNT } TileType;
+ *              integers, int32 sum of b's. (d1, d2) = (512, 64): 592 bytes a row.
+ *   TILE_Q6    8 sub-tiles of 16 rows; a sub-tile is groups of 16 dimensions, a's ceil(d1/16), then b's ceil(d2/16), dimensions past the
+ *              end 0; then per row, [16] each: f16 scale of a, f16 scale of b. The integers are 4q, q in -31 .. 31. A group is what would be
+ *              four units of Q8, without the two bits that are always 0, in 192 bytes: two of 64 bytes with the upper four bits of units 0 and
+ *              2 (low nibbles), 1 and 3 (high nibbles), then 64 bytes with the next two bits of unit u at bits 2u and 2u + 1. (512, 64): 436.
+ *   TILE_Q4    8 sub-tiles of 16 rows; a sub-tile is a's groups in 128 bytes, two of 64 with a nibble for each number of units 0 and 2
+ *              (low), 1 and 3 (high); b's groups as four units of Q8; then for each group of a int8 multipliers [16]; then the scales as
+ *              in Q6. a's integers are (value * multiplier + 64) >> 7, the nibble being an index into 16 values (tile.h). (512, 64): 356.
+ *
+ * A number is integer * scale. The latent is meant to have been rotated below 8 bits (exporter/plan.py): its numbers are then alike.  */
+typedef enum { TILE_F32, TILE_BF16, TILE_Q8, TILE_Q6, TILE_Q4, TILE_COUNT } TileType;
 
 enum { TILE_ROWS = 128, LANES = 16 };
 
@@ -151,21 +160,21 @@ typedef struct {
     /* y += s x, one fma each. */
     void (*axpy)(float *y, float s, const float *x, size_t n);
 
-    /* Write row `row` of a tile, reading [a | b]; read it back as f32. */
+    /* Write row `row` of a tile, reading [a | b]; read it back as f32, but for a part that is NULL. */
     void (*tile_put)(const TileShape *shape, void *tile, size_t row, const float *a, const float *b);
     void (*tile_get)(const TileShape *shape, const void *tile, size_t row, float *a, float *b);
 
-    /* Rows 0 .. x->rows of a tile's part a as activations (cols = d1): Q8 rows go over as they are, integers and scale unchanged, if
+    /* Rows 0 .. x->rows of a tile's part a as activations (cols = d1): int8 rows (Q8, Q6, Q4) go over as they are, integers and scale unchanged, if
      * only x->q is asked for; otherwise through f32. */
     void (*tile_acts)(const TileShape *shape, const void *tile, Acts *x);
 
     /* Make a query out of sixteen lanes: lane i reads a[i] (d1 numbers) and b[i] (d2 numbers); a[i] == NULL leaves the lane empty.
-     * `query` has query_bytes(shape) bytes, 64-byte aligned. F32, BF16: [d1 + d2][16] f32. Q8: int8 per lane with a scale for each part. */
+     * `query` has query_bytes(shape) bytes, 64-byte aligned. F32, BF16: [d1 + d2][16] f32. Q8, Q6, Q4: int8 per lane with a scale for each part. */
     void (*query)(const TileShape *shape, void *query, const float *const a[LANES], const float *const b[LANES]);
 
     /* Sixteen queries against rows 0 .. rows-1 of a tile; lane i sees rows below limit[i] only (others count as absent; a lane may see
      * none). score = scale * (a . qa + b . qb). The values are part a of `values` (in the absorbed form the same tile as `keys`),
-     * dv = values_shape->d1. Updates s. `scratch` has attend_scratch_bytes() bytes, 64-byte aligned. */
+     * dv = values_shape->d1. Updates s. `scratch` has attend_scratch_bytes() of the larger shape, 64-byte aligned. */
     void (*attend)(const TileShape *shape, const void *query, const void *keys, const TileShape *values_shape, const void *values, size_t rows,
                    const int32_t limit[LANES], float scale, Softmax *s, void *scratch);
 
@@ -178,7 +187,7 @@ typedef struct {
 
 size_t tile_bytes(const TileShape *shape);  /* of a whole tile of 128 rows; a multiple of 64 */
 size_t query_bytes(const TileShape *shape); /* a multiple of 64 */
-size_t attend_scratch_bytes(void);          /* enough for any shape's attend */
+size_t attend_scratch_bytes(const TileShape *shape);
 
 /* The fastest vocabulary that this machine can run, or the one MLA_ISA names. NULL if MLA_ISA names one that it cannot run or does not
  * know; then *why says so. */

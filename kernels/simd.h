@@ -58,6 +58,14 @@ OP float f32_from_f16(uint16_t h) {
     return float_of(bits_of(f) | (uint32_t)(h & 0x8000) << 16);
 }
 
+/* Of a number from 0 on, to nearest, ties to even. Adding 1/2 leaves a subnormal half in the low bits. */
+OP uint16_t f16_from_f32(float f) {
+    if (f >= 65520.0f) return 0x7c00;
+    if (f < 0x1p-14f) return (uint16_t)(bits_of(f + 0.5f) - bits_of(0.5f));
+    uint32_t u = bits_of(f) - ((127 - 15) << 23);
+    return (uint16_t)((u + 0xfff + (u >> 13 & 1)) >> 13);
+}
+
 /* ==== portable: the definition ======================================================================================== */
 #if defined(ISA_portable)
 
@@ -168,6 +176,7 @@ OP void vb_q4(vb *low, vb *high, const uint8_t *p, vt codebook) {
 
 /* acc[lane] += sum over j of w[lane][j] * a[j], j = 0 .. 3, exactly; w in -128 .. 127, a in -127 .. 127. An accumulator begins as
  * dot4_start(sum of all a that will be multiplied into it): VNNI multiplies w + 128, and the excess is taken off at the start. */
+enum { DOT4_NEEDS_SUM = 0 };
 OP vi dot4_start(int32_t sum) {
     (void)sum;
     return vi_set1(0);
@@ -315,6 +324,7 @@ OP void vb_q4(vb *low, vb *high, const uint8_t *p, vt codebook) {
 }
 
 /* maddubs multiplies unsigned by signed, so |w| * (a with w's sign); two products are at most 2 * 128 * 127, no saturation. */
+enum { DOT4_NEEDS_SUM = 0 };
 OP vi dot4_start(int32_t sum) {
     (void)sum;
     return vi_set1(0);
@@ -414,6 +424,7 @@ OP void vb_q4(vb *low, vb *high, const uint8_t *p, vt codebook) {
     *high = _mm512_shuffle_epi8(codebook, _mm512_and_si512(_mm512_srli_epi16(x, 4), nibble));
 }
 
+enum { DOT4_NEEDS_SUM = 1 };
 OP vi dot4_start(int32_t sum) { return _mm512_set1_epi32((int32_t)(-128u * (uint32_t)sum)); }
 OP vi dot4(vi acc, vb w, const int8_t *a) {
     /* One instruction with the broadcast in it; compilers split the intrinsic into two and run out of registers. */
@@ -548,6 +559,7 @@ OP void vb_q4(vb *low, vb *high, const uint8_t *p, vt codebook) {
     }
 }
 
+enum { DOT4_NEEDS_SUM = 0 };
 OP vi dot4_start(int32_t sum) {
     (void)sum;
     return vi_set1(0);
@@ -597,8 +609,20 @@ OP vf vf_sigmoid(vf x) {
 /* turn_4x4: 4 times 16 bytes, each a 4 x 4 matrix, transposed.
  *
  * dot4_start_unsigned: for the sum of (w + 128) * a, which dot4 on vb_load_biased gives when the accumulator begins here. VNNI multiplies just
- * that; the others have to make up for 128 times the sum of all a, and only they need to know it. */
+ * that; the others have to make up for 128 times the sum of all a, and only they need to know it.
+ *
+ * vi_add_bytes: acc[i] + the four int8 at p + 4 i.
+ *
+ * vb_store_times: to[4 i + j] = (x[4 i + j] * by[i] + 64) >> 7, for x in -127 .. 127 and by in -128 .. 127. */
 #if defined(ISA_portable)
+
+OP vi vi_add_bytes(vi acc, const int8_t *p) {
+    for (int i = 0; i < 64; i++) acc.v[i / 4] += p[i];
+    return acc;
+}
+OP void vb_store_times(int8_t *to, vb x, vi by) {
+    for (int i = 0; i < 64; i++) to[i] = (int8_t)((x.v[i] * by.v[i / 4] + 64) >> 7);
+}
 
 enum { DOT4_UNSIGNED_NEEDS_SUM = 1 };
 OP vi dot4_start_unsigned(int32_t sum) { return vi_set1(128 * sum); }
@@ -608,6 +632,20 @@ OP void turn_4x4(int8_t *to, const uint8_t *from) {
 
 #elif defined(ISA_avx2)
 
+OP __m256i add_bytes_8(__m256i acc, const int8_t *p) {
+    __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), _mm256_loadu_si256((const __m256i *)p));
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+OP vi vi_add_bytes(vi acc, const int8_t *p) { return (vi){add_bytes_8(acc.lo, p), add_bytes_8(acc.hi, p + 32)}; }
+OP __m256i times_8(__m256i x, __m256i by) { /* 8 lanes; even and odd bytes as words x * 256: mulhrs rounds the product and shifts it by 15 */
+    __m256i odd_mask = _mm256_set1_epi16(-256), twice = _mm256_or_si256(_mm256_slli_epi32(by, 16), _mm256_and_si256(by, _mm256_set1_epi32(0xffff)));
+    __m256i even = _mm256_mulhrs_epi16(_mm256_slli_epi16(x, 8), twice), odd = _mm256_mulhrs_epi16(_mm256_and_si256(x, odd_mask), twice);
+    return _mm256_or_si256(_mm256_andnot_si256(odd_mask, even), _mm256_slli_epi16(odd, 8));
+}
+OP void vb_store_times(int8_t *to, vb x, vi by) {
+    _mm256_storeu_si256((__m256i *)to, times_8(x.lo, by.lo));
+    _mm256_storeu_si256((__m256i *)to + 1, times_8(x.hi, by.hi));
+}
 enum { DOT4_UNSIGNED_NEEDS_SUM = 1 };
 OP vi dot4_start_unsigned(int32_t sum) { return vi_set1(128 * sum); }
 OP void turn_4x4(int8_t *to, const uint8_t *from) {
@@ -619,6 +657,13 @@ OP void turn_4x4(int8_t *to, const uint8_t *from) {
 
 #elif defined(ISA_avx512)
 
+OP vi vi_add_bytes(vi acc, const int8_t *p) { return _mm512_dpbusd_epi32(acc, _mm512_set1_epi8(1), _mm512_loadu_si512(p)); }
+OP void vb_store_times(int8_t *to, vb x, vi by) { /* even and odd bytes as words x * 256: mulhrs rounds the product and shifts it by 15 */
+    __m512i odd_mask = _mm512_set1_epi16(-256), twice = _mm512_or_si512(_mm512_slli_epi32(by, 16), _mm512_and_si512(by, _mm512_set1_epi32(0xffff)));
+    x = _mm512_xor_si512(x, _mm512_set1_epi8(-128));
+    __m512i even = _mm512_mulhrs_epi16(_mm512_slli_epi16(x, 8), twice), odd = _mm512_mulhrs_epi16(_mm512_and_si512(x, odd_mask), twice);
+    _mm512_storeu_si512(to, _mm512_or_si512(_mm512_andnot_si512(odd_mask, even), _mm512_slli_epi16(odd, 8)));
+}
 enum { DOT4_UNSIGNED_NEEDS_SUM = 0 };
 OP vi dot4_start_unsigned(int32_t sum) {
     (void)sum;
@@ -631,6 +676,18 @@ OP void turn_4x4(int8_t *to, const uint8_t *from) {
 
 #elif defined(ISA_neon)
 
+OP vi vi_add_bytes(vi acc, const int8_t *p) {
+    vb x = vb_load(p), ones = FOUR(vdupq_n_s8(1));
+    return (vi)EACH3(vdotq_s32, acc, x, ones);
+}
+OP void vb_store_times(int8_t *to, vb x, vi by) {
+    UNROLL for (int i = 0; i < 4; i++) {
+        uint32x4_t byte = vandq_u32(vreinterpretq_u32_s32(by.val[i]), vdupq_n_u32(0xff));
+        int8x16_t four = vreinterpretq_s8_u32(vmulq_n_u32(byte, 0x01010101));
+        int16x8_t low = vmull_s8(vget_low_s8(x.val[i]), vget_low_s8(four)), high = vmull_s8(vget_high_s8(x.val[i]), vget_high_s8(four));
+        vst1q_s8(to + 16 * i, vcombine_s8(vrshrn_n_s16(low, 7), vrshrn_n_s16(high, 7)));
+    }
+}
 enum { DOT4_UNSIGNED_NEEDS_SUM = 1 };
 OP vi dot4_start_unsigned(int32_t sum) { return vi_set1(128 * sum); }
 OP void turn_4x4(int8_t *to, const uint8_t *from) {

@@ -11,7 +11,8 @@
 #include "modes/output.h"
 #include "modes/system.h"
 
-const char *const cache_names[CACHE_TYPES] = {[CACHE_F32] = "f32", [CACHE_BF16] = "bf16", [CACHE_Q8] = "q8", [CACHE_FULL] = "full"};
+const char *const cache_names[CACHE_TYPES] = {[CACHE_F32] = "f32", [CACHE_BF16] = "bf16", [CACHE_Q8] = "q8",
+                                                [CACHE_Q6] = "q6",   [CACHE_Q4] = "q4",     [CACHE_FULL] = "full"};
 
 /* ---- the table ---- */
 
@@ -79,6 +80,9 @@ static const Option table[OPTION_COUNT] = {
                     "write the float32 logits of every prompt position to FILE, [T, V]"},
     [OPT_PERPLEXITY] = {NULL, NULL, "--perplexity", "FILE", STRING, PERPLEXITY, FIELD(file), 0, 0,
                         "score a text in windows of -c (default 2048, or less if the model's\nlimit is less)"},
+    [OPT_AGAINST] = {NULL, NULL, "--against", "TYPE", CACHE, PERPLEXITY, FIELD(against), 0, 0,
+                     "--perplexity also with cache TYPE: a second line `against TYPE:\nperplexity P kl K top T%`, K nats of divergence from TYPE's next-token\n"
+                     "probabilities to -k's, T of the likeliest tokens the same"},
     [OPT_TOKENIZE] = {NULL, NULL, "--tokenize", "TEXT", STRING, TOKENIZE, FIELD(text), 0, 0, "print the token ids of TEXT, nothing added"},
     [OPT_INFO] = {NULL, NULL, "--info", NULL, FLAG, ALL, 0, 0, 0, "what the checkpoint is, and what a context costs"},
     [OPT_CHECK] = {NULL, NULL, "--check", NULL, FLAG, ALL, 0, 0, 0, "verify every checksum and scale in the checkpoint"},
@@ -89,7 +93,7 @@ static const Option table[OPTION_COUNT] = {
     [OPT_THREADS] = {"The machine", "-j", "--threads", "N", INTEGER, ALL, FIELD(threads), 1, 1024,
                      "threads (default: physical cores available to the process)"},
     [OPT_CACHE] = {NULL, "-k", "--cache", "TYPE", CACHE, GENERATE | LOGITS | PERPLEXITY | BENCH, FIELD(cache), 0, 0,
-                   "the cache's number format: f32, bf16, q8, or full: an ordinary\nkey/value cache in f32 (default: the session's, else q8)"},
+                   "the cache's number format: f32, bf16, q8, q6, q4, or full: an ordinary\nkey/value cache in f32 (default: the session's, else q8)"},
     [OPT_QUIET] = {NULL, "-q", "--quiet", NULL, FLAG, ALL, 0, 0, 0, "errors alone on standard error"},
     [OPT_HELP] = {NULL, "-h", "--help", NULL, FLAG, ALL, 0, 0, 0, "this text"},
     [OPT_VERSION] = {NULL, NULL, "--version", NULL, FLAG, ALL, 0, 0, 0, "the version of this program"},
@@ -176,7 +180,7 @@ static bool parse_value(Options *o, OptionId id, const char *typed, const char *
     case CACHE:
         if (parse_cache(value, field))
             return true;
-        report("%s takes f32, bf16, q8 or full, not '%s'", typed, value);
+        report("%s takes f32, bf16, q8, q6, q4 or full, not '%s'", typed, value);
         return false;
     case INTEGER:
         if (parse_integer(value, &number) && number >= option->least && number <= option->most) {

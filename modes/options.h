@@ -14,7 +14,7 @@ typedef enum {
     OPT_PROMPT, OPT_ESCAPE, OPT_FILE, OPT_IDS, OPT_SPECIAL, OPT_NO_BOS,
     OPT_ECHO, OPT_TOKENS, OPT_CONTEXT, OPT_STOP, OPT_IGNORE_EOS, OPT_SESSION,
     OPT_TEMPERATURE, OPT_TOP_K, OPT_TOP_P, OPT_MIN_P, OPT_REPEAT_PENALTY, OPT_SEED,
-    OPT_LOGITS, OPT_PERPLEXITY, OPT_TOKENIZE, OPT_INFO, OPT_CHECK, OPT_BENCH, OPT_CSV, OPT_PROFILE,
+    OPT_LOGITS, OPT_PERPLEXITY, OPT_AGAINST, OPT_TOKENIZE, OPT_INFO, OPT_CHECK, OPT_BENCH, OPT_CSV, OPT_PROFILE,
     OPT_THREADS, OPT_CACHE, OPT_QUIET, OPT_HELP, OPT_VERSION,
     OPTION_COUNT
 } OptionId;
@@ -38,7 +38,7 @@ typedef struct {
     int64_t top_k;           /* -1: the checkpoint's */
     uint64_t seed;
     int64_t threads;
-    CacheType cache;
+    CacheType cache, against; /* of -k; of --against */
 } Options;
 
 /* Fills o. False: the program is done with *status (a line about a mistake, help or version was written). */
@@ -46,7 +46,7 @@ bool options_parse(Options *o, int argc, char **argv, int *status);
 void options_close(Options *o); /* also after options_parse gave false */
 
 /* Names of the cache types, as -k takes them, indexed by CacheType. */
-enum { CACHE_TYPES = 4 };
+enum { CACHE_TYPES = 6 };
 extern const char *const cache_names[CACHE_TYPES];
 
 #endif

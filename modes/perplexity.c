@@ -1,8 +1,11 @@
-/* perplexity.c: --perplexity FILE. How well the model predicts a text.
+/* perplexity.c: --perplexity FILE. How well the model predicts a text; --against TYPE: and how far its predictions are from those with another cache.
  *
  * The text is tokenised as a whole and cut into windows of c - 1 tokens, each read after a begin token and apart from the others. Every token
  * is scored once, by its negative log-probability; where the model has no begin token, nothing predicts the first of a window. The
- * perplexity is exp of the mean, its standard error that of the mean times the perplexity. */
+ * perplexity is exp of the mean, its standard error that of the mean times the perplexity.
+ *
+ * Perplexity has the noise of the text in it, and a change for the better hides one for the worse. What a cache type costs is seen sooner in the
+ * Kullback-Leibler divergence of the predictions, the mean of sum_i p_i log(p_i / q_i) with p of the cache type that is compared with. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,9 +22,28 @@ typedef struct {
     double sum, sum_of_squares; /* of the losses */
 } Score;
 
-/* -log p(token). p of the likeliest token is at least 1 / V, so that its logarithm loses nothing; from there it is a difference of
- * logits. p [V] is scratch. */
-static double loss(const Model *m, const float *logits, int32_t token, float *p) {
+/* One cache type that the text is read with. */
+typedef struct {
+    State *state;
+    float *p;     /* [V] the next token's probabilities */
+    Score score;
+} Reader;
+
+typedef struct {
+    const Model *model;
+    Reader used, other; /* -k's; --against's, if other.state is not NULL */
+    double divergence;  /* summed over tokens */
+    size_t same_top;
+} Scoring;
+
+/* The next token's distribution: p [V], and what the likeliest's log-probability is reckoned from. */
+typedef struct {
+    size_t best;
+    double log_sum; /* of exp(logit): log p_i = logit_i - log_sum */
+} Prediction;
+
+/* p of the likeliest token is at least 1 / V, so that its logarithm loses nothing; from there log-probabilities are differences of logits. */
+static Prediction predict(const Model *m, const float *logits, float *p) {
     size_t best = 0, vocab = m->config.vocab_size;
     for (size_t i = 1; i < vocab; i++) {
         if (logits[i] > logits[best])
@@ -29,51 +51,90 @@ static double loss(const Model *m, const float *logits, int32_t token, float *p)
     }
     memcpy(p, logits, vocab * sizeof *p);
     m->k->softmax(p, vocab);
-    return (double)logits[best] - (double)logits[token] - log((double)p[best]);
+    return (Prediction){best, (double)logits[best] - log((double)p[best])};
+}
+
+static void add_loss(Score *score, double loss) {
+    score->tokens++;
+    score->sum += loss;
+    score->sum_of_squares += loss * loss;
+}
+
+/* One row's logits, of -k's and of --against's cache (or NULL). */
+static void score_row(Scoring *s, const float *used, const float *other, int32_t token) {
+    Prediction q = predict(s->model, used, s->used.p);
+    add_loss(&s->used.score, q.log_sum - (double)used[token]);
+    if (!other)
+        return;
+    Prediction p = predict(s->model, other, s->other.p);
+    add_loss(&s->other.score, p.log_sum - (double)other[token]);
+    s->same_top += p.best == q.best;
+    for (size_t i = 0; i < s->model->config.vocab_size; i++)
+        if (s->other.p[i] > 0) /* else the limit of p log p, 0 */
+            s->divergence += (double)s->other.p[i] * (((double)other[i] - p.log_sum) - ((double)used[i] - q.log_sum));
 }
 
 /* One window: ids[0 .. n) are read, and row i predicts ids[i + 1]. */
-static void score_window(Score *score, const Model *m, State *s, const int32_t *ids, size_t n, float *p) {
+static void score_window(Scoring *s, const int32_t *ids, size_t n) {
     static Row rows[SCORED_ROWS];
-    size_t chunk = s->chunk < SCORED_ROWS ? s->chunk : SCORED_ROWS;
+    const Model *m = s->model;
+    size_t vocab = m->config.vocab_size, chunk = s->used.state->chunk < SCORED_ROWS ? s->used.state->chunk : SCORED_ROWS;
     for (size_t from = 0; from + 1 < n; from += chunk) { /* the last token is predicted and predicts nothing */
         size_t count = n - 1 - from < chunk ? n - 1 - from : chunk;
         for (size_t i = 0; i < count; i++)
             rows[i] = (Row){.token = ids[from + i], .position = (uint32_t)(from + i), .logits = true};
-        const float *logits = forward(m, s, rows, count);
-        for (size_t i = 0; i < count; i++) {
-            double x = loss(m, logits + i * m->config.vocab_size, ids[from + i + 1], p);
-            score->tokens++;
-            score->sum += x;
-            score->sum_of_squares += x * x;
-        }
+        const float *used = forward(m, s->used.state, rows, count), *other = s->other.state ? forward(m, s->other.state, rows, count) : NULL;
+        for (size_t i = 0; i < count; i++)
+            score_row(s, used + i * vocab, other ? other + i * vocab : NULL, ids[from + i + 1]);
     }
 }
 
-static int print_score(const Score *s) {
-    if (!s->tokens)
+/* The windows one after the other. `window` [c] holds the one being read, begin token included. */
+static void score_text(Scoring *s, const Options *o, const int32_t *ids, size_t n, size_t c, int32_t *window) {
+    size_t begin = s->model->config.bos_token_id >= 0 && !o->typed[OPT_NO_BOS];
+    window[0] = s->model->config.bos_token_id;
+    for (size_t from = 0; from < n; from += c - 1) {
+        size_t count = n - from < c - 1 ? n - from : c - 1;
+        memcpy(window + begin, ids + from, count * sizeof *ids);
+        score_window(s, window, begin + count);
+        progress("perplexity", from + count, n);
+    }
+}
+
+static double perplexity(const Score *s) {
+    return exp(s->sum / (double)s->tokens);
+}
+
+static int print_score(const Scoring *s, const Options *o) {
+    const Score *used = &s->used.score, *other = &s->other.score;
+    if (!used->tokens)
         return failed(FAILED, "the text has no token that could be scored");
-    double n = (double)s->tokens, mean = s->sum / n, perplexity = exp(mean);
-    if (!isfinite(s->sum))
+    if (!isfinite(used->sum) || !isfinite(other->sum))
         return failed(FAILED, "the model's logits are not numbers; --check looks for damage in the checkpoint");
-    double variance = s->tokens > 1 ? fmax(s->sum_of_squares - n * mean * mean, 0) / (n - 1) : 0;
-    output_print("perplexity %.4f +- %.4f tokens %zu\n", perplexity, perplexity * sqrt(variance / n), s->tokens);
+    double n = (double)used->tokens, mean = used->sum / n;
+    double variance = used->tokens > 1 ? fmax(used->sum_of_squares - n * mean * mean, 0) / (n - 1) : 0;
+    output_print("perplexity %.4f +- %.4f tokens %zu\n", perplexity(used), perplexity(used) * sqrt(variance / n), used->tokens);
+    if (s->other.state)
+        output_print("against %s: perplexity %.4f kl %.6f top %.2f%%\n", cache_names[o->against], perplexity(other), s->divergence / n,
+                     100 * (double)s->same_top / n);
     output_flush();
     return DONE;
 }
 
-/* The windows one after the other. `window` [c] holds the one being read, begin token included. */
-static Score score_text(const Model *m, const Options *o, State *s, const int32_t *ids, size_t n, size_t c, int32_t *window, float *p) {
-    Score score = {0};
-    size_t begin = m->config.bos_token_id >= 0 && !o->typed[OPT_NO_BOS];
-    window[0] = m->config.bos_token_id;
-    for (size_t from = 0; from < n; from += c - 1) {
-        size_t count = n - from < c - 1 ? n - from : c - 1;
-        memcpy(window + begin, ids + from, count * sizeof *ids);
-        score_window(&score, m, s, window, begin + count, p);
-        progress("perplexity", from + count, n);
-    }
-    return score;
+/* False: reported. */
+static bool open_reader(Reader *r, const Model *m, const Options *given, CacheType cache, size_t context) {
+    Options o = *given;
+    o.cache = cache;
+    r->state = open_state(m, &o, context, SCORED_ROWS);
+    r->p = malloc(m->config.vocab_size * sizeof *r->p);
+    if (r->state && !r->p)
+        report("out of memory");
+    return r->state && r->p;
+}
+
+static void close_reader(Reader *r) {
+    free(r->p);
+    state_close(r->state);
 }
 
 int mode_perplexity(const Model *m, const Options *o) {
@@ -83,23 +144,21 @@ int mode_perplexity(const Model *m, const Options *o) {
     if (c < 2)
         return failed(WRONG_USAGE, "%s needs a context of at least 2: a token to read and one to predict", o->typed[OPT_PERPLEXITY]);
     int status = FAILED;
+    Scoring s = {.model = m};
     char *text = read_file(o->file, &bytes);
-    int32_t *ids = text ? tokenize(m, o, text, bytes, &n) : NULL;
-    State *s = ids ? open_state(m, o, c, SCORED_ROWS) : NULL;
-    int32_t *window = malloc(c * sizeof *window);
-    float *p = malloc(m->config.vocab_size * sizeof *p);
-    if (!window || !p)
+    int32_t *ids = text ? tokenize(m, o, text, bytes, &n) : NULL, *window = malloc(c * sizeof *window);
+    if (!window)
         report("out of memory");
-    else if (s) {
+    else if (ids && open_reader(&s.used, m, o, o->cache, c) && (!o->typed[OPT_AGAINST] || open_reader(&s.other, m, o, o->against, c))) {
         double start = seconds();
-        Score score = score_text(m, o, s, ids, n, c, window, p);
-        status = print_score(&score);
+        score_text(&s, o, ids, n, c, window);
+        status = print_score(&s, o);
         if (!status)
             note("%zu tokens, %.1f tokens/s", n, (double)n / (seconds() - start));
     }
-    free(p);
+    close_reader(&s.used);
+    close_reader(&s.other);
     free(window);
-    state_close(s);
     free(ids);
     free(text);
     return status;

@@ -1,7 +1,7 @@
 /* test_attention.c: tiles of cached rows and sixteen queries against them (kernels/attention.h).
  *
  * Two judges. A softmax attention in double precision, written here as the textbook has it, judges the portable build: on the
- * numbers themselves (f32), on the numbers rounded to bf16 by this file, and on the integers and scales that the tile holds (q8,
+ * numbers themselves (f32), on the numbers rounded to bf16 by this file, and on the integers and scales that the tile holds (q8, q6, q4,
  * read back here by the layout that kernels.h documents). The portable build then judges every other instruction set that this
  * machine runs: byte for byte.
  *
@@ -124,7 +124,8 @@ static Result run_case(const Kernels *k, const Case *c, int garbage) {
         memset(s[i]->out, garbage, dv * LANES * 4); /* a first tile finds whatever was there */
         for (int lane = 0; lane < LANES; lane++) s[i]->max[lane] = -INFINITY, s[i]->sum[lane] = 0;
     }
-    void *scratch = allocate(attend_scratch_bytes());
+    size_t of_keys = attend_scratch_bytes(&c->keys), of_values = attend_scratch_bytes(&c->values);
+    void *scratch = allocate(of_keys > of_values ? of_keys : of_values);
     for (size_t t = 0; t * TILE_ROWS < c->rows; t++) {
         size_t rows = c->rows - t * TILE_ROWS < TILE_ROWS ? c->rows - t * TILE_ROWS : TILE_ROWS;
         int32_t limit[LANES];
@@ -156,14 +157,39 @@ static float to_bf16(float x) {
     return x;
 }
 
-/* Element `dim` of row `row` of a q8 tile, by the layout in kernels.h. */
-static double q8_element(const TileShape *s, const uint8_t *tile, size_t row, size_t dim) {
-    size_t ua = (s->d1 + 3) / 4, ub = (s->d2 + 3) / 4, sub_tile = (ua + ub) * 64 + 256, in_b = dim >= s->d1;
-    const uint8_t *sub = tile + row / 16 * sub_tile;
-    size_t i = in_b ? dim - s->d1 : dim, unit = (in_b ? ua : 0) + i / 4;
+static bool is_int8(uint32_t type) { return type != TILE_F32 && type != TILE_BF16; }
+
+static float f16_at(const uint8_t *p) {
+    unsigned h = p[0] | (unsigned)p[1] << 8, exponent = h >> 10 & 31, fraction = h & 1023;
+    if (exponent == 31) return fraction ? NAN : INFINITY;
+    return exponent ? ldexpf((float)(1024 + fraction), (int)exponent - 25) : ldexpf((float)fraction, -24); /* scales have no sign */
+}
+
+/* Element `dim` of row `row` of a q8, q6 or q4 tile by the layout in kernels.h: *scale is its part's. */
+static int int8_element(const TileShape *s, const uint8_t *tile, size_t row, size_t dim, float *scale) {
+    static const int values[16] = {-113, -91, -72, -55, -40, -26, -12, 1, 14, 27, 41, 55, 70, 86, 105, 127};
+    bool b = dim >= s->d1;
+    size_t i = b ? dim - s->d1 : dim, lane = row % 16, byte = lane * 4 + i % 4, unit = i / 4, u = unit % 4, group = i / 16;
+    size_t ua = (s->d1 + 3) / 4, ub = (s->d2 + 3) / 4, ga = (s->d1 + 15) / 16, gb = (s->d2 + 15) / 16;
+    if (s->type == TILE_Q8) {
+        const uint8_t *sub = tile + row / 16 * ((ua + ub) * 64 + 256);
+        memcpy(scale, sub + (ua + ub) * 64 + b * 64 + lane * 4, 4);
+        return (int8_t)sub[((b ? ua : 0) + unit) * 64 + byte];
+    }
+    size_t a_bytes = ga * (s->type == TILE_Q6 ? 192 : 128), b_bytes = gb * (s->type == TILE_Q6 ? 192 : 256);
+    size_t scales = a_bytes + b_bytes + (s->type == TILE_Q4 ? ga * 16 : 0);
+    const uint8_t *sub = tile + row / 16 * (scales + 64), *part = sub + (b ? a_bytes : 0);
+    *scale = f16_at(sub + scales + b * 32 + lane * 2);
+    if (s->type == TILE_Q4 && b) return (int8_t)part[unit * 64 + byte];
+    const uint8_t *in = part + group * (s->type == TILE_Q6 ? 192 : 128);
+    int nibble = in[u / 2 * 64 + byte] >> u % 2 * 4 & 15;
+    if (s->type == TILE_Q6) return (int8_t)(nibble << 4 | (in[128 + byte] >> 2 * u & 3) << 2);
+    return (int)floor((values[nibble] * (int8_t)sub[a_bytes + b_bytes + group * 16 + lane] + 64) / 128.0);
+}
+static double int8_number(const TileShape *s, const uint8_t *tile, size_t row, size_t dim) {
     float scale;
-    memcpy(&scale, sub + (ua + ub) * 64 + in_b * 64 + row % 16 * 4, 4);
-    return (double)(int8_t)sub[unit * 64 + row % 16 * 4 + i % 4] * (double)scale;
+    int integer = int8_element(s, tile, row, dim, &scale);
+    return (double)integer * (double)scale;
 }
 
 /* What the row's number is once it has been through the tile. */
@@ -171,14 +197,14 @@ static double stored(const TileShape *s, const uint8_t *tiles, const float *orig
     float x = original[row * (s->d1 + s->d2) + dim];
     if (s->type == TILE_F32) return (double)x;
     if (s->type == TILE_BF16) return (double)to_bf16(x);
-    return q8_element(s, tiles + row / TILE_ROWS * tile_bytes(s), row % TILE_ROWS, dim);
+    return int8_number(s, tiles + row / TILE_ROWS * tile_bytes(s), row % TILE_ROWS, dim);
 }
 
-/* The query as a q8 attention sees it: both parts rounded to 127 steps of their largest number. */
+/* The query as an int8 attention sees it: both parts rounded to 127 steps of their largest number. */
 static double asked(const Case *c, int lane, size_t dim) {
     size_t d1 = c->keys.d1, d = d1 + c->keys.d2, from = dim < d1 ? 0 : d1, to = dim < d1 ? d1 : d;
     const float *q = c->query + (size_t)lane * d;
-    if (c->keys.type != TILE_Q8) return (double)q[dim];
+    if (!is_int8(c->keys.type)) return (double)q[dim];
     float largest = 0;
     for (size_t i = from; i < to; i++) largest = fabsf(q[i]) > largest ? fabsf(q[i]) : largest;
     return rint((double)q[dim] * 127 / (double)largest) * (double)largest / 127;
@@ -291,7 +317,15 @@ static void check_values(const Kernels *portable, TileType type, const char *typ
     report(worst <= tolerance, name, why);
 }
 
-/* A row comes back as it was (f32), rounded to nearest even (bf16), or within half a step of its part's scale (q8). */
+/* How far a number may be from what the tile gives back, with the largest magnitudes of its part and of its sixteen dimensions. q8, q6: half a step of
+ * 127 or 31, and 2 % of it for f16 scales. q4: as far as the values are from -127, and a step and a half of the row's for multiplier and rounding. */
+static float allowed(TileType type, bool b, float part, float group) {
+    if (type == TILE_Q8) return part / 127 * 0.50001f;
+    if (type == TILE_Q6) return part / 31 * 0.51f;
+    return b ? part / 127 * 0.57f : group * 14 / 127 + part / 126 * 1.5f;
+}
+
+/* A row comes back as it was (f32), rounded to nearest even (bf16), or as near as its bits allow; a part that is not wanted is left alone. */
 static void check_put_get(const Kernels *k, TileType type, const char *type_name) {
     char name[64];
     bool good = true;
@@ -303,15 +337,20 @@ static void check_put_get(const Kernels *k, TileType type, const char *type_name
         float *x = normals(TILE_ROWS * d, 3), *y = allocate(d * 4);
         for (size_t row = 0; row < TILE_ROWS; row++) k->tile_put(&s, tile, row, x + row * d, x + row * d + s.d1);
         for (size_t row = 0; row < TILE_ROWS; row++) {
-            k->tile_get(&s, tile, row, y, y + s.d1);
+            k->tile_get(&s, tile, row, y, NULL);
+            k->tile_get(&s, tile, row, NULL, y + s.d1);
             float max[2] = {0, 0};
             for (size_t j = 0; j < d; j++) max[j >= s.d1] = fmaxf(max[j >= s.d1], fabsf(x[row * d + j]));
             for (size_t j = 0; j < d; j++) {
                 float original = x[row * d + j];
                 if (type == TILE_F32) good = good && y[j] == original;
                 if (type == TILE_BF16) good = good && y[j] == to_bf16(original);
-                if (type == TILE_Q8) good = good && fabsf(y[j] - original) <= max[j >= s.d1] / 127 * 0.50001f;
-                if (type == TILE_Q8) good = good && y[j] == (float)q8_element(&s, tile, row, j);
+                if (!is_int8(type)) continue;
+                bool b = j >= s.d1;
+                float group = 0;
+                for (size_t g = j / 16 * 16; !b && g < s.d1 && g < j / 16 * 16 + 16; g++) group = fmaxf(group, fabsf(x[row * d + g]));
+                good = good && fabsf(y[j] - original) <= allowed(type, b, max[b], group);
+                good = good && y[j] == (float)int8_number(&s, tile, row, j);
             }
         }
         free(tile), free(x), free(y);
@@ -320,7 +359,7 @@ static void check_put_get(const Kernels *k, TileType type, const char *type_name
     report(good, name, "a row does not come back");
 }
 
-/* A tile's part a as activations: the integers and scales of a q8 row are carried over, not rounded a second time. */
+/* A tile's part a as activations: the integers and scales of an int8 row are carried over, not rounded a second time. */
 static void check_acts(const Kernels *k, TileType type, const char *type_name) {
     char name[64];
     bool good = true;
@@ -335,18 +374,18 @@ static void check_acts(const Kernels *k, TileType type, const char *type_name) {
         memset(tile, 0x80, tile_bytes(&s));
         for (size_t row = 0; row < rows; row++) k->tile_put(&s, tile, row, x + row * d, x + row * d + s.d1);
         Acts acts = {.rows = (uint32_t)rows, .cols = s.d1, .stride = (uint32_t)stride};
-        if (type == TILE_Q8) acts.q = q, acts.scale = scale, acts.sum = sum;
+        if (is_int8(type)) acts.q = q, acts.scale = scale, acts.sum = sum;
         else acts.f = f;
         k->tile_acts(&s, tile, &acts);
         for (size_t row = 0; row < rows; row++) {
             size_t group = row / 16, in_group = rows - group * 16 < 16 ? rows - group * 16 : 16;
             for (size_t j = 0; j < stride; j++) {
-                if (type != TILE_Q8) {
+                if (!is_int8(type)) {
                     good = good && f[row * stride + j] == (j < s.d1 ? (float)stored(&s, tile, x, row, j) : 0.0f);
                     continue;
                 }
                 size_t at = group * 16 * blocks + j / 32 * in_group + row % 16;
-                double want = j < s.d1 ? q8_element(&s, tile, row, j) : 0;
+                double want = j < s.d1 ? int8_number(&s, tile, row, j) : 0;
                 good = good && (float)((double)q[at * 32 + j % 32] * (double)scale[at]) == (float)want;
                 if (j % 32 == 0) {
                     int32_t total = 0;
@@ -379,10 +418,37 @@ static void check_hostile(const Kernels *k, TileType type, const char *type_name
     report(true, name, "");
 }
 
+/* The bytes of a row that the cache types promise, and what q4 makes of normally distributed numbers: the multiplier of a group and the uneven values must
+ * beat an even grid of fifteen values with a scale of its own for every sixteen numbers. */
+static void check_sizes_and_error(const Kernels *k) {
+    TileShape q6 = {TILE_Q6, 512, 64}, q4 = {TILE_Q4, 512, 64};
+    report(tile_bytes(&q6) == TILE_ROWS * 436 && tile_bytes(&q4) == TILE_ROWS * 356, "row_bytes q6, q4", "not as documented");
+    random_state = 23;
+    uint8_t *tile = allocate(tile_bytes(&q4));
+    float *x = normals(TILE_ROWS * 576, 1), a[512];
+    double error = 0, even = 0;
+    for (size_t row = 0; row < TILE_ROWS; row++) {
+        const float *latent = x + row * 576;
+        k->tile_put(&q4, tile, row, latent, latent + 512);
+        k->tile_get(&q4, tile, row, a, NULL);
+        for (size_t i = 0; i < 512; i += 16) {
+            double max = 0;
+            for (size_t j = i; j < i + 16; j++) max = fmax(max, fabs((double)latent[j]));
+            for (size_t j = i; j < i + 16; j++) {
+                double v = (double)latent[j];
+                error += pow((double)a[j] - v, 2);
+                even += pow(rint(v / max * 7) * max / 7 - v, 2);
+            }
+        }
+    }
+    report(error < 0.8 * even, "q4_error", "no better than an even grid");
+    free(tile), free(x);
+}
+
 int main(void) {
-    static const char *const names[] = {"portable", "avx2", "avx512", "neon"}, *const types[] = {"f32", "bf16", "q8"};
-    /* q8: the weights of the value sum are rounded to 255 steps of the largest one in a tile; the rest is exact or f32. */
-    static const double ordinary[] = {1e-6, 1e-6, 1e-2}, peaked[] = {5e-5, 5e-5, 1e-2};
+    static const char *const names[] = {"portable", "avx2", "avx512", "neon"}, *const types[] = {"f32", "bf16", "q8", "q6", "q4"};
+    /* int8: the weights of the value sum are rounded to 255 steps of the largest one in a tile; the rest is exact or f32. */
+    static const double ordinary[] = {1e-6, 1e-6, 1.2e-2, 1.2e-2, 1.2e-2}, peaked[] = {5e-5, 5e-5, 1e-2, 1e-2, 1e-2};
     const Kernels *portable = NULL;
     for (size_t n = 0; n < sizeof names / sizeof *names; n++) {
         const char *why = NULL;
@@ -394,6 +460,7 @@ int main(void) {
             continue;
         }
         if (n == 0) portable = k;
+        if (n == 0) check_sizes_and_error(k);
         for (int type = 0; type < TILE_COUNT; type++) {
             if (n == 0) check_values(k, (TileType)type, types[type], 1, ordinary[type]);
             if (n == 0) check_values(k, (TileType)type, types[type], 30, peaked[type]);

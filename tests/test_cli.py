@@ -443,7 +443,24 @@ def test_perplexity(tmp_path):
         assert float(got[1]) == pytest.approx(want, rel=1e-2)
         assert float(got[2]) == pytest.approx(error, rel=2e-2)
     refused(run("--perplexity", "/dev/null"), FAILED)
+    refused(run("--perplexity", tmp_path / "text", "--against", "q7"), USAGE, "q7")
+    refused(run("-p", "x", "--against", "q8"), USAGE, "--against")
     refused(run("--perplexity", tmp_path / "text", "-c", 1), USAGE)
+
+
+def test_against(tmp_path):
+    """Kullback-Leibler divergence and equal likeliest tokens, as from the logits that both cache types give; a type against itself differs by nothing."""
+    sample = compare.TEXT[:200]
+    (tmp_path / "text").write_text(sample)
+    ids = [int(re.search(rb"begin (\d+)", text("--info"))[1]), *map(int, text("--tokenize", sample).split())]
+    p, q = (log_softmax(compare.logits(MODEL, ids, "-k", cache)[:-1]) for cache in ("f32", "q4"))
+    kl, top = (np.exp(p) * (p - q)).sum(axis=1).mean(), 100 * (p.argmax(axis=1) == q.argmax(axis=1)).mean()
+    alone = text("--perplexity", tmp_path / "text", "-k", "f32").split()
+    first, second = text("--perplexity", tmp_path / "text", "-k", "q4", "--against", "f32").decode().splitlines()
+    got = re.fullmatch(r"against f32: perplexity (\d+\.\d+) kl (\d+\.\d+) top (\d+\.\d+)%", second)
+    assert first == text("--perplexity", tmp_path / "text", "-k", "q4").decode().strip() and got[1] == alone[1].decode()
+    assert float(got[2]) == pytest.approx(kl, rel=1e-2) and kl > 0 and float(got[3]) == pytest.approx(top, abs=0.01)
+    assert text("--perplexity", tmp_path / "text", "-k", "q6", "--against", "q6").endswith(b" kl 0.000000 top 100.00%\n")
 
 
 def test_info(export):
@@ -452,11 +469,14 @@ def test_info(export):
     config = json.loads((source / "config.json").read_text())
     out = text("--info", model=export(source, "f32")).decode()
     H, n, p, v = (config[key] for key in ("num_attention_heads", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"))
-    layers, latent = config["num_hidden_layers"], config["kv_lora_rank"] + p
-    for line, numbers, size in (("-k f32", latent, 4), ("-k bf16", latent, 2), ("-k full", H * (n + p + v), 4), ("full K and V", H * (n + p + v), 2),
+    r, layers, latent = config["kv_lora_rank"], config["num_hidden_layers"], config["kv_lora_rank"] + p
+    # 6 bits a number; 4 bits and a byte for 16 of the latent, 8 bits of the key; both: in groups of 16, with two halves a row
+    q6, q4 = 12 * -(-r // 16) + 12 * -(-p // 16) + 4, 9 * -(-r // 16) + 16 * -(-p // 16) + 4
+    for line, numbers, size in (("-k q6", latent, q6 / latent), ("-k q4", latent, q4 / latent),
+                                ("-k f32", latent, 4), ("-k bf16", latent, 2), ("-k full", H * (n + p + v), 4), ("full K and V", H * (n + p + v), 2),
                                 ("MHA", H * (n + v), 2), ("GQA-8", 8 * (n + v), 2), ("MQA", n + v, 2)):
         row = next(row for row in out.splitlines() if row.startswith(line))
-        token = numbers * size * layers
+        token = round(numbers * size * layers)
         assert f" {numbers * layers:,} " in row and f" {token:,} " in row and f" {token * config['max_position_embeddings']:,} " in row, row
 
 

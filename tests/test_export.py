@@ -3,6 +3,7 @@ are parsed out of model.h itself) and shares no code with the exporter. What the
 
     contents    every number of the source arrives, in its place: exactly as f32 and bf16, within the rounding of q8 and q4
     format      offsets, alignment, checksums, zeros where there is nothing
+    rotation    of the latent, where it belongs and nowhere else; it does not change what the model computes
     knowledge   YaRN, routers, parameter totals: against published numbers
     refusals    what is damaged, missing or unknown is one line on standard error, exit status 1, and no file"""
 
@@ -217,6 +218,24 @@ def expected():
     return {name: x if x.ndim == 3 or x.ndim == 1 else x[None] for name, x in want.items()}
 
 
+def rotated(want):
+    """The same model with every latent c replaced by R c: R is block-diagonal, its blocks Hadamard matrices of the largest power of two that divides r."""
+    r = CONFIG["kv_lora_rank"]
+    block = next(size for size in (64, 32, 16, 8, 4, 2, 1) if r % size == 0)
+    signs = [[(-1) ** (i & j).bit_count() for j in range(block)] for i in range(block)]
+    R = np.kron(np.eye(r // block), np.array(signs) / np.sqrt(block))
+    assert np.allclose(R @ R.T, np.eye(r))
+    for to in ("layers.0.", "layers.1.", "mtp."):
+        gain = np.diag(want[to + "kv_a_norm"].astype(np.float64))
+        kv_a = want[to + "kv_a"][0]
+        want[to + "kv_a"] = np.concatenate([R @ kv_a[:r], kv_a[r:]])[None]
+        want[to + "kv_a_norm"] = np.ones(r)
+        for name in ("w_uk", "w_uv"):
+            want[to + name] = want[to + name] @ gain @ R.T
+        want[to + "w_uk_t"] = want[to + "w_uk"].transpose(0, 2, 1)
+    return want
+
+
 # ---- contents ------------------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("type", ["f32", "bf16"])
@@ -228,10 +247,11 @@ def test_every_number_arrives(type, source, export):
         np.testing.assert_allclose(got.read(name), x, rtol=1e-7 if name == "inv_freq" else 0, atol=0, err_msg=name)
 
 
+@pytest.mark.parametrize("rotation", [True, False], ids=["rotated", "not rotated"])
 @pytest.mark.parametrize("type", ["q8", "q4", "mixed"])
-def test_quantised_numbers_are_near(type, source, export):
-    got = export(source(), "--type", type)
-    for name, x in expected().items():
+def test_quantised_numbers_are_near(type, rotation, source, export):
+    got = export(source(), "--type", type, *([] if rotation else ["--no-rotation"]))
+    for name, x in (rotated(expected()) if rotation else expected()).items():
         if name.startswith("mtp."):
             continue
         kind, y = got.names[name]["type"], got.read(name)
@@ -326,6 +346,24 @@ def test_fused_experts(source, export):
         changes |= {name: None for name in t if name.startswith(at)}
         changes |= {at + "gate_up_proj": np.concatenate([parts["gate"], parts["up"]], axis=1), at + "down_proj": parts["down"]}
     assert export(source(), "--mtp").file == export(source(changes=changes), "--mtp").file
+
+
+def test_rotation_is_exact(source, tmp_path):
+    """Before it is quantised a rotated tensor differs from the exact product by the rounding to f32 alone."""
+    command.export_source(source(), tmp_path / "model.bin", "f32", mtp=True, rotation=True)
+    got = Checkpoint(tmp_path / "model.bin")
+    for name, x in rotated(expected()).items():
+        np.testing.assert_allclose(got.read(name), x, rtol=0, atol=2e-7 * np.abs(x).max(), err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["v2lite", "v2_236b", "v3_fp8"])
+def test_rotation_changes_nothing(name, tmp_path):
+    """A rotated model, in f32, gives the logits that transformers computed without any rotation."""
+    command.export_source(MODELS / name, tmp_path / "model.bin", "f32", mtp=False, rotation=True)
+    ids, want = compare.expected(MODELS / name, None, None)
+    for path in ("absorbed", "decompressed"):
+        got = compare.logits(tmp_path / "model.bin", ids, "-k", "f32", MLA_PATH=path)
+        assert compare.relative_difference(got, want) <= 3e-4
 
 
 def test_half_split_rotation(source, export):
@@ -558,7 +596,8 @@ def test_paths_refused(source, export, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("arguments", [[], ["x"], ["x", "y", "z"], ["x", "y", "--type", "q3"], ["--random", "gpt-2", "y"], ["--random", "moonlight"], ["x", "y", "--layers", "2"],
-                                       ["--random", "moonlight", "y", "--layers", "28"], ["--random", "moonlight", "y", "--mtp"], ["--nonsense", "x", "y"]])
+                                       ["--random", "moonlight", "y", "--layers", "28"], ["--random", "moonlight", "y", "--mtp"],
+                                       ["--random", "moonlight", "y", "--no-rotation"], ["--nonsense", "x", "y"]])
 def test_wrong_usage(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         command.main(arguments)

@@ -4,6 +4,7 @@ One run of ./run with one thread is the reference; every other way must give the
 
 import hashlib
 import platform
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,7 @@ def results(model, program, environment, options):
     else:
         ids = np.load(TINY / "expected.npz")["ids"]
         prompt = ["--ids", " ".join(map(str, ids))]
-        cases = {f"logits {cache}": ["-k", cache] for cache in ("f32", "bf16", "q8", "full")} | {"text": ["-t", "0.8", "-s", "7", "-n", "24"]}
+        cases = {f"logits {cache}": ["-k", cache] for cache in ("f32", "bf16", "q8", "q6", "q4", "full")} | {"text": ["-t", "0.8", "-s", "7", "-n", "24"]}
     hashes = {}
     for path in ("absorbed", "decompressed"):
         for case, more in cases.items():
@@ -65,9 +66,10 @@ def results(model, program, environment, options):
 def one(model, options, wants_logits, program, environment):
     if not wants_logits:
         return compare.run(model, *options, program=program, **environment)
-    out = ROOT / "build" / "same_bytes.logits"
-    compare.run(model, *options, "--logits", out, program=program, **environment)
-    return hashlib.sha256(out.read_bytes()).hexdigest()
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "logits"
+        compare.run(model, *options, "--logits", out, program=program, **environment)
+        return hashlib.sha256(out.read_bytes()).hexdigest()
 
 
 @pytest.fixture(scope="module")

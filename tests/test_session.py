@@ -66,7 +66,7 @@ def prompt_tokens(done):
 
 # ---- going on ----------------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("cache", ["f32", "bf16", "q8", "full"])
+@pytest.mark.parametrize("cache", ["f32", "bf16", "q8", "q6", "q4", "full"])
 @pytest.mark.parametrize("options", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_as_if_it_had_never_stopped(options, cache, session):
     """In three pieces, each with another number of threads, across the end of the first page of 128 rows. Without -k the session's type is used."""
@@ -340,7 +340,7 @@ def test_killed_at_any_time(session, tiny):
 def test_no_place_to_write(session, tiny):
     """Known before the first token where that is possible; a disk that fills up all the same is a failure, and the session stays what it was."""
     refused(run("--ids", "1", "--session", session / "none" / "session", model=tiny), FAILED, "none")
-    options = ["-t", "0", "-n", "200", "-q", "--session", session]
+    options = ["-t", "0", "-n", "200", "--ignore-eos", "-q", "--session", session]
     text("--ids", "1", "-n", 1, "--session", session, model=tiny)
     before = session.read_bytes()
     done = run(*options, model=tiny, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (len(before), len(before))))
