@@ -97,12 +97,12 @@ static inline Acts acts_view(const Acts *x, size_t at, size_t rows, size_t cols)
  *              ceil(d2/4), dimensions past the end 0; then per row, [16] each: f32 scale of a, f32 scale of b, int32 sum of a's
  *              integers, int32 sum of b's. (d1, d2) = (512, 64): 592 bytes a row.
  *   TILE_Q6    8 sub-tiles of 16 rows; a sub-tile is groups of 16 dimensions, a's ceil(d1/16), then b's ceil(d2/16), dimensions past the
- *              end 0; then per row, [16] each: f16 scale of a, f16 scale of b. The integers are 4q, q in -31 .. 31. A group is what would be
- *              four units of Q8, without the two bits that are always 0, in 192 bytes: two of 64 bytes with the upper four bits of units 0 and
- *              2 (low nibbles), 1 and 3 (high nibbles), then 64 bytes with the next two bits of unit u at bits 2u and 2u + 1. (512, 64): 436.
- *   TILE_Q4    8 sub-tiles of 16 rows; a sub-tile is a's groups in 128 bytes, two of 64 with a nibble for each number of units 0 and 2
- *              (low), 1 and 3 (high); b's groups as four units of Q8; then for each group of a int8 multipliers [16]; then the scales as
- *              in Q6. a's integers are (value * multiplier + 64) >> 7, the nibble being an index into 16 values (tile.h). (512, 64): 356.
+ *              end 0; then per row, [16] each: f16 scale of a, f16 scale of b. The integers are 4q, q in -31 .. 31. A group is four units of
+ *              Q8 without the two bits that are always 0, in 192 bytes: the upper four bits of units 0 (low nibbles) and 1 (high nibbles)
+ *              in 64 bytes, those of units 2 and 3 in the next, then 64 bytes with two more bits of unit u at 2u and 2u + 1. (512, 64): 436.
+ *   TILE_Q4    8 sub-tiles of 16 rows; a sub-tile is a's groups in 128 bytes, a nibble for each number of units 0 (low) and 1 (high) in
+ *              64, of units 2 and 3 in the next; b's groups as four units of Q8; then for each group of a int8 multipliers [16]; then the
+ *              scales as in Q6. a's integers are (value * multiplier + 64) >> 7, the nibble being an index into 16 values (tile.h). (512, 64): 356.
  *
  * A number is integer * scale. The latent is meant to have been rotated below 8 bits (exporter/plan.py): its numbers are then alike.  */
 typedef enum { TILE_F32, TILE_BF16, TILE_Q8, TILE_Q6, TILE_Q4, TILE_COUNT } TileType;
@@ -164,8 +164,8 @@ typedef struct {
     void (*tile_put)(const TileShape *shape, void *tile, size_t row, const float *a, const float *b);
     void (*tile_get)(const TileShape *shape, const void *tile, size_t row, float *a, float *b);
 
-    /* Rows 0 .. x->rows of a tile's part a as activations (cols = d1): int8 rows (Q8, Q6, Q4) go over as they are, integers and scale unchanged, if
-     * only x->q is asked for; otherwise through f32. */
+    /* Rows 0 .. x->rows of a tile's part a as activations (cols = d1): Q8, Q6 and Q4 rows go over as they are, integers and scale
+     * unchanged, if only x->q is asked for; otherwise through f32. */
     void (*tile_acts)(const TileShape *shape, const void *tile, Acts *x);
 
     /* Make a query out of sixteen lanes: lane i reads a[i] (d1 numbers) and b[i] (d2 numbers); a[i] == NULL leaves the lane empty.

@@ -81,8 +81,8 @@ static const Option table[OPTION_COUNT] = {
     [OPT_PERPLEXITY] = {NULL, NULL, "--perplexity", "FILE", STRING, PERPLEXITY, FIELD(file), 0, 0,
                         "score a text in windows of -c (default 2048, or less if the model's\nlimit is less)"},
     [OPT_AGAINST] = {NULL, NULL, "--against", "TYPE", CACHE, PERPLEXITY, FIELD(against), 0, 0,
-                     "--perplexity also with cache TYPE: a second line `against TYPE:\nperplexity P kl K top T%`, K nats of divergence from TYPE's next-token\n"
-                     "probabilities to -k's, T of the likeliest tokens the same"},
+                     "--perplexity also with cache TYPE: a second line `against TYPE:\nperplexity P kl K top T%`, K nats of divergence from TYPE's\n"
+                     "predictions to -k's, T of the likeliest tokens the same"},
     [OPT_TOKENIZE] = {NULL, NULL, "--tokenize", "TEXT", STRING, TOKENIZE, FIELD(text), 0, 0, "print the token ids of TEXT, nothing added"},
     [OPT_INFO] = {NULL, NULL, "--info", NULL, FLAG, ALL, 0, 0, 0, "what the checkpoint is, and what a context costs"},
     [OPT_CHECK] = {NULL, NULL, "--check", NULL, FLAG, ALL, 0, 0, 0, "verify every checksum and scale in the checkpoint"},

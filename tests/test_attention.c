@@ -317,8 +317,9 @@ static void check_values(const Kernels *portable, TileType type, const char *typ
     report(worst <= tolerance, name, why);
 }
 
-/* How far a number may be from what the tile gives back, with the largest magnitudes of its part and of its sixteen dimensions. q8, q6: half a step of
- * 127 or 31, and 2 % of it for f16 scales. q4: as far as the values are from -127, and a step and a half of the row's for multiplier and rounding. */
+/* How far a number may be from what the tile gives back, with the largest magnitudes of its part and of its sixteen dimensions. q8, q6: half
+ * a step of 127 or 31, and 2 % of it for f16 scales. q4: as far as the values are from -127, and a step and a half of the row's for the
+ * multiplier and the rounding. */
 static float allowed(TileType type, bool b, float part, float group) {
     if (type == TILE_Q8) return part / 127 * 0.50001f;
     if (type == TILE_Q6) return part / 31 * 0.51f;
@@ -418,8 +419,8 @@ static void check_hostile(const Kernels *k, TileType type, const char *type_name
     report(true, name, "");
 }
 
-/* The bytes of a row that the cache types promise, and what q4 makes of normally distributed numbers: the multiplier of a group and the uneven values must
- * beat an even grid of fifteen values with a scale of its own for every sixteen numbers. */
+/* The bytes of a row that the cache types promise, and what q4 makes of normally distributed numbers: the multiplier of a group and the uneven
+ * values must beat an even grid of fifteen values with a scale of its own for every sixteen numbers. */
 static void check_sizes_and_error(const Kernels *k) {
     TileShape q6 = {TILE_Q6, 512, 64}, q4 = {TILE_Q4, 512, 64};
     report(tile_bytes(&q6) == TILE_ROWS * 436 && tile_bytes(&q4) == TILE_ROWS * 356, "row_bytes q6, q4", "not as documented");
