@@ -154,9 +154,12 @@ static void bench_prefill(Bench *b, size_t from, size_t to) {
     stop_profile(b, r.rows);
 }
 
-static void bench_decode(Bench *b, size_t context) {
+/* Beside the speed of memory at that moment: on a shared machine it changes. False: no memory for the read loop. */
+static bool bench_decode(Bench *b, size_t context) {
     Profile profile;
     double times[DECODE_STEPS];
+    if (!measure_bandwidth(b))
+        return false;
     b->position = context;
     compute(b, 1, true); /* pages that are touched for the first time */
     b->position = context;
@@ -164,11 +167,12 @@ static void bench_decode(Bench *b, size_t context) {
     for (int i = 0; i < DECODE_STEPS && !interrupted(); i++)
         times[i] = compute(b, 1, true);
     if (interrupted())
-        return;
+        return true;
     Result r = {.test = "decode", .context = context, .rows = 1, .seconds = median(times, DECODE_STEPS)};
     r.bytes = (double)weight_bytes(b->m, 1) + cache_bytes(b, (double)context);
     print_result(b, &r);
     stop_profile(b, DECODE_STEPS);
+    return true;
 }
 
 int mode_bench(const Model *m, const Options *o) {
@@ -196,7 +200,7 @@ int mode_bench(const Model *m, const Options *o) {
             break;
         if (decodes[i] > longest)
             bench_prefill(&b, longest, decodes[i]);
-        bench_decode(&b, decodes[i]);
+        memory = bench_decode(&b, decodes[i]);
     }
     free(b.rows);
     state_close(b.s);
