@@ -3,7 +3,7 @@
 # make test    every test (brings its own Python packages into build/venv)
 # make bench   prefill and decode at growing context, and where the time goes (MODEL=file: of another model than the demo)
 # make study   the latent cache in each type beside an ordinary K/V cache: memory, speed, perplexity (STUDY_TEXT=file: on a text of your own)
-# make debug   ./run with ASan and UBSan
+# make debug   build/debug/run, with ASan and UBSan
 
 MAKEFLAGS += --no-builtin-rules
 CC      ?= cc
@@ -17,7 +17,6 @@ BASE     = -std=gnu11 -ffp-contract=off -fno-strict-aliasing -pthread -I. $(WARN
 OPENMP  := $(shell echo 'int main(void){return 0;}' | $(CC) -fopenmp -x c - -o /dev/null 2>/dev/null && echo -fopenmp)
 BUILD    = build
 PROGRAM  = run
-GOAL     = $(PROGRAM)
 ARCH    := $(shell $(CC) -dumpmachine)
 
 # The kernels are compiled once per instruction set and chosen at start.
@@ -76,7 +75,7 @@ study: $(PROGRAM)
 
 # -g1: line numbers are what a sanitizer reports; tracking variables through the portable kernels takes gcc a minute.
 debug:
-	$(MAKE) BUILD=build/debug CFLAGS="-O1 -g1 -fsanitize=address,undefined -fno-omit-frame-pointer -fno-sanitize-recover=undefined" $(GOAL)
+	$(MAKE) BUILD=build/debug PROGRAM=build/debug/run CFLAGS="-O1 -g1 -fsanitize=address,undefined -fno-omit-frame-pointer -fno-sanitize-recover=undefined" $(or $(GOAL),build/debug/run)
 
 demo: run
 	./run demo/stories.bin -p "Once upon a time"

@@ -99,7 +99,8 @@ static const TensorInfo *expect(Reader *r, const char *name, Kind kind, size_t c
     if (!type_ok)
         fail(r, "tensor %s has type %u, which it cannot have: %s", name, info->type, export_again);
     else if (info->count != count || info->rows != rows || info->cols != cols)
-        fail(r, "tensor %s is %u x [%u, %u] and should be %zu x [%zu, %zu]: %s", name, info->count, info->rows, info->cols, count, rows, cols, export_again);
+        fail(r, "tensor %s is %u x [%u, %u] and should be %zu x [%zu, %zu]: %s", name, info->count, info->rows, info->cols, count, rows, cols,
+             export_again);
     else if (info->offset % 64 || info->offset < r->data_offset || info->bytes != bytes || info->offset > m->file_bytes ||
              bytes > m->file_bytes - info->offset)
         fail(r, "tensor %s does not lie inside the file: %s", name, export_again);
@@ -302,7 +303,8 @@ static void read_header(Reader *r) {
         return;
     }
     if (h->file_bytes != m->file_bytes) {
-        fail(r, "%zu bytes long instead of %llu, it was cut short or added to: copy or export it again", m->file_bytes, (unsigned long long)h->file_bytes);
+        fail(r, "%zu bytes long instead of %llu, it was cut short or added to: copy or export it again", m->file_bytes,
+             (unsigned long long)h->file_bytes);
         return;
     }
     uint64_t tokenizer = round_up(sizeof *h + sizeof(Config), 64), table = round_up(tokenizer + h->tokenizer_bytes, 64);

@@ -10,8 +10,9 @@
  * Everything is little-endian. The file is mapped and used in place.
  *
  * Tensors, in exactly this order (the table is read with a cursor; a tensor that is missing, left over or of another shape is
- * named and refused). [rows, cols] matrices in panels (kernels/kernels.h), "vector" plain f32. D hidden_size, H heads, n qk_nope_head_dim, p qk_rope_head_dim,
- * v v_head_dim, r kv_lora_rank, ql q_lora_rank, I intermediate_size, M moe_intermediate_size, E n_routed_experts, S n_shared_experts * M, V vocab_size:
+ * named and refused). [rows, cols] matrices in panels (kernels/kernels.h), "vector" plain f32. D hidden_size, H heads, n qk_nope_head_dim,
+ * p qk_rope_head_dim, v v_head_dim, r kv_lora_rank, ql q_lora_rank, I intermediate_size, M moe_intermediate_size, E n_routed_experts,
+ * S n_shared_experts * M, V vocab_size:
  *
  *   embed                [V, D]
  *   head                 [V, D]          only if tie_word_embeddings is 0
@@ -42,8 +43,8 @@
  *   and if mtp_layers is 1, with "mtp." in front: enorm vector D, hnorm vector D, eh_proj [D, 2 D], then the tensors of one layer as above
  *   (of the kind that layer published_layers would have), then norm vector D
  *
- * "H matrices" is one entry with count = H: H matrices of the same shape, one after the other, each padded by itself. Rows of rotated parts (in q, q_b and kv_a) are
- * in interleaved pairs: (x[2i], x[2i+1]) is pair i; within a head the n no-position rows come first. */
+ * "H matrices" is one entry with count = H: H matrices of the same shape, one after the other, each padded by itself. Rows of rotated parts
+ * (in q, q_b and kv_a) are in interleaved pairs: (x[2i], x[2i+1]) is pair i; within a head the n no-position rows come first. */
 #ifndef CHECKPOINT_H
 #define CHECKPOINT_H
 
@@ -80,8 +81,8 @@ typedef struct TensorInfo {
 
 _Static_assert(sizeof(FileHeader) == 64 && sizeof(TensorInfo) == 128, "the structs are the file format");
 
-/* Maps the checkpoint at `path` and fills m. Checks the header, the checksum of header and tables, and every field before it is used. False: one line in
- * err. No allocation is proportional to the weights. */
+/* Maps the checkpoint at `path` and fills m. Checks the header, the checksum of header and tables, and every field before it is used.
+ * False: one line in err. No allocation is proportional to the weights. */
 bool model_open(Model *m, const char *path, char *err, size_t err_bytes);
 void model_close(Model *m);
 

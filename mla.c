@@ -16,7 +16,8 @@
  *
  * The position has a key part of its own because a rotation between W_uk and the query would depend on both positions and could not be absorbed.
  *
- * The third, CACHE_FULL, keeps every head's keys and values as attention without MLA does. It costs what MLA saves, and both others are tested against it.
+ * The third, CACHE_FULL, keeps every head's keys and values as attention without MLA does. It costs what MLA saves, and both others are
+ * tested against it.
  *
  * Nothing here knows files, tokens or families. The loops inside are kernels/attention.h and kernels/matmul.h. A function that takes a Thread
  * is run by all threads of the team at once (kernels/team.h); sync_threads() separates steps that read what others wrote.
@@ -117,8 +118,8 @@ static float *full_values(const Config *c, float *keys) {
 
 /* ---- before attention: queries, latent and rotated key of the new rows ----------------------------------------------------------- */
 
-/* q = W_q x, or W_qb RMSNorm(W_qa x); kv = W_kva x; then the latent normed, the key rotated, both in the cache. When it returns the queries are there; the cache's
- * rows are after the next sync_threads. */
+/* q = W_q x, or W_qb RMSNorm(W_qa x); kv = W_kva x; then the latent normed, the key rotated, both in the cache. When it returns the
+ * queries are there; the cache's rows are after the next sync_threads. */
 static void project(const Model *m, State *s, size_t layer, Thread *t) {
     const Config *c = &m->config;
     const Layer *L = &m->layers[layer];
@@ -186,7 +187,6 @@ static void attend_part(const Model *m, State *s, size_t layer, size_t i, size_t
     size_t rows = (size_t)row->position + 1, pages = (rows + TILE_ROWS - 1) / TILE_ROWS, parts = parts_of(rows);
     for (int lane = 0; lane < LANES; lane++)
         found->max[lane] = -INFINITY, found->sum[lane] = 0;
-    memset(found->out, 0, (size_t)m->config.kv_lora_rank * LANES * sizeof(float));
 
     for (size_t page = pages * part / parts; page < pages * (part + 1) / parts; page++) {
         size_t here = rows - page * TILE_ROWS < TILE_ROWS ? rows - page * TILE_ROWS : TILE_ROWS;
@@ -353,7 +353,6 @@ static void begin_queries(const Model *m, State *s, size_t head, size_t first, s
             b[lane] = i + lane < count ? a[lane] + c->qk_nope_head_dim : NULL;
             found->max[lane] = -INFINITY, found->sum[lane] = 0;
         }
-        memset(found->out, 0, (size_t)c->v_head_dim * LANES * sizeof(float));
         m->k->query(&keys, s->queries + (head * groups + i / LANES) * query_bytes(&keys), a, b);
     }
 }

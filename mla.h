@@ -5,8 +5,8 @@
 #include "model.h"
 
 /* Up to this many new rows are computed absorbed, more of them decompressed. Counting multiplications alone the two are even near
- * (n + v) r / (2 r - n - v) rows, 170 for DeepSeek. Measured in the DeepSeek-V2-Lite shape (q8 cache, contexts up to 512 and up to 4096 rows): absorbed is faster at
- * 96 rows, decompressed at 128. */
+ * (n + v) r / (2 r - n - v) rows, 170 for DeepSeek. Measured in the DeepSeek-V2-Lite shape (q8 cache, contexts up to 512 and up to 4096
+ * rows): absorbed is faster at 96 rows, decompressed at 128. */
 enum { ABSORBED_ROWS = 112 };
 /* Cached rows that are made ready for decompression at once. */
 enum { SPAN_ROWS = 32 * TILE_ROWS };
@@ -15,9 +15,9 @@ enum { MAX_PARTS = 16 };
 
 enum { PATH_BY_ROWS, PATH_ABSORBED, PATH_DECOMPRESSED };
 
-/* One row per token and layer: [c | kpe], the latent (r numbers) and the rotated key (p numbers) that all heads share. Rows lie in pages of TILE_ROWS;
- * a page holds its rows for all layers, a sequence is a list of pages. With CACHE_FULL a row is what attention without MLA keeps: n + p + v
- * numbers for each head. The pool is reserved at the start and becomes memory as it fills. */
+/* One row per token and layer: [c | kpe], the latent (r numbers) and the rotated key (p numbers) that all heads share. Rows lie in pages of
+ * TILE_ROWS; a page holds its rows for all layers, a sequence is a list of pages. With CACHE_FULL a row is what attention without MLA keeps:
+ * n + p + v numbers for each head. The pool is reserved at the start and becomes memory as it fills. */
 typedef struct Cache {
     CacheType type;
     TileShape shape;       /* of the latent rows: {type, r, p}; no meaning with CACHE_FULL */
@@ -44,8 +44,9 @@ void cache_extend(Cache *c, uint32_t sequence, size_t rows);
 /* x += attention(normed) for the call's rows in one layer; every thread of the team calls it. */
 void mla_attention(const Model *m, State *s, size_t layer, Thread *t);
 
-/* cos and sin of the angles position * inv_freq[i], i < pairs. The product is taken in f32 as the reference implementations do; cos and sin are computed here and not
- * by libm, whose last bit differs between systems. Good to 1 ulp of f32 for angles below 1.6 million (2^20 quarter turns). */
+/* cos and sin of the angles position * inv_freq[i], i < pairs. The product is taken in f32 as the reference implementations do; cos and sin
+ * are computed here and not by libm, whose last bit differs between systems. Good to 1 ulp of f32 for angles below 1.6 million (2^20
+ * quarter turns). */
 void rope_angles(float *cosine, float *sine, const float *inv_freq, size_t pairs, uint32_t position);
 
 #endif

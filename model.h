@@ -237,8 +237,9 @@ void state_begin(State *s, const Row *rows, size_t n);
 /* From here on thread 0's time counts for `stage`. */
 void stage(State *s, const Thread *t, Stage stage);
 
-/* Computes n rows (1 <= n <= s->chunk, at most max_logits of them asking for logits): appends each to its sequence's cache, returns the logits of the rows that asked for them, in their
- * order: [number of such rows][V], valid until the next call. Cannot fail: tokens must be in 0 .. V-1, positions below the context. */
+/* Computes n rows (1 <= n <= s->chunk, at most max_logits of them asking for logits): appends each to its sequence's cache, returns the
+ * logits of the rows that asked for them, in their order: [number of such rows][V], valid until the next call. Cannot fail: tokens must be
+ * in 0 .. V-1, positions below the context. */
 const float *forward(const Model *m, State *s, const Row *rows, size_t n);
 
 #endif

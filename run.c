@@ -186,9 +186,11 @@ static void mlp(const Model *m, State *s, const Layer *L, Thread *t) {
         size_t stride = round_up(c->n_routed_experts, PANEL), K = c->num_experts_per_tok, from, to;
         linear(m->k, s->scores, stride, &L->router, &s->normed, t);
         sync_threads(t);
-        bool few = s->n < (size_t)t->threads; /* not worth meeting for: thread 0 does them all */
         share(t, s->n, &from, &to);
-        for (size_t i = few ? 0 : from; i < (few ? (t->id ? 0 : s->n) : to); i++)
+        bool few = s->n < (size_t)t->threads;
+        if (few) /* not worth meeting for: thread 0, which plans, chooses for all */
+            from = 0, to = t->id == 0 ? s->n : 0;
+        for (size_t i = from; i < to; i++)
             choose_experts(m, s->scores + i * stride, L->router_bias, s->chosen + i * K, s->chosen_weight + i * K);
         if (!few)
             sync_threads(t);

@@ -5,7 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 #include <unistd.h>
 #ifdef _OPENMP
 #include <omp.h>
@@ -17,8 +16,6 @@
 
 /* Rows per call: enough that an expert's weights, unpacked once, serve many rows; few enough that the buffers stay near the cores. */
 enum { CHUNK = 512, MAX_CHUNK = SPAN_ROWS };
-
-
 
 typedef struct {
     State *s;
@@ -94,7 +91,7 @@ static void reserve_cache(Reserve *r, const Config *c, const StateOptions *o) {
 static void reserve_attention(Reserve *r, const Model *m) {
     const Config *c = &m->config;
     State *s = r->s;
-    size_t H = c->num_attention_heads, chunk = s->chunk, tiles = (chunk + LANES - 1) / LANES, groups = (H + LANES - 1) / LANES;
+    size_t H = c->num_attention_heads, chunk = s->chunk, query_groups = (chunk + LANES - 1) / LANES, groups = (H + LANES - 1) / LANES;
 
     s->cosine = reserve(r, chunk * c->qk_rope_head_dim / 2, sizeof(float));
     s->sine = reserve(r, chunk * c->qk_rope_head_dim / 2, sizeof(float));
@@ -111,8 +108,8 @@ static void reserve_attention(Reserve *r, const Model *m) {
     s->q_latent = reserve(r, chunk * H * s->r_stride, sizeof(float));
     s->part_count = max_size(128, groups * MAX_PARTS);
     reserve_softmax(r, &s->parts, s->part_count, c->kv_lora_rank);
-    s->queries = reserve(r, H * tiles, most_bytes(query_bytes, c->qk_nope_head_dim, c->qk_rope_head_dim));
-    reserve_softmax(r, &s->found, H * tiles, c->v_head_dim);
+    s->queries = reserve(r, H * query_groups, most_bytes(query_bytes, c->qk_nope_head_dim, c->qk_rope_head_dim));
+    reserve_softmax(r, &s->found, H * query_groups, c->v_head_dim);
     s->latents = reserve_acts(r, m, SPAN_ROWS, c->kv_lora_rank, false);
     s->rope_keys = reserve(r, (size_t)SPAN_ROWS * c->qk_rope_head_dim, sizeof(float));
 }
@@ -139,6 +136,7 @@ static void reserve_scratch(Reserve *r, const Model *m) {
     const Config *c = &m->config;
     State *s = r->s;
     size_t rows = max_size(s->chunk, TILE_ROWS), n = c->qk_nope_head_dim, v = c->v_head_dim, latent = c->kv_lora_rank;
+    _Static_assert(TILE_ROWS * LINEAR_ADD_COLUMNS >= MLP_ROW, "a single row's stretch of an MLP fits");
     size_t floats = max_size(rows * round_up(max_size(LINEAR_ADD_COLUMNS, max_size(max_size(n, v), latent)), 32), round_up(c->hidden_size, BLOCK));
     uint32_t p = c->qk_rope_head_dim;
 
@@ -227,8 +225,8 @@ State *state_open(const Model *m, const StateOptions *o, char *err, size_t err_b
     s->last = reserve_acts(&r, m, s->max_logits, c->hidden_size, false);
     s->logits = reserve(&r, s->max_logits * round_up(c->vocab_size, PANEL), sizeof(float));
     if (r.failed || cache_bytes > memory) {
-        snprintf(err, err_bytes, "a context of %zu rows needs %.1f GB, %.1f GB of them for the cache, and the machine has %.1f GB of memory: use a smaller -c or -k",
-                 o->context, (double)r.total / 1e9, (double)cache_bytes / 1e9, (double)memory / 1e9);
+        snprintf(err, err_bytes,
+                 "a context of %zu rows needs %.1f GB, %.1f GB of them for the cache, and the machine has %.1f GB of memory: use a smaller -c or -k", o->context, (double)r.total / 1e9, (double)cache_bytes / 1e9, (double)memory / 1e9);
         state_close(s);
         return NULL;
     }
@@ -259,9 +257,7 @@ void stage(State *s, const Thread *t, Stage next) {
     Profile *p = s->profile;
     if (!p || t->id)
         return;
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    double now = (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+    double now = seconds();
     p->seconds[p->stage] += now - p->since;
     p->stage = next;
     p->since = now;

@@ -140,7 +140,7 @@ static void float_scores(const TileShape *s, const float *query, const void *til
 /* exp of what is subtracted from a maximum that may still be -infinity: exp(-infinity - reference) is 0, not NaN. */
 OP vf reference_of(vf max) { return vf_max(max, vf_set1(-FLT_MAX)); }
 
-/* x * factor, and 0 in the lanes that have seen no row: nobody cleared their output. */
+/* x * factor, and 0 in the lanes that have seen no row: their output was never written. */
 OP vf shrink(vf x, vf factor, vf max) { return vf_select(vf_gt(max, vf_set1(-INFINITY)), vf_mul(x, factor), vf_set1(0.0f)); }
 
 /* The maxima become `max`; what was summed shrinks to fit. */

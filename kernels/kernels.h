@@ -119,7 +119,7 @@ typedef struct {
 typedef struct {
     float max[LANES];  /* largest score so far; -INFINITY before the first tile */
     float sum[LANES];  /* of exp(score - max) */
-    float *out;        /* [dv][16]: sum of exp(score - max) * value, lanes last */
+    float *out;        /* [dv][16]: sum of exp(score - max) * value, lanes last; not read in lanes that have seen no row: no need to clear it */
 } Softmax;
 
 /* ---- the vocabulary --------------------------------------------------------------------------------------------------- */

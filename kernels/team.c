@@ -1,6 +1,6 @@
 /* team.c: barrier, shares and tasks (team.h). Spins, because a decode step meets some ten times a layer and a sleep costs more than the
- * wait. Yields only after a fraction of a millisecond: on a core that is shared with another program, a thread that yields at every small wait gives away its whole
- * time slice each time (measured: hundreds of times slower). */
+ * wait. Yields only after a fraction of a millisecond: on a core that is shared with another program, a thread that yields at every small
+ * wait gives away its whole time slice each time (measured: from tens to hundreds of times slower). */
 #include "team.h"
 
 #include <sched.h>
@@ -28,7 +28,7 @@ Thread team_join(Team *team, int id) {
     return (Thread){.team = team, .id = id, .threads = team->threads, .phase = atomic_load(&team->phase)};
 }
 
-static double now(void) {
+double seconds(void) {
     struct timespec time;
     clock_gettime(CLOCK_MONOTONIC, &time);
     return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
@@ -52,10 +52,10 @@ static void wait_for_all(Thread *t) {
 }
 
 void sync_threads(Thread *t) {
-    double *waited = t->id == 0 ? t->team->waited : NULL, before = waited ? now() : 0;
+    double *waited = t->id == 0 ? t->team->waited : NULL, before = waited ? seconds() : 0;
     wait_for_all(t);
     if (waited)
-        *waited += now() - before;
+        *waited += seconds() - before;
 }
 
 void share(const Thread *t, size_t n, size_t *from, size_t *to) {

@@ -25,6 +25,9 @@ typedef struct {
 void team_open(Team *team, int threads);
 Thread team_join(Team *team, int id); /* at the start of a parallel region, each thread once */
 
+/* Seconds since some moment; never goes back. */
+double seconds(void);
+
 /* Wait for all threads: what they wrote before is visible after. */
 void sync_threads(Thread *t);
 

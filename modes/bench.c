@@ -1,5 +1,6 @@
 /* bench.c: --bench. How fast this machine reads memory, then prefill and decode at growing context beside that; --csv for
- * machines, --profile for where the time goes. Steps of a decode are timed one by one and the median is taken, so that a disturbed step does not count. */
+ * machines, --profile for where the time goes. Steps of a decode are timed one by one and the median is taken, so that a disturbed step
+ * does not count. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -191,15 +192,14 @@ int mode_bench(const Model *m, const Options *o) {
     else
         output_print("%-10s %8s %6s %10s %12s %8s %9s\n", "test", "context", "rows", "seconds", "tokens/s", "GB/s", "of read");
     bool memory = b.rows && measure_bandwidth(&b);
-    for (size_t i = 0; memory && i < 3 && !interrupted(); i++)
-        if (prefills[i] <= limit)
-            bench_prefill(&b, 0, prefills[i]);
-    for (size_t i = 0; memory && i < 3 && !interrupted(); i++) {
-        size_t longest = prefills[2] <= limit ? prefills[2] : prefills[1] <= limit ? prefills[1] : prefills[0] <= limit ? prefills[0] : 0;
-        if (decodes[i] + DECODE_STEPS + 1 > limit)
-            break;
-        if (decodes[i] > longest)
-            bench_prefill(&b, longest, decodes[i]);
+    size_t filled = 0; /* rows that the cache holds after the longest prefill */
+    for (size_t i = 0; memory && i < 3 && prefills[i] <= limit && !interrupted(); i++) {
+        bench_prefill(&b, 0, prefills[i]);
+        filled = prefills[i];
+    }
+    for (size_t i = 0; memory && i < 3 && decodes[i] + DECODE_STEPS + 1 <= limit && !interrupted(); i++) {
+        if (decodes[i] > filled)
+            bench_prefill(&b, filled, decodes[i]);
         memory = bench_decode(&b, decodes[i]);
     }
     free(b.rows);

@@ -6,7 +6,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 enum { MAX_CPUS = 8192 };
@@ -90,12 +89,6 @@ bool random_seed(uint64_t *seed) {
     if (f)
         fclose(f);
     return read;
-}
-
-double seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
 static volatile sig_atomic_t caught = 0;

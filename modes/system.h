@@ -12,9 +12,6 @@ int physical_cores(void);
 /* 64 bits from the system's random source. False: there is none. */
 bool random_seed(uint64_t *seed);
 
-/* Seconds since some moment; never goes back. */
-double seconds(void);
-
 /* From now on Ctrl-C (SIGINT) makes interrupted() true instead of ending the program; a second one ends it. */
 void watch_interrupt(void);
 bool interrupted(void);
