@@ -307,7 +307,8 @@ static void read_header(Reader *r) {
              (unsigned long long)h->file_bytes);
         return;
     }
-    uint64_t tokenizer = round_up(sizeof *h + sizeof(Config), 64), table = round_up(tokenizer + h->tokenizer_bytes, 64);
+    uint64_t tokenizer = round_up(sizeof *h + sizeof(Config), 64), chat = round_up(tokenizer + h->tokenizer_bytes, 64);
+    uint64_t table = round_up(chat + h->chat_bytes, 64);
     if (h->config_bytes != sizeof(Config) || h->data_offset % 4096 || h->data_offset > m->file_bytes || table > h->data_offset ||
         h->tensors > (h->data_offset - table) / sizeof(TensorInfo)) {
         fail(r, "damaged header: copy or export it again");
@@ -330,6 +331,7 @@ static void read_header(Reader *r) {
     r->data_offset = h->data_offset;
     m->tensors = (const TensorInfo *)(const void *)(m->file + table);
     m->tensor_count = h->tensors;
+    m->chat = m->file + chat, m->chat_bytes = h->chat_bytes;
     if (h->tokenizer_bytes) {
         char why[256];
         m->tokenizer = tokenizer_open(m->file + tokenizer, h->tokenizer_bytes, why, sizeof why);

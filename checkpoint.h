@@ -3,6 +3,7 @@
  *   offset 0            FileHeader, 64 bytes
  *   64                  Config (model.h), header.config_bytes
  *   round up to 64      tokenizer section (tokenizer.c), header.tokenizer_bytes; 0 bytes: no tokenizer
+ *   round up to 64      chat template (modes/chat.c), header.chat_bytes; 0 bytes: no template
  *   round up to 64      TensorInfo[header.tensors]
  *   header.data_offset  the tensors, each on a multiple of 64, an expert's gate on a multiple of 4096 with its up and down behind it; gaps are zero
  *   header.file_bytes   end of file
@@ -18,6 +19,7 @@
  *   head                 [V, D]          only if tie_word_embeddings is 0
  *   norm                 vector D
  *   inv_freq             vector p / 2    angle of pair i at position m is the f32 product m * inv_freq[i]
+ *   query_scale          vector of max_position_embeddings / query_scale_span, rounded up; only if query_scale_span is not 0
  *   then for each layer L = 0 .. num_hidden_layers - 1, names beginning with "layers.L.":
  *   input_norm           vector D
  *   q                    [H * (n + p), D]    if q_lora_rank is 0, else these three:
@@ -30,16 +32,24 @@
  *   w_uk_t               H matrices [r, n]   the same, transposed (absorbed: query in the latent space = w_uk_t[h] q)
  *   w_uv                 H matrices [v, r]   value = w_uv[h] c
  *   o                    [D, H * v']         v' = v rounded up to 32: each head's columns begin a block, those past v meet zeros
+ *   a layer with an indexer (layer_has_indexer), Hi index_n_heads, di index_head_dim:
+ *     index_q            [Hi * di, ql]       within a head, di - p rows without position, then p rotated ones
+ *     index_k            [di, D]             the same
+ *     index_k_norm       vector di           weight and bias of a LayerNorm
+ *     index_k_bias       vector di
+ *     index_weights      F32 [Hi, D]
+ *   attention_out_norm   vector D            if sandwich_norm is 1
  *   post_norm            vector D
- *   a dense layer:
- *   gate, up             [I, D]
+ *   a dense layer, or the first of a pair with shortcut_moe:
+ *   gate, up             [I, D]              no gate if hidden_act is ACT_RELU2
  *   down                 [D, I]
- *   a mixture of experts (layer_is_moe):
- *   router               F32 [E, D]
- *   router_bias          vector E            zeros where the model has none
+ *   a mixture of experts (layer_is_moe), Z zero_expert_num:
+ *   router               F32 [E + Z, D]
+ *   router_bias          vector E + Z        zeros where the model has none
  *   shared.gate, .up     [S, D]              if n_shared_experts is not 0
  *   shared.down          [D, S]
  *   for each expert e:   experts.e.gate, experts.e.up [M, D], experts.e.down [D, M]
+ *   mlp_out_norm         vector D            if sandwich_norm is 1
  *   and if mtp_layers is 1, with "mtp." in front: enorm vector D, hnorm vector D, eh_proj [D, 2 D], then the tensors of one layer as above
  *   (of the kind that layer published_layers would have), then norm vector D
  *
@@ -52,7 +62,7 @@
 
 #define CHECKPOINT_MAGIC "MLA.C\r\n\032" /* eight bytes; damaged by any transfer in text mode */
 
-enum { CHECKPOINT_VERSION = 1, EXPERT_ALIGN = 4096 };
+enum { CHECKPOINT_VERSION = 2, EXPERT_ALIGN = 4096 };
 
 typedef struct {
     char magic[8];
@@ -63,7 +73,8 @@ typedef struct {
     uint32_t config_bytes;    /* sizeof(Config) */
     uint32_t tokenizer_bytes;
     uint32_t tensors;
-    uint32_t reserved[5];     /* 0 */
+    uint32_t chat_bytes;
+    uint32_t reserved[4];     /* 0 */
 } FileHeader;
 
 typedef struct TensorInfo {

@@ -185,7 +185,7 @@ def export_source(directory, out_path, type_name, mtp, rotation):
     with Output(out_path) as out, ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
             tensors = source_tensors(entries, source, pool, Progress(sum(map(tensor_bytes, entries))))
-            write_checkpoint(out, config, tokenizer, entries, tensors)
+            write_checkpoint(out, config, tokenizer, b"", entries, tensors)
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -197,7 +197,7 @@ def export_random(shape, out_path, type_name, layers, seed):
     config.fields["num_hidden_layers"] = layers or config.published_layers
     entries = make_plan(config, type_name)
     with Output(out_path) as out:
-        write_checkpoint(out, config, b"", entries, random_tensors(entries, seed, Progress(sum(map(tensor_bytes, entries)))))
+        write_checkpoint(out, config, b"", b"", entries, random_tensors(entries, seed, Progress(sum(map(tensor_bytes, entries)))))
 
 
 class Parser(argparse.ArgumentParser):

@@ -28,55 +28,7 @@
 #include <string.h>
 
 #include "kernels/linear.h"
-
-/* ---- rotary position ----------------------------------------------------------------------------------------------------- */
-
-/* Polynomials in double of sin and cos on [-pi/4, pi/4] (minimax, as in fdlibm: relative error below 2^-58). */
-static double sin_poly(double x) {
-    double z = x * x;
-    double p = 1.58969099521155010221e-10;
-    p = p * z - 2.50507602534068634195e-08;
-    p = p * z + 2.75573137070700676789e-06;
-    p = p * z - 1.98412698298579493134e-04;
-    p = p * z + 8.33333333332248946124e-03;
-    p = p * z - 1.66666666666666324348e-01;
-    return x + x * z * p;
-}
-static double cos_poly(double x) {
-    double z = x * x;
-    double p = -1.13596475577881948265e-11;
-    p = p * z + 2.08757232129817482790e-09;
-    p = p * z - 2.75573143513906633035e-07;
-    p = p * z + 2.48015872894767294178e-05;
-    p = p * z - 1.38888888888741095749e-03;
-    p = p * z + 4.16666666666666019037e-02;
-    return 1.0 - 0.5 * z + z * z * p;
-}
-
-void rope_angles(float *cosine, float *sine, const float *inv_freq, size_t pairs, uint32_t position) {
-    for (size_t i = 0; i < pairs; i++) {
-        double angle = (double)((float)position * inv_freq[i]);
-        /* angle = quarter * pi/2 + rest. pi/2 in two pieces, the first with 33 bits: quarter * it is exact below 2^20 quarters. */
-        double quarter = rint(angle * 0.63661977236758134308);
-        double rest = (angle - quarter * 1.57079632673412561417) - quarter * 6.07710050650619224932e-11;
-        double s = sin_poly(rest), c = cos_poly(rest);
-        switch ((int64_t)quarter & 3) {
-        case 0: sine[i] = (float)s, cosine[i] = (float)c; break;
-        case 1: sine[i] = (float)c, cosine[i] = (float)-s; break;
-        case 2: sine[i] = (float)-s, cosine[i] = (float)-c; break;
-        default: sine[i] = (float)-c, cosine[i] = (float)s;
-        }
-    }
-}
-
-/* Rotate interleaved pairs (x[2i], x[2i + 1]) in place. */
-static void rope(float *x, const float *cosine, const float *sine, size_t pairs) {
-    for (size_t i = 0; i < pairs; i++) {
-        float a = x[2 * i], b = x[2 * i + 1];
-        x[2 * i] = a * cosine[i] - b * sine[i];
-        x[2 * i + 1] = a * sine[i] + b * cosine[i];
-    }
-}
+#include "rope.h"
 
 /* ---- the cache ------------------------------------------------------------------------------------------------------------- */
 

@@ -44,9 +44,4 @@ void cache_extend(Cache *c, uint32_t sequence, size_t rows);
 /* x += attention(normed) for the call's rows in one layer; every thread of the team calls it. */
 void mla_attention(const Model *m, State *s, size_t layer, Thread *t);
 
-/* cos and sin of the angles position * inv_freq[i], i < pairs. The product is taken in f32 as the reference implementations do; cos and sin
- * are computed here and not by libm, whose last bit differs between systems. Good to 1 ulp of f32 for angles below 1.6 million (2^20
- * quarter turns). */
-void rope_angles(float *cosine, float *sine, const float *inv_freq, size_t pairs, uint32_t position);
-
 #endif

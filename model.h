@@ -16,6 +16,7 @@
 typedef struct {
     char name[64];                     /* for people only: the source's directory or the published shape; NUL-terminated */
     uint32_t hidden_size;              /* D */
+    float embed_scale;                 /* multiplies embeddings: a tied one cannot hold it, because head shares it */
     uint32_t num_hidden_layers;        /* layers in this file */
     uint32_t published_layers;         /* of the model it was made from */
     uint32_t num_attention_heads;      /* H */
@@ -25,6 +26,8 @@ typedef struct {
     uint32_t qk_rope_head_dim;         /* p: rotated part; the rotated key is shared by all heads */
     uint32_t v_head_dim;               /* v */
     uint32_t intermediate_size;        /* I: width of a dense layer's MLP */
+    uint32_t hidden_act;               /* ACT_SILU or ACT_RELU2 */
+    uint32_t sandwich_norm;            /* 1: what attention and MLP give is normed before it is added */
     uint32_t vocab_size;               /* V */
     uint32_t max_position_embeddings;
     uint32_t tie_word_embeddings;      /* 1: head is embed */
@@ -34,6 +37,8 @@ typedef struct {
     uint32_t moe_intermediate_size;    /* M */
     uint32_t first_k_dense_replace;    /* layers below it are dense */
     uint32_t moe_layer_freq;           /* of the others, every such one is a mixture of experts */
+    uint32_t zero_expert_num;          /* Z: the router's experts E .. E + Z - 1 give back what they are given */
+    uint32_t shortcut_moe;             /* 1: layers are pairs, the first with experts beside its dense MLP, whose sum is added after the second */
     uint32_t n_group, topk_group;      /* experts are chosen from topk_group of n_group groups */
     uint32_t scoring_func;             /* SCORE_SOFTMAX or SCORE_SIGMOID */
     uint32_t group_score;              /* GROUP_MAX or GROUP_TOP2_SUM */
@@ -42,6 +47,12 @@ typedef struct {
     float rms_norm_eps;
     float latent_norm_eps;             /* of q_a_norm and kv_a_norm: another one than rms_norm_eps */
     float softmax_scale;               /* (n + p)^-0.5, times YaRN's mscale squared where the model has it */
+    uint32_t query_scale_span;         /* a query at position i is multiplied by query_scale[i / span]; 0: it is not */
+    uint32_t index_n_heads;            /* Hi: the sparse attention's indexer; 0: attention is dense */
+    uint32_t index_head_dim;           /* di, of it the last p rotated */
+    uint32_t index_topk;               /* cached rows that a new one attends to, at most */
+    uint32_t index_topk_freq, index_skip_topk_offset; /* layer l has an indexer if max(l - offset + 1, 0) % freq == 0, else it attends to the
+                                        * rows that the layer before it chose */
     float rope_theta, rope_factor;     /* for people only: inv_freq has them already */
     uint32_t mtp_layers;               /* 0 or 1; carried in the file, not run */
     /* about text, from tokenizer_config.json and generation_config.json */
@@ -55,6 +66,7 @@ typedef struct {
 
 enum { MLP_ROW = 2048 }; /* hidden columns that a single row computes at once */
 enum { MAX_EXPERTS = 1024, MAX_GROUPS = 64 }; /* checkpoint.c refuses more */
+enum { ACT_SILU, ACT_RELU2 };
 enum { SCORE_SOFTMAX, SCORE_SIGMOID };
 enum { GROUP_MAX, GROUP_TOP2_SUM };
 
@@ -62,7 +74,12 @@ static inline bool layer_is_moe(const Config *c, uint32_t layer) {
     return c->n_routed_experts && layer >= c->first_k_dense_replace && layer % c->moe_layer_freq == 0;
 }
 
-/* down(silu(gate x) * up x) */
+static inline bool layer_has_indexer(const Config *c, uint32_t layer) {
+    uint32_t past = layer + 1 > c->index_skip_topk_offset ? layer + 1 - c->index_skip_topk_offset : 0;
+    return c->index_n_heads && past % c->index_topk_freq == 0;
+}
+
+/* ACT_SILU: down(silu(gate x) * up x). ACT_RELU2: down(relu(up x)^2), without gate */
 typedef struct {
     Matrix gate; /* [I or M, D] */
     Matrix up;   /* [I or M, D] */
@@ -81,10 +98,15 @@ typedef struct {
     Matrix w_uk_t;           /* [r, n] of head 0 */
     Matrix w_uv;             /* [v, r] of head 0 */
     Matrix o;                /* [D, H * v'], v' = v rounded up to 32 */
+    Matrix index_q;          /* [Hi * di, ql]       the indexer, where layer_has_indexer */
+    Matrix index_k;          /* [di, D] */
+    const float *index_k_norm, *index_k_bias; /* [di] */
+    Matrix index_weights;    /* [Hi, D] */
+    const float *attention_out_norm, *mlp_out_norm; /* [D] sandwich_norm */
     const float *post_norm;  /* [D] */
     Mlp mlp;                 /* a dense layer's MLP, or the shared experts' */
-    Matrix router;           /* [E, D] */
-    const float *router_bias;/* [E] added to the scores for choosing, not for weighing */
+    Matrix router;           /* [E + Z, D] */
+    const float *router_bias;/* [E + Z] added to the scores for choosing, not for weighing */
     Mlp *experts;            /* [E]; NULL in a dense layer */
 } Layer;
 
@@ -99,11 +121,14 @@ typedef struct {
     Config config;
     const Kernels *k;
     const float *inv_freq; /* [p / 2] */
+    const float *query_scale; /* [max_position_embeddings / query_scale_span, rounded up] */
     Matrix embed;          /* [V, D] */
     Matrix head;           /* [V, D] */
     const float *norm;     /* [D] */
     Layer *layers;         /* [num_hidden_layers] */
     Tokenizer *tokenizer;  /* NULL: the checkpoint has none */
+    const uint8_t *chat;   /* [chat_bytes] pieces of the chat template, modes/chat.c; 0 bytes: none */
+    size_t chat_bytes;
     bool float_acts;       /* some matrix other than the router is f32 or bf16 */
     bool int8_acts;        /* some matrix is q8 or q4 */
     /* the mapped file */

@@ -19,6 +19,7 @@
 #include "modes/prompt.h"
 #include "modes/session.h"
 #include "modes/system.h"
+#include "rope.h"
 #include "sampler.h"
 
 /* ---- router --------------------------------------------------------------------------------------------------------------- */

@@ -15,11 +15,14 @@ from .errors import ExportError, printable
 from .sources import read_json
 
 # model.h: Config, in its order. name, then 4-byte fields: unsigned I, signed i, float f.
-FIELDS = """name:64s hidden_size:I num_hidden_layers:I published_layers:I num_attention_heads:I q_lora_rank:I kv_lora_rank:I
-qk_nope_head_dim:I qk_rope_head_dim:I v_head_dim:I intermediate_size:I vocab_size:I max_position_embeddings:I tie_word_embeddings:I
-n_routed_experts:I num_experts_per_tok:I n_shared_experts:I moe_intermediate_size:I first_k_dense_replace:I moe_layer_freq:I n_group:I
-topk_group:I scoring_func:I group_score:I norm_topk_prob:I routed_scaling_factor:f rms_norm_eps:f latent_norm_eps:f softmax_scale:f
-rope_theta:f rope_factor:f mtp_layers:I bos_token_id:i add_bos_token:I eos_tokens:I eos_token_id:8i temperature:f top_p:f top_k:I"""
+FIELDS = """name:64s hidden_size:I embed_scale:f num_hidden_layers:I published_layers:I num_attention_heads:I q_lora_rank:I kv_lora_rank:I
+qk_nope_head_dim:I qk_rope_head_dim:I v_head_dim:I intermediate_size:I hidden_act:I sandwich_norm:I vocab_size:I max_position_embeddings:I
+tie_word_embeddings:I n_routed_experts:I num_experts_per_tok:I n_shared_experts:I moe_intermediate_size:I first_k_dense_replace:I
+moe_layer_freq:I zero_expert_num:I shortcut_moe:I n_group:I topk_group:I scoring_func:I group_score:I norm_topk_prob:I routed_scaling_factor:f
+rms_norm_eps:f latent_norm_eps:f softmax_scale:f query_scale_span:I index_n_heads:I index_head_dim:I index_topk:I index_topk_freq:I
+index_skip_topk_offset:I rope_theta:f rope_factor:f mtp_layers:I bos_token_id:i add_bos_token:I eos_tokens:I eos_token_id:8i temperature:f
+top_p:f top_k:I"""
+ACT_SILU, ACT_RELU2 = 0, 1
 SCORE_SOFTMAX, SCORE_SIGMOID = 0, 1
 GROUP_MAX, GROUP_TOP2_SUM = 0, 1
 
@@ -213,8 +216,9 @@ def _moe_layers(keys, layers):
     keys.fail(key, "dense layers first and then every n-th layer a mixture is supported, and nothing else")
 
 
+NO_INDEXER = dict(index_n_heads=0, index_head_dim=0, index_topk=0, index_topk_freq=1, index_skip_topk_offset=0)
 NO_EXPERTS = dict(n_routed_experts=0, num_experts_per_tok=0, n_shared_experts=0, moe_intermediate_size=0, first_k_dense_replace=0,
-                  moe_layer_freq=1, n_group=1, topk_group=1, scoring_func=SCORE_SOFTMAX, group_score=GROUP_MAX, norm_topk_prob=0,
+                  moe_layer_freq=1, zero_expert_num=0, shortcut_moe=0, n_group=1, topk_group=1, scoring_func=SCORE_SOFTMAX, group_score=GROUP_MAX, norm_topk_prob=0,
                   routed_scaling_factor=1.0)
 EXPERT_KEYS = ["n_routed_experts", "num_experts_per_tok", "n_shared_experts", "moe_intermediate_size", "first_k_dense_replace", "moe_layer_freq",
                "mlp_layer_types", "n_group", "topk_group", "scoring_func", "topk_method", "norm_topk_prob", "routed_scaling_factor"]
@@ -258,6 +262,7 @@ def _experts(keys, layers, has):
         raise ExportError(f"{keys.where}: {per_token} of {experts} experts cannot be chosen from {chosen} of {groups} groups")
     return dict(n_routed_experts=experts, num_experts_per_tok=per_token, n_shared_experts=keys.integer("n_shared_experts", 0, least=0),
                 moe_intermediate_size=keys.integer("moe_intermediate_size"), first_k_dense_replace=placement[0], moe_layer_freq=placement[1],
+                zero_expert_num=0, shortcut_moe=0,
                 n_group=groups, topk_group=chosen, scoring_func=SCORE_SOFTMAX if softmax else SCORE_SIGMOID,
                 group_score=GROUP_MAX if softmax else GROUP_TOP2_SUM, norm_topk_prob=int(normalise), routed_scaling_factor=scaling)
 
@@ -298,6 +303,7 @@ def parse(values, name, where="config.json", has=lambda suffix: False):
     f.update(_experts(keys, layers, has))
     inv_freq, f["rope_theta"], f["rope_factor"], multiplier, scale = _rope(keys, p)
     f["softmax_scale"] = (n + p) ** -0.5 * scale
+    f.update(embed_scale=1.0, hidden_act=ACT_SILU, sandwich_norm=0, query_scale_span=0, **NO_INDEXER)
     keys.only("qk_head_dim", n + p)
     keys.only("head_dim", p, n + p)  # transformers 5 writes p; it means nothing else here
     keys.only("hidden_act", "silu")

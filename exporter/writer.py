@@ -13,8 +13,8 @@ from .errors import ExportError
 from .plan import BF16, F32, Q4, Q8, VECTOR
 from .quantise import CODEBOOK, PANEL
 
-MAGIC, VERSION = b"MLA.C\r\n\x1a", 1
-HEADER = struct.Struct("<8sIIQQIII20x")           # FileHeader
+MAGIC, VERSION = b"MLA.C\r\n\x1a", 2
+HEADER = struct.Struct("<8sIIQQIIII16x")           # FileHeader
 TENSOR = struct.Struct("<56sQQIIIIfI16s16x")      # TensorInfo
 PAGE = 4096
 
@@ -38,16 +38,17 @@ def tensor_bytes(entry):
     return entry.count * (round_up(entry.rows, PANEL) // PANEL) * panel_bytes(entry.type, entry.cols)
 
 
-def layout(entries, config_bytes, tokenizer_bytes):
-    """(offset of the tokenizer, of the table, of the first tensor, of each tensor; bytes of the file)."""
+def layout(entries, config_bytes, tokenizer_bytes, chat_bytes):
+    """(offset of the tokenizer, of the chat template, of the table, of the first tensor, of each tensor; bytes of the file)."""
     tokenizer = round_up(HEADER.size + config_bytes, 64)
-    table = round_up(tokenizer + tokenizer_bytes, 64)
+    chat = round_up(tokenizer + tokenizer_bytes, 64)
+    table = round_up(chat + chat_bytes, 64)
     data = end = round_up(table + TENSOR.size * len(entries), PAGE)
     offsets = []
     for entry in entries:
         offsets.append(round_up(end, entry.align))
         end = offsets[-1] + tensor_bytes(entry)
-    return tokenizer, table, data, offsets, end
+    return tokenizer, chat, table, data, offsets, end
 
 
 class Output:
@@ -85,10 +86,10 @@ class Output:
         self.file.seek(offset)
 
 
-def write_checkpoint(out, config, tokenizer, entries, tensors):
-    """`tensors`: for each entry an iterable of (scale, bytes), its pieces in order. `tokenizer`: its section as bytes, or empty."""
+def write_checkpoint(out, config, tokenizer, chat, entries, tensors):
+    """`tensors`: for each entry an iterable of (scale, bytes), its pieces in order. `tokenizer`, `chat`: their sections as bytes, or empty."""
     config_bytes = config.packed()
-    tokenizer_at, table_at, data_at, offsets, file_bytes = layout(entries, len(config_bytes), len(tokenizer))
+    tokenizer_at, chat_at, table_at, data_at, offsets, file_bytes = layout(entries, len(config_bytes), len(tokenizer), len(chat))
     table = []
     for entry, offset, pieces in zip(entries, offsets, tensors):
         out.seek(offset)
@@ -102,10 +103,11 @@ def write_checkpoint(out, config, tokenizer, entries, tensors):
     front = bytearray(data_at)
     front[HEADER.size : HEADER.size + len(config_bytes)] = config_bytes
     front[tokenizer_at : tokenizer_at + len(tokenizer)] = tokenizer
+    front[chat_at : chat_at + len(chat)] = chat
     front[table_at : table_at + TENSOR.size * len(table)] = b"".join(table)
 
     def header(checksum):
-        return HEADER.pack(MAGIC, VERSION, checksum, file_bytes, data_at, len(config_bytes), len(tokenizer), len(table))
+        return HEADER.pack(MAGIC, VERSION, checksum, file_bytes, data_at, len(config_bytes), len(tokenizer), len(table), len(chat))
 
     front[: HEADER.size] = header(0)
     front[: HEADER.size] = header(zlib.crc32(front))

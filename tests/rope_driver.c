@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "mla.h"
+#include "rope.h"
 
 enum { MOST_PAIRS = 4096 };
 

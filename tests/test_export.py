@@ -47,8 +47,8 @@ def config_fields():
 class Checkpoint:
     def __init__(self, path):
         self.file = file = path.read_bytes()
-        magic, version, self.checksum, size, self.data, config_bytes, tokenizer, count = struct.unpack_from("<8sIIQQIII", file)
-        assert (magic, version, size) == (b"MLA.C\r\n\x1a", 1, len(file)) and self.data % 4096 == 0
+        magic, version, self.checksum, size, self.data, config_bytes, tokenizer, count, chat = struct.unpack_from("<8sIIQQIIII", file)
+        assert (magic, version, size) == (b"MLA.C\r\n\x1a", 2, len(file)) and self.data % 4096 == 0
         self.config, at = {}, 64
         for name, form in config_fields():
             value = struct.unpack_from("<" + form, file, at)
@@ -56,6 +56,7 @@ class Checkpoint:
             at += struct.calcsize("<" + form)
         assert at == 64 + config_bytes
         at = -(-at // 64) * 64 + tokenizer
+        at = -(-at // 64) * 64 + chat
         at = -(-at // 64) * 64
         keys = "name offset bytes type count rows cols scale checksum codebook".split()
         self.infos = [dict(zip(keys, struct.unpack_from("<56sQQIIIIfI16s", file, at + 128 * i))) for i in range(count)]
