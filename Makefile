@@ -23,12 +23,15 @@ ARCH    := $(shell $(CC) -dumpmachine)
 ISAS     = portable
 ifneq (,$(findstring x86_64,$(ARCH)))
 ISAS    += avx2 avx512
+# compilers before gcc 11 and clang 12 do not know it
+ISAS    += $(shell echo 'int main(void){return 0;}' | $(CC) -mavxvnni -x c - -o /dev/null 2>/dev/null && echo avxvnni)
 endif
 ifneq (,$(filter aarch64% arm64%,$(ARCH)))
 ISAS    += neon
 endif
 FLAGS_portable =
 FLAGS_avx2     = -mavx2 -mfma -mf16c
+FLAGS_avxvnni  = $(FLAGS_avx2) -mavxvnni
 FLAGS_avx512   = -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c -mprefer-vector-width=512
 FLAGS_neon     = -march=armv8.2-a+dotprod
 

@@ -6,17 +6,29 @@
 #include <stdlib.h>
 #include <string.h>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 #if defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
 
 /* Each kernels_*.o that is linked in defines one of these; what a build leaves out stays NULL. */
-__attribute__((weak)) const Kernels *kernels_avx512, *kernels_avx2, *kernels_neon;
+__attribute__((weak)) const Kernels *kernels_avx512, *kernels_avxvnni, *kernels_avx2, *kernels_neon;
 extern const Kernels *kernels_portable;
 
 static bool has_avx2(void) {
 #if defined(__x86_64__)
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); /* F16C is older than AVX2 */
+#else
+    return false;
+#endif
+}
+
+static bool has_avxvnni(void) {
+#if defined(__x86_64__)
+    unsigned a, b, c, d; /* leaf 7.1, EAX bit 4: older compilers have no name for it */
+    return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
 #else
     return false;
 #endif
@@ -48,6 +60,7 @@ static const struct {
     bool (*runs_here)(void);
 } CHOICES[] = { /* fastest first */
     {&kernels_avx512, has_avx512},
+    {&kernels_avxvnni, has_avxvnni},
     {&kernels_avx2, has_avx2},
     {&kernels_neon, has_neon_dot},
     {&kernels_portable, always},

@@ -1,7 +1,7 @@
 /* simd.h: vectors of sixteen lanes, the only place where instruction sets are named.
  *
- * The same operations four times: portable C (the definition of every operation, in plain loops), AVX2, AVX-512 with VNNI, NEON with
- * dot products. kernels.c is compiled once for each with -DISA_portable, -DISA_avx2, -DISA_avx512 or -DISA_neon. Each operation gives
+ * The same operations four times: portable C (the definition of every operation, in plain loops), AVX2 (with and without the AVX form of VNNI),
+ * AVX-512 with VNNI, NEON with dot products. kernels.c is compiled once for each with -DISA_portable, -DISA_avx2, ... Each operation gives
  * the same bits in all of them (the bits of a NaN excepted), so each program written on them does. What machines do not agree on is not
  * offered: no estimates of 1/x, no horizontal sum but the one tree of vf_sum, no float conversion out of int32's range.
  *
@@ -188,11 +188,15 @@ OP vi dot4(vi acc, vb w, const int8_t *a) {
 }
 
 /* ==== AVX2 with FMA and F16C: two halves ============================================================================== */
-#elif defined(ISA_avx2)
+#elif defined(ISA_avx2) || defined(ISA_avxvnni)
 
 #include <immintrin.h>
 
+#ifdef ISA_avxvnni /* AVX2 and the dot product instruction of processors without AVX-512 */
+#define ISA_NAME avxvnni
+#else
 #define ISA_NAME avx2
+#endif
 enum { TILE = 4 };
 
 typedef struct { __m256 lo, hi; } vf;
@@ -323,15 +327,19 @@ OP void vb_q4(vb *low, vb *high, const uint8_t *p, vt codebook) {
     high->hi = _mm256_shuffle_epi8(codebook, _mm256_and_si256(_mm256_srli_epi16(x.hi, 4), nibble));
 }
 
-/* maddubs multiplies unsigned by signed, so |w| * (a with w's sign); two products are at most 2 * 128 * 127, no saturation. */
+/* Both multiply unsigned by signed, so |w| * (a with w's sign); maddubs's two products are at most 2 * 128 * 127, no saturation. */
 enum { DOT4_NEEDS_SUM = 0 };
 OP vi dot4_start(int32_t sum) {
     (void)sum;
     return vi_set1(0);
 }
 OP __m256i dot4_8(__m256i acc, __m256i w, __m256i a) {
+#ifdef ISA_avxvnni
+    return _mm256_dpbusd_avx_epi32(acc, _mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
+#else
     __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
     return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+#endif
 }
 OP vi dot4(vi acc, vb w, const int8_t *a) {
     int32_t four;
@@ -571,7 +579,7 @@ OP vi dot4(vi acc, vb w, const int8_t *a) {
 }
 
 #else
-#error "compile with one of -DISA_portable, -DISA_avx2, -DISA_avx512, -DISA_neon"
+#error "compile with one of -DISA_portable, -DISA_avx2, -DISA_avxvnni, -DISA_avx512, -DISA_neon"
 #endif
 
 /* ==== built on the above, once for all ================================================================================ */
@@ -630,7 +638,7 @@ OP void turn_4x4(int8_t *to, const uint8_t *from) {
     for (int i = 0; i < 64; i++) to[i] = (int8_t)from[i / 16 * 16 + i % 4 * 4 + i / 4 % 4];
 }
 
-#elif defined(ISA_avx2)
+#elif defined(ISA_avx2) || defined(ISA_avxvnni)
 
 OP __m256i add_bytes_8(__m256i acc, const int8_t *p) {
     __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), _mm256_loadu_si256((const __m256i *)p));

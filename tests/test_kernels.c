@@ -421,7 +421,7 @@ static void check_vectors(const Kernels *k) {
 }
 
 int main(void) {
-    static const char *const NAMES[] = {"portable", "avx2", "avx512", "neon"};
+    static const char *const NAMES[] = {"portable", "avx2", "avxvnni", "avx512", "neon"};
     const char *why = "";
     for (size_t i = 0; i < 4; i++) {
         setenv("MLA_ISA", NAMES[i], 1);
