@@ -203,6 +203,8 @@ typedef struct {
     uint32_t sequences, max_logits;
     int threads;
     int forced_path;             /* MLA_PATH, for tests */
+    bool (*stop)(void);          /* asked once a layer: true breaks the call off. NULL: nobody asks */
+    atomic_size_t stop_before;   /* the layer at which all threads leave a call that is broken off */
     Profile *profile;            /* NULL: time is not measured */
     Team team;
     Scratch *scratch;            /* [threads] */
@@ -263,8 +265,8 @@ void state_begin(State *s, const Row *rows, size_t n);
 void stage(State *s, const Thread *t, Stage stage);
 
 /* Computes n rows (1 <= n <= s->chunk, at most max_logits of them asking for logits): appends each to its sequence's cache, returns the
- * logits of the rows that asked for them, in their order: [number of such rows][V], valid until the next call. Cannot fail: tokens must be
- * in 0 .. V-1, positions below the context. */
+ * logits of the rows that asked for them, in their order: [number of such rows][V], valid until the next call. Tokens must be in
+ * 0 .. V-1, positions below the context. NULL: s->stop broke it off, and none of it counts; otherwise it cannot fail. */
 const float *forward(const Model *m, State *s, const Row *rows, size_t n);
 
 #endif

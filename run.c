@@ -253,6 +253,10 @@ static void forward_thread(const Model *m, State *s, Thread *t) {
     embed(m, s, t);
     for (size_t l = 0; l < m->config.num_hidden_layers; l++) {
         const Layer *L = &m->layers[l];
+        if (l == atomic_load(&s->stop_before))
+            return;
+        if (t->id == 0 && s->stop && s->stop()) /* seen by all threads after the next barrier: before the next layer */
+            atomic_store(&s->stop_before, l + 1);
         norm(m, s, L->input_norm, t);
         mla_attention(m, s, l, t); /* x += attention(norm(x)) */
         norm(m, s, L->post_norm, t);
@@ -275,7 +279,7 @@ const float *forward(const Model *m, State *s, const Row *rows, size_t n) {
     Thread t = team_join(&s->team, 0);
     forward_thread(m, s, &t);
 #endif
-    return s->logits;
+    return atomic_load(&s->stop_before) < m->config.num_hidden_layers ? NULL : s->logits;
 }
 
 /* ---- generate ---------------------------------------------------------------------------------------------------------------- */
@@ -307,10 +311,11 @@ static const float *read_tokens(Run *r) {
         for (size_t i = 0; i < n; i++) {
             size_t at = q->position + i;
             r->rows[i] = (Row){.token = q->ids[at], .position = (uint32_t)at, .logits = at == q->count - 1};
-            sampler_saw(r->sampler, q->ids[at]);
         }
-        forward(r->model, r->state, r->rows, n);
-        q->position += n;
+        if (!forward(r->model, r->state, r->rows, n))
+            break;
+        for (size_t i = 0; i < n; i++)
+            sampler_saw(r->sampler, q->ids[q->position++]);
         if (all > chunk)
             progress("prompt", q->position - first, all);
     }
@@ -487,6 +492,7 @@ static int open_run(Run *r, Session *session, Prompt *prompt, const Options *o) 
     status = prompt_state(&r->state, prompt, m, o, 1);
     if (status)
         return status;
+    r->state->stop = interrupted;
     r->rows = malloc(r->state->chunk * sizeof *r->rows);
     if (!text_open(&r->text, o->stops, o->stop_bytes, o->stop_count) || !r->rows || !open_sampler(r, &so) || !append_prompt(r, prompt))
         return failed(FAILED, "out of memory");

@@ -14,8 +14,9 @@
 #include "mla.h"
 #include "model.h"
 
-/* Rows per call: enough that an expert's weights, unpacked once, serve many rows; few enough that the buffers stay near the cores. */
-enum { CHUNK = 512, MAX_CHUNK = SPAN_ROWS };
+/* Rows per call. Measured in the DeepSeek-V2-Lite shape: each doubling from 128 to 2048 is faster for a prompt of 4096 rows; 2048 instead of 512 by 7
+ * percent, and by 14 for 8192 rows, because the decompressed keys and values of the context serve more rows. */
+enum { CHUNK = 2048, MAX_CHUNK = SPAN_ROWS };
 
 typedef struct {
     State *s;
@@ -244,6 +245,7 @@ void state_close(State *s) {
 
 void state_begin(State *s, const Row *rows, size_t n) {
     s->rows = rows, s->n = n, s->wanted_count = 0;
+    atomic_store(&s->stop_before, SIZE_MAX);
     for (size_t i = 0; i < n; i++) {
         cache_extend(s->cache, rows[i].sequence, (size_t)rows[i].position + 1);
         if (rows[i].logits)

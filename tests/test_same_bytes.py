@@ -32,7 +32,7 @@ WAYS = {
     "aarch64, portable": ("aarch64", {"MLA_ISA": "portable"}, ["-j", "1"]),
 }
 
-CPU_FLAGS = {"avx2": {"avx2", "fma", "f16c"}, "avxvnni": {"avx2", "fma", "f16c", "avx_vnni"}, "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"}}
+CPU_FLAGS = {"avx2": {"avx2", "fma", "f16c"}, "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"}}
 
 
 def need_cpu(isa):
