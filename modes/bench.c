@@ -119,7 +119,7 @@ static double compute(Bench *b, size_t n, bool logits) {
 }
 
 static double cache_bytes(const Bench *b, double rows) {
-    return rows * (double)cache_row_bytes(&b->m->config, b->s->cache->type) * b->m->config.num_hidden_layers;
+    return rows * (double)cache_token_bytes(&b->m->config, b->s->cache->type, b->m->config.num_hidden_layers);
 }
 
 static void start_profile(Bench *b, Profile *p) {
