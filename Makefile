@@ -50,7 +50,7 @@ $(BUILD)/kernels/kernels_%.o: kernels/kernels.c Makefile
 
 # The parts under test, alone: programs that print a line `ok NAME` or `FAIL NAME` per case; the tokenizer and the rotations behind a pipe.
 KERNELS  = $(BUILD)/kernels/dispatch.o $(BUILD)/kernels/team.o $(ISAS:%=$(BUILD)/kernels/kernels_%.o)
-TESTS    = $(BUILD)/test_kernels $(BUILD)/test_attention $(BUILD)/tokenizer_driver $(BUILD)/rope_driver
+TESTS    = $(BUILD)/test_kernels $(BUILD)/test_attention $(BUILD)/tokenizer_driver $(BUILD)/rope_driver $(BUILD)/sequences_driver
 
 $(BUILD)/test_kernels $(BUILD)/test_attention: $(BUILD)/%: $(BUILD)/tests/%.o $(KERNELS)
 	$(CC) $(CFLAGS) $(OPENMP) $(LDFLAGS) -pthread -o $@ $^ -lm
@@ -60,6 +60,9 @@ $(BUILD)/tokenizer_driver: $(BUILD)/tests/tokenizer_driver.o $(BUILD)/tokenizer.
 
 $(BUILD)/rope_driver: $(BUILD)/tests/rope_driver.o $(BUILD)/rope.o
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lm
+
+$(BUILD)/sequences_driver: $(BUILD)/tests/sequences_driver.o $(filter-out $(BUILD)/run.o,$(OBJECTS))
+	$(CC) $(CFLAGS) $(OPENMP) $(LDFLAGS) -pthread -o $@ $^ -lm
 
 test: $(PROGRAM) $(TESTS)
 	tests/run_tests.sh

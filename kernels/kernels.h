@@ -174,7 +174,8 @@ typedef struct {
 
     /* Sixteen queries against rows 0 .. rows-1 of a tile; lane i sees rows below limit[i] only (others count as absent; a lane may see
      * none), and of them those j with bit i of seen[j] set, unless `seen` is NULL. score = scale * (a . qa + b . qb). The values are part a
-     * of `values` (in the absorbed form the same tile as `keys`), dv = values_shape->d1. Updates s. `scratch` has attend_scratch_bytes() of the larger shape, 64-byte aligned. */
+     * of `values` (in the absorbed form the same tile as `keys`), dv = values_shape->d1. Updates s.
+     * `scratch` has attend_scratch_bytes() of the larger shape, 64-byte aligned. */
     void (*attend)(const TileShape *shape, const void *query, const void *keys, const TileShape *values_shape, const void *values, size_t rows,
                    const int32_t limit[LANES], const uint16_t *seen, float scale, Softmax *s, void *scratch);
 
