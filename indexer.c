@@ -22,7 +22,6 @@
 #include <string.h>
 
 #include "kernels/linear.h"
-#include "mla.h"
 #include "rope.h"
 
 /* ---- keys, queries and weights of the new rows ---------------------------------------------------------------------------------------- */
@@ -168,8 +167,37 @@ void choose_rows(const Model *m, State *s, size_t layer, Thread *t) {
     }
 }
 
-void add_seen(const State *s, size_t i, size_t page, uint16_t lanes, uint16_t seen[TILE_ROWS]) {
-    const uint64_t *bits = s->seen + i * s->seen_stride + page * (TILE_ROWS / 64);
+/* ---- what was chosen, as the two forms of attention want it ------------------------------------------------------------------------- */
+
+void add_seen(const State *s, size_t i, size_t page, size_t lane, uint16_t seen[TILE_ROWS]) {
     for (size_t j = 0; j < TILE_ROWS; j++)
-        seen[j] |= bits[j / 64] >> j % 64 & 1 ? lanes : 0;
+        seen[j] = (uint16_t)(seen[j] | row_sees(s, i, page * TILE_ROWS + j) << lane);
+}
+
+/* Of the rows that row i sees those from number page * TILE_ROWS on. */
+static void gather_page(const Model *m, const State *s, size_t layer, size_t i, size_t page, uint8_t *to) {
+    const uint64_t *seen = s->seen + i * s->seen_stride;
+    size_t skip = page * TILE_ROWS, word = 0, n = rows_seen(s, i) - skip < TILE_ROWS ? rows_seen(s, i) - skip : TILE_ROWS;
+    for (; skip >= (size_t)__builtin_popcountll(seen[word]); word++)
+        skip -= (size_t)__builtin_popcountll(seen[word]);
+    uint64_t bits = seen[word];
+    for (; skip; skip--)
+        bits &= bits - 1;
+    for (size_t row = 0; row < n; row++, bits &= bits - 1) {
+        while (!bits)
+            bits = seen[++word];
+        size_t j = word * 64 + (size_t)__builtin_ctzll(bits);
+        m->k->tile_copy(&s->cache->shape, to, row, cache_tile(s->cache, s->rows[i].sequence, j / TILE_ROWS, layer), j % TILE_ROWS);
+    }
+}
+
+void gather_rows(const Model *m, State *s, size_t layer, size_t first, size_t count, Thread *t) {
+    size_t from, to;
+    share(t, count * s->seen_pages, &from, &to);
+    for (size_t task = from; task < to; task++) {
+        size_t line = task / s->seen_pages, page = task % s->seen_pages;
+        if (page * TILE_ROWS < rows_seen(s, first + line))
+            gather_page(m, s, layer, first + line, page, gathered_tile(s, line, page));
+    }
+    sync_threads(t);
 }

@@ -62,8 +62,7 @@ uint8_t *cache_page(const Cache *c, uint32_t sequence, size_t page) {
     return c->pool + c->page[sequence][page] * c->page_bytes;
 }
 
-/* One layer of a page. */
-static uint8_t *cache_tile(const Cache *c, uint32_t sequence, size_t page, size_t layer) {
+uint8_t *cache_tile(const Cache *c, uint32_t sequence, size_t page, size_t layer) {
     return cache_page(c, sequence, page) + layer * c->tile_bytes;
 }
 
@@ -145,18 +144,11 @@ static size_t parts_of(size_t rows) {
     return pages < MAX_PARTS ? pages : MAX_PARTS;
 }
 
-static bool any_seen(const uint16_t *seen, size_t rows) {
-    uint16_t any = 0;
-    for (size_t j = 0; j < rows; j++)
-        any |= seen[j];
-    return any;
-}
-
-/* Sixteen heads of row i attend to one part of its context. */
-static void attend_part(const Model *m, State *s, size_t layer, size_t i, size_t part, const void *query, Softmax *found, Scratch *z) {
+/* Sixteen heads of row i attend to one part of what it sees. */
+static void attend_part(const Model *m, State *s, size_t layer, size_t first, size_t i, size_t part, const void *query, Softmax *found, Scratch *z) {
     const Cache *cache = s->cache;
     const Row *row = &s->rows[i];
-    size_t rows = (size_t)row->position + 1, pages = (rows + TILE_ROWS - 1) / TILE_ROWS, parts = parts_of(rows);
+    size_t rows = rows_seen(s, i), pages = (rows + TILE_ROWS - 1) / TILE_ROWS, parts = parts_of(rows);
     for (int lane = 0; lane < LANES; lane++)
         found->max[lane] = -INFINITY, found->sum[lane] = 0;
 
@@ -165,14 +157,9 @@ static void attend_part(const Model *m, State *s, size_t layer, size_t i, size_t
         int32_t limit[LANES];
         for (int lane = 0; lane < LANES; lane++)
             limit[lane] = (int32_t)here;
-        uint16_t seen[TILE_ROWS] = {0};
-        if (s->selects)
-            add_seen(s, i, page, 0xffff, seen);
         /* the values are the latents: the same tile as the keys */
-        const uint8_t *tile = cache_tile(cache, row->sequence, page, layer);
-        if (!s->selects || any_seen(seen, here))
-            m->k->attend(&cache->shape, query, tile, &cache->shape, tile, here, limit, s->selects ? seen : NULL, m->config.softmax_scale, found,
-                         z->attend);
+        const uint8_t *tile = s->selects ? gathered_tile(s, i - first, page) : cache_tile(cache, row->sequence, page, layer);
+        m->k->attend(&cache->shape, query, tile, &cache->shape, tile, here, limit, NULL, m->config.softmax_scale, found, z->attend);
     }
 }
 
@@ -182,10 +169,12 @@ static void absorbed_rows(const Model *m, State *s, size_t layer, size_t first, 
     Scratch *z = &s->scratch[t->id];
     size_t H = c->num_attention_heads, groups = (H + LANES - 1) / LANES, r = c->kv_lora_rank, from, to, packed = (size_t)-1;
 
+    if (s->selects)
+        gather_rows(m, s, layer, first, count, t);
     share(t, count * groups * max_parts, &from, &to);
     for (size_t task = from; task < to; task++) {
         size_t part = task % max_parts, group = task / max_parts % groups, i = first + task / max_parts / groups;
-        if (part >= parts_of((size_t)s->rows[i].position + 1))
+        if (part >= parts_of(rows_seen(s, i)))
             continue;
         if (packed != task / max_parts) { /* the same sixteen queries for every part */
             const float *latent[LANES], *rotated[LANES];
@@ -196,7 +185,7 @@ static void absorbed_rows(const Model *m, State *s, size_t layer, size_t first, 
             m->k->query(&s->cache->shape, z->query, latent, rotated);
             packed = task / max_parts;
         }
-        attend_part(m, s, layer, i, part, z->query, &s->parts[task], z);
+        attend_part(m, s, layer, first, i, part, z->query, &s->parts[task], z);
     }
     sync_threads(t);
 
@@ -208,7 +197,7 @@ static void absorbed_rows(const Model *m, State *s, size_t layer, size_t first, 
         size_t dv = r - at < 16 ? r - at : 16, lanes = H - group * LANES < LANES ? H - group * LANES : LANES;
         Softmax *parts = &s->parts[(task / slices) * max_parts], all = parts[0];
         all.out += at * LANES;
-        for (size_t part = 1; part < parts_of((size_t)s->rows[i].position + 1); part++) {
+        for (size_t part = 1; part < parts_of(rows_seen(s, i)); part++) {
             Softmax next = parts[part];
             next.out += at * LANES;
             m->k->softmax_merge(&all, &next, dv);
@@ -239,7 +228,7 @@ static void absorbed(const Model *m, State *s, size_t layer, Thread *t) {
     /* as many rows at a time as there are places for their parts */
     size_t groups = (H + LANES - 1) / LANES, max_parts = 0;
     for (size_t i = 0; i < s->n; i++) {
-        size_t parts = parts_of((size_t)s->rows[i].position + 1);
+        size_t parts = parts_of(rows_seen(s, i));
         max_parts = parts > max_parts ? parts : max_parts;
     }
     size_t batch = s->part_count / (groups * max_parts);
@@ -290,6 +279,13 @@ static void decompress(const Model *m, State *s, const Layer *L, size_t head, si
         m->k->tile_put(&keys, z->keys, j, z->a + j * n_stride, s->rope_keys + (k * TILE_ROWS + j) * p);
         m->k->tile_put(&values, z->values, j, z->b + j * s->v_stride, NULL);
     }
+}
+
+static bool any_seen(const uint16_t *seen, size_t rows) {
+    uint16_t any = 0;
+    for (size_t j = 0; j < rows; j++)
+        any |= seen[j];
+    return any;
 }
 
 /* One head: the rows first .. first + count - 1 (of one sequence) attend to pages page .. page + span - 1, sixteen rows at a time. */
@@ -365,7 +361,7 @@ static void decompressed_run(const Model *m, State *s, size_t layer, size_t firs
                 uint16_t *seen = s->lane_seen + i / LANES * SPAN_ROWS + k * TILE_ROWS;
                 if (i % LANES == 0)
                     memset(seen, 0, TILE_ROWS * sizeof *seen);
-                add_seen(s, first + i, page + k, (uint16_t)(1 << i % LANES), seen);
+                add_seen(s, first + i, page + k, i % LANES, seen);
             }
         }
         sync_threads(t);

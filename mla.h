@@ -43,6 +43,9 @@ size_t cache_token_bytes(const Config *c, CacheType type, uint32_t layers);
 /* A page of a sequence: [layers][tile_bytes], then a tile of index keys for each layer with an indexer. */
 uint8_t *cache_page(const Cache *c, uint32_t sequence, size_t page);
 
+/* Its latents of one layer. */
+uint8_t *cache_tile(const Cache *c, uint32_t sequence, size_t page, size_t layer);
+
 /* Gives a sequence pages for its rows 0 .. rows - 1, where it has none yet. */
 void cache_extend(Cache *c, uint32_t sequence, size_t rows);
 

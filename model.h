@@ -235,6 +235,8 @@ typedef struct {
     size_t index_lines;
     uint64_t *seen;              /* [n][seen_stride] bit j: the row sees row j of its sequence */
     size_t seen_stride;
+    uint8_t *seen_tiles;         /* absorbed: [rows at a time][seen_pages] the latents that each row sees, together */
+    size_t seen_pages;
     /* attention, absorbed */
     float *q_latent;             /* [n][H][r_stride]  queries in the latent space, then the latents that were found */
     size_t r_stride;

@@ -121,7 +121,7 @@ static void reserve_attention(Reserve *r, const Model *m) {
 /* Of a sparse attention; without indexer nothing. */
 static void reserve_indexer(Reserve *r, const Config *c) {
     State *s = r->s;
-    size_t Hi = c->index_n_heads, pages = (s->context + TILE_ROWS - 1) / TILE_ROWS;
+    size_t Hi = c->index_n_heads, pages = (s->context + TILE_ROWS - 1) / TILE_ROWS, groups = (c->num_attention_heads + LANES - 1) / LANES;
     const TileShape *keys = &s->cache->index_shape;
     s->dense_rows = Hi ? c->index_topk : SIZE_MAX;
     if (!Hi)
@@ -136,6 +136,9 @@ static void reserve_indexer(Reserve *r, const Config *c) {
     s->index_score = reserve(r, s->index_lines * s->context, sizeof(float));
     s->seen_stride = pages * TILE_ROWS / 64;
     s->seen = reserve(r, s->chunk * s->seen_stride, sizeof *s->seen);
+    /* for the rows whose parts are computed together (mla.c, absorbed): part_count / groups pages, or more where a part has several */
+    s->seen_pages = ((s->context < c->index_topk ? s->context : c->index_topk) + TILE_ROWS - 1) / TILE_ROWS;
+    s->seen_tiles = reserve(r, s->part_count / groups * (s->seen_pages + MAX_PARTS - 1) / MAX_PARTS, s->cache->tile_bytes);
     s->lane_seen = reserve(r, (s->chunk + LANES - 1) / LANES * SPAN_ROWS, sizeof *s->lane_seen);
     for (int i = 0; i < s->threads && s->scratch; i++) {
         s->scratch[i].index_query = reserve(r, (Hi + LANES - 1) / LANES, query_bytes(keys));

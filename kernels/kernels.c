@@ -38,6 +38,7 @@ static const Kernels vocabulary = {
     .axpy = axpy,
     .tile_put = tile_put,
     .tile_get = tile_get,
+    .tile_copy = tile_copy,
     .tile_acts = tile_acts,
     .query = query,
     .attend = attend,

@@ -164,6 +164,9 @@ typedef struct {
     void (*tile_put)(const TileShape *shape, void *tile, size_t row, const float *a, const float *b);
     void (*tile_get)(const TileShape *shape, const void *tile, size_t row, float *a, float *b);
 
+    /* Row `to_row` of tile `to` becomes row `from_row` of tile `from`, as it is. */
+    void (*tile_copy)(const TileShape *shape, void *to, size_t to_row, const void *from, size_t from_row);
+
     /* Rows 0 .. x->rows of a tile's part a as activations (cols = d1): Q8, Q6 and Q4 rows go over as they are, integers and scale
      * unchanged, if only x->q is asked for; otherwise through f32. */
     void (*tile_acts)(const TileShape *shape, const void *tile, Acts *x);
