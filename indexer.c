@@ -14,7 +14,7 @@
  * The published arithmetic multiplies scores by Hi^-0.5 di^-0.5, and keys and queries by an orthonormal matrix before it rounds them to 8 bits.
  * Neither changes which rows score highest, but for the rounding, which is not done here: keys are kept in bf16, in f32 with -k f32 and full.
  *
- * Attention to what was chosen is mla.c's, the loop over keys is kernels/index.h.
+ * Attention to what was chosen is mla.c's; the loop over keys is kernels/index.h.
  * Formulas: DeepSeek-V3.2, arXiv 2512.02556, section 2.1; sharing: arXiv 2603.12201. */
 #include "indexer.h"
 

@@ -16,6 +16,9 @@
  *
  * The position has a key part of its own because a rotation between W_uk and the query would depend on both positions and could not be absorbed.
  *
+ * Where attention is sparse (indexer.c chooses), the absorbed form attends to the chosen rows, copied together; the decompressed form, whose sixteen
+ * queries chose differently, to all rows under a mask.
+ *
  * The third, CACHE_FULL, keeps every head's keys and values as attention without MLA does. It costs what MLA saves, and both others are
  * tested against it.
  *

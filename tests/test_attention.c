@@ -334,8 +334,8 @@ static float allowed(TileType type, bool b, float part, float group) {
     return b ? part / 127 * 0.57f : group * 14 / 127 + part / 126 * 1.5f;
 }
 
-/* A row comes back as it was (f32), rounded to nearest even (bf16), or as near as its bits allow; a part that is not wanted is left alone. A copy gives
- * what the row gives. */
+/* A row comes back as it was (f32), rounded to nearest even (bf16), or as near as its bits allow; a part that is not wanted is left alone. A copy
+ * gives what the row gives. */
 static void check_put_get(const Kernels *k, TileType type, const char *type_name) {
     char name[64];
     bool good = true;

@@ -61,6 +61,15 @@ def test_dense_as_long_as_nothing_is_left_out(cache, path, export, tmp_path):
     assert np.array_equal(a[:TOPK], b[:TOPK]) and not np.array_equal(a[TOPK], b[TOPK])
 
 
+def test_more_than_a_page_is_chosen(tmp_path):
+    """140 rows, copied together into two pages of 128 or masked where they are: both as ordinary attention to them."""
+    model = checkpoint(variant(V32, tmp_path / "v32", {"index_topk": 140}))
+    ids, _ = compare.expected(V32, None, None)
+    full = compare.logits(model, ids, "-k", "full")
+    for path in ("absorbed", "decompressed"):
+        assert compare.relative_difference(compare.logits(model, ids, "-k", "f32", MLA_PATH=path), full) <= 3e-4
+
+
 @pytest.mark.parametrize("cache", ["bf16", "q8", "full"])
 @pytest.mark.parametrize("source", [V32, GLM], ids=lambda source: source.name)
 def test_sessions_carry_the_index_keys(source, cache, export, tmp_path):
