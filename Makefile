@@ -35,7 +35,7 @@ FLAGS_avxvnni  = $(FLAGS_avx2) -mavxvnni
 FLAGS_avx512   = -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c -mprefer-vector-width=512
 FLAGS_neon     = -march=armv8.2-a+dotprod
 
-SOURCES  = run.c mla.c rope.c state.c tokenizer.c checkpoint.c sampler.c kernels/dispatch.c kernels/team.c kernels/linear.c $(wildcard modes/*.c)
+SOURCES  = run.c mla.c indexer.c rope.c state.c tokenizer.c checkpoint.c sampler.c kernels/dispatch.c kernels/team.c kernels/linear.c $(wildcard modes/*.c)
 OBJECTS  = $(SOURCES:%.c=$(BUILD)/%.o) $(ISAS:%=$(BUILD)/kernels/kernels_%.o)
 
 $(PROGRAM): $(OBJECTS)
@@ -53,7 +53,7 @@ $(BUILD)/kernels/kernels_%.o: kernels/kernels.c Makefile
 
 # The parts under test, alone: programs that print a line `ok NAME` or `FAIL NAME` per case; the tokenizer and the rotations behind a pipe.
 KERNELS  = $(BUILD)/kernels/dispatch.o $(BUILD)/kernels/team.o $(ISAS:%=$(BUILD)/kernels/kernels_%.o)
-TESTS    = $(BUILD)/test_kernels $(BUILD)/test_attention $(BUILD)/tokenizer_driver $(BUILD)/rope_driver
+TESTS    = $(BUILD)/test_kernels $(BUILD)/test_attention $(BUILD)/tokenizer_driver $(BUILD)/rope_driver $(BUILD)/sequences_driver
 
 $(BUILD)/test_kernels $(BUILD)/test_attention: $(BUILD)/%: $(BUILD)/tests/%.o $(KERNELS)
 	$(CC) $(CFLAGS) $(OPENMP) $(LDFLAGS) -pthread -o $@ $^ -lm
@@ -63,6 +63,9 @@ $(BUILD)/tokenizer_driver: $(BUILD)/tests/tokenizer_driver.o $(BUILD)/tokenizer.
 
 $(BUILD)/rope_driver: $(BUILD)/tests/rope_driver.o $(BUILD)/rope.o
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lm
+
+$(BUILD)/sequences_driver: $(BUILD)/tests/sequences_driver.o $(filter-out $(BUILD)/run.o,$(OBJECTS))
+	$(CC) $(CFLAGS) $(OPENMP) $(LDFLAGS) -pthread -o $@ $^ -lm
 
 test: $(PROGRAM) $(TESTS)
 	tests/run_tests.sh

@@ -160,7 +160,18 @@ static void read_experts(Reader *r, Layer *L, const char *prefix) {
     }
 }
 
-static void read_layer(Reader *r, Layer *L, const char *prefix, bool moe) {
+static void read_indexer(Reader *r, Layer *L, const char *prefix) {
+    const Config *c = &r->m->config;
+    char name[64];
+    size_t di = c->index_head_dim;
+    L->index_q = matrix(r, join(name, prefix, "index_q"), c->index_n_heads * di, c->q_lora_rank);
+    L->index_k = matrix(r, join(name, prefix, "index_k"), di, c->hidden_size);
+    L->index_k_norm = vector(r, join(name, prefix, "index_k_norm"), di);
+    L->index_k_bias = vector(r, join(name, prefix, "index_k_bias"), di);
+    L->index_weights = matrix_of_kind(r, join(name, prefix, "index_weights"), F32_MATRIX, 1, c->index_n_heads, c->hidden_size);
+}
+
+static void read_layer(Reader *r, Layer *L, const char *prefix, bool moe, bool indexer) {
     const Config *c = &r->m->config;
     char name[64];
     size_t D = c->hidden_size, H = c->num_attention_heads, n = c->qk_nope_head_dim, p = c->qk_rope_head_dim, v = c->v_head_dim;
@@ -180,6 +191,8 @@ static void read_layer(Reader *r, Layer *L, const char *prefix, bool moe) {
     L->w_uk_t = matrix_of_kind(r, join(name, prefix, "w_uk_t"), ANY_MATRIX, H, latent, n);
     L->w_uv = matrix_of_kind(r, join(name, prefix, "w_uv"), ANY_MATRIX, H, v, latent);
     L->o = matrix(r, join(name, prefix, "o"), D, H * round_up(v, 32));
+    if (indexer)
+        read_indexer(r, L, prefix);
     L->post_norm = vector(r, join(name, prefix, "post_norm"), D);
     if (moe)
         read_experts(r, L, prefix);
@@ -194,7 +207,7 @@ static void read_mtp(Reader *r) {
     vector(r, "mtp.enorm", c->hidden_size);
     vector(r, "mtp.hnorm", c->hidden_size);
     matrix(r, "mtp.eh_proj", c->hidden_size, 2 * (size_t)c->hidden_size);
-    read_layer(r, &unused, "mtp.", layer_is_moe(c, c->published_layers));
+    read_layer(r, &unused, "mtp.", layer_is_moe(c, c->published_layers), c->index_n_heads);
     vector(r, "mtp.norm", c->hidden_size);
     free(unused.experts);
 }
@@ -212,7 +225,7 @@ static void read_tensors(Reader *r) {
         fail(r, "out of memory for the table of layers");
     for (uint32_t l = 0; l < c->num_hidden_layers && !r->failed; l++) {
         snprintf(prefix, sizeof prefix, "layers.%u.", l);
-        read_layer(r, &m->layers[l], prefix, layer_is_moe(c, l));
+        read_layer(r, &m->layers[l], prefix, layer_is_moe(c, l), layer_has_indexer(c, l));
     }
     if (c->mtp_layers && !r->failed)
         read_mtp(r);
@@ -290,6 +303,20 @@ static const char *moe_error(const Config *c) {
     return isfinite(c->routed_scaling_factor) ? NULL : "routed_scaling_factor";
 }
 
+static const char *index_error(const Config *c) {
+    if (!c->index_n_heads)
+        return NULL;
+    if (c->index_n_heads > 1 << 12 || !c->q_lora_rank) /* index queries come from the compressed ones */
+        return "index_n_heads";
+    if (c->index_head_dim < c->qk_rope_head_dim || c->index_head_dim > 1 << 12)
+        return "index_head_dim";
+    if (c->index_topk < 1)
+        return "index_topk";
+    if (c->index_topk_freq < 1)
+        return "index_topk_freq";
+    return layer_has_indexer(c, 0) ? NULL : "index_skip_topk_offset"; /* the first layer has none before it to share with */
+}
+
 /* Header, checksum, configuration, tokenizer: everything before the tensor table. */
 static void read_header(Reader *r) {
     Model *m = r->m;
@@ -324,6 +351,7 @@ static void read_header(Reader *r) {
     memcpy(&m->config, m->file + sizeof *h, sizeof m->config);
     const char *bad = config_error(&m->config);
     bad = bad ? bad : moe_error(&m->config);
+    bad = bad ? bad : index_error(&m->config);
     if (bad) {
         fail(r, "configuration field %s has a value that no model can have: %s", bad, export_again);
         return;

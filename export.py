@@ -122,7 +122,7 @@ def source_tensors(entries, source, pool, progress):
 def random_vector(entry):
     if entry.constant is not None:
         return entry.constant
-    return (np.zeros if entry.name.endswith("router_bias") else np.ones)(entry.rows, np.float32)  # the others are norms
+    return (np.zeros if entry.name.endswith("_bias") else np.ones)(entry.rows, np.float32)  # the others are norms
 
 
 def random_tensors(entries, seed, progress):

@@ -16,6 +16,9 @@
  *
  * The position has a key part of its own because a rotation between W_uk and the query would depend on both positions and could not be absorbed.
  *
+ * Where attention is sparse (indexer.c chooses), the absorbed form attends to the chosen rows, copied together; the decompressed form, whose sixteen
+ * queries chose differently, to all rows under a mask.
+ *
  * The third, CACHE_FULL, keeps every head's keys and values as attention without MLA does. It costs what MLA saves, and both others are
  * tested against it.
  *
@@ -27,6 +30,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "indexer.h"
 #include "kernels/linear.h"
 #include "rope.h"
 
@@ -38,6 +42,10 @@ TileShape cache_shape(const Config *c, CacheType type) {
     return (TileShape){tile_type[type], c->kv_lora_rank, c->qk_rope_head_dim};
 }
 
+TileShape cache_index_shape(const Config *c, CacheType type) {
+    return (TileShape){type == CACHE_F32 || type == CACHE_FULL ? TILE_F32 : TILE_BF16, c->index_head_dim, 0};
+}
+
 size_t cache_row_bytes(const Config *c, CacheType type) {
     TileShape shape = cache_shape(c, type);
     if (type == CACHE_FULL)
@@ -45,12 +53,19 @@ size_t cache_row_bytes(const Config *c, CacheType type) {
     return tile_bytes(&shape) / TILE_ROWS;
 }
 
-uint8_t *cache_page(const Cache *c, uint32_t sequence, size_t page) {
-    return c->pool + c->page[sequence][page] * c->layers * c->tile_bytes;
+size_t cache_token_bytes(const Config *c, CacheType type, uint32_t layers) {
+    TileShape keys = cache_index_shape(c, type);
+    size_t bytes = layers * cache_row_bytes(c, type);
+    for (uint32_t l = 0; l < layers; l++)
+        bytes += layer_has_indexer(c, l) ? tile_bytes(&keys) / TILE_ROWS : 0;
+    return bytes;
 }
 
-/* One layer of a page. */
-static uint8_t *cache_tile(const Cache *c, uint32_t sequence, size_t page, size_t layer) {
+uint8_t *cache_page(const Cache *c, uint32_t sequence, size_t page) {
+    return c->pool + c->page[sequence][page] * c->page_bytes;
+}
+
+uint8_t *cache_tile(const Cache *c, uint32_t sequence, size_t page, size_t layer) {
     return cache_page(c, sequence, page) + layer * c->tile_bytes;
 }
 
@@ -132,11 +147,11 @@ static size_t parts_of(size_t rows) {
     return pages < MAX_PARTS ? pages : MAX_PARTS;
 }
 
-/* Sixteen heads of row i attend to one part of its context. */
-static void attend_part(const Model *m, State *s, size_t layer, size_t i, size_t part, const void *query, Softmax *found, Scratch *z) {
+/* Sixteen heads of row i attend to one part of what it sees. */
+static void attend_part(const Model *m, State *s, size_t layer, size_t first, size_t i, size_t part, const void *query, Softmax *found, Scratch *z) {
     const Cache *cache = s->cache;
     const Row *row = &s->rows[i];
-    size_t rows = (size_t)row->position + 1, pages = (rows + TILE_ROWS - 1) / TILE_ROWS, parts = parts_of(rows);
+    size_t rows = rows_seen(s, i), pages = (rows + TILE_ROWS - 1) / TILE_ROWS, parts = parts_of(rows);
     for (int lane = 0; lane < LANES; lane++)
         found->max[lane] = -INFINITY, found->sum[lane] = 0;
 
@@ -146,8 +161,8 @@ static void attend_part(const Model *m, State *s, size_t layer, size_t i, size_t
         for (int lane = 0; lane < LANES; lane++)
             limit[lane] = (int32_t)here;
         /* the values are the latents: the same tile as the keys */
-        const uint8_t *tile = cache_tile(cache, row->sequence, page, layer);
-        m->k->attend(&cache->shape, query, tile, &cache->shape, tile, here, limit, m->config.softmax_scale, found, z->attend);
+        const uint8_t *tile = s->selects ? gathered_tile(s, i - first, page) : cache_tile(cache, row->sequence, page, layer);
+        m->k->attend(&cache->shape, query, tile, &cache->shape, tile, here, limit, NULL, m->config.softmax_scale, found, z->attend);
     }
 }
 
@@ -157,10 +172,12 @@ static void absorbed_rows(const Model *m, State *s, size_t layer, size_t first, 
     Scratch *z = &s->scratch[t->id];
     size_t H = c->num_attention_heads, groups = (H + LANES - 1) / LANES, r = c->kv_lora_rank, from, to, packed = (size_t)-1;
 
+    if (s->selects)
+        gather_rows(m, s, layer, first, count, t);
     share(t, count * groups * max_parts, &from, &to);
     for (size_t task = from; task < to; task++) {
         size_t part = task % max_parts, group = task / max_parts % groups, i = first + task / max_parts / groups;
-        if (part >= parts_of((size_t)s->rows[i].position + 1))
+        if (part >= parts_of(rows_seen(s, i)))
             continue;
         if (packed != task / max_parts) { /* the same sixteen queries for every part */
             const float *latent[LANES], *rotated[LANES];
@@ -171,7 +188,7 @@ static void absorbed_rows(const Model *m, State *s, size_t layer, size_t first, 
             m->k->query(&s->cache->shape, z->query, latent, rotated);
             packed = task / max_parts;
         }
-        attend_part(m, s, layer, i, part, z->query, &s->parts[task], z);
+        attend_part(m, s, layer, first, i, part, z->query, &s->parts[task], z);
     }
     sync_threads(t);
 
@@ -183,7 +200,7 @@ static void absorbed_rows(const Model *m, State *s, size_t layer, size_t first, 
         size_t dv = r - at < 16 ? r - at : 16, lanes = H - group * LANES < LANES ? H - group * LANES : LANES;
         Softmax *parts = &s->parts[(task / slices) * max_parts], all = parts[0];
         all.out += at * LANES;
-        for (size_t part = 1; part < parts_of((size_t)s->rows[i].position + 1); part++) {
+        for (size_t part = 1; part < parts_of(rows_seen(s, i)); part++) {
             Softmax next = parts[part];
             next.out += at * LANES;
             m->k->softmax_merge(&all, &next, dv);
@@ -214,7 +231,7 @@ static void absorbed(const Model *m, State *s, size_t layer, Thread *t) {
     /* as many rows at a time as there are places for their parts */
     size_t groups = (H + LANES - 1) / LANES, max_parts = 0;
     for (size_t i = 0; i < s->n; i++) {
-        size_t parts = parts_of((size_t)s->rows[i].position + 1);
+        size_t parts = parts_of(rows_seen(s, i));
         max_parts = parts > max_parts ? parts : max_parts;
     }
     size_t batch = s->part_count / (groups * max_parts);
@@ -267,6 +284,13 @@ static void decompress(const Model *m, State *s, const Layer *L, size_t head, si
     }
 }
 
+static bool any_seen(const uint16_t *seen, size_t rows) {
+    uint16_t any = 0;
+    for (size_t j = 0; j < rows; j++)
+        any |= seen[j];
+    return any;
+}
+
 /* One head: the rows first .. first + count - 1 (of one sequence) attend to pages page .. page + span - 1, sixteen rows at a time. */
 static void attend_span(const Model *m, State *s, const Layer *L, size_t head, size_t first, size_t count, size_t page, size_t span, Scratch *z) {
     const Config *c = &m->config;
@@ -275,19 +299,24 @@ static void attend_span(const Model *m, State *s, const Layer *L, size_t head, s
 
     for (size_t k = 0; k < span; k++) {
         size_t begin = (page + k) * TILE_ROWS, rows = context - begin < TILE_ROWS ? context - begin : TILE_ROWS;
-        decompress(m, s, L, head, k, rows, z);
+        bool ready = false;
         for (size_t i = 0; i < count; i += LANES) {
+            const uint16_t *seen = s->selects ? s->lane_seen + i / LANES * SPAN_ROWS + k * TILE_ROWS : NULL;
             int32_t limit[LANES]; /* a row sees what is at or before its own position */
             bool any = false;
             for (size_t lane = 0; lane < LANES; lane++) {
-                int64_t seen = i + lane < count ? (int64_t)s->rows[first + i + lane].position + 1 - (int64_t)begin : 0;
-                limit[lane] = (int32_t)(seen < 0 ? 0 : seen > (int64_t)rows ? (int64_t)rows : seen);
+                int64_t below = i + lane < count ? (int64_t)s->rows[first + i + lane].position + 1 - (int64_t)begin : 0;
+                limit[lane] = (int32_t)(below < 0 ? 0 : below > (int64_t)rows ? (int64_t)rows : below);
                 any |= limit[lane] > 0;
             }
+            if (!any || (seen && !any_seen(seen, rows)))
+                continue;
+            if (!ready)
+                decompress(m, s, L, head, k, rows, z);
+            ready = true;
             size_t at = head * groups + i / LANES;
-            if (any)
-                m->k->attend(&keys, s->queries + at * query_bytes(&keys), z->keys, &values, z->values, rows, limit, c->softmax_scale,
-                             &s->found[at], z->attend);
+            m->k->attend(&keys, s->queries + at * query_bytes(&keys), z->keys, &values, z->values, rows, limit, seen, c->softmax_scale,
+                         &s->found[at], z->attend);
         }
     }
 }
@@ -331,6 +360,12 @@ static void decompressed_run(const Model *m, State *s, size_t layer, size_t firs
             m->k->tile_acts(&cache->shape, tile, &latents);
             for (size_t j = 0; j < rows; j++)
                 m->k->tile_get(&cache->shape, tile, j, NULL, s->rope_keys + (k * TILE_ROWS + j) * c->qk_rope_head_dim);
+            for (size_t i = 0; i < count && s->selects; i++) {
+                uint16_t *seen = s->lane_seen + i / LANES * SPAN_ROWS + k * TILE_ROWS;
+                if (i % LANES == 0)
+                    memset(seen, 0, TILE_ROWS * sizeof *seen);
+                add_seen(s, first + i, page + k, i % LANES, seen);
+            }
         }
         sync_threads(t);
         while ((head = next_task(t, H)) < H)
@@ -376,7 +411,8 @@ static void attend_full(const Model *m, State *s, size_t layer, size_t i, size_t
         float *keys = full_keys(c, cache_tile(s->cache, row->sequence, begin / TILE_ROWS, layer), head), *values = full_values(c, keys);
         float score[TILE_ROWS + 1], top = max;
         for (size_t j = 0; j < rows; j++) {
-            score[j] = c->softmax_scale * m->k->dot(q, keys + j * dk, dk);
+            bool hidden = s->selects && !row_sees(s, i, begin + j);
+            score[j] = hidden ? -INFINITY : c->softmax_scale * m->k->dot(q, keys + j * dk, dk);
             top = score[j] > top ? score[j] : top;
         }
         /* what was found so far weighs exp(max - top) of what it did: score - top, exponentiated with the page's own */
@@ -433,6 +469,7 @@ void mla_attention(const Model *m, State *s, size_t layer, Thread *t) {
     stage(s, t, STAGE_DENSE);
     project(m, s, layer, t);
     stage(s, t, STAGE_ATTENTION);
+    choose_rows(m, s, layer, t);
     if (s->cache->type == CACHE_FULL)
         full(m, s, layer, t);
     else if (s->forced_path == PATH_ABSORBED || (s->forced_path == PATH_BY_ROWS && s->n <= ABSORBED_ROWS))

@@ -175,6 +175,8 @@ typedef struct {
     void *query;           /* sixteen packed queries */
     void *keys, *values;   /* one page of decompressed keys and values of one head */
     void *attend;          /* the attention kernel's own */
+    uint8_t *index_query;  /* a row's packed index queries */
+    float *index_keys;     /* the index kernel's own */
 } Scratch;
 
 /* Where the time of a forward call goes (--bench --profile). */
@@ -224,6 +226,19 @@ typedef struct {
     size_t kv_stride;
     size_t v_stride;             /* v rounded up to 32 */
     Acts attended;               /* [n, H * v_stride] what attention found, head by head */
+    /* sparse attention; NULL in a model without indexer */
+    size_t dense_rows;           /* attention to no more rows than these is dense: index_topk, without indexer SIZE_MAX */
+    bool selects;                /* some row of this call has more to see */
+    float *index_key;            /* [n][index_key_stride] di */
+    float *index_query;          /* [n][index_query_stride] Hi * di */
+    float *index_weight;         /* [n][index_weight_stride] Hi */
+    size_t index_key_stride, index_query_stride, index_weight_stride;
+    float *index_score;          /* [index_lines][context] of as many rows at a time */
+    size_t index_lines;
+    uint64_t *seen;              /* [n][seen_stride] bit j: the row sees row j of its sequence */
+    size_t seen_stride;
+    uint8_t *seen_tiles;         /* absorbed: [rows at a time][seen_pages] the latents that each row sees, together */
+    size_t seen_pages;
     /* attention, absorbed */
     float *q_latent;             /* [n][H][r_stride]  queries in the latent space, then the latents that were found */
     size_t r_stride;
@@ -234,6 +249,7 @@ typedef struct {
     Softmax *found;              /* [H][chunk / 16]  with out [v][16] */
     Acts latents;                /* [SPAN_ROWS, r]   a stretch of cached rows, page by page; with CACHE_FULL the new rows' latents */
     float *rope_keys;            /* [SPAN_ROWS][p] */
+    uint16_t *lane_seen;         /* [chunk / 16][SPAN_ROWS] bit i: row i of the sixteen sees the stretch's row */
     /* router and MLPs */
     float *scores;               /* [n][E rounded up to 16] */
     uint32_t *chosen;            /* [n][num_experts_per_tok] ascending */

@@ -1,9 +1,9 @@
 /* run.c: the story. forward (a transformer with latent attention and mixtures of experts), generate, main. Read it from top to bottom
  * with model.h beside it.
  *
- * The attention is in mla.c, the inner loops in kernels/, the file in checkpoint.c, buffers in state.c, text <-> ids in tokenizer.c, and everything
- * that is beside the story (options, perplexity, information) in modes/. There is one forward: prefill is many rows of one sequence,
- * decode is one row; weight types and cache types are the kernels' and mla.c's business. */
+ * The attention is in mla.c, its choice of rows in indexer.c, the inner loops in kernels/, the file in checkpoint.c, buffers in state.c,
+ * text <-> ids in tokenizer.c, and everything that is beside the story (options, perplexity, information) in modes/. There is one forward:
+ * prefill is many rows of one sequence, decode is one row; weight types and cache types are the kernels' and mla.c's business. */
 #include <stdlib.h>
 #include <string.h>
 #ifdef _OPENMP

@@ -17,6 +17,8 @@
 /* Rows per call. Measured in the DeepSeek-V2-Lite shape: each doubling from 128 to 2048 is faster for a prompt of 4096 rows; 2048 instead of 512 by 7
  * percent, and by 14 for 8192 rows, because the decompressed keys and values of the context serve more rows. */
 enum { CHUNK = 2048, MAX_CHUNK = SPAN_ROWS };
+/* Rows that score the cache between two meetings of the threads, at least. */
+enum { INDEX_LINES = 16 };
 
 typedef struct {
     State *s;
@@ -78,10 +80,12 @@ static void reserve_cache(Reserve *r, const Config *c, const StateOptions *o) {
     size_t pages = (o->context + TILE_ROWS - 1) / TILE_ROWS;
     cache->type = o->cache;
     cache->shape = cache_shape(c, o->cache);
+    cache->index_shape = cache_index_shape(c, o->cache);
     cache->layers = c->num_hidden_layers;
     cache->pages = pages * o->sequences;
     cache->tile_bytes = cache_row_bytes(c, o->cache) * TILE_ROWS;
-    cache->pool = reserve(r, cache->pages * cache->layers, cache->tile_bytes);
+    cache->page_bytes = cache_token_bytes(c, o->cache, c->num_hidden_layers) * TILE_ROWS;
+    cache->pool = reserve(r, cache->pages, cache->page_bytes);
     cache->page = reserve(r, o->sequences, sizeof *cache->page);
     cache->page_count = reserve(r, o->sequences, sizeof *cache->page_count);
     uint32_t *list = reserve(r, cache->pages, sizeof *list);
@@ -113,6 +117,34 @@ static void reserve_attention(Reserve *r, const Model *m) {
     reserve_softmax(r, &s->found, H * query_groups, c->v_head_dim);
     s->latents = reserve_acts(r, m, SPAN_ROWS, c->kv_lora_rank, false);
     s->rope_keys = reserve(r, (size_t)SPAN_ROWS * c->qk_rope_head_dim, sizeof(float));
+}
+
+/* Of a sparse attention; without indexer nothing. */
+static void reserve_indexer(Reserve *r, const Config *c) {
+    State *s = r->s;
+    size_t Hi = c->index_n_heads, pages = (s->context + TILE_ROWS - 1) / TILE_ROWS, groups = (c->num_attention_heads + LANES - 1) / LANES;
+    const TileShape *keys = &s->cache->index_shape;
+    s->dense_rows = Hi ? c->index_topk : SIZE_MAX;
+    if (!Hi)
+        return;
+    s->index_key_stride = round_up(c->index_head_dim, PANEL);
+    s->index_key = reserve(r, s->chunk * s->index_key_stride, sizeof(float));
+    s->index_query_stride = round_up(Hi * c->index_head_dim, PANEL);
+    s->index_query = reserve(r, s->chunk * s->index_query_stride, sizeof(float));
+    s->index_weight_stride = round_up(Hi, PANEL);
+    s->index_weight = reserve(r, s->chunk * s->index_weight_stride, sizeof(float));
+    s->index_lines = max_size((size_t)s->threads, INDEX_LINES);
+    s->index_score = reserve(r, s->index_lines * s->context, sizeof(float));
+    s->seen_stride = pages * TILE_ROWS / 64;
+    s->seen = reserve(r, s->chunk * s->seen_stride, sizeof *s->seen);
+    /* for the rows whose parts are computed together (mla.c, absorbed): part_count / groups pages, or more where a part has several */
+    s->seen_pages = ((s->context < c->index_topk ? s->context : c->index_topk) + TILE_ROWS - 1) / TILE_ROWS;
+    s->seen_tiles = reserve(r, s->part_count / groups * (s->seen_pages + MAX_PARTS - 1) / MAX_PARTS, s->cache->tile_bytes);
+    s->lane_seen = reserve(r, (s->chunk + LANES - 1) / LANES * SPAN_ROWS, sizeof *s->lane_seen);
+    for (int i = 0; i < s->threads && s->scratch; i++) {
+        s->scratch[i].index_query = reserve(r, (Hi + LANES - 1) / LANES, query_bytes(keys));
+        s->scratch[i].index_keys = reserve(r, 16 * c->index_head_dim, sizeof(float));
+    }
 }
 
 static void reserve_mlps(Reserve *r, const Model *m) {
@@ -218,10 +250,11 @@ State *state_open(const Model *m, const StateOptions *o, char *err, size_t err_b
     size_t cache_bytes = r.total, memory = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
     s->x_stride = round_up(c->hidden_size, BLOCK);
     s->x = reserve(&r, s->chunk * s->x_stride, sizeof(float));
-    s->normed = reserve_acts(&r, m, s->chunk, c->hidden_size, c->n_routed_experts != 0);
+    s->normed = reserve_acts(&r, m, s->chunk, c->hidden_size, c->n_routed_experts || c->index_n_heads);
     reserve_attention(&r, m);
     reserve_mlps(&r, m);
     reserve_scratch(&r, m);
+    reserve_indexer(&r, c);
     s->wanted = reserve(&r, s->max_logits, sizeof *s->wanted);
     s->last = reserve_acts(&r, m, s->max_logits, c->hidden_size, false);
     s->logits = reserve(&r, s->max_logits * round_up(c->vocab_size, PANEL), sizeof(float));
@@ -244,9 +277,10 @@ void state_close(State *s) {
 }
 
 void state_begin(State *s, const Row *rows, size_t n) {
-    s->rows = rows, s->n = n, s->wanted_count = 0;
+    s->rows = rows, s->n = n, s->wanted_count = 0, s->selects = false;
     atomic_store(&s->stop_before, SIZE_MAX);
     for (size_t i = 0; i < n; i++) {
+        s->selects |= rows[i].position >= s->dense_rows;
         cache_extend(s->cache, rows[i].sequence, (size_t)rows[i].position + 1);
         if (rows[i].logits)
             s->wanted[s->wanted_count++] = (uint32_t)i;

@@ -1,7 +1,8 @@
 """config.json -> the checkpoint's Config (model.h) and what plan.py must do to the weights.
 
-A model is what its configuration's fields say; no model's name is looked at. Every key is read here, or is in the table of keys that
-cannot change the arithmetic, or is refused: an unknown key is often a feature, and leaving a feature out silently gives wrong text.
+A model is what its configuration's fields say; no model's name is looked at but where it alone tells (_indexer). Every key is read here, or
+is in the table of keys that cannot change the arithmetic, or is refused: an unknown key is often a feature, and leaving a feature out silently
+gives wrong text.
 """
 
 import math
@@ -40,11 +41,11 @@ add_cross_attention tie_encoder_decoder pruned_heads tf_legacy_loss use_bfloat16
 num_beam_groups diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
 encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores forced_bos_token_id forced_eos_token_id
 remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
+moe_router_dtype index_share_for_mtp_iteration
 """.split())
 
 # What some refused keys mean, for a better message than "unknown".
 MEANING = {
-    "index_topk": "a sparse attention indexer", "indexer_rope_interleave": "a sparse attention indexer",
     "linear_attn_config": "linear attention layers", "layer_group_size": "linear attention layers", "sliding_window": "sliding window attention",
     "zero_expert_num": "identity experts", "scale_emb": "muP scalings",
     "sandwich_norm": "norms after attention and MLP", "hc_mult": "hyper-connections",
@@ -54,7 +55,8 @@ MEANING = {
 # The largest that ./run accepts (checkpoint.c), far above any published model.
 LIMITS = {"hidden_size": 1 << 17, "num_hidden_layers": 1 << 10, "num_attention_heads": 1 << 12, "q_lora_rank": 1 << 17, "kv_lora_rank": 1 << 14,
           "qk_nope_head_dim": 1 << 12, "qk_rope_head_dim": 1 << 12, "v_head_dim": 1 << 12, "intermediate_size": 1 << 20, "vocab_size": 1 << 24,
-          "max_position_embeddings": 1 << 24, "n_routed_experts": 1 << 10, "n_group": 64, "n_shared_experts": 64, "moe_intermediate_size": 1 << 17}
+          "max_position_embeddings": 1 << 24, "n_routed_experts": 1 << 10, "n_group": 64, "n_shared_experts": 64, "moe_intermediate_size": 1 << 17,
+          "index_n_heads": 1 << 12, "index_head_dim": 1 << 12}
 
 REQUIRED = object()
 
@@ -127,6 +129,7 @@ class ModelConfig:
     rope_multiplier: float  # of cos and sin: folded into the rotated rows
     rope_interleave: bool   # False: rotated rows are stored half-split and must be permuted
     block: tuple            # rows, columns that share an FP8 scale
+    index_rope_interleave: bool  # the same of the indexer's rows
 
     def __getattr__(self, name):  # config.hidden_size
         try:
@@ -136,6 +139,9 @@ class ModelConfig:
 
     def is_moe(self, layer):
         return bool(self.n_routed_experts) and layer >= self.first_k_dense_replace and layer % self.moe_layer_freq == 0
+
+    def has_indexer(self, layer):
+        return bool(self.index_n_heads) and max(layer - self.index_skip_topk_offset + 1, 0) % self.index_topk_freq == 0
 
     def packed(self):
         """Config as bytes."""
@@ -267,6 +273,47 @@ def _experts(keys, layers, has):
                 group_score=GROUP_MAX if softmax else GROUP_TOP2_SUM, norm_topk_prob=int(normalise), routed_scaling_factor=scaling)
 
 
+INDEX_KEYS = ["index_n_heads", "index_head_dim", "index_topk", "index_topk_freq", "index_skip_topk_offset", "index_topk_pattern", "indexer_types",
+              "indexer_rope_interleave", "layer_types"]
+
+
+def _index_layers(keys, layers):
+    """(index_topk_freq, index_skip_topk_offset): which layers have an indexer. Some configurations list the layers instead, or as well."""
+    key = next((key for key in ("indexer_types", "index_topk_pattern") if keys.get(key, None) is not None), None)
+    if key is None:
+        return keys.integer("index_topk_freq", 1), keys.integer("index_skip_topk_offset", 2, least=0)
+    kinds = keys.get(key)  # ["full", "shared", ...] or "FS..."
+    known = {"full": 1, "F": 1, "shared": 0, "S": 0}
+    has = [known.get(kind) if isinstance(kind, str) else None for kind in kinds] if isinstance(kinds, (list, str)) else []
+    if len(has) < layers or None in has:
+        keys.fail(key, f"one entry, full or shared, for each of {layers} layers was expected")
+    has = has[:layers]
+    offset = (has + [0]).index(0)  # layers that have one at the beginning
+    freq = next((i for i in range(offset, layers) if has[i]), layers + offset) - offset + 1
+    if has != [int(max(i - offset + 1, 0) % freq == 0) for i in range(layers)]:
+        keys.fail(key, "indexers in the first layers and then in every n-th are supported, and nothing else")
+    return freq, offset
+
+
+def _indexer(keys, layers, p):
+    """The fields of the sparse attention's indexer, and whether its rotated rows are interleaved pairs."""
+    if keys.values.get("index_topk") is None:
+        return dict(NO_INDEXER), True
+    keys.read.update(INDEX_KEYS)
+    kinds = keys.get("layer_types", [])  # transformers 5 writes them
+    if not isinstance(kinds, list) or any(kind != "indexed_attention" for kind in kinds):
+        keys.fail("layer_types", "indexed_attention in all layers is supported, and nothing else")
+    freq, offset = _index_layers(keys, layers)
+    if offset == 0 and freq > 1:
+        keys.fail("index_skip_topk_offset", "the first layer has no indexer, and none before it to share with")
+    if not keys.integer("q_lora_rank", 0, least=0):
+        keys.fail("index_topk", "an indexer without q_lora_rank is not supported: its queries come from the compressed ones")
+    # One published class turns interleaved pairs without having to be told, and the others halves.
+    interleave = keys.boolean("indexer_rope_interleave", keys.values.get("model_type") == "glm_moe_dsa")
+    return dict(index_n_heads=keys.integer("index_n_heads"), index_head_dim=keys.integer("index_head_dim", least=p),
+                index_topk=keys.integer("index_topk"), index_topk_freq=freq, index_skip_topk_offset=offset), interleave
+
+
 def _fp8_block(keys):
     """(rows, columns) that share one scale. Other quantisations are refused."""
     values = keys.get("quantization_config", None)
@@ -303,15 +350,18 @@ def parse(values, name, where="config.json", has=lambda suffix: False):
     f.update(_experts(keys, layers, has))
     inv_freq, f["rope_theta"], f["rope_factor"], multiplier, scale = _rope(keys, p)
     f["softmax_scale"] = (n + p) ** -0.5 * scale
-    f.update(embed_scale=1.0, hidden_act=ACT_SILU, sandwich_norm=0, query_scale_span=0, **NO_INDEXER)
+    f.update(embed_scale=1.0, hidden_act=ACT_SILU, sandwich_norm=0, query_scale_span=0)
+    indexer, index_rope_interleave = _indexer(keys, layers, p)
+    f.update(indexer)
     keys.only("qk_head_dim", n + p)
-    keys.only("head_dim", p, n + p)  # transformers 5 writes p; it means nothing else here
+    keys.only("head_dim", p, n + p, n)  # transformers 5 writes p; it means nothing else here
     keys.only("hidden_act", "silu")
     for key in ("attention_bias", "mlp_bias", "mla_use_nope", "sandwich_norm"):
         keys.only(key, False)
     encoded = name.encode("utf-8")[:63]
     f.update(name=encoded.decode("utf-8", "ignore").encode("utf-8"), mtp_layers=0)
-    config = ModelConfig(f, inv_freq.astype(np.float32), multiplier, keys.boolean("rope_interleave", True), _fp8_block(keys))
+    config = ModelConfig(f, inv_freq.astype(np.float32), multiplier, keys.boolean("rope_interleave", True), _fp8_block(keys),
+                         index_rope_interleave)
     # Begin and end tokens are text_fields()'s; MTP layers are declared by models that do not ship them, so the tensors decide.
     keys.read.update(("bos_token_id", "eos_token_id", "num_nextn_predict_layers"))
     keys.finish(HARMLESS)

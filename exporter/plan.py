@@ -67,7 +67,9 @@ class Entry:
         if self.constant is not None:
             return self.constant.reshape(self.rows, self.cols)[low:high]
         if self.type == VECTOR:
-            return source.rows(self.source, 0, 1).reshape(-1, 1)
+            values = source.rows(self.source, 0, 1).reshape(-1, 1)
+            values = values if self.order is None else values[self.order]
+            return values if self.factor is None else values * self.factor[:, None]
         if self.transposed:
             return self.rotate_columns(source, source.rows(self.source, first, first + self.cols)).T[low:high]
         if self.order is None:
@@ -122,8 +124,8 @@ class Plan:
     rotation: bool             # of the latent
     entries: list = field(default_factory=list)
 
-    def vector(self, name, n, source="", constant=None):
-        self.entries.append(Entry(name, VECTOR, n, 1, source, (n,) if source else (), constant=constant))
+    def vector(self, name, n, source="", constant=None, **keys):
+        self.entries.append(Entry(name, VECTOR, n, 1, source, (n,) if source else (), constant=constant, **keys))
 
     def matrix(self, name, role, rows, cols, source, **keys):
         keys.setdefault("shape", (rows, cols))
@@ -140,6 +142,27 @@ class Plan:
             group = np.concatenate([np.ones(fixed), np.full(p, c.rope_multiplier)])
             keys["factor"] = np.tile(group, repeat).astype(np.float32)
         return keys
+
+    def index_rows(self, heads):
+        """order and factor of the rows of an indexer's heads, whose rotated numbers are the first ones in the source and the last ones here."""
+        c = self.config
+        di, p = c.index_head_dim, c.qk_rope_head_dim
+        head = np.concatenate([np.arange(p, di), np.arange(p) if c.index_rope_interleave else interleave(p)])
+        keys = dict(order=(np.arange(heads)[:, None] * di + head).reshape(-1))
+        if c.rope_multiplier != 1:
+            keys["factor"] = np.tile(np.concatenate([np.ones(di - p), np.full(p, c.rope_multiplier)]), heads).astype(np.float32)
+        return keys
+
+    def indexer(self, name, source):
+        c = self.config
+        D, heads, di = c.hidden_size, c.index_n_heads, c.index_head_dim
+        queries, key = self.index_rows(heads), self.index_rows(1)
+        self.matrix(name + "index_q", "attention", heads * di, c.q_lora_rank, source + "wq_b.weight", **queries)
+        self.matrix(name + "index_k", "attention", di, D, source + "wk.weight", order=key["order"])
+        # the mean and the variance of a LayerNorm do not mind the order; what multiplies a rotation comes after it
+        self.vector(name + "index_k_norm", di, source + "k_norm.weight", **key)
+        self.vector(name + "index_k_bias", di, source + "k_norm.bias", **key)
+        self.matrix(name + "index_weights", F32, heads, D, source + "weights_proj.weight")
 
     def mlp(self, name, role, width, source):
         D = self.config.hidden_size
@@ -189,11 +212,13 @@ class Plan:
                 self.mlp(f"{name}{e}.", "experts", M, f"{source}{e}.")
             self.entries[begin].align = EXPERT_PAGE
 
-    def layer(self, name, source, moe):
+    def layer(self, name, source, moe, indexer):
         c = self.config
         D, E = c.hidden_size, c.n_routed_experts
         self.vector(name + "input_norm", D, source + "input_layernorm.weight")
         self.attention(name, source + "self_attn.")
+        if indexer:
+            self.indexer(name, source + "self_attn.indexer.")
         self.vector(name + "post_norm", D, source + "post_attention_layernorm.weight")
         mlp = source + "mlp."
         if not moe:
@@ -218,13 +243,13 @@ class Plan:
         self.vector("norm", D, "model.norm.weight")
         self.vector("inv_freq", c.qk_rope_head_dim // 2, constant=c.inv_freq)
         for i in range(L):
-            self.layer(f"layers.{i}.", f"model.layers.{i}.", c.is_moe(i))
+            self.layer(f"layers.{i}.", f"model.layers.{i}.", c.is_moe(i), c.has_indexer(i))
         if mtp:
             source = f"model.layers.{L}."
             self.vector("mtp.enorm", D, source + "enorm.weight")
             self.vector("mtp.hnorm", D, source + "hnorm.weight")
             self.matrix("mtp.eh_proj", "attention", D, 2 * D, source + "eh_proj.weight")
-            self.layer("mtp.", source, c.is_moe(L))
+            self.layer("mtp.", source, c.is_moe(L), bool(c.index_n_heads))
             self.vector("mtp.norm", D, source + "shared_head.norm.weight")
 
 
@@ -240,11 +265,14 @@ def parameters(entries):
     return sum(e.count * e.rows * (e.shape[-1] if e.spread else e.cols) for e in entries if e.source and not e.transposed)
 
 
-def _ignored(name, layers, mtp):
-    """May a tensor stay behind? MTP layers come after the others (and repeat embedding and head); inv_freq is computed."""
+def _ignored(name, layers, indexed, mtp):
+    """May a tensor stay behind? MTP layers come after the others (and repeat embedding and head); inv_freq is computed; an indexer is published
+    in some layers that do not use it: `indexed` are those that do."""
     if name.endswith("rotary_emb.inv_freq"):
         return True
     match = re.match(r"model\.layers\.(\d{1,9})\.(.*)", name)
+    if match and indexed and match.group(2).startswith("self_attn.indexer.") and int(match.group(1)) < layers:
+        return int(match.group(1)) not in indexed
     if not match or int(match.group(1)) < layers:
         return False
     return not mtp or int(match.group(1)) > layers or match.group(2) in ("embed_tokens.weight", "shared_head.head.weight")
@@ -267,7 +295,8 @@ def check_plan(entries, source, mtp):
         if tensor.dtype == "F8_E4M3":
             used.add(entry.source + "_scale_inv")
     layers = 1 + max((int(e.name.split(".")[1]) for e in entries if e.name.startswith("layers.")), default=-1)
-    left = [name for name in source.tensors if name not in used and not _ignored(name, layers, mtp)]
+    indexed = {int(e.name.split(".")[1]) for e in entries if re.fullmatch(r"layers\.\d+\.index_q", e.name)}
+    left = [name for name in source.tensors if name not in used and not _ignored(name, layers, indexed, mtp)]
     if left:
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
         raise ExportError(f"{source.directory}: tensor {printable(left[0])}{more}: nothing in config.json asks for it; "

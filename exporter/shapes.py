@@ -19,6 +19,13 @@ def _yarn(factor, mscale, beta_fast=32):
             "original_max_position_embeddings": 4096}
 
 
+def _glm5(**keys):
+    return _deepseek(
+        hidden_size=6144, num_hidden_layers=78, num_attention_heads=64, q_lora_rank=2048, qk_nope_head_dim=192, v_head_dim=256,
+        intermediate_size=12288, vocab_size=154880, rms_norm_eps=1e-5, eos_token_id=[154820, 154827, 154829],
+        **_experts(256, 2048, 1, 8, 2.5, 3), index_n_heads=32, index_head_dim=128, index_topk=2048, indexer_rope_interleave=True, **keys)
+
+
 SHAPES = {
     "deepseek-v2-lite": _deepseek(
         hidden_size=2048, num_hidden_layers=27, num_attention_heads=16, intermediate_size=10944, vocab_size=102400,
@@ -31,6 +38,10 @@ SHAPES = {
     "deepseek-v3": _deepseek(
         hidden_size=7168, num_hidden_layers=61, num_attention_heads=128, q_lora_rank=1536, intermediate_size=18432, vocab_size=129280,
         max_position_embeddings=163840, rope_scaling=_yarn(40, 1.0), bos_token_id=0, eos_token_id=1, **_experts(256, 2048, 1, 8, 2.5, 3, (8, 4))),
+    "deepseek-v3.2": _deepseek(
+        hidden_size=7168, num_hidden_layers=61, num_attention_heads=128, q_lora_rank=1536, intermediate_size=18432, vocab_size=129280,
+        max_position_embeddings=163840, rope_scaling=_yarn(40, 1.0), bos_token_id=0, eos_token_id=1, **_experts(256, 2048, 1, 8, 2.5, 3, (8, 4)),
+        index_n_heads=64, index_head_dim=128, index_topk=2048),
     "moonlight": _deepseek(
         hidden_size=2048, num_hidden_layers=27, num_attention_heads=16, intermediate_size=11264, vocab_size=163840, max_position_embeddings=8192,
         rope_theta=50000, rms_norm_eps=1e-5, bos_token_id=163584, eos_token_id=163586, **_experts(64, 1408, 2, 6, 2.446, 1)),
@@ -42,6 +53,8 @@ SHAPES = {
         hidden_size=2048, num_hidden_layers=47, num_attention_heads=20, q_lora_rank=768, qk_nope_head_dim=192, v_head_dim=256,
         intermediate_size=10240, vocab_size=154880, max_position_embeddings=202752, rope_theta=1000000, rms_norm_eps=1e-5,
         eos_token_id=[154820, 154827, 154829], **_experts(64, 1536, 1, 4, 1.8, 1)),
+    "glm-5": _glm5(max_position_embeddings=202752, rope_theta=1000000),
+    "glm-5.2": _glm5(max_position_embeddings=1048576, rope_theta=8000000, index_topk_freq=4, index_skip_topk_offset=3),
     "youtu-2b": _deepseek(
         hidden_size=2048, num_hidden_layers=32, num_attention_heads=16, q_lora_rank=1536, intermediate_size=6144, vocab_size=128256,
         max_position_embeddings=131072, rope_theta=1600000, tie_word_embeddings=True, bos_token_id=128000, eos_token_id=128001),

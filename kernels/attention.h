@@ -154,6 +154,14 @@ static void raise_max(Softmax *s, vf max, size_t dv) {
     for (size_t d = 0; d < dv; d++) vf_store(s->out + d * LANES, shrink(vf_load(s->out + d * LANES), factor, old));
 }
 
+/* What a lane may not see scores -infinity. */
+static void hide_rows(float (*p)[LANES], size_t rows, const uint16_t *seen) {
+    int32_t bit[LANES];
+    for (int i = 0; i < LANES; i++) bit[i] = 1 << i;
+    for (size_t r = 0; r < rows; r++)
+        vf_store(p[r], vf_select(vi_gt(vi_and(vi_set1(seen[r]), vi_load(bit)), vi_set1(0)), vf_load(p[r]), vf_set1(-INFINITY)));
+}
+
 /* Scores become probabilities (relative to the maximum so far); the sum grows by them. */
 static void online_softmax(float (*p)[LANES], size_t rows, const int32_t limit[LANES], Softmax *s, size_t dv) {
     size_t seen_by_all = rows;
@@ -267,7 +275,7 @@ static void float_values(const TileShape *s, const void *tile, size_t rows, Scra
 /* ---- the whole -------------------------------------------------------------------------------------------------------- */
 
 static void attend(const TileShape *s, const void *query, const void *keys, const TileShape *values_shape, const void *values, size_t rows,
-                   const int32_t limit[LANES], float scale, Softmax *softmax, void *scratch) {
+                   const int32_t limit[LANES], const uint16_t *seen, float scale, Softmax *softmax, void *scratch) {
     Scratch *x = scratch;
     int32_t last = 0; /* rows that no lane sees are no work */
     for (size_t i = 0; i < LANES; i++) last = limit[i] > last ? limit[i] : last;
@@ -275,6 +283,7 @@ static void attend(const TileShape *s, const void *query, const void *keys, cons
     if (!rows) return;
     if (is_int8(s->type)) int8_scores(s, query, keys, rows, scale, x);
     else float_scores(s, query, keys, rows, scale, x);
+    if (seen) hide_rows(x->p, rows, seen);
     online_softmax(x->p, rows, limit, softmax, values_shape->d1);
     if (is_int8(values_shape->type)) int8_values(values_shape, values, values == keys, rows, x, softmax->out);
     else float_values(values_shape, values, rows, x, softmax->out);

@@ -5,7 +5,8 @@
  *   vector.h     norms, activations, quantising
  *   matmul.h     weights in panels times rows
  *   tile.h       tiles of cached rows: rows in and out
- *   attention.h  queries against tiles */
+ *   attention.h  queries against tiles
+ *   index.h      index queries against tiles of index keys */
 #include <stdbool.h>
 
 #include "kernels.h"
@@ -15,6 +16,7 @@
 #include "matmul.h"
 #include "tile.h"
 #include "attention.h"
+#include "index.h"
 
 #define TEXT_OF(name) #name
 #define TEXT(name) TEXT_OF(name)
@@ -36,11 +38,13 @@ static const Kernels vocabulary = {
     .axpy = axpy,
     .tile_put = tile_put,
     .tile_get = tile_get,
+    .tile_copy = tile_copy,
     .tile_acts = tile_acts,
     .query = query,
     .attend = attend,
     .softmax_merge = softmax_merge,
     .softmax_finish = softmax_finish,
+    .index_scores = index_scores,
 };
 
 extern const Kernels *JOIN(kernels_, ISA_NAME);

@@ -164,6 +164,9 @@ typedef struct {
     void (*tile_put)(const TileShape *shape, void *tile, size_t row, const float *a, const float *b);
     void (*tile_get)(const TileShape *shape, const void *tile, size_t row, float *a, float *b);
 
+    /* Row `to_row` of tile `to` becomes row `from_row` of tile `from`, as it is. */
+    void (*tile_copy)(const TileShape *shape, void *to, size_t to_row, const void *from, size_t from_row);
+
     /* Rows 0 .. x->rows of a tile's part a as activations (cols = d1): Q8, Q6 and Q4 rows go over as they are, integers and scale
      * unchanged, if only x->q is asked for; otherwise through f32. */
     void (*tile_acts)(const TileShape *shape, const void *tile, Acts *x);
@@ -173,16 +176,23 @@ typedef struct {
     void (*query)(const TileShape *shape, void *query, const float *const a[LANES], const float *const b[LANES]);
 
     /* Sixteen queries against rows 0 .. rows-1 of a tile; lane i sees rows below limit[i] only (others count as absent; a lane may see
-     * none). score = scale * (a . qa + b . qb). The values are part a of `values` (in the absorbed form the same tile as `keys`),
-     * dv = values_shape->d1. Updates s. `scratch` has attend_scratch_bytes() of the larger shape, 64-byte aligned. */
+     * none), and of them those j with bit i of seen[j] set, unless `seen` is NULL. score = scale * (a . qa + b . qb). The values are part a
+     * of `values` (in the absorbed form the same tile as `keys`), dv = values_shape->d1. Updates s.
+     * `scratch` has attend_scratch_bytes() of the larger shape, 64-byte aligned. */
     void (*attend)(const TileShape *shape, const void *query, const void *keys, const TileShape *values_shape, const void *values, size_t rows,
-                   const int32_t limit[LANES], float scale, Softmax *s, void *scratch);
+                   const int32_t limit[LANES], const uint16_t *seen, float scale, Softmax *s, void *scratch);
 
     /* s = s and t together (t was computed from later rows): the parts of a context, combined in order. */
     void (*softmax_merge)(Softmax *s, const Softmax *t, size_t dv);
 
     /* out[lane][0 .. dv) = s->out / s->sum for lanes 0 .. lanes-1; out has a stride of ld floats between lanes. */
     void (*softmax_finish)(float *out, size_t ld, const Softmax *s, size_t dv, size_t lanes);
+
+    /* score[j] = sum over h of weight[h] * relu(query_h . key_j) for rows j = 0 .. rows-1 of a tile of index keys, F32 or BF16 with d2 = 0.
+     * `query`: the heads in groups of sixteen, each group made by query() of the same shape; weight: [heads rounded up to 16], finite past
+     * `heads`. scratch: [16][d1]. */
+    void (*index_scores)(float *score, const TileShape *shape, const void *query, const float *weight, size_t heads, const void *keys, size_t rows,
+                         float *scratch);
 } Kernels;
 
 size_t tile_bytes(const TileShape *shape);  /* of a whole tile of 128 rows; a multiple of 64 */

@@ -305,6 +305,25 @@ static void tile_get(const TileShape *s, const void *tile, size_t row, float *a,
     if (b) tile_read(s, tile, row, 1, 0, s->d2, b);
 }
 
+/* The bytes of a row are every 16th of an array of rows, `size` bytes each time. */
+static void copy_column(uint8_t *to, size_t to_row, const uint8_t *from, size_t from_row, size_t begin, size_t end, size_t size) {
+    for (size_t at = begin; at < end; at += SUB_ROWS * size) memcpy(to + at + to_row * size, from + at + from_row * size, size);
+}
+
+static void tile_copy(const TileShape *s, void *to, size_t to_row, const void *from, size_t from_row) {
+    if (!is_int8(s->type)) {
+        size_t bytes = tile_bytes(s) / TILE_ROWS;
+        memcpy((uint8_t *)to + to_row * bytes, (const uint8_t *)from + from_row * bytes, bytes);
+        return;
+    }
+    uint8_t *out = (uint8_t *)to + to_row / SUB_ROWS * sub_tile_bytes(s);
+    const uint8_t *in = (const uint8_t *)from + from_row / SUB_ROWS * sub_tile_bytes(s);
+    to_row %= SUB_ROWS, from_row %= SUB_ROWS;
+    copy_column(out, to_row, in, from_row, 0, multipliers_at(s), 4);
+    copy_column(out, to_row, in, from_row, multipliers_at(s), scales_at(s), 1);
+    copy_column(out, to_row, in, from_row, scales_at(s), sub_tile_bytes(s), s->type == TILE_Q8 ? 4 : 2);
+}
+
 /* Part a of a sub-tile's rows, from x's row `first` on, to the int8 form of activations. A row's one scale serves every block of 32. */
 static void sub_tile_acts(const TileShape *s, const uint8_t *sub, Acts *x, size_t first) {
     size_t rows = x->rows - first < SUB_ROWS ? x->rows - first : SUB_ROWS, blocks = x->stride / 32;

@@ -118,8 +118,12 @@ static double compute(Bench *b, size_t n, bool logits) {
     return seconds() - start;
 }
 
-static double cache_bytes(const Bench *b, double rows) {
-    return rows * (double)cache_row_bytes(&b->m->config, b->s->cache->type) * b->m->config.num_hidden_layers;
+/* Of what the cache keeps of `rows` rows: all, or, of a row that attends to `seen` of them, their latents and every index key. */
+static double cache_bytes(const Bench *b, size_t rows, size_t seen) {
+    const Config *c = &b->m->config;
+    size_t latents = cache_row_bytes(c, b->s->cache->type) * c->num_hidden_layers;
+    size_t all = cache_token_bytes(c, b->s->cache->type, c->num_hidden_layers);
+    return (double)rows * (double)(all - latents) + (double)seen * (double)latents;
 }
 
 static void start_profile(Bench *b, Profile *p) {
@@ -145,7 +149,7 @@ static double prefill(Bench *b, size_t from, size_t to, double *bytes) {
     while (b->position < to && !interrupted()) {
         size_t n = to - b->position < b->s->chunk ? to - b->position : b->s->chunk;
         time += compute(b, n, b->position + n == to);
-        *bytes += (double)weight_bytes(b->m, n) + cache_bytes(b, (double)b->position);
+        *bytes += (double)weight_bytes(b->m, n) + cache_bytes(b, b->position, b->position);
         progress("prefill", b->position, to);
     }
     return time;
@@ -183,7 +187,7 @@ static bool bench_decode(Bench *b, size_t context) {
     if (interrupted())
         return true;
     Result r = {.test = "decode", .context = context, .rows = 1, .seconds = median(times, DECODE_STEPS)};
-    r.bytes = (double)weight_bytes(b->m, 1) + cache_bytes(b, (double)context);
+    r.bytes = (double)weight_bytes(b->m, 1) + cache_bytes(b, context, context < b->s->dense_rows ? context : b->s->dense_rows);
     print_result(b, &r);
     stop_profile(b, DECODE_STEPS);
     return true;

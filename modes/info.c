@@ -24,11 +24,16 @@ static uint64_t attention_parameters(const Config *c) {
     return queries + (r + p) * D + H * (n + v) * r + D * H * v + norms;
 }
 
+static uint64_t index_parameters(const Config *c) {
+    uint64_t D = c->hidden_size, Hi = c->index_n_heads, di = c->index_head_dim;
+    return Hi * di * c->q_lora_rank + di * D + 2 * di + Hi * D;
+}
+
 static Parameters parameters(const Config *c, uint32_t layers) {
     uint64_t D = c->hidden_size, vocabulary = c->vocab_size * D, expert = 3 * D * c->moe_intermediate_size;
     Parameters sum = {vocabulary * (c->tie_word_embeddings ? 1 : 2) + D, vocabulary + D};
     for (uint32_t l = 0; l < layers; l++) {
-        uint64_t all = attention_parameters(c), used = all;
+        uint64_t all = attention_parameters(c) + (layer_has_indexer(c, l) ? index_parameters(c) : 0), used = all;
         if (layer_is_moe(c, l)) {
             uint64_t every = D * c->n_routed_experts + c->n_shared_experts * expert;
             if (c->scoring_func == SCORE_SIGMOID)
@@ -99,6 +104,13 @@ static void print_types(const Model *m) {
     }
 }
 
+static uint32_t indexers(const Config *c, uint32_t layers) {
+    uint32_t count = 0;
+    for (uint32_t l = 0; l < layers; l++)
+        count += layer_has_indexer(c, l);
+    return count;
+}
+
 static void print_shape(const Config *c) {
     uint32_t moe = 0;
     for (uint32_t l = 0; l < c->num_hidden_layers; l++)
@@ -113,6 +125,9 @@ static void print_shape(const Config *c) {
         output_print("%-20s keys and values %u, queries %u\n", "latent", c->kv_lora_rank, c->q_lora_rank);
     else
         output_print("%-20s keys and values %u, queries direct\n", "latent", c->kv_lora_rank);
+    if (c->index_n_heads)
+        output_print("%-20s %u heads of %u in %u layers choose %u rows to attend to\n", "indexer", c->index_n_heads, c->index_head_dim,
+                     indexers(c, c->num_hidden_layers), c->index_topk);
     if (c->n_routed_experts) {
         output_print("%-20s %u of %u for each token, %u shared, width %u\n", "experts", c->num_experts_per_tok, c->n_routed_experts,
                      c->n_shared_experts, c->moe_intermediate_size);
@@ -136,30 +151,30 @@ static void print_text(const Model *m) {
     output_print("\n%-20s temperature %g, top-p %g, top-k %u\n", "sampling", (double)c->temperature, (double)c->top_p, c->top_k);
 }
 
-/* One line of the table: what a row of one layer holds and takes, for all published layers; against `unit`, keys and values of all heads at 2 bytes. */
-static void print_cost(const Config *c, const char *what, size_t numbers, size_t row_bytes, size_t unit) {
+/* One line of the table: the numbers and bytes of a token in all published layers; against `unit`, keys and values of all heads at 2 bytes. */
+static void print_cost(const Config *c, const char *what, size_t numbers, size_t bytes, size_t unit) {
     char held[32], token[32], context[32];
-    uint64_t layers = c->published_layers;
-    output_print("%-36s %12s %12s %20s %8.1f %%\n", what, grouped(held, numbers * layers), grouped(token, row_bytes * layers),
-                 grouped(context, row_bytes * layers * c->max_position_embeddings), 100 - 100 * (double)row_bytes / (double)unit);
+    output_print("%-36s %12s %12s %20s %8.1f %%\n", what, grouped(held, numbers), grouped(token, bytes),
+                 grouped(context, (uint64_t)bytes * c->max_position_embeddings), 100 - 100 * (double)bytes / (double)unit);
 }
 
 static void print_cache(const Config *c) {
-    size_t H = c->num_attention_heads, n = c->qk_nope_head_dim, p = c->qk_rope_head_dim, v = c->v_head_dim;
-    size_t full = H * (n + p + v), latent = (size_t)c->kv_lora_rank + p, unit = 2 * full;
+    size_t H = c->num_attention_heads, n = c->qk_nope_head_dim, p = c->qk_rope_head_dim, v = c->v_head_dim, layers = c->published_layers;
+    size_t full = layers * H * (n + p + v), latent = layers * (c->kv_lora_rank + p), unit = 2 * full;
+    size_t keys = (size_t)indexers(c, c->published_layers) * c->index_head_dim;
     char what[64], context[48];
     snprintf(context, sizeof context, "%u tokens", c->max_position_embeddings);
     output_print("\n%-36s %12s %12s %20s %10s\n", "cache, a token:", "numbers", "bytes", context, "saved");
     for (int type = 0; type < CACHE_TYPES; type++) {
         snprintf(what, sizeof what, type == CACHE_FULL ? "-k %s (K and V of each head, f32)" : "-k %s", cache_names[type]);
-        print_cost(c, what, type == CACHE_FULL ? full : latent, cache_row_bytes(c, (CacheType)type), unit);
+        print_cost(c, what, (type == CACHE_FULL ? full : latent) + keys, cache_token_bytes(c, (CacheType)type, c->published_layers), unit);
     }
     output_print("without a latent, 2 bytes a number:\n");
     print_cost(c, "full K and V, H (n + p + v)", full, unit, unit);
-    print_cost(c, "MHA, H (n + v)", H * (n + v), 2 * H * (n + v), unit);
-    print_cost(c, "GQA-8, 8 (n + v)", 8 * (n + v), 2 * 8 * (n + v), unit);
-    print_cost(c, "MQA, n + v", n + v, 2 * (n + v), unit);
-    output_print("(%u layers, H = %zu, n = %zu, p = %zu, v = %zu; saved against full K and V of 2 bytes)\n", c->published_layers, H, n, p, v);
+    print_cost(c, "MHA, H (n + v)", layers * H * (n + v), 2 * layers * H * (n + v), unit);
+    print_cost(c, "GQA-8, 8 (n + v)", 8 * layers * (n + v), 2 * 8 * layers * (n + v), unit);
+    print_cost(c, "MQA, n + v", layers * (n + v), 2 * layers * (n + v), unit);
+    output_print("(%zu layers, H = %zu, n = %zu, p = %zu, v = %zu; saved against full K and V of 2 bytes)\n", layers, H, n, p, v);
 }
 
 int mode_info(const Model *m, const Options *o) {

@@ -69,7 +69,7 @@ static uint64_t fingerprint(const Model *m) {
 }
 
 static size_t page_bytes(const Model *m, CacheType type) {
-    return cache_row_bytes(&m->config, type) * TILE_ROWS * m->config.num_hidden_layers;
+    return cache_token_bytes(&m->config, type, m->config.num_hidden_layers) * TILE_ROWS;
 }
 
 static uint64_t pages_of(uint64_t rows) {

@@ -23,6 +23,7 @@ typedef struct {
     size_t rows;              /* in all tiles together */
     int32_t limit[LANES];     /* rows that a lane sees, counted from the first tile; may be negative or above rows */
     bool empty[LANES];        /* lanes without a query */
+    uint16_t *seen;           /* [rows] lanes that see a row; NULL: all */
     float scale;
     float *key, *value;       /* [rows][d1 + d2], [rows][dv] */
     float *query;             /* [LANES][d1 + d2] */
@@ -84,6 +85,10 @@ static Case make_case(TileType type, uint32_t d1, uint32_t d2, uint32_t own_dv, 
     c.limit[4] = -2;
     if (below(2)) /* every lane sees every row, as in decode */
         for (int i = 0; i < LANES; i++) c.limit[i] = (int32_t)c.rows;
+    if (below(2)) {
+        c.seen = allocate(c.rows * sizeof *c.seen);
+        for (size_t i = 0; i < c.rows; i++) c.seen[i] = i / TILE_ROWS == 1 ? 0 : (uint16_t)(random_bits() & random_bits()); /* a tile of none */
+    }
     c.key = normals(c.rows * (d1 + d2), 1);
     c.value = own_dv ? normals(c.rows * own_dv, 1) : NULL;
     c.query = normals((size_t)LANES * (d1 + d2), spread);
@@ -92,7 +97,11 @@ static Case make_case(TileType type, uint32_t d1, uint32_t d2, uint32_t own_dv, 
     return c;
 }
 
-static void free_case(Case *c) { free(c->key); free(c->value); free(c->query); }
+static void free_case(Case *c) { free(c->key); free(c->value); free(c->query); free(c->seen); }
+
+static bool sees(const Case *c, int lane, size_t row) {
+    return (int64_t)row < c->limit[lane] && (!c->seen || c->seen[row] >> lane & 1);
+}
 
 /* Sends the case through a build. Tiles are full of `garbage` before rows are written: what is not a row must not matter. */
 static Result run_case(const Kernels *k, const Case *c, int garbage) {
@@ -130,8 +139,8 @@ static Result run_case(const Kernels *k, const Case *c, int garbage) {
         size_t rows = c->rows - t * TILE_ROWS < TILE_ROWS ? c->rows - t * TILE_ROWS : TILE_ROWS;
         int32_t limit[LANES];
         for (int i = 0; i < LANES; i++) limit[i] = c->limit[i] - (int32_t)(t * TILE_ROWS);
-        k->attend(&c->keys, r.query, r.keys + t * key_tile, &c->values, r.values + t * value_tile, rows, limit, c->scale,
-                  s[t > 0], scratch);
+        k->attend(&c->keys, r.query, r.keys + t * key_tile, &c->values, r.values + t * value_tile, rows, limit,
+                  c->seen ? c->seen + t * TILE_ROWS : NULL, c->scale, s[t > 0], scratch);
     }
     free(scratch);
     for (int i = 0; i < 2; i++) k->softmax_merge(&r.all, &r.part[i], dv);
@@ -217,17 +226,16 @@ static double error_of(const Case *c, const Result *r) {
     double worst = 0, *score = allocate(c->rows * sizeof *score), *q = allocate(d * sizeof *q);
     double *sum = allocate(dv * sizeof *sum), *mass = allocate(dv * sizeof *mass);
     for (int lane = 0; lane < LANES; lane++) {
-        size_t rows = c->limit[lane] < 0 ? 0 : (size_t)c->limit[lane] < c->rows ? (size_t)c->limit[lane] : c->rows;
         double max = -INFINITY, total = 0, difference = 0, norm = 0;
         for (size_t j = 0; j < d; j++) q[j] = c->empty[lane] ? 0 : asked(c, lane, j);
-        for (size_t i = 0; i < rows; i++) {
+        for (size_t i = 0; i < c->rows; i++) {
             double dot = 0;
             for (size_t j = 0; j < d; j++) dot += q[j] * stored(&c->keys, r->keys, c->key, i, j);
-            score[i] = dot * (double)c->scale;
+            score[i] = sees(c, lane, i) ? dot * (double)c->scale : -INFINITY;
             max = fmax(max, score[i]);
         }
         for (size_t j = 0; j < dv; j++) sum[j] = mass[j] = 0;
-        for (size_t i = 0; i < rows; i++) {
+        for (size_t i = 0; i < c->rows && max > -INFINITY; i++) {
             double p = exp(score[i] - max);
             total += p;
             for (size_t j = 0; j < dv; j++) {
@@ -236,7 +244,7 @@ static double error_of(const Case *c, const Result *r) {
                 mass[j] += p * fabs(v);
             }
         }
-        if (!rows) total = 1; /* a lane that sees nothing gives zeros */
+        if (total == 0) total = 1; /* a lane that sees nothing gives zeros */
         for (size_t j = 0; j < dv; j++) {
             double error = (double)r->out[(size_t)lane * dv + j] - sum[j] / total;
             difference += error * error;
@@ -326,7 +334,8 @@ static float allowed(TileType type, bool b, float part, float group) {
     return b ? part / 127 * 0.57f : group * 14 / 127 + part / 126 * 1.5f;
 }
 
-/* A row comes back as it was (f32), rounded to nearest even (bf16), or as near as its bits allow; a part that is not wanted is left alone. */
+/* A row comes back as it was (f32), rounded to nearest even (bf16), or as near as its bits allow; a part that is not wanted is left alone. A copy
+ * gives what the row gives. */
 static void check_put_get(const Kernels *k, TileType type, const char *type_name) {
     char name[64];
     bool good = true;
@@ -334,12 +343,15 @@ static void check_put_get(const Kernels *k, TileType type, const char *type_name
     for (int i = 0; i < SHAPES; i++) {
         TileShape s = {type, shapes[i][0], shapes[i][1]};
         size_t d = s.d1 + s.d2;
-        uint8_t *tile = allocate(tile_bytes(&s));
-        float *x = normals(TILE_ROWS * d, 3), *y = allocate(d * 4);
+        uint8_t *tile = allocate(tile_bytes(&s)), *copy = allocate(tile_bytes(&s));
+        float *x = normals(TILE_ROWS * d, 3), *y = allocate(d * 4), *z = allocate(d * 4);
         for (size_t row = 0; row < TILE_ROWS; row++) k->tile_put(&s, tile, row, x + row * d, x + row * d + s.d1);
+        for (size_t row = 0; row < TILE_ROWS; row++) k->tile_copy(&s, copy, row * 37 % TILE_ROWS, tile, row);
         for (size_t row = 0; row < TILE_ROWS; row++) {
+            k->tile_get(&s, copy, row * 37 % TILE_ROWS, z, z + s.d1);
             k->tile_get(&s, tile, row, y, NULL);
             k->tile_get(&s, tile, row, NULL, y + s.d1);
+            good = good && !memcmp(y, z, d * 4);
             float max[2] = {0, 0};
             for (size_t j = 0; j < d; j++) max[j >= s.d1] = fmaxf(max[j >= s.d1], fabsf(x[row * d + j]));
             for (size_t j = 0; j < d; j++) {
@@ -354,7 +366,7 @@ static void check_put_get(const Kernels *k, TileType type, const char *type_name
                 good = good && y[j] == (float)int8_number(&s, tile, row, j);
             }
         }
-        free(tile), free(x), free(y);
+        free(tile), free(copy), free(x), free(y), free(z);
     }
     snprintf(name, sizeof name, "tile_put_get %s %s", k->name, type_name);
     report(good, name, "a row does not come back");
@@ -419,6 +431,46 @@ static void check_hostile(const Kernels *k, TileType type, const char *type_name
     report(true, name, "");
 }
 
+/* Scores of index keys: the portable build's beside sums in double precision, and every build's beside the portable one's, byte for byte. */
+static void check_index(const Kernels *portable, const Kernels *k, TileType type, const char *type_name) {
+    static const uint32_t index_shapes[][2] = {{64, 128}, {32, 128}, {18, 16}, {9, 20}, {1, 2}, {16, 33}}; /* heads, dimensions */
+    char name[64];
+    bool near = true, same = true;
+    random_state = 29;
+    for (int i = 0; i < 18; i++) {
+        size_t heads = index_shapes[i % 6][0], d = index_shapes[i % 6][1], rows = 1 + below(TILE_ROWS), groups = (heads + 15) / 16;
+        TileShape s = {type, (uint32_t)d, 0};
+        float *key = normals(rows * d, 1), *query = normals(heads * d, 1), *weight = normals(groups * 16, 1), *scratch = allocate(16 * d * 4);
+        float score[2][TILE_ROWS];
+        uint8_t *tile = allocate(tile_bytes(&s)), *packed = allocate(groups * query_bytes(&s));
+        memset(tile, 0xff, tile_bytes(&s));
+        for (int build = 0; build < 2; build++) {
+            const Kernels *by = build ? k : portable;
+            for (size_t row = 0; row < rows; row++) by->tile_put(&s, tile, row, key + row * d, NULL);
+            for (size_t g = 0; g < groups; g++) {
+                const float *lanes[LANES];
+                for (size_t lane = 0; lane < LANES; lane++) lanes[lane] = g * 16 + lane < heads ? query + (g * 16 + lane) * d : NULL;
+                by->query(&s, packed + g * query_bytes(&s), lanes, lanes);
+            }
+            by->index_scores(score[build], &s, packed, weight, heads, tile, rows, scratch);
+        }
+        same = same && !memcmp(score[0], score[1], rows * 4);
+        for (size_t row = 0; row < rows; row++) {
+            double sum = 0, mass = 0;
+            for (size_t h = 0; h < heads; h++) {
+                double dot = 0;
+                for (size_t j = 0; j < d; j++) dot += (double)query[h * d + j] * stored(&s, tile, key, row, j);
+                sum += (double)weight[h] * fmax(dot, 0);
+                mass += fabs((double)weight[h]) * sqrt((double)d);
+            }
+            near = near && fabs((double)score[0][row] - sum) <= 1e-6 * mass;
+        }
+        free(key), free(query), free(weight), free(scratch), free(tile), free(packed);
+    }
+    snprintf(name, sizeof name, "index_scores %s %s", k->name, type_name);
+    report(near && same, name, same ? "not the sums of the formula" : "not the portable build's bytes");
+}
+
 /* The bytes of a row that the cache types promise, and what q4 makes of normally distributed numbers: the multiplier of a group and the uneven
  * values must beat an even grid of fifteen values with a scale of its own for every sixteen numbers. */
 static void check_sizes_and_error(const Kernels *k) {
@@ -469,6 +521,7 @@ int main(void) {
             check_put_get(k, (TileType)type, types[type]);
             check_acts(k, (TileType)type, types[type]);
             check_hostile(k, (TileType)type, types[type]);
+            if (!is_int8((uint32_t)type)) check_index(portable, k, (TileType)type, types[type]);
         }
     }
     return failures > 0;

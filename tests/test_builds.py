@@ -19,9 +19,10 @@ def test_sanitizers_on_c_tests(program, subtests):
 
 @pytest.mark.parametrize("type", ["f32", "q8", "q4"])
 @pytest.mark.parametrize("path", ["absorbed", "decompressed"])
-def test_sanitizers_on_a_tiny_model(type, path, export, build):
-    ids, _ = compare.expected(MODELS / "v2lite", None, None)
-    compare.logits(export(MODELS / "v2lite", type), ids, program=build("debug"), MLA_PATH=path)
+@pytest.mark.parametrize("name", ["v2lite", "v32"])
+def test_sanitizers_on_a_tiny_model(name, type, path, export, build):
+    ids, _ = compare.expected(MODELS / name, None, None)
+    compare.logits(export(MODELS / name, type), ids, program=build("debug"), MLA_PATH=path)
 
 
 def test_sanitizers_on_a_story(build):

@@ -437,7 +437,11 @@ def test_random(monkeypatch, export):
 # Sums of the published tensors' sizes; they agree with the sizes that the models are known by (15.7B, 236B, 671B, ...), and for OpenSeek-Small
 # with the length of its published file.
 TOTALS = {"deepseek-v2-lite": 15_706_484_224, "deepseek-v2": 235_741_434_880, "deepseek-v3": 671_026_419_200, "moonlight": 15_960_110_208,
-          "kimi-k2": 1_026_408_232_448, "glm-4.7-flash": 29_943_393_920, "youtu-2b": 1_961_560_064, "openseek-small": 1_588_968_512}
+          "kimi-k2": 1_026_408_232_448, "glm-4.7-flash": 29_943_393_920, "youtu-2b": 1_961_560_064, "openseek-small": 1_588_968_512,
+          # and what the indexers add: wq_b, wk, k_norm and weights_proj in 61 layers, in 78, and in 21 of 78
+          "deepseek-v3.2": 671_026_419_200 + 61 * (64 * 128 * 1536 + 128 * 7168 + 2 * 128 + 64 * 7168),
+          "glm-5": 743_180_209_920 + 78 * (32 * 128 * 2048 + 128 * 6144 + 2 * 128 + 32 * 6144),
+          "glm-5.2": 743_180_209_920 + 21 * (32 * 128 * 2048 + 128 * 6144 + 2 * 128 + 32 * 6144)}
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -509,7 +513,7 @@ def test_layers_listed(keys, placement):
 # ---- refusals -----------------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("config, says", [
-    ({"clip_qkv": 8.0}, "clip_qkv"), ({"index_topk": 2048}, "indexer"), ({"hidden_act": "relu2"}, "relu2"), ({"attention_bias": True}, "attention_bias"),
+    ({"clip_qkv": 8.0}, "clip_qkv"), ({"index_topk": 2048}, "index_n_heads is missing"), ({"hidden_act": "relu2"}, "relu2"), ({"attention_bias": True}, "attention_bias"),
     ({"hidden_size": "72"}, "hidden_size"), ({"hidden_size": -1}, "hidden_size"), ({"kv_lora_rank": None}, "kv_lora_rank is missing"),
     ({"rms_norm_eps": float("nan")}, "rms_norm_eps"), ({"num_experts_per_tok": 3}, "cannot be chosen"), ({"scoring_func": "tanh"}, "tanh"),
     ({"rope_scaling": {"type": "longrope"}}, "longrope"), ({"rope_scaling": {"type": "yarn", "factor": 4, "original_max_position_embeddings": 64, "x": 1}}, "key x"),

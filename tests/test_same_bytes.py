@@ -15,7 +15,8 @@ from conftest import MODELS, ROOT
 
 STORIES = ROOT / "demo" / "stories.bin"
 TINY = MODELS / "v2_236b"  # low-rank queries, expert groups, sizes that are no multiples of 32
-CHECKPOINTS = ["f32", "bf16", "q8", "q4", "stories"]
+SPARSE = MODELS / "v32"    # an indexer that chooses 20 rows
+CHECKPOINTS = ["f32", "bf16", "q8", "q4", "sparse", "stories"]
 
 # name: (build or None for ./run itself, environment, options)
 WAYS = {
@@ -44,7 +45,7 @@ def need_cpu(isa):
 
 
 def checkpoint(name, export):
-    return STORIES if name == "stories" else export(TINY, name)
+    return STORIES if name == "stories" else export(SPARSE, "q8") if name == "sparse" else export(TINY, name)
 
 
 def results(model, program, environment, options):
@@ -53,7 +54,7 @@ def results(model, program, environment, options):
         prompt = ["-p", compare.TEXT[:400]]
         cases = {"logits": ["-k", "q8"], "text": ["-t", "0.8", "-s", "7", "-n", "24"]}
     else:
-        ids = np.load(TINY / "expected.npz")["ids"]
+        ids = np.load((SPARSE if "v32" in model.name else TINY) / "expected.npz")["ids"]
         prompt = ["--ids", " ".join(map(str, ids))]
         cases = {f"logits {cache}": ["-k", cache] for cache in ("f32", "bf16", "q8", "q6", "q4", "full")} | {"text": ["-t", "0.8", "-s", "7", "-n", "24"]}
     hashes = {}
@@ -96,5 +97,5 @@ def test_same_bytes(name, way, reference, export, build):
 
 def test_the_test_can_fail(reference):
     """Hashes that were the same whatever is run would prove nothing. (f32 and bf16 do give the same: the tiny model's weights are bf16.)"""
-    assert len({str(reference(name)) for name in ("f32", "q8", "q4", "stories")}) == 4
+    assert len({str(reference(name)) for name in ("f32", "q8", "q4", "sparse", "stories")}) == 5
     assert reference("f32")["absorbed", "logits f32"] != reference("f32")["absorbed", "logits q8"]

@@ -1,0 +1,203 @@
+/* indexer.c: which cached rows a new row attends to. The "lightning indexer" of DeepSeek's sparse attention.
+ *
+ * In a long context attention goes mostly to a few rows. A second, far smaller attention without softmax and without values finds them:
+ *
+ *     k_j     = rope(LayerNorm(W_k x_j))         the index key of a row, di numbers for all heads, cached beside its latents
+ *     q_h     = rope(W_q,h RMSNorm(W_qa x))      the new row's index queries, Hi heads, from the same compressed query as those of attention
+ *     w       = W_w x                            what each head counts
+ *     score_j = sum_h w_h relu(q_h . k_j)        of every row j up to the new one
+ *
+ * and the new row attends to the index_topk rows that score highest; of equals the earlier are taken. As long as there are no more rows than that,
+ * all are seen and attention is dense: nothing is scored then, only the keys are kept. A layer without an indexer attends to the rows that
+ * the layer before it saw (IndexShare).
+ *
+ * The published arithmetic multiplies scores by Hi^-0.5 di^-0.5, and keys and queries by an orthonormal matrix before it rounds them to 8 bits.
+ * Neither changes which rows score highest, but for the rounding, which is not done here: keys are kept in bf16, in f32 with -k f32 and full.
+ *
+ * Attention to what was chosen is mla.c's; the loop over keys is kernels/index.h.
+ * Formulas: DeepSeek-V3.2, arXiv 2512.02556, section 2.1; sharing: arXiv 2603.12201. */
+#include "indexer.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "kernels/linear.h"
+#include "rope.h"
+
+/* ---- keys, queries and weights of the new rows ---------------------------------------------------------------------------------------- */
+
+/* x = (x - mean) / sqrt(variance + eps) * weight + bias, sums in order */
+static void layer_norm(float *x, const float *weight, const float *bias, size_t n) {
+    static const float EPS = 1e-6f; /* whatever rms_norm_eps is */
+    float sum = 0, squares = 0;
+    for (size_t i = 0; i < n; i++)
+        sum += x[i];
+    float mean = sum / (float)n;
+    for (size_t i = 0; i < n; i++)
+        squares += (x[i] - mean) * (x[i] - mean);
+    float deviation = sqrtf(squares / (float)n + EPS);
+    for (size_t i = 0; i < n; i++)
+        x[i] = (x[i] - mean) / deviation * weight[i] + bias[i];
+}
+
+/* The index keys of a layer in one page of a sequence: behind the latents of all layers. */
+static uint8_t *index_tile(const Config *c, const Cache *cache, uint32_t sequence, size_t page, size_t layer) {
+    size_t before = 0;
+    for (uint32_t l = 0; l < layer; l++)
+        before += layer_has_indexer(c, l);
+    return cache_page(cache, sequence, page) + cache->layers * cache->tile_bytes + before * tile_bytes(&cache->index_shape);
+}
+
+/* When it returns the keys are in the cache; queries and weights are computed only if they are needed. */
+static void project(const Model *m, State *s, size_t layer, Thread *t) {
+    const Config *c = &m->config;
+    const Layer *L = &m->layers[layer];
+    const Cache *cache = s->cache;
+    size_t di = c->index_head_dim, pairs = c->qk_rope_head_dim / 2, unrotated = di - c->qk_rope_head_dim, from, to;
+
+    linear(m->k, s->index_key, s->index_key_stride, &L->index_k, &s->normed, t);
+    if (s->selects) {
+        linear(m->k, s->index_query, s->index_query_stride, &L->index_q, &s->qa_normed, t);
+        linear(m->k, s->index_weight, s->index_weight_stride, &L->index_weights, &s->normed, t);
+    }
+    sync_threads(t);
+    share(t, s->n, &from, &to);
+    for (size_t i = from; i < to; i++) {
+        const Row *row = &s->rows[i];
+        const float *cosine = s->cosine + i * pairs, *sine = s->sine + i * pairs;
+        float *key = s->index_key + i * s->index_key_stride, *query = s->index_query + i * s->index_query_stride;
+        layer_norm(key, L->index_k_norm, L->index_k_bias, di);
+        rope(key + unrotated, cosine, sine, pairs);
+        uint8_t *tile = index_tile(c, cache, row->sequence, row->position / TILE_ROWS, layer);
+        m->k->tile_put(&cache->index_shape, tile, row->position % TILE_ROWS, key, NULL);
+        for (size_t h = 0; h < c->index_n_heads && s->selects; h++)
+            rope(query + h * di + unrotated, cosine, sine, pairs);
+    }
+    sync_threads(t);
+}
+
+/* ---- scores ------------------------------------------------------------------------------------------------------------------------ */
+
+/* Row i's index queries as the kernel wants them, sixteen heads at a time. */
+static void pack_queries(const Model *m, const State *s, size_t i, uint8_t *packed) {
+    const TileShape *shape = &s->cache->index_shape;
+    for (size_t h = 0; h < m->config.index_n_heads; h += LANES) {
+        const float *heads[LANES];
+        for (size_t lane = 0; lane < LANES; lane++)
+            heads[lane] = h + lane < m->config.index_n_heads ? s->index_query + i * s->index_query_stride + (h + lane) * shape->d1 : NULL;
+        m->k->query(shape, packed + h / LANES * query_bytes(shape), heads, heads);
+    }
+}
+
+/* Rows first .. first + count - 1 of the call score the rows before them and themselves: every (row, page) is a task. */
+static void score_rows(const Model *m, State *s, size_t layer, size_t first, size_t count, Thread *t) {
+    const Config *c = &m->config;
+    Scratch *z = &s->scratch[t->id];
+    size_t most = 0, from, to, packed = (size_t)-1;
+    for (size_t i = first; i < first + count; i++)
+        most = s->rows[i].position > most ? s->rows[i].position : most;
+    size_t pages = most / TILE_ROWS + 1;
+
+    share(t, count * pages, &from, &to);
+    for (size_t task = from; task < to; task++) {
+        size_t line = task / pages, i = first + line, begin = task % pages * TILE_ROWS, rows = (size_t)s->rows[i].position + 1;
+        if (rows <= c->index_topk || begin >= rows)
+            continue;
+        if (packed != i)
+            pack_queries(m, s, packed = i, z->index_query);
+        const uint8_t *keys = index_tile(c, s->cache, s->rows[i].sequence, begin / TILE_ROWS, layer);
+        m->k->index_scores(s->index_score + line * s->context + begin, &s->cache->index_shape, z->index_query,
+                           s->index_weight + i * s->index_weight_stride, c->index_n_heads, keys,
+                           rows - begin < TILE_ROWS ? rows - begin : TILE_ROWS, z->index_keys);
+    }
+}
+
+/* ---- the highest ---------------------------------------------------------------------------------------------------------------------- */
+
+/* Larger numbers give larger integers; what is not a number is the least. */
+static uint32_t ordered(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return x != x ? 0 : bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+
+/* Sets bit j of seen, which is all zeros, for the `most` highest of score[0 .. rows), the first of equals; for all if there are no more. The lowest
+ * that is chosen is found a byte at a time, the highest byte first: radix selection, four times through the scores. */
+static void choose(uint64_t *seen, const float *score, size_t rows, size_t most) {
+    uint32_t least = 0;
+    size_t left = most; /* of those that begin with the bytes of `least` so far */
+    for (int shift = 24; shift >= 0 && rows > most; shift -= 8) {
+        size_t count[256] = {0};
+        for (size_t j = 0; j < rows; j++) {
+            uint64_t key = ordered(score[j]);
+            if (key >> shift >> 8 == least)
+                count[key >> shift & 255]++;
+        }
+        uint32_t byte = 255;
+        for (; count[byte] < left; byte--)
+            left -= count[byte];
+        least = least << 8 | byte;
+    }
+    for (size_t j = 0; j < rows; j++) {
+        uint32_t key = rows > most ? ordered(score[j]) : UINT32_MAX;
+        if (key > least || (key == least && left && left--))
+            seen[j / 64] |= (uint64_t)1 << j % 64;
+    }
+}
+
+/* ---- the whole ------------------------------------------------------------------------------------------------------------------------ */
+
+void choose_rows(const Model *m, State *s, size_t layer, Thread *t) {
+    const Config *c = &m->config;
+    size_t from, to;
+    if (!layer_has_indexer(c, (uint32_t)layer))
+        return;
+    project(m, s, layer, t);
+    for (size_t first = 0; first < s->n && s->selects; first += s->index_lines) {
+        size_t count = s->n - first < s->index_lines ? s->n - first : s->index_lines;
+        score_rows(m, s, layer, first, count, t);
+        sync_threads(t);
+        share(t, count, &from, &to);
+        for (size_t line = from; line < to; line++) {
+            uint64_t *seen = s->seen + (first + line) * s->seen_stride;
+            memset(seen, 0, s->seen_stride * sizeof *seen);
+            choose(seen, s->index_score + line * s->context, (size_t)s->rows[first + line].position + 1, c->index_topk);
+        }
+        sync_threads(t);
+    }
+}
+
+/* ---- what was chosen, as the two forms of attention want it ------------------------------------------------------------------------- */
+
+void add_seen(const State *s, size_t i, size_t page, size_t lane, uint16_t seen[TILE_ROWS]) {
+    for (size_t j = 0; j < TILE_ROWS; j++)
+        seen[j] = (uint16_t)(seen[j] | row_sees(s, i, page * TILE_ROWS + j) << lane);
+}
+
+/* Of the rows that row i sees those from number page * TILE_ROWS on. */
+static void gather_page(const Model *m, const State *s, size_t layer, size_t i, size_t page, uint8_t *to) {
+    const uint64_t *seen = s->seen + i * s->seen_stride;
+    size_t skip = page * TILE_ROWS, word = 0, n = rows_seen(s, i) - skip < TILE_ROWS ? rows_seen(s, i) - skip : TILE_ROWS;
+    for (; skip >= (size_t)__builtin_popcountll(seen[word]); word++)
+        skip -= (size_t)__builtin_popcountll(seen[word]);
+    uint64_t bits = seen[word];
+    for (; skip; skip--)
+        bits &= bits - 1;
+    for (size_t row = 0; row < n; row++, bits &= bits - 1) {
+        while (!bits)
+            bits = seen[++word];
+        size_t j = word * 64 + (size_t)__builtin_ctzll(bits);
+        m->k->tile_copy(&s->cache->shape, to, row, cache_tile(s->cache, s->rows[i].sequence, j / TILE_ROWS, layer), j % TILE_ROWS);
+    }
+}
+
+void gather_rows(const Model *m, State *s, size_t layer, size_t first, size_t count, Thread *t) {
+    size_t from, to;
+    share(t, count * s->seen_pages, &from, &to);
+    for (size_t task = from; task < to; task++) {
+        size_t line = task / s->seen_pages, page = task % s->seen_pages;
+        if (page * TILE_ROWS < rows_seen(s, first + line))
+            gather_page(m, s, layer, first + line, page, gathered_tile(s, line, page));
+    }
+    sync_threads(t);
+}
