@@ -14,6 +14,8 @@ PANEL, BLOCK, GROUP = 16, 64, 32
 # the values" and "best values for the scales", then rounded). The scale may be negative: the longer side then serves either sign.
 CODEBOOK = np.array([-127, -99, -78, -61, -47, -34, -21, -9, 2, 13, 24, 36, 49, 64, 82, 105], np.int8)
 
+UNIFORM = np.arange(-8, 8, dtype=np.int8)  # the codebook of four-bit integers that are kept as the source has them
+
 # The scale of 32 weights is searched among those that put the one of largest magnitude at these values, which lie around both ends.
 TRIES = (-140, -130, -120, -110, 95, 105, 115)
 
@@ -36,12 +38,44 @@ def multiplier(largest, kind):
     return float(2.0 ** np.clip(np.floor(np.log2(largest)) - 15, -126, 127))
 
 
+def kept_multiplier(tensor, low, high, kind):
+    """The multiplier with which rows low .. high - 1 of `tensor`, integers with one scale for each 32 of a row, can be packed as they are: every integer
+    is one that `kind` has, and every scale a half. None where that is not so, and its numbers must be rounded."""
+    if tensor.group != GROUP or tensor.bits not in {Q8: (4, 8), Q4: (4,)}.get(kind, ()):
+        return None
+
+    def fits(scale, factor):
+        with np.errstate(over="ignore"):
+            return ((scale / factor).astype(np.float16) * factor == scale).all()
+
+    largest, one = 0.0, True
+    for q, scale in tensor.pieces(low, high):
+        if q.min(initial=0) < -127:
+            return None
+        largest, one = max(largest, float(np.abs(scale).max(initial=0))), one and fits(scale, np.float32(1))
+    if one or not 0 < largest < np.inf:
+        return 1.0 if one else None
+    factor = 2.0 ** np.clip(np.floor(np.log2(largest)) - 8, -126, 127)
+    return float(factor) if all(fits(scale, np.float32(factor)) for _, scale in tensor.pieces(low, high)) else None
+
+
+def pack_integers(q, scale, kind):
+    """The panels of integers q [rows, cols] int8 with their scales [rows, cols / 32], as they are; of Q4 with the codebook UNIFORM."""
+    q, scale = _padded(q, PANEL, BLOCK), _padded(scale.astype(np.float16), PANEL, BLOCK // GROUP)
+    return _blocks_q8(q, scale) if kind == Q8 else _blocks_q4((q.reshape(-1, GROUP).T + np.int8(8)).view(np.uint8), scale)
+
+
 def pack(x, kind):
     """x [rows, cols] float32 -> its panels as bytes [panels, bytes of a panel]."""
-    rows, cols = x.shape
-    padded = np.zeros((-(-rows // PANEL) * PANEL, -(-cols // BLOCK) * BLOCK if kind in (Q8, Q4) else cols), np.float32)
-    padded[:rows, :cols] = x
-    return {F32: _pack_f32, BF16: _pack_bf16, Q8: _pack_q8, Q4: _pack_q4}[kind](padded, cols)
+    cols = x.shape[1]
+    return {F32: _pack_f32, BF16: _pack_bf16, Q8: _pack_q8, Q4: _pack_q4}[kind](_padded(x, PANEL, BLOCK if kind in (Q8, Q4) else 1), cols)
+
+
+def _padded(x, rows, cols):
+    """x with zeros up to multiples of `rows` and `cols`."""
+    out = np.zeros((-(-x.shape[0] // rows) * rows, -(-x.shape[1] // cols) * cols), x.dtype)
+    out[: x.shape[0], : x.shape[1]] = x
+    return out
 
 
 def _pack_f32(x, cols):
@@ -74,7 +108,11 @@ def _pack_q8(x, cols):
     groups = x.reshape(x.shape[0], -1, GROUP)
     scale = (np.maximum(groups.max(axis=2), -groups.min(axis=2)) / 127).astype(np.float16)  # rounded first, then the integers
     q = np.clip(np.rint(groups * _inverse(scale)[:, :, None]), -127, 127)
-    return _blocks(scale, (q + 128).astype(np.uint8).reshape(x.shape).view(np.uint32), 16)
+    return _blocks_q8(q.reshape(x.shape).astype(np.int8), scale)
+
+
+def _blocks_q8(q, scale):
+    return _blocks(scale, (q.view(np.uint8) ^ 128).view(np.uint32), 16)  # weight + 128
 
 
 class Trial:
@@ -122,7 +160,11 @@ def _pack_q4(x, cols):
         present = np.broadcast_to(np.arange(x.shape[1]) < cols, x.shape).reshape(-1, GROUP).T.astype(np.float32)
     trial = Trial(groups, present)
     scale = trial.search()
-    codes = np.take(NEAREST, trial.round(_inverse(scale)), mode="clip")
+    return _blocks_q4(np.take(NEAREST, trial.round(_inverse(scale)), mode="clip"), scale.reshape(rows, -1))
+
+
+def _blocks_q4(codes, scale):
+    """codes [32, rows * groups]"""
     pairs = codes[:16] | codes[16:] << 4  # byte i: columns i and 16 + i
     words = np.ascontiguousarray(pairs.T).view(np.uint32)  # [rows * groups, 4 words]
-    return _blocks(scale.reshape(rows, -1), words.reshape(rows, -1), 8)
+    return _blocks(scale, words.reshape(scale.shape[0], -1), 8)
