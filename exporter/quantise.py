@@ -53,8 +53,10 @@ def kept_multiplier(tensor, low, high, kind):
         if q.min(initial=0) < -127:
             return None
         largest, one = max(largest, float(np.abs(scale).max(initial=0))), one and fits(scale, np.float32(1))
-    if one or not 0 < largest < np.inf:
-        return 1.0 if one else None
+    if one and largest < np.inf:
+        return 1.0
+    if not 0 < largest < np.inf:
+        return None
     factor = 2.0 ** np.clip(np.floor(np.log2(largest)) - 8, -126, 127)
     return float(factor) if all(fits(scale, np.float32(factor)) for _, scale in tensor.pieces(low, high)) else None
 
