@@ -182,10 +182,12 @@ class Integers(Tensor):
     def largest(self, low, high):
         top = 0.0
         for begin, end in steps(self, low, high):
-            values = self.floats(begin, end)
-            top = max(top, float(np.maximum(values.max(initial=0), -values.min(initial=0))))
-            if not np.isfinite(top):  # max passes on what is not a number
+            with np.errstate(all="ignore"):
+                values = self.floats(begin, end)
+                piece = float(np.maximum(values.max(initial=0), -values.min(initial=0)))  # numpy's, and not Python's, passes on what is not a number
+            if not np.isfinite(piece):
                 self.not_finite()
+            top = max(top, piece)
         return top
 
 
