@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""Makes model.bin, the checkpoint that ./run reads, out of a Hugging Face directory, or one with random weights out of a published shape.
+"""Makes model.bin, the checkpoint that ./run reads, out of a published model, or one with random weights out of a published shape.
 
     python export.py SOURCE OUT [--type mixed|f32|bf16|q8|q4] [--mtp] [--no-rotation]
     python export.py --random SHAPE OUT [--layers N] [--type ...] [--seed N]
 
-Streams: whatever the model's size, a few slabs of rows are in memory at a time. Refuses what it does not understand. The parts, in exporter/:
-sources.py reads safetensors, config.py the configuration, tokenizer.py the tokenizer; plan.py lists the checkpoint's tensors;
-quantise.py packs them; writer.py writes the file; shapes.py holds the published shapes. Needs numpy.
+SOURCE is a directory as on Hugging Face (config.json and *.safetensors; or params.json and consolidated*.safetensors, Mistral's form), or a GGUF
+file. Streams: whatever the model's size, a few slabs of rows are in memory at a time. Refuses what it does not understand. The parts, in exporter/:
+sources.py reads safetensors, gguf_source.py GGUF; config.py reads the configuration, gguf_config.py and mistral.py put theirs into its words;
+tokenizer.py reads the tokenizer; plan.py lists the checkpoint's tensors; quantise.py packs them; writer.py writes the file; shapes.py holds the
+published shapes. Needs numpy.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import re
 import signal
 import sys
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 
 try:
@@ -88,12 +91,11 @@ def scale_of(entry, source):
     they are packed."""
     if not entry.source:
         return 1.0, False
-    low, high = entry.extent()
     if entry.keeps_groups():
-        kept = kept_multiplier(source.tensors[entry.source], low, high, entry.type)
+        kept = kept_multiplier(source.tensors[entry.source], entry.ranges(), entry.type)
         if kept is not None:
             return kept, True
-    largest = source.largest(entry.source, low, high)
+    largest = max(source.largest(entry.source, low, high) for low, high in entry.ranges())
     if entry.factor is not None:
         largest *= max(1.0, float(np.abs(entry.factor).max()))
     if entry.hadamard:
@@ -243,8 +245,8 @@ class Parser(argparse.ArgumentParser):
 
 def arguments(argv):
     parser = Parser(prog="export.py", usage="export.py SOURCE OUT [options]\n       export.py --random SHAPE OUT [options]", allow_abbrev=False,
-                    description="Makes the checkpoint OUT of the Hugging Face directory SOURCE, or with random weights in a published SHAPE.")
-    parser.add_argument("paths", nargs="*", metavar="SOURCE OUT", help="directory with config.json and *.safetensors; file to write")
+                    description="Makes the checkpoint OUT of the model in SOURCE, or one with random weights in a published SHAPE.")
+    parser.add_argument("paths", nargs="*", metavar="SOURCE OUT", help="directory with config.json and *.safetensors, or GGUF file; file to write")
     parser.add_argument("--type", default="mixed", choices=["mixed", *TYPE_NAMES],
                         help="of every matrix; mixed (the default): 4 bits for MLPs and experts, 8 for the rest")
     parser.add_argument("--mtp", action="store_true", help="carry the multi-token prediction layer along")
@@ -291,6 +293,9 @@ def main(argv):
         print("export.py: out of memory", file=sys.stderr)
     except KeyboardInterrupt:
         return 130
+    except Exception as error:  # a defect of this program, whatever the source is like
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        print(f"export.py: {type(error).__name__} at {os.path.basename(at.filename)}:{at.lineno}: {printable(error)}; please report this", file=sys.stderr)
     return 1
 
 

@@ -79,7 +79,7 @@ def config(source):
         "rope_theta": keys.real("rope.freq_base", 10000.0), "bos_token_id": keys.get("tokenizer.ggml.bos_token_id", None)}
     # Without the key, llama.cpp begins with this token where the vocabulary is SentencePiece's.
     values["add_bos_token"] = keys.boolean("tokenizer.ggml.add_bos_token", keys.get("tokenizer.ggml.model", "") == "llama")
-    ends = [keys.get(f"tokenizer.ggml.{key}_token_id", None) for key in ("eos", "eot", "eom")]
+    ends = [keys.integer(f"tokenizer.ggml.{key}_token_id", None, least=0) for key in ("eos", "eot", "eom")]
     values["eos_token_id"] = list(dict.fromkeys(end for end in ends if end is not None))
     notes = _experts(keys, values) if keys.natural("expert_count", 0) else []
     published = _published(values)

@@ -113,6 +113,7 @@ class Joined(Tensor):
         if (k.rows, v.rows) != (heads * r, heads * values):
             self.fail(f": attn_k_b {list(k.shape)} and attn_v_b {list(v.shape)} do not fit {heads} heads")
         self.k, self.v, self.head = k, v, (n, values, r)
+        self.bits, self.group = v.bits, v.group  # of the values: their rows are as they were, and keys are turned
 
     def pieces(self, low, high):
         """(part, its first row, last + 1, which of its columns or None for all) of each run of rows within one head's keys or values."""
@@ -125,6 +126,11 @@ class Joined(Tensor):
             else:
                 yield self.v, head * values + row - n, head * values + end - n, None
             low += end - row
+
+    def integers(self, low, high):
+        """As Integers has them, or (None, None) of rows that are not one head's values."""
+        (part, begin, end, which), *more = self.pieces(low, high)
+        return (None, None) if more or which else part.integers(begin, end)
 
     def floats(self, low, high):
         found = [part.floats(begin, end) if which is None else part.floats(begin, end)[:, which].T for part, begin, end, which in self.pieces(low, high)]

@@ -61,11 +61,12 @@ class Entry:
     hadamard_rows: int = 0
     gain: str = ""
 
-    def extent(self):
-        """The source's rows among which this tensor's are: (first, last + 1)."""
+    def ranges(self):
+        """The source's rows that this tensor is made of: [(first, last + 1)], one of each matrix."""
         if self.type == VECTOR:
-            return 0, 1
-        return self.first, self.first + (self.count - 1) * self.stride + (self.cols if self.transposed else self.rows)
+            return [(0, 1)]
+        starts = (self.first + m * self.stride for m in range(self.count))
+        return [(start, start + (self.cols if self.transposed else self.rows)) for start in starts]
 
     def keeps_groups(self):
         """Is every group of 32 columns a group of the source's columns, its numbers unchanged?"""

@@ -6,6 +6,7 @@ Whole arrays at a time, so that numpy's loops do the work; callers bring so few 
 import numpy as np
 
 from .plan import BF16, F32, Q4, Q8
+from .sources import steps
 
 PANEL, BLOCK, GROUP = 16, 64, 32
 
@@ -43,19 +44,22 @@ def multiplier(largest, kind):
     return float(2.0 ** np.clip(np.floor(np.log2(largest)) - 15, -126, 127))
 
 
-def kept_multiplier(tensor, low, high, kind):
-    """The multiplier with which rows low .. high - 1 of `tensor`, integers with one scale for each 32 of a row, can be packed as they are: every integer
-    is one that `kind` has, and every scale a half. None where that is not so, and its numbers must be rounded."""
+def kept_multiplier(tensor, ranges, kind):
+    """The multiplier with which the rows in `ranges` [(first, last + 1)] of `tensor`, integers with one scale for each 32 of a row, can be packed as they
+    are: every integer is one that `kind` has, and every scale a half. None where that is not so, and its numbers must be rounded."""
     if tensor.group != GROUP or tensor.bits not in {Q8: (4, 8), Q4: (4,)}.get(kind, ()):
         return None
 
+    def pieces():
+        return (tensor.integers(begin, end) for low, high in ranges for begin, end in steps(tensor, low, high))
+
     def fits(scale, factor):
-        with np.errstate(over="ignore"):
+        with np.errstate(all="ignore"):
             return ((scale / factor).astype(np.float16) * factor == scale).all()
 
     largest, one = 0.0, True
-    for q, scale in tensor.pieces(low, high):
-        if q.min(initial=0) < -127:
+    for q, scale in pieces():
+        if q is None or q.min(initial=0) < -127:
             return None
         largest, one = max(largest, float(np.abs(scale).max(initial=0))), one and fits(scale, np.float32(1))
     if one and largest < np.inf:
@@ -63,7 +67,7 @@ def kept_multiplier(tensor, low, high, kind):
     if not 0 < largest < np.inf:
         return None
     factor = 2.0 ** np.clip(np.floor(np.log2(largest)) - 8, -126, 127)
-    return float(factor) if all(fits(scale, np.float32(factor)) for _, scale in tensor.pieces(low, high)) else None
+    return float(factor) if all(fits(scale, np.float32(factor)) for _, scale in pieces()) else None
 
 
 def pack_integers(q, scale, kind):

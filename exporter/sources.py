@@ -170,9 +170,6 @@ class Integers(Tensor):
         """Rows low .. high - 1: (int8 [high - low, columns], their scales as float32 [high - low, columns / group])."""
         raise NotImplementedError
 
-    def pieces(self, low, high):
-        return (self.integers(begin, end) for begin, end in steps(self, low, high))
-
     def floats(self, low, high):
         integers, scale = self.integers(low, high)
         values = integers.reshape(*scale.shape, self.group).astype(np.float32)

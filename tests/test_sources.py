@@ -133,16 +133,17 @@ def test_gguf_halves(kind, write_gguf, export):
     np.testing.assert_array_equal(got.read("layers.0.q")[0], stored["blk.0.attn_q.weight"])
 
 
+@pytest.mark.parametrize("split", [True, False], ids=["split", "whole"])
 @pytest.mark.parametrize("kind, type", [("Q8_0", "q8"), ("Q4_0", "q4"), ("Q4_0", "mixed"), ("Q5_0", "q8"), ("Q8_0", "q4")])
-def test_gguf_blocks(kind, type, write_gguf, export):
+def test_gguf_blocks(kind, type, split, write_gguf, export):
     """Blocks of q8_0 in a q8 tensor, and of q4_0 in q4 or q8, keep their integers and scales: the numbers are exactly those that llama.cpp has. Others are
     rounded again, q8 from q5_0 to within half a step."""
-    path, stored = write_gguf("v2lite", kind, split=False)
+    path, stored = write_gguf("v2lite", kind, split)
     got = export(path, "--type", type, "--no-rotation")
     names = {"embed": "token_embd", "head": "output", "layers.0.q": "blk.0.attn_q", "layers.1.kv_a": "blk.1.attn_kv_a_mqa", "layers.2.o": "blk.2.attn_output",
              "layers.0.down": "blk.0.ffn_down", "layers.1.shared.up": "blk.1.ffn_up_shexp"}
     want = {ours: stored[theirs + ".weight"] for ours, theirs in names.items()}
-    want["layers.0.w_uv"] = stored["blk.0.attn_kv_b.weight"].reshape(2, 96, 32)[:, 32:]
+    want["layers.0.w_uv"] = stored["blk.0.attn_v_b.weight"] if split else stored["blk.0.attn_kv_b.weight"].reshape(2, 96, 32)[:, 32:]
     want |= {f"layers.2.experts.{e}.{part}": stored[f"blk.2.ffn_{part}_exps.weight"][e] for e in range(6) for part in ("gate", "up", "down")}
     for name, x in want.items():
         y = got.read(name).reshape(x.shape)
