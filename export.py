@@ -295,7 +295,8 @@ def main(argv):
         return 130
     except Exception as error:  # a defect of this program, whatever the source is like
         at = traceback.extract_tb(error.__traceback__)[-1]
-        print(f"export.py: {type(error).__name__} at {os.path.basename(at.filename)}:{at.lineno}: {printable(error)}; please report this", file=sys.stderr)
+        where = f"{os.path.basename(at.filename)}:{at.lineno}"
+        print(f"export.py: {type(error).__name__} at {where}: {printable(error)}; please report this", file=sys.stderr)
     return 1
 
 

@@ -309,7 +309,7 @@ def _compressed(quant):
         weights.only("num_bits", 4 if kind == "int" else 8)
         if kind == "float":
             strategy = weights.only("strategy", "tensor", "channel", "block")
-            blocks.add({"tensor": lambda: (WHOLE, WHOLE), "channel": lambda: (1, WHOLE), "block": lambda: _block(weights, "block_structure")}[strategy]())
+            blocks.add(_block(weights, "block_structure") if strategy == "block" else (1 if strategy == "channel" else WHOLE, WHOLE))
         else:
             weights.only("strategy", "group", "channel")
         # A group's size the shapes say; an order of columns would come with a tensor of its own.

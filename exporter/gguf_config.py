@@ -17,8 +17,9 @@ LAYER = {
     "attn_kv_a_norm": "self_attn.kv_a_layernorm", "attn_kv_b": "self_attn.kv_b_proj", "attn_k_b": "self_attn.kv_b_proj",
     "attn_v_b": "self_attn.kv_b_proj", "attn_output": "self_attn.o_proj", "attn_rot_embd": "rotary_emb.inv_freq", "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj", "ffn_gate_inp": "mlp.gate", "ffn_gate_shexp": "mlp.shared_experts.gate_proj",
-    "ffn_up_shexp": "mlp.shared_experts.up_proj", "ffn_down_shexp": "mlp.shared_experts.down_proj", "nextn.eh_proj": "eh_proj", "nextn.enorm": "enorm",
-    "nextn.hnorm": "hnorm", "nextn.embed_tokens": "embed_tokens", "nextn.shared_head_norm": "shared_head.norm", "nextn.shared_head_head": "shared_head.head"}
+    "ffn_up_shexp": "mlp.shared_experts.up_proj", "ffn_down_shexp": "mlp.shared_experts.down_proj", "nextn.eh_proj": "eh_proj",
+    "nextn.enorm": "enorm", "nextn.hnorm": "hnorm", "nextn.embed_tokens": "embed_tokens", "nextn.shared_head_norm": "shared_head.norm",
+    "nextn.shared_head_head": "shared_head.head"}
 # All experts stacked [E, rows, columns]; the last has both matrices of one expert one below the other.
 EXPERTS = {"ffn_gate_exps": ["gate_proj"], "ffn_up_exps": ["up_proj"], "ffn_down_exps": ["down_proj"], "ffn_gate_up_exps": ["gate_proj", "up_proj"]}
 
@@ -70,7 +71,8 @@ def config(source):
     heads, hidden = keys.natural("attention.head_count"), keys.natural("embedding_length")
     values = {
         "hidden_size": hidden, "num_hidden_layers": keys.natural("block_count") - keys.natural("nextn_predict_layers", 0),
-        "num_attention_heads": heads, "q_lora_rank": keys.natural("attention.q_lora_rank", 0) or None, "kv_lora_rank": keys.natural("attention.kv_lora_rank"),
+        "num_attention_heads": heads, "q_lora_rank": keys.natural("attention.q_lora_rank", 0) or None,
+        "kv_lora_rank": keys.natural("attention.kv_lora_rank"),
         # Files for the latent cache state the sizes of its rows, and the heads' own under other keys.
         "qk_nope_head_dim": (keys.natural("attention.key_length_mla", 0) or keys.natural("attention.key_length")) - p, "qk_rope_head_dim": p,
         "v_head_dim": keys.natural("attention.value_length_mla", 0) or keys.natural("attention.value_length", 0) or hidden // max(1, heads),
@@ -107,7 +109,8 @@ def _experts(keys, values):
         "n_routed_experts": keys.natural("expert_count"), "num_experts_per_tok": keys.natural("expert_used_count"),
         "n_shared_experts": keys.natural("expert_shared_count", 0), "moe_intermediate_size": keys.natural("expert_feed_forward_length"),
         "first_k_dense_replace": keys.natural("leading_dense_block_count", 0), "scoring_func": {0: None, 1: "softmax", 2: "sigmoid"}[scoring],
-        "routed_scaling_factor": keys.real("expert_weights_scale", 0.0) or None, "norm_topk_prob": keys.arch(keys.boolean, "expert_weights_norm", None),
+        "routed_scaling_factor": keys.real("expert_weights_scale", 0.0) or None,
+        "norm_topk_prob": keys.arch(keys.boolean, "expert_weights_norm", None),
         "n_group": keys.natural("expert_group_count", 0) or None, "topk_group": keys.natural("expert_group_used_count", 0) or None}
     published, notes = _published(values), []
     for key, default in (("n_group", 1), ("topk_group", 1), ("routed_scaling_factor", 1.0), ("norm_topk_prob", False), ("scoring_func", None)):

@@ -62,7 +62,7 @@ class Header:
 
 
 class Blocks(Integers):
-    """A tensor in blocks of 32 columns, each an f16 scale and 32 integers: Q8_0, and Q4_0, whose 16 bytes hold columns 0 .. 15 low and 16 .. 31 high."""
+    """A tensor in blocks of 32 columns, each an f16 scale and 32 integers: Q8_0, or Q4_0, where byte i has columns i (low) and 16 + i (high)."""
 
     group = 32
 
@@ -87,12 +87,12 @@ class Dequantised(Integers):
         try:
             import gguf.quants
         except ImportError:
-            raise ExportError(f"{file.path}: tensor {printable(name)} has a type that the gguf package can read, and it is missing: pip install gguf") from None
+            raise ExportError(f"{file.path}: tensor {printable(name)} has type {kind}, which the gguf package may know: pip install gguf") from None
         self.package = gguf
         try:
             self.kind = gguf.GGMLQuantizationType(kind)
         except ValueError:
-            raise ExportError(f"{file.path}: tensor {printable(name)} has type {kind}, which the gguf package does not know; is there a newer one?") from None
+            raise ExportError(f"{file.path}: tensor {printable(name)} has type {kind}, which the gguf package does not know") from None
         super().__init__(file, name, self.kind.name, shape, offset)
         self.block, self.block_bytes = gguf.GGML_QUANT_SIZES[self.kind]
         self.row_bytes = self.cols // self.block * self.block_bytes
@@ -105,7 +105,7 @@ class Dequantised(Integers):
 
 
 class Joined(Tensor):
-    """kv_b_proj, which converters cut into k_b [H, r, n], transposed, and v_b [H, v, r]: for each head its n rows of keys, then its v rows of values."""
+    """kv_b_proj, each head's n rows of keys and then its v rows of values, which converters cut into k_b [H, r, n], transposed, and v_b [H, v, r]."""
 
     def __init__(self, name, k, v, heads):
         r, n, values = v.cols, k.cols, v.rows // heads
@@ -133,8 +133,8 @@ class Joined(Tensor):
         return (None, None) if more or which else part.integers(begin, end)
 
     def floats(self, low, high):
-        found = [part.floats(begin, end) if which is None else part.floats(begin, end)[:, which].T for part, begin, end, which in self.pieces(low, high)]
-        return np.concatenate(found)
+        found = [(part.floats(begin, end), which) for part, begin, end, which in self.pieces(low, high)]
+        return np.concatenate([x if which is None else x[:, which].T for x, which in found])
 
     def largest(self, low, high):
         return max((part.largest(begin, end) for part, begin, end, _ in self.pieces(low, high)), default=0.0)
@@ -215,7 +215,7 @@ class Gguf(Source):
         return [os.path.join(directory, file) for file in files]
 
     def _take(self, name, tensor, found):
-        """Adds a tensor under transformers' name or names: experts that are stacked in one are taken apart, the two parts of kv_b_proj put together."""
+        """Adds a tensor under transformers' name or names: stacked experts are taken apart, the two parts of kv_b_proj put together."""
         ours = transformers_name(name)
         stem, _, kind = name.removesuffix(".weight").rpartition(".")
         if kind == "attn_k_b":

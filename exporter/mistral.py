@@ -10,7 +10,8 @@ ATTENTION = {"wq": "q_proj", "wq_a": "q_a_proj", "q_a_norm": "q_a_layernorm", "w
 MLP = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 LAYER = {"attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "gate": "mlp.gate",
          **{f"attention.{ours}": f"self_attn.{theirs}" for ours, theirs in ATTENTION.items()},
-         **{f"{mlp}.{ours}": f"mlp.{to}{theirs}" for mlp, to in (("feed_forward", ""), ("shared_experts", "shared_experts.")) for ours, theirs in MLP.items()}}
+         **{f"feed_forward.{ours}": f"mlp.{theirs}" for ours, theirs in MLP.items()},
+         **{f"shared_experts.{ours}": f"mlp.shared_experts.{theirs}" for ours, theirs in MLP.items()}}
 TOP = {"tok_embeddings": "model.embed_tokens", "norm": "model.norm", "output": "lm_head"}
 VISION = ("vision_encoder.", "vision_language_adapter.", "patch_merger.", "pre_mm_projector_norm.")
 
@@ -19,6 +20,8 @@ KEYS = {"dim": "hidden_size", "n_layers": "num_hidden_layers", "hidden_dim": "in
 EXPERT_KEYS = {"num_experts": "n_routed_experts", "num_experts_per_tok": "num_experts_per_tok", "expert_hidden_dim": "moe_intermediate_size",
                "num_shared_experts": "n_shared_experts", "first_k_dense_replace": "first_k_dense_replace", "route_every_n": "moe_layer_freq",
                "routed_scale": "routed_scaling_factor", "num_expert_groups": "n_group", "num_expert_groups_per_tok": "topk_group"}
+BLOCKS = ("moe", "yarn", "llama_4_scaling", "quantization")
+SEEING = ("vision_encoder", "multimodal")
 PARALLEL = ("expert_parallel", "expert_model_parallel")  # how many machines shared the training
 YARN = {"factor": "factor", "original_max_position_embeddings": "original_max_position_embeddings", "beta": "beta_fast", "alpha": "beta_slow"}
 
@@ -52,8 +55,8 @@ def config(params, path):
             raise ExportError(f"{path}: {key} is {printable(value, 60)}: an object was expected")
         return value
 
-    moe, yarn, scaling, stored = block("moe"), block("yarn"), block("llama_4_scaling"), block("quantization")
-    left = {key: value for key, value in params.items() if key not in ("moe", "yarn", "llama_4_scaling", "quantization", "vision_encoder", "multimodal")}
+    moe, yarn, scaling, stored = map(block, BLOCKS)
+    left = {key: value for key, value in params.items() if key not in BLOCKS + SEEING}
     values = {"model_type": "mistral4", "rope_interleave": True, "hidden_act": "silu", **_renamed(left, KEYS)}
     if "head_dim" in values:  # of a query and key in all; transformers means something else by it
         values["qk_head_dim"] = values.pop("head_dim")

@@ -45,8 +45,8 @@ def multiplier(largest, kind):
 
 
 def kept_multiplier(tensor, ranges, kind):
-    """The multiplier with which the rows in `ranges` [(first, last + 1)] of `tensor`, integers with one scale for each 32 of a row, can be packed as they
-    are: every integer is one that `kind` has, and every scale a half. None where that is not so, and its numbers must be rounded."""
+    """The multiplier with which the rows in `ranges` [(first, last + 1)] of `tensor`, integers with one scale for each 32 of a row, can be packed as
+    they are: every integer is one that `kind` has, and every scale a half. None where that is not so, and its numbers must be rounded."""
     if tensor.group != GROUP or tensor.bits not in {Q8: (4, 8), Q4: (4,)}.get(kind, ()):
         return None
 

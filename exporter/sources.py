@@ -306,7 +306,8 @@ def read_header(file):
     """{name: Tensor} of one safetensors file: 8 bytes length of the header, the header (JSON), the tensors' bytes."""
     length = int.from_bytes(file.pread(8, 0), "little") if file.size >= 8 else 0
     if length < 2 or length > HEADER_LIMIT or length > file.size - 8:
-        raise ExportError(f"{file.path}: not a safetensors file, or cut short: its header is said to be {length} bytes long and the file has {file.size}")
+        raise ExportError(f"{file.path}: not a safetensors file, or cut short: its header is said to be {length} bytes long, "
+                          f"and the file has {file.size}")
     header = parse_json(file.pread(length, 8), file.path)
     header.pop("__metadata__", None)
     return {name: _tensor(file, 8 + length, name, entry) for name, entry in header.items()}

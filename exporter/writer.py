@@ -87,8 +87,8 @@ class Output:
 
 
 def write_checkpoint(out, config, tokenizer, chat, entries, tensors):
-    """`tensors`: for each entry an iterable of (scale, codebook, bytes), its pieces in order; the first two are the same for all pieces of a tensor, and
-    the codebook is empty if it is not Q4. `tokenizer`, `chat`: their sections as bytes, or empty."""
+    """`tensors`: for each entry an iterable of (scale, codebook, bytes), its pieces in order; scale and codebook (empty if it is not Q4) are the same
+    in all pieces of a tensor. `tokenizer`, `chat`: their sections as bytes, or empty."""
     config_bytes = config.packed()
     tokenizer_at, chat_at, table_at, data_at, offsets, file_bytes = layout(entries, len(config_bytes), len(tokenizer), len(chat))
     table = []
