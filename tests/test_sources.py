@@ -84,7 +84,8 @@ def write_gguf(tmp_path):
         yarn = config["rope_scaling"]
         for key, value in {
                 "block_count": config["num_hidden_layers"], "context_length": config["max_position_embeddings"],
-                "embedding_length": config["hidden_size"], "feed_forward_length": config["intermediate_size"], "head_count": config["num_attention_heads"], "kv_lora_rank": r,
+                "embedding_length": config["hidden_size"], "feed_forward_length": config["intermediate_size"],
+                "head_count": config["num_attention_heads"], "kv_lora_rank": r,
                 "rope_dimension_count": p, "layer_norm_rms_eps": config["rms_norm_eps"], "rope_freq_base": float(config["rope_theta"]),
                 "expert_count": config["n_routed_experts"], "expert_used_count": config["num_experts_per_tok"],
                 "expert_shared_count": config["n_shared_experts"], "expert_feed_forward_length": config["moe_intermediate_size"],
@@ -236,7 +237,8 @@ def test_what_a_gguf_leaves_out():
             "rope.dimension_count": 64, "attention.head_count": 64, "embedding_length": 7168, "block_count": 61, "attention.q_lora_rank": 1536,
             "attention.kv_lora_rank": 512, "attention.key_length": 192, "attention.value_length": 128, "feed_forward_length": 18432,
             "context_length": 131072, "attention.layer_norm_rms_epsilon": 1e-6, "rope.freq_base": 50000.0, "expert_count": 384,
-            "expert_used_count": 8, "expert_shared_count": 1, "expert_feed_forward_length": 2048, "leading_dense_block_count": 1, "rope.scaling.type": "yarn",
+            "expert_used_count": 8, "expert_shared_count": 1, "expert_feed_forward_length": 2048, "leading_dense_block_count": 1,
+            "rope.scaling.type": "yarn",
             "rope.scaling.factor": 32.0, "rope.scaling.original_context_length": 4096, "rope.scaling.yarn_log_multiplier": 0.1}.items()}}
     values, notes = gguf_config.config(Source)
     assert values["rope_scaling"]["beta_fast"] == 1 and values["rope_scaling"]["mscale_all_dim"] == 1  # Kimi-K2's
