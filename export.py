@@ -219,7 +219,11 @@ def export_source(path, out_path, type_name, mtp, rotation):
     config.fields["mtp_layers"] = int(mtp)
     entries = make_plan(config, type_name, source.tensors.__contains__, mtp, rotation)
     check_plan(entries, source, mtp)
-    tokenizer = compiled_tokenizer(directory) if directory else b""
+    tokenizer = b""
+    if directory:
+        tokenizer = compiled_tokenizer(directory)
+    else:
+        warn(f"{path}: the tokenizer in it is not read: the checkpoint takes --ids alone as a prompt")
     with Output(out_path) as out, ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
             tensors = source_tensors(entries, source, pool, Progress(sum(map(tensor_bytes, entries))))
