@@ -1,21 +1,25 @@
 #!/usr/bin/env python3
-"""Makes model.bin, the checkpoint that ./run reads, out of a Hugging Face directory, or one with random weights out of a published shape.
+"""Makes model.bin, the checkpoint that ./run reads, out of a published model, or one with random weights out of a published shape.
 
     python export.py SOURCE OUT [--type mixed|f32|bf16|q8|q4] [--mtp] [--no-rotation]
     python export.py --random SHAPE OUT [--layers N] [--type ...] [--seed N]
 
-Streams: whatever the model's size, a few slabs of rows are in memory at a time. Refuses what it does not understand. The parts, in exporter/:
-sources.py reads safetensors, config.py the configuration, tokenizer.py the tokenizer; plan.py lists the checkpoint's tensors;
-quantise.py packs them; writer.py writes the file; shapes.py holds the published shapes. Needs numpy.
+SOURCE is a directory as on Hugging Face (config.json and *.safetensors; or params.json and consolidated*.safetensors, Mistral's form), or a GGUF
+file. Streams: whatever the model's size, a few slabs of rows are in memory at a time. Refuses what it does not understand. The parts, in exporter/:
+sources.py reads safetensors, gguf_source.py GGUF; config.py reads the configuration, gguf_config.py and mistral.py put theirs into its words;
+tokenizer.py reads the tokenizer; plan.py lists the checkpoint's tensors; quantise.py packs them; writer.py writes the file; shapes.py holds the
+published shapes. Needs numpy.
 """
 
 import argparse
 import collections
 import itertools
 import os
+import re
 import signal
 import sys
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 
 try:
@@ -24,11 +28,13 @@ except ImportError:
     sys.exit("export.py: needs numpy: pip install numpy")
 
 from exporter import config as model_config
+from exporter import gguf_config, mistral
 from exporter.errors import ExportError, printable
-from exporter.plan import TYPE_NAMES, VECTOR, check_plan, make_plan
-from exporter.quantise import multiplier, pack
+from exporter.gguf_source import Gguf
+from exporter.plan import Q4, TYPE_NAMES, VECTOR, check_plan, make_plan
+from exporter.quantise import CODEBOOK, UNIFORM, kept_multiplier, multiplier, pack, pack_integers
 from exporter.shapes import SHAPES
-from exporter.sources import Source, read_json
+from exporter.sources import CONVERT, PICKLES, Safetensors, read_json
 from exporter.writer import Output, tensor_bytes, write_checkpoint
 
 SLAB = 1 << 16       # weights packed at once: the temporaries stay in a core's cache, and malloc reuses them
@@ -81,10 +87,15 @@ def slabs(entry):
 
 
 def scale_of(entry, source):
-    """The tensor's multiplier; looks at all its numbers, so that infinities and what is not a number are found before they are packed."""
+    """(the tensor's multiplier, is it carried over as it is?); looks at all its numbers, so that infinities and what is not a number are found before
+    they are packed."""
     if not entry.source:
-        return 1.0
-    largest = source.largest(entry.source)
+        return 1.0, False
+    if entry.keeps_groups():
+        kept = kept_multiplier(source.tensors[entry.source], entry.ranges(), entry.type)
+        if kept is not None:
+            return kept, True
+    largest = max(source.largest(entry.source, low, high) for low, high in entry.ranges())
     if entry.factor is not None:
         largest *= max(1.0, float(np.abs(entry.factor).max()))
     if entry.hadamard:
@@ -93,15 +104,23 @@ def scale_of(entry, source):
         largest *= source.largest(entry.gain)
     if largest > 3.3e38:
         raise ExportError(f"tensor {printable(entry.source)} holds {largest:g}, too large to be a weight")
-    return multiplier(largest, entry.type)
+    return multiplier(largest, entry.type), False
 
 
-def packed(entry, source, scale, m, low, high):
-    """One slab of a tensor: (scale, bytes)."""
+def packed(entry, source, scale, kept, m, low, high):
+    """One slab of a tensor: (scale, codebook, bytes)."""
+    if kept:
+        begin, end, which = entry.place(m, low, high)
+        q, scales = source.tensors[entry.source].integers(begin, end)
+        return scale, codebook(entry, UNIFORM), pack_integers(q[which], scales[which] / np.float32(scale), entry.type)
     values = entry.load(source, m, low, high)
     if entry.type == VECTOR:
-        return 1.0, np.ascontiguousarray(values, np.float32)
-    return scale, pack(values * np.float32(1 / scale) if scale != 1 else values, entry.type)
+        return 1.0, b"", np.ascontiguousarray(values, np.float32)
+    return scale, codebook(entry, CODEBOOK), pack(values * np.float32(1 / scale) if scale != 1 else values, entry.type)
+
+
+def codebook(entry, values):
+    return values.tobytes() if entry.type == Q4 else b""
 
 
 def source_tensors(entries, source, pool, progress):
@@ -111,7 +130,7 @@ def source_tensors(entries, source, pool, progress):
     def work():
         for entry, scale in zip(entries, in_order(pool, ((scale_of, entry, source) for entry in entries), ahead)):
             for slab in slabs(entry):
-                yield packed, entry, source, scale, *slab
+                yield packed, entry, source, *scale, *slab
 
     done = in_order(pool, work(), ahead)
     for entry in entries:
@@ -138,7 +157,7 @@ def random_tensors(entries, seed, progress):
 
     def pieces(entry):
         if entry.type == VECTOR:
-            yield 1.0, random_vector(entry)
+            yield 1.0, b"", random_vector(entry)
             return
         key = entry.type, entry.cols
         if key not in panels:
@@ -147,9 +166,9 @@ def random_tensors(entries, seed, progress):
         for _, low, high in slabs(entry):
             whole, rest = divmod(high - low, 16)
             if whole:
-                yield scale, panels[key][random.integers(RANDOM_PANELS, size=whole)]
+                yield scale, codebook(entry, CODEBOOK), panels[key][random.integers(RANDOM_PANELS, size=whole)]
             if rest:
-                yield scale, draw(entry, rest)
+                yield scale, codebook(entry, CODEBOOK), draw(entry, rest)
 
     for entry in entries:
         yield pieces(entry)
@@ -170,18 +189,41 @@ def compiled_tokenizer(directory):
     return section or b""
 
 
-def export_source(directory, out_path, type_name, mtp, rotation):
-    config_path = os.path.join(directory, "config.json")
-    source = Source(directory)
-    values = read_json(config_path)
-    name = os.path.basename(os.path.abspath(directory))
-    config = model_config.parse(values, name, config_path, lambda suffix: any(n.endswith(suffix) for n in source.tensors))
+def open_source(path):
+    """(source, its config.json or what that would say, where that is written, the directory with other texts or None)."""
+    if os.path.isfile(path):
+        if path.endswith(PICKLES):
+            raise ExportError(f"{path}: {CONVERT}")
+        if path.endswith(".safetensors"):
+            raise ExportError(f"{path}: give the directory that it is in: config.json is needed, too")
+        source = Gguf(path)
+        values, assumed = gguf_config.config(source)
+        if assumed:
+            warn(f"{path} does not say, and no published model has its shape; taken: {', '.join(assumed)}")
+        return source, values, path, None
+    if not os.path.isdir(path):
+        raise ExportError(f"{path}: no such directory or file")
+    config_path, params_path = os.path.join(path, "config.json"), os.path.join(path, "params.json")
+    if os.path.exists(params_path) and not os.path.exists(config_path):
+        source = Safetensors(path, "consolidated", mistral.transformers_name)
+        return source, mistral.config(read_json(params_path), params_path), params_path, path
+    return Safetensors(path), read_json(config_path), config_path, path
+
+
+def export_source(path, out_path, type_name, mtp, rotation):
+    source, values, config_path, directory = open_source(path)
+    name = re.sub(r"(-\d{5}-of-\d{5})?\.gguf$", "", os.path.basename(os.path.abspath(path)))
+    config = model_config.parse(values, name, config_path, source.has)
     model_config.text_fields(config, values, directory)
-    source.block = config.block
+    source.decode(config.block)
     config.fields["mtp_layers"] = int(mtp)
     entries = make_plan(config, type_name, source.tensors.__contains__, mtp, rotation)
     check_plan(entries, source, mtp)
-    tokenizer = compiled_tokenizer(directory)
+    tokenizer = b""
+    if directory:
+        tokenizer = compiled_tokenizer(directory)
+    else:
+        warn(f"{path}: the tokenizer in it is not read: the checkpoint takes --ids alone as a prompt")
     with Output(out_path) as out, ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
             tensors = source_tensors(entries, source, pool, Progress(sum(map(tensor_bytes, entries))))
@@ -207,8 +249,8 @@ class Parser(argparse.ArgumentParser):
 
 def arguments(argv):
     parser = Parser(prog="export.py", usage="export.py SOURCE OUT [options]\n       export.py --random SHAPE OUT [options]", allow_abbrev=False,
-                    description="Makes the checkpoint OUT of the Hugging Face directory SOURCE, or with random weights in a published SHAPE.")
-    parser.add_argument("paths", nargs="*", metavar="SOURCE OUT", help="directory with config.json and *.safetensors; file to write")
+                    description="Makes the checkpoint OUT of the model in SOURCE, or one with random weights in a published SHAPE.")
+    parser.add_argument("paths", nargs="*", metavar="SOURCE OUT", help="directory with config.json and *.safetensors, or GGUF file; file to write")
     parser.add_argument("--type", default="mixed", choices=["mixed", *TYPE_NAMES],
                         help="of every matrix; mixed (the default): 4 bits for MLPs and experts, 8 for the rest")
     parser.add_argument("--mtp", action="store_true", help="carry the multi-token prediction layer along")
@@ -255,6 +297,10 @@ def main(argv):
         print("export.py: out of memory", file=sys.stderr)
     except KeyboardInterrupt:
         return 130
+    except Exception as error:  # a defect of this program, whatever the source is like
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{os.path.basename(at.filename)}:{at.lineno}"
+        print(f"export.py: {type(error).__name__} at {where}: {printable(error)}; please report this", file=sys.stderr)
     return 1
 
 

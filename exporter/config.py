@@ -314,22 +314,61 @@ def _indexer(keys, layers, p):
                 index_topk=keys.integer("index_topk"), index_topk_freq=freq, index_skip_topk_offset=offset), interleave
 
 
+WHOLE = 1 << 40  # more rows and columns than a tensor has: one scale for all of it
+
+
 def _fp8_block(keys):
-    """(rows, columns) that share one scale. Other quantisations are refused."""
+    """(rows, columns) that share one scale of an FP8 tensor. Which tensors are FP8, and which four-bit integers, they say themselves."""
     values = keys.get("quantization_config", None)
     if values is None:
         return 128, 128
     if not isinstance(values, dict):
         keys.fail("quantization_config", "an object was expected")
     quant = Keys(values, f"{keys.where}: quantization_config")
-    quant.only("quant_method", "fp8")
+    if quant.only("quant_method", "fp8", "compressed-tensors") == "compressed-tensors":
+        return _compressed(quant)
     quant.only("fmt", "e4m3")
-    block = quant.get("weight_block_size")
+    block = _block(quant, "weight_block_size") if quant.get("weight_block_size", None) else (WHOLE, WHOLE)
+    quant.only("expert_dtype", "fp8")
+    # How activations are quantised elsewhere, how the scales were rounded, and which modules are not FP8 (their type says so).
+    quant.finish({"activation_scheme", "scale_fmt", "modules_to_not_convert", "modules_to_convert", "ignored_layers", "dequantize"})
+    return block
+
+
+def _block(quant, key):
+    block = quant.get(key)
     if not isinstance(block, list) or len(block) != 2 or any(type(n) is not int or not 1 <= n <= 1 << 20 for n in block):
-        quant.fail("weight_block_size", "two positive integers were expected")
-    # How activations are quantised elsewhere, how the scales were rounded, and which modules stay as they are (their type says so).
-    quant.finish({"activation_scheme", "scale_fmt", "modules_to_not_convert", "ignored_layers"})
+        quant.fail(key, "two positive integers were expected")
     return tuple(block)
+
+
+def _compressed(quant):
+    """The same of the compressed-tensors format, whose groups of modules may be FP8 or integers of four bits."""
+    groups = quant.get("config_groups")
+    if not isinstance(groups, dict) or not all(isinstance(group, dict) and isinstance(group.get("weights"), dict) for group in groups.values()):
+        quant.fail("config_groups", "groups with their weights were expected")
+    blocks = set()
+    for group in groups.values():
+        weights = Keys(group["weights"], f"{quant.where}: weights")
+        weights.only("symmetric", True)
+        weights.only("dynamic", False)
+        kind = weights.only("type", "int", "float")
+        weights.only("num_bits", 4 if kind == "int" else 8)
+        if kind == "float":
+            strategy = weights.only("strategy", "tensor", "channel", "block")
+            blocks.add(_block(weights, "block_structure") if strategy == "block" else (1 if strategy == "channel" else WHOLE, WHOLE))
+        else:
+            weights.only("strategy", "group", "channel")
+        # A group's size the shapes say; an order of columns would come with a tensor of its own.
+        weights.finish({"group_size", "block_structure", "observer", "observer_kwargs", "actorder", "scale_dtype", "zp_dtype"})
+    if len(blocks) > 1:
+        quant.fail("config_groups", "all FP8 tensors must have scales for blocks of the same size")
+    quant.only("format", None, "float-quantized", "pack-quantized", "mixed-precision")
+    quant.only("quantization_status", "compressed")
+    for key in ("sparsity_config", "transform_config"):
+        quant.only(key, {}, {"format": "dense"})
+    quant.finish({"ignore", "kv_cache_scheme", "global_compression_ratio", "version"})
+    return blocks.pop() if blocks else (128, 128)
 
 
 def parse(values, name, where="config.json", has=lambda suffix: False):
@@ -363,7 +402,7 @@ def parse(values, name, where="config.json", has=lambda suffix: False):
     config = ModelConfig(f, inv_freq.astype(np.float32), multiplier, keys.boolean("rope_interleave", True), _fp8_block(keys),
                          index_rope_interleave)
     # Begin and end tokens are text_fields()'s; MTP layers are declared by models that do not ship them, so the tensors decide.
-    keys.read.update(("bos_token_id", "eos_token_id", "num_nextn_predict_layers"))
+    keys.read.update(("bos_token_id", "add_bos_token", "eos_token_id", "num_nextn_predict_layers"))
     keys.finish(HARMLESS)
     return config
 
@@ -390,7 +429,7 @@ def text_fields(config, values, directory=None):
     if os.path.exists(tokenizer_path):
         f["add_bos_token"] = int(Keys(read_json(tokenizer_path), tokenizer_path).boolean("add_bos_token", False) and bos >= 0)
     else:
-        f["add_bos_token"] = int(bos >= 0)
+        f["add_bos_token"] = int(model.boolean("add_bos_token", True) and bos >= 0)
 
     keys = generation if generation.get("eos_token_id", None) is not None else model
     eos = keys.get("eos_token_id", [])

@@ -61,6 +61,27 @@ class Entry:
     hadamard_rows: int = 0
     gain: str = ""
 
+    def ranges(self):
+        """The source's rows that this tensor is made of: [(first, last + 1)], one of each matrix."""
+        if self.type == VECTOR:
+            return [(0, 1)]
+        starts = (self.first + m * self.stride for m in range(self.count))
+        return [(start, start + (self.cols if self.transposed else self.rows)) for start in starts]
+
+    def keeps_groups(self):
+        """Is every group of 32 columns a group of the source's columns, its numbers unchanged?"""
+        unchanged = not self.hadamard and self.factor is None and not self.transposed
+        return unchanged and self.cols % 32 == 0 and (not self.spread or self.spread[1] % 32 == 0)
+
+    def place(self, m, low, high):
+        """Where rows low .. high - 1 of matrix m are: (first, last + 1 of the source's rows, which of these)."""
+        first = self.first + m * self.stride
+        if self.order is None:
+            return first + low, first + high, slice(None)
+        wanted = first + self.order[low:high]
+        begin = int(wanted.min())
+        return begin, int(wanted.max()) + 1, wanted - begin
+
     def load(self, source, m, low, high):
         """Rows low .. high - 1 of matrix m as float32 [high - low, cols]."""
         first = self.first + m * self.stride
@@ -72,12 +93,8 @@ class Entry:
             return values if self.factor is None else values * self.factor[:, None]
         if self.transposed:
             return self.rotate_columns(source, source.rows(self.source, first, first + self.cols)).T[low:high]
-        if self.order is None:
-            values = source.rows(self.source, first + low, first + high)
-        else:
-            wanted = first + self.order[low:high]
-            begin = int(wanted.min())
-            values = source.rows(self.source, begin, int(wanted.max()) + 1)[wanted - begin]
+        begin, end, which = self.place(m, low, high)
+        values = source.rows(self.source, begin, end)[which]
         if self.hadamard_rows > low:
             values = np.concatenate([hadamard(values[:self.hadamard_rows - low].T, self.hadamard).T, values[self.hadamard_rows - low:]])
         values = self.rotate_columns(source, values)
@@ -292,8 +309,6 @@ def check_plan(entries, source, mtp):
             raise ExportError(f"{tensor.shard.path}: tensor {entry.source} has shape {list(tensor.shape)}, "
                               f"and config.json implies {list(entry.shape)}")
         used.add(entry.source)
-        if tensor.dtype == "F8_E4M3":
-            used.add(entry.source + "_scale_inv")
     layers = 1 + max((int(e.name.split(".")[1]) for e in entries if e.name.startswith("layers.")), default=-1)
     indexed = {int(e.name.split(".")[1]) for e in entries if re.fullmatch(r"layers\.\d+\.index_q", e.name)}
     left = [name for name in source.tensors if name not in used and not _ignored(name, layers, indexed, mtp)]

@@ -6,6 +6,7 @@ Whole arrays at a time, so that numpy's loops do the work; callers bring so few 
 import numpy as np
 
 from .plan import BF16, F32, Q4, Q8
+from .sources import steps
 
 PANEL, BLOCK, GROUP = 16, 64, 32
 
@@ -13,6 +14,8 @@ PANEL, BLOCK, GROUP = 16, 64, 32
 # normally distributed weights when every 32 of them have the best of all scales (found by Lloyd's alternation of "best scales for
 # the values" and "best values for the scales", then rounded). The scale may be negative: the longer side then serves either sign.
 CODEBOOK = np.array([-127, -99, -78, -61, -47, -34, -21, -9, 2, 13, 24, 36, 49, 64, 82, 105], np.int8)
+
+UNIFORM = np.arange(-8, 8, dtype=np.int8)  # the codebook of four-bit integers that are kept as the source has them
 
 # The scale of 32 weights is searched among those that put the one of largest magnitude at these values, which lie around both ends.
 TRIES = (-140, -130, -120, -110, 95, 105, 115)
@@ -24,8 +27,13 @@ def _nearest():
     return np.abs(value[:, None] - CODEBOOK.astype(np.int32)).argmin(axis=1).astype(np.uint8)
 
 
-NEAREST = _nearest()
-NEAREST_VALUE = CODEBOOK[NEAREST].astype(np.float32)
+def _pairs(table, pair):
+    """A table for one byte as one for two, seen as the type `pair`: half as many look-ups take half the time."""
+    return np.stack([np.tile(table, 256), np.repeat(table, 256)], axis=1).view(pair)[:, 0]
+
+
+NEAREST = _pairs(_nearest(), np.uint16)
+NEAREST_VALUE = _pairs(CODEBOOK[_nearest()].astype(np.float32), np.float64)
 
 
 def multiplier(largest, kind):
@@ -36,12 +44,51 @@ def multiplier(largest, kind):
     return float(2.0 ** np.clip(np.floor(np.log2(largest)) - 15, -126, 127))
 
 
+def kept_multiplier(tensor, ranges, kind):
+    """The multiplier with which the rows in `ranges` [(first, last + 1)] of `tensor`, integers with one scale for each 32 of a row, can be packed as
+    they are: every integer is one that `kind` has, and every scale a half. None where that is not so, and its numbers must be rounded."""
+    if tensor.group != GROUP or tensor.bits not in {Q8: (4, 8), Q4: (4,)}.get(kind, ()):
+        return None
+
+    def pieces():
+        return (tensor.integers(begin, end) for low, high in ranges for begin, end in steps(tensor, low, high))
+
+    def fits(scale, factor):
+        with np.errstate(all="ignore"):
+            return ((scale / factor).astype(np.float16) * factor == scale).all()
+
+    largest, one = 0.0, True
+    for q, scale in pieces():
+        if q is None or q.min(initial=0) < -127:
+            return None
+        largest, one = max(largest, float(np.abs(scale).max(initial=0))), one and fits(scale, np.float32(1))
+    if one and largest < np.inf:
+        return 1.0
+    if not 0 < largest < np.inf:
+        return None
+    factor = 2.0 ** np.clip(np.floor(np.log2(largest)) - 8, -126, 127)
+    return float(factor) if all(fits(scale, np.float32(factor)) for _, scale in pieces()) else None
+
+
+def pack_integers(q, scale, kind):
+    """The panels of integers q [rows, cols] int8 with their scales [rows, cols / 32], as they are; of Q4 with the codebook UNIFORM."""
+    q, scale = _padded(q, PANEL, BLOCK), _padded(scale.astype(np.float16), PANEL, BLOCK // GROUP)
+    return _blocks_q8(q, scale) if kind == Q8 else _blocks_q4((q.reshape(-1, GROUP).T + np.int8(8)).view(np.uint8), scale)
+
+
 def pack(x, kind):
     """x [rows, cols] float32 -> its panels as bytes [panels, bytes of a panel]."""
-    rows, cols = x.shape
-    padded = np.zeros((-(-rows // PANEL) * PANEL, -(-cols // BLOCK) * BLOCK if kind in (Q8, Q4) else cols), np.float32)
-    padded[:rows, :cols] = x
-    return {F32: _pack_f32, BF16: _pack_bf16, Q8: _pack_q8, Q4: _pack_q4}[kind](padded, cols)
+    cols = x.shape[1]
+    return {F32: _pack_f32, BF16: _pack_bf16, Q8: _pack_q8, Q4: _pack_q4}[kind](_padded(x, PANEL, BLOCK if kind in (Q8, Q4) else 1), cols)
+
+
+def _padded(x, rows, cols):
+    """x with zeros up to multiples of `rows` and `cols`."""
+    if x.shape[0] % rows == 0 and x.shape[1] % cols == 0:
+        return np.ascontiguousarray(x)
+    out = np.zeros((-(-x.shape[0] // rows) * rows, -(-x.shape[1] // cols) * cols), x.dtype)
+    out[: x.shape[0], : x.shape[1]] = x
+    return out
 
 
 def _pack_f32(x, cols):
@@ -73,8 +120,13 @@ def _inverse(scale):
 def _pack_q8(x, cols):
     groups = x.reshape(x.shape[0], -1, GROUP)
     scale = (np.maximum(groups.max(axis=2), -groups.min(axis=2)) / 127).astype(np.float16)  # rounded first, then the integers
-    q = np.clip(np.rint(groups * _inverse(scale)[:, :, None]), -127, 127)
-    return _blocks(scale, (q + 128).astype(np.uint8).reshape(x.shape).view(np.uint32), 16)
+    q = groups * _inverse(scale)[:, :, None]
+    np.clip(np.rint(q, out=q), -127, 127, out=q)
+    return _blocks_q8(q.reshape(x.shape).astype(np.int8), scale)
+
+
+def _blocks_q8(q, scale):
+    return _blocks(scale, (q.view(np.uint8) ^ 128).view(np.uint32), 16)  # weight + 128
 
 
 class Trial:
@@ -85,17 +137,19 @@ class Trial:
         self.x, self.present = x, present
         self.value, self.code = np.empty_like(x), np.empty(x.shape, np.int8)
 
-    def round(self, inverse):
-        """x * inverse as an int8, in the byte that indexes NEAREST."""
+    def round(self, inverse, clip):
+        """x * inverse as int8, two bytes at a time, which index NEAREST. Without `clip` all must be below 127.5 as they are."""
         np.multiply(self.x, inverse, out=self.value)
-        np.clip(self.value, -127, 127, out=self.value)
+        if clip:
+            np.clip(self.value, -127, 127, out=self.value)
         np.rint(self.value, out=self.value)
         np.copyto(self.code, self.value, casting="unsafe")
-        return self.code.view(np.uint8)
+        return self.code.view(np.uint16)
 
-    def fit(self, inverse):
+    def fit(self, inverse, clip=True):
         """The best scale for the codes that 1 / inverse gives, and by how much it lowers the squared error: (scale, gain)."""
-        value = np.take(NEAREST_VALUE, self.round(inverse), out=self.value, mode="clip")
+        np.take(NEAREST_VALUE, self.round(inverse, clip), out=self.value.view(np.float64), mode="clip")
+        value = self.value
         if self.present is not None:
             value *= self.present
         xv, vv = np.einsum("jn,jn->n", self.x, value), np.einsum("jn,jn->n", value, value)
@@ -108,7 +162,7 @@ class Trial:
         inverse = _inverse(np.where(top >= -bottom, top, bottom))  # of the weight of largest magnitude
         best, most = np.zeros_like(top), np.zeros_like(top)
         for value in TRIES:
-            scale, gain = self.fit(inverse * np.float32(value))
+            scale, gain = self.fit(inverse * np.float32(value), abs(value) > 127)
             best = np.where(gain > most, scale, best)
             most = np.maximum(gain, most)
         return self.fit(_inverse(best))[0].astype(np.float16)
@@ -122,7 +176,11 @@ def _pack_q4(x, cols):
         present = np.broadcast_to(np.arange(x.shape[1]) < cols, x.shape).reshape(-1, GROUP).T.astype(np.float32)
     trial = Trial(groups, present)
     scale = trial.search()
-    codes = np.take(NEAREST, trial.round(_inverse(scale)), mode="clip")
+    return _blocks_q4(np.take(NEAREST, trial.round(_inverse(scale), True), mode="clip").view(np.uint8), scale.reshape(rows, -1))
+
+
+def _blocks_q4(codes, scale):
+    """codes [32, rows * groups]"""
     pairs = codes[:16] | codes[16:] << 4  # byte i: columns i and 16 + i
     words = np.ascontiguousarray(pairs.T).view(np.uint32)  # [rows * groups, 4 words]
-    return _blocks(scale.reshape(rows, -1), words.reshape(rows, -1), 8)
+    return _blocks(scale, words.reshape(scale.shape[0], -1), 8)

@@ -1,10 +1,12 @@
-"""A Hugging Face directory as a set of named tensors.
+"""Safetensors as a set of named tensors, and what every source has in common.
 
-Reads safetensors (own parser of the header: nothing in the file is believed before it is checked), one file or many, and hands
-out rows of a tensor as float32, whatever the stored type: F32, F16, BF16 or FP8 E4M3 with one scale per block. It reads what it is
-asked for and keeps nothing, so memory does not grow with the model. It knows no model: names and shapes are plan.py's.
+A source hands out rows of a tensor as float32, whatever the stored type: F32, F16, BF16, FP8 E4M3 with its scales, four-bit integers with theirs.
+Integers that stand in groups with one scale can also be had as they are. Own parser of the header: nothing in a file is believed before it
+is checked. It reads what it is asked for and keeps nothing, so memory does not grow with the model. It knows no model: names and shapes are
+plan.py's. GGUF files are gguf_source.py's, Mistral's own names mistral.py's; pickles are refused, because reading one runs the code in it.
 """
 
+import copy
 import json
 import math
 import os
@@ -16,13 +18,21 @@ from .errors import ExportError, printable
 
 HEADER_LIMIT = 100_000_000  # bytes of JSON; the safetensors library has the same limit
 JSON_LIMIT = 200_000_000    # an index of a 1T model is 20 MB
-CHUNK = 1 << 20             # elements read at once when a whole tensor is looked at
+CHUNK = 1 << 18             # elements read at once when a whole tensor is looked at
 
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I64": 8, "I32": 4, "I16": 2, "I8": 1,
               "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1}
-READABLE = {"F32": np.dtype("<u4"), "F16": np.dtype("<u2"), "BF16": np.dtype("<u2"), "F8_E4M3": np.dtype("u1")}
-# Bits without the sign: from this value on they are infinite or not a number.
-NOT_FINITE = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80, "F8_E4M3": 0x7F}
+READABLE = {"F32": np.dtype("<u4"), "F16": np.dtype("<u2"), "BF16": np.dtype("<u2"), "F8_E4M3": np.dtype("u1"), "F8_E8M0": np.dtype("u1")}
+# Bits without the sign (E8M0 has none): from this value on they are infinite or not a number.
+NOT_FINITE = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80, "F8_E4M3": 0x7F, "F8_E8M0": 0xFF}
+MAGNITUDE = {"F32": 0x7FFFFFFF, "F16": 0x7FFF, "BF16": 0x7FFF, "F8_E4M3": 0x7F, "F8_E8M0": 0xFF}
+
+# Scales of activations: how other programs round what flows through the model, and no part of it.
+OF_ACTIVATIONS = ("activation_scale", ".input_scale", ".output_scale", ".qscale_act", ".k_scale", ".v_scale")
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+CONVERT = ("PyTorch's pickles are not read, because reading one runs the code in it; have transformers write safetensors: "
+           'AutoModelForCausalLM.from_pretrained("SOURCE", dtype="auto").save_pretrained("NEW")')
 
 
 def _e4m3_table():
@@ -35,12 +45,22 @@ def _e4m3_table():
 
 
 E4M3 = _e4m3_table()
+E8M0 = np.append(2.0 ** np.arange(-127, 128), np.nan).astype(np.float32)  # powers of two alone; 0xFF is not a number
+
+
+def _unique(pairs):
+    """A JSON object whose keys differ: which of two equal ones holds, readers decide differently."""
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(key for key in value if keys.count(key) > 1)!r} is there twice")
+    return value
 
 
 def parse_json(text, path):
     """`text` (bytes) as a JSON object."""
     try:
-        value = json.loads(text.decode("utf-8"))
+        value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
     except RecursionError:
         raise ExportError(f"{path}: JSON nested too deeply; is this file damaged?") from None
     except ValueError as error:  # of UTF-8 or of JSON
@@ -61,21 +81,11 @@ def read_json(path, required=True):
     return parse_json(text, path)
 
 
-class Shard:
-    """One safetensors file: 8 bytes length of the header, the header (JSON), the tensors' bytes."""
-
+class File:
     def __init__(self, path):
         self.path = path
         self.file = open(path, "rb", buffering=0)
-        size = os.fstat(self.file.fileno()).st_size
-        length = int.from_bytes(self.pread(8, 0), "little") if size >= 8 else 0
-        if length < 2 or length > HEADER_LIMIT or length > size - 8:
-            raise ExportError(f"{path}: not a safetensors file, or cut short: its header is said to be {length} bytes long and the file has {size}")
-        self.data = 8 + length
-        self.bytes = size - self.data
-        header = parse_json(self.pread(length, 8), path)
-        header.pop("__metadata__", None)
-        self.tensors = {name: Tensor(self, name, entry) for name, entry in header.items()}
+        self.size = os.fstat(self.file.fileno()).st_size
 
     def pread(self, count, offset):
         """Exactly `count` bytes. Thread-safe, and unlike a mapping no crash when the file shrinks meanwhile."""
@@ -92,128 +102,250 @@ class Shard:
 class Tensor:
     """Where one tensor lies. `rows` are all dimensions but the last, flattened; a vector is one row."""
 
-    def __init__(self, shard, name, entry):
-        def fail(what):
-            raise ExportError(f"{shard.path}: tensor {printable(name)}: {what}")
+    bits, group = 0, 0  # of a tensor of integers: 4 or 8, and how many of a row share one scale
 
-        def naturals(value, count=None):
-            right_length = isinstance(value, list) and len(value) in ([count] if count else range(9))
-            return right_length and all(type(n) is int and 0 <= n < 1 << 60 for n in value)
-
-        if not isinstance(entry, dict) or not naturals(entry.get("shape")) or not naturals(entry.get("data_offsets"), 2):
-            fail("its header entry is damaged")
-        dtype, shape, (begin, end) = entry.get("dtype"), entry["shape"], entry["data_offsets"]
-        if dtype not in ITEM_BYTES:
-            fail(f"unknown type {printable(dtype)}")
-        if begin > end or end > shard.bytes:
-            fail(f"lies at {begin} .. {end} of {shard.bytes} bytes of data: the file is cut short or damaged; download it again")
-        if math.prod(shape) * ITEM_BYTES[dtype] != end - begin:
-            fail(f"shape {shape} of {dtype} does not take {end - begin} bytes")
-        self.shard, self.name, self.dtype, self.shape = shard, name, dtype, tuple(shape)
-        self.offset = shard.data + begin
+    def __init__(self, shard, name, dtype, shape, offset):
+        self.shard, self.name, self.dtype, self.shape, self.offset = shard, name, dtype, tuple(shape), offset
         self.cols = shape[-1] if shape else 1
         self.rows = math.prod(shape[:-1])
+        self.row_bytes = self.cols * ITEM_BYTES.get(dtype, 0)  # other types set their own
 
-    def bits(self, low, high):
+    def fail(self, what):
+        raise ExportError(f"{self.shard.path}: tensor {printable(self.name)}{what}")
+
+    def part(self, first, rows):
+        """`rows` rows from `first` on as a matrix of their own."""
+        part = copy.copy(self)
+        part.shape, part.rows, part.offset = (rows, self.cols), rows, self.offset + first * self.row_bytes
+        return part
+
+    def raw(self, low, high):
+        """The bytes of rows low .. high - 1 [high - low, bytes of a row]."""
+        data = self.shard.pread((high - low) * self.row_bytes, self.offset + low * self.row_bytes)
+        return np.frombuffer(data, np.uint8).reshape(high - low, self.row_bytes)
+
+    def stored(self, low, high):
         """Rows low .. high - 1 as stored, as unsigned integers."""
         if self.dtype not in READABLE:
-            raise ExportError(f"{self.shard.path}: tensor {printable(self.name)}: type {self.dtype} cannot be read; F32, F16, BF16 and F8_E4M3 can")
-        dtype = READABLE[self.dtype]
-        row_bytes = self.cols * dtype.itemsize
-        raw = self.shard.pread((high - low) * row_bytes, self.offset + low * row_bytes)
-        return np.frombuffer(raw, dtype).reshape(high - low, self.cols)
+            self.fail(f": type {self.dtype} cannot be read; F32, F16, BF16 and F8_E4M3 can")
+        return self.raw(low, high).view(READABLE[self.dtype])
 
     def floats(self, low, high):
-        bits = self.bits(low, high)
-        if self.dtype == "BF16":
-            return (bits.astype(np.uint32) << 16).view(np.float32)
-        if self.dtype == "F16":
-            return bits.view(np.float16).astype(np.float32)
-        if self.dtype == "F8_E4M3":
-            return E4M3[bits]
-        return bits.view(np.float32)
+        """Rows low .. high - 1 as float32 [high - low, columns]."""
+        return self.decoded(self.stored(low, high))
 
-    def largest(self):
-        """The largest magnitude, before any scale. Refuses numbers that are not finite."""
-        mask = NOT_FINITE.get(self.dtype, 0) | (NOT_FINITE.get(self.dtype, 1) - 1)
-        step, top = max(1, CHUNK // max(1, self.cols)), 0
-        for low in range(0, self.rows, step):
-            bits = self.bits(low, min(self.rows, low + step))
-            if bits.size:
-                top = max(top, int((bits & bits.dtype.type(mask)).max()))
-        if self.dtype in NOT_FINITE and top >= NOT_FINITE[self.dtype]:
-            raise ExportError(f"{self.shard.path}: tensor {printable(self.name)} holds numbers that are infinite or not a number; "
-                              "the file is damaged")
-        if self.dtype == "F8_E4M3":
-            return float(E4M3[top])
+    def decoded(self, stored):
         if self.dtype == "BF16":
-            return float(np.array([top << 16], np.uint32).view(np.float32)[0])
-        return float(np.array([top], READABLE[self.dtype]).view(np.float32 if self.dtype == "F32" else np.float16)[0])
+            return (stored.astype(np.uint32) << 16).view(np.float32)
+        if self.dtype == "F16":
+            return stored.view(np.float16).astype(np.float32)
+        if self.dtype in ("F8_E4M3", "F8_E8M0"):
+            return np.take(E4M3 if self.dtype == "F8_E4M3" else E8M0, stored)
+        return stored.view(np.float32)
+
+    def largest(self, low, high):
+        """The largest magnitude in rows low .. high - 1. Refuses numbers that are not finite."""
+        top = 0
+        for begin, end in steps(self, low, high):
+            stored = self.stored(begin, end)
+            top = max(top, int((stored & stored.dtype.type(MAGNITUDE[self.dtype])).max(initial=0)))
+        if top >= NOT_FINITE[self.dtype]:
+            self.not_finite()
+        return float(self.decoded(np.array([top], READABLE[self.dtype]))[0])
+
+    def not_finite(self):
+        self.fail(" holds numbers that are infinite or not a number; the file is damaged")
+
+
+def steps(tensor, low, high):
+    """(first row, last row + 1) pieces of about CHUNK numbers."""
+    step = max(1, CHUNK // max(1, tensor.cols))
+    return ((begin, min(high, begin + step)) for begin in range(low, high, step))
+
+
+class Integers(Tensor):
+    """A tensor of integers [rows, cols] with one scale for each `group` of a row. A kind of it says how they are stored: integers()."""
+
+    def integers(self, low, high):
+        """Rows low .. high - 1: (int8 [high - low, columns], their scales as float32 [high - low, columns / group])."""
+        raise NotImplementedError
+
+    def floats(self, low, high):
+        integers, scale = self.integers(low, high)
+        values = integers.reshape(*scale.shape, self.group).astype(np.float32)
+        values *= scale[:, :, None]
+        return values.reshape(high - low, self.cols)
+
+    def largest(self, low, high):
+        top = 0.0
+        for begin, end in steps(self, low, high):
+            with np.errstate(all="ignore"):
+                values = self.floats(begin, end)
+                piece = float(np.maximum(values.max(initial=0), -values.min(initial=0)))  # numpy's, and not Python's, passes on what is not a number
+            if not np.isfinite(piece):
+                self.not_finite()
+            top = max(top, piece)
+        return top
+
+
+class Packed(Integers):
+    """compressed-tensors' "pack-quantized" with four bits: eight columns in an int32, first column lowest, each as value + 8."""
+
+    bits = 4
+
+    def __init__(self, name, packed, scale, shape):
+        super().__init__(packed.shard, name, "INT4", (0, 0), 0)
+        if packed.dtype != "I32" or shape.shape != (2,) or shape.dtype not in ("I32", "I64") or len(scale.shape) != 2:
+            self.fail(": only four-bit integers in words of 32 bits with their scales in rows can be read")
+        raw = shape.shard.pread(2 * ITEM_BYTES[shape.dtype], shape.offset)
+        rows, cols = (int(n) for n in np.frombuffer(raw, {"I32": "<i4", "I64": "<i8"}[shape.dtype]))
+        groups = scale.shape[1]
+        if packed.shape != (rows, -(-cols // 8)) or scale.shape[0] != rows or groups < 1 or cols < groups or cols % groups:
+            self.fail(f": {list(packed.shape)} words and {list(scale.shape)} scales do not hold {rows} x {cols} four-bit integers")
+        self.packed, self.scale, self.group = packed, scale, cols // groups
+        self.shape, self.rows, self.cols = (rows, cols), rows, cols
+
+    def integers(self, low, high):
+        pairs = self.packed.raw(low, high)
+        integers = np.stack([pairs & 15, pairs >> 4], axis=2).reshape(high - low, -1)[:, : self.cols].view(np.int8) - np.int8(8)
+        return integers, self.scale.floats(low, high)
+
+
+class Scaled(Tensor):
+    """FP8 numbers, each to be multiplied with the scale of its block (also where that is called "scale_inv"). `block` = (rows, columns) that
+    share a scale; larger than the tensor for one scale in all."""
+
+    def __init__(self, weight, scale, block):
+        super().__init__(weight.shard, weight.name, weight.dtype, weight.shape, weight.offset)
+        wanted = (*self.shape[:-2], *(-(-n // b) for n, b in zip(self.shape[-2:], block)))
+        if len(self.shape) < 2 or [n for n in scale.shape if n != 1] != [n for n in wanted if n != 1]:
+            scale.fail(f" has shape {list(scale.shape)}, and {list(self.shape)} in blocks of {block[0]} x {block[1]} needs {list(wanted)}")
+        self.block, self.scale = block, Tensor(scale.shard, scale.name, scale.dtype, wanted, scale.offset)
+
+    def scale_rows(self, rows):
+        """The rows of scales that belong to `rows` of the weights."""
+        matrix = max(1, self.shape[-2])
+        return rows // matrix * self.scale.shape[-2] + rows % matrix // self.block[0]
+
+    def floats(self, low, high):
+        values = super().floats(low, high)
+        if not values.size:
+            return values
+        at = self.scale_rows(np.arange(low, high))
+        scale = self.scale.floats(int(at[0]), int(at[-1]) + 1)[at - at[0]]
+        values *= np.repeat(scale, min(self.block[1], self.cols), axis=1)[:, : self.cols]
+        return values
+
+    def largest(self, low, high):
+        if low >= high:
+            return 0.0
+        return super().largest(low, high) * self.scale.largest(self.scale_rows(low), self.scale_rows(high - 1) + 1)
 
 
 class Source:
-    """All tensors of a directory. `block` = (rows, columns) that share one scale of an FP8 tensor."""
+    """Named tensors, by the names that transformers gives them. `directory`: where they are from, for messages; it may be a file."""
 
-    def __init__(self, directory, block=(128, 128)):
-        self.directory, self.block = directory, block
-        self.scales = {}  # of FP8 tensors: [block rows, block columns], read once
-        self.tensors = {}
-        shards, index = _shards(directory)
-        for name in shards:
-            shard = Shard(os.path.join(directory, name))
-            for tensor in shard.tensors.values():
-                if tensor.name in self.tensors:
-                    raise ExportError(f"{shard.path}: tensor {printable(tensor.name)} is also in {self.tensors[tensor.name].shard.path}")
-                self.tensors[tensor.name] = tensor
-            for tensor in index.get(name, ()):
-                if tensor not in shard.tensors:
-                    raise ExportError(f"{shard.path}: the index says that tensor {printable(tensor)} is here, and it is not; download both again")
+    def __init__(self, directory):
+        self.directory, self.tensors = directory, {}
 
-    def _scale(self, tensor):
-        """The scales of an FP8 tensor, checked; weight = fp8 * scale of its block ("weight_scale_inv", and yet a factor)."""
-        if tensor.name not in self.scales:
-            name = tensor.name + "_scale_inv"
-            scale = self.tensors.get(name)
-            if scale is None:
-                raise ExportError(f"{tensor.shard.path}: tensor {printable(tensor.name)} is FP8 and {printable(name)} is missing")
-            wanted = tuple(-(-n // b) for n, b in zip(tensor.shape, self.block))
-            if len(tensor.shape) != 2 or scale.shape != wanted:
-                raise ExportError(f"{scale.shard.path}: tensor {printable(name)} has shape {list(scale.shape)}, and {list(tensor.shape)} "
-                                  f"in blocks of {self.block[0]} x {self.block[1]} needs {list(wanted)}")
-            scale.largest()
-            self.scales[tensor.name] = scale.floats(0, scale.rows)
-        return self.scales[tensor.name]
+    def has(self, suffix):
+        """Is there a tensor whose name ends so?"""
+        return any(name.removesuffix("_packed").endswith(suffix) for name in self.tensors)
 
-    def largest(self, name):
-        """An upper bound of the magnitudes in a tensor; refuses infinities and what is not a number."""
-        tensor = self.tensors[name]
-        bound = tensor.largest()
-        return bound * float(np.abs(self._scale(tensor)).max(initial=0)) if tensor.dtype == "F8_E4M3" else bound
+    def add(self, name, tensor):
+        if name in self.tensors:
+            raise ExportError(f"{tensor.shard.path}: tensor {printable(name)} is also in {self.tensors[name].shard.path}")
+        self.tensors[name] = tensor
 
     def rows(self, name, low, high):
         """Rows low .. high - 1 as float32 [high - low, columns]."""
-        tensor = self.tensors[name]
-        values = tensor.floats(low, high)
-        if tensor.dtype == "F8_E4M3":
-            scale = self._scale(tensor)[np.arange(low, high) // self.block[0]]
-            values *= np.repeat(scale, self.block[1], axis=1)[:, : tensor.cols]
-        return values
+        return self.tensors[name].floats(low, high)
+
+    def largest(self, name, low=0, high=1):
+        """An upper bound of the magnitudes in rows low .. high - 1; refuses infinities and what is not a number."""
+        return self.tensors[name].largest(low, high)
+
+    def decode(self, block):
+        """Puts what a quantised tensor is made of behind its one name. `block` = (rows, columns) that share one scale of an FP8 tensor."""
+        for name in [name for name in self.tensors if name.endswith(OF_ACTIVATIONS)]:
+            del self.tensors[name]
+        for name, tensor in list(self.tensors.items()):
+            if name.endswith("_packed"):
+                whole = name.removesuffix("_packed")
+                scale, shape = self._part(tensor, whole, "_scale"), self._part(tensor, whole, "_shape")
+                self.add(whole, Packed(whole, self.tensors.pop(name), scale, shape))
+            elif tensor.dtype == "F8_E4M3":
+                self.tensors[name] = Scaled(tensor, self._part(tensor, name, "_scale_inv", "_scale"), block)
+
+    def _part(self, tensor, name, *suffixes):
+        for suffix in suffixes:
+            if name + suffix in self.tensors:
+                return self.tensors.pop(name + suffix)
+        tensor.fail(f" is {tensor.dtype}, and {printable(name + suffixes[0])} is missing")
 
 
-def _shards(directory):
+class Safetensors(Source):
+    """The safetensors of a directory: `stem`.safetensors, or what `stem`.safetensors.index.json lists, or all that there are. `rename`: a tensor's
+    name -> what transformers calls it, or None for one that is left behind."""
+
+    def __init__(self, directory, stem="model", rename=lambda name: name):
+        super().__init__(directory)
+        shards, index = _shards(directory, stem)
+        for shard in shards:
+            tensors = read_header(File(os.path.join(directory, shard)))
+            for name, tensor in tensors.items():
+                if rename(name) is not None:
+                    self.add(rename(name), tensor)
+            for name in index.get(shard, ()):
+                if name not in tensors:
+                    raise ExportError(f"{os.path.join(directory, shard)}: the index says that tensor {printable(name)} is here, and it is not; "
+                                      "download both again")
+
+
+def read_header(file):
+    """{name: Tensor} of one safetensors file: 8 bytes length of the header, the header (JSON), the tensors' bytes."""
+    length = int.from_bytes(file.pread(8, 0), "little") if file.size >= 8 else 0
+    if length < 2 or length > HEADER_LIMIT or length > file.size - 8:
+        raise ExportError(f"{file.path}: not a safetensors file, or cut short: its header is said to be {length} bytes long, "
+                          f"and the file has {file.size}")
+    header = parse_json(file.pread(length, 8), file.path)
+    header.pop("__metadata__", None)
+    return {name: _tensor(file, 8 + length, name, entry) for name, entry in header.items()}
+
+
+def _tensor(file, data, name, entry):
+    """The header's `entry` as a Tensor; the tensors' bytes begin at `data`."""
+    def fail(what):
+        raise ExportError(f"{file.path}: tensor {printable(name)}: {what}")
+
+    def naturals(value, count=None):
+        right_length = isinstance(value, list) and len(value) in ([count] if count else range(9))
+        return right_length and all(type(n) is int and 0 <= n < 1 << 60 for n in value)
+
+    if not isinstance(entry, dict) or not naturals(entry.get("shape")) or not naturals(entry.get("data_offsets"), 2):
+        fail("its header entry is damaged")
+    dtype, shape, (begin, end) = entry.get("dtype"), entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
+        fail(f"unknown type {printable(dtype)}")
+    if begin > end or end > file.size - data:
+        fail(f"lies at {begin} .. {end} of {file.size - data} bytes of data: the file is cut short or damaged; download it again")
+    if math.prod(shape) * ITEM_BYTES[dtype] != end - begin:
+        fail(f"shape {shape} of {dtype} does not take {end - begin} bytes")
+    return Tensor(file, name, dtype, shape, data + begin)
+
+
+def _shards(directory, stem):
     """(the files to read, {file: tensors that the index says are in it})."""
-    index_path = os.path.join(directory, "model.safetensors.index.json")
-    try:
-        files = sorted(name for name in os.listdir(directory) if name.endswith(".safetensors"))
-    except NotADirectoryError:
-        raise ExportError(f"{directory}: not a directory; give the directory that holds config.json and *.safetensors") from None
-    except FileNotFoundError:
-        raise ExportError(f"{directory}: no such directory") from None
-    if "model.safetensors" in files:
-        return ["model.safetensors"], {}
+    index_path = os.path.join(directory, f"{stem}.safetensors.index.json")
+    names = os.listdir(directory)
+    # Some models come in both forms, transformers' and Mistral's, in one directory.
+    files = sorted(name for name in names if name.endswith(".safetensors") and name.startswith("consolidated") == (stem == "consolidated"))
+    if f"{stem}.safetensors" in files:
+        return [f"{stem}.safetensors"], {}
     if not os.path.exists(index_path):
         if not files:
-            raise ExportError(f"{directory}: no *.safetensors in it")
+            pickles = [name for name in names if name.endswith(PICKLES)]
+            raise ExportError(f"{directory}: no *.safetensors in it" + (f", but {printable(pickles[0])}: {CONVERT}" if pickles else ""))
         _complete(directory, files)
         return files, {}
     index = {}
@@ -231,11 +363,15 @@ def _shards(directory):
     return sorted(index), index
 
 
+def parts(name, ending):
+    """The files that belong together with one named ...-00001-of-00003`ending`, in order; [name] for another."""
+    match = re.fullmatch(r"(.*-)(\d{5})-of-(\d{5})" + re.escape(ending), name)
+    return [f"{match.group(1)}{i:05d}-of-{match.group(3)}{ending}" for i in range(1, int(match.group(3)) + 1)] if match else [name]
+
+
 def _complete(directory, files):
     """Files named ...-00001-of-00003 must be all there."""
     for name in files:
-        match = re.fullmatch(r"(.*-)(\d{5})-of-(\d{5})\.safetensors", name)
-        for i in range(1, min(int(match.group(3)), 100_000) + 1) if match else ():
-            wanted = f"{match.group(1)}{i:05d}-of-{match.group(3)}.safetensors"
+        for wanted in parts(name, ".safetensors"):
             if wanted not in files:
                 raise ExportError(f"{directory}: {wanted} is missing; download the model completely")

@@ -11,7 +11,7 @@ import zlib
 
 from .errors import ExportError
 from .plan import BF16, F32, Q4, Q8, VECTOR
-from .quantise import CODEBOOK, PANEL
+from .quantise import PANEL
 
 MAGIC, VERSION = b"MLA.C\r\n\x1a", 2
 HEADER = struct.Struct("<8sIIQQIIII16x")           # FileHeader
@@ -87,18 +87,18 @@ class Output:
 
 
 def write_checkpoint(out, config, tokenizer, chat, entries, tensors):
-    """`tensors`: for each entry an iterable of (scale, bytes), its pieces in order. `tokenizer`, `chat`: their sections as bytes, or empty."""
+    """`tensors`: for each entry an iterable of (scale, codebook, bytes), its pieces in order; scale and codebook (empty if it is not Q4) are the same
+    in all pieces of a tensor. `tokenizer`, `chat`: their sections as bytes, or empty."""
     config_bytes = config.packed()
     tokenizer_at, chat_at, table_at, data_at, offsets, file_bytes = layout(entries, len(config_bytes), len(tokenizer), len(chat))
     table = []
     for entry, offset, pieces in zip(entries, offsets, tensors):
         out.seek(offset)
         checksum = written = 0
-        for scale, piece in pieces:
+        for scale, codebook, piece in pieces:
             out.write(piece)
             checksum, written = zlib.crc32(piece, checksum), written + piece.nbytes
         assert written == tensor_bytes(entry), entry.name
-        codebook = CODEBOOK.tobytes() if entry.type == Q4 else b""
         table.append(TENSOR.pack(entry.name.encode(), offset, written, entry.type, entry.count, entry.rows, entry.cols, scale, checksum, codebook))
     front = bytearray(data_at)
     front[HEADER.size : HEADER.size + len(config_bytes)] = config_bytes

@@ -144,11 +144,15 @@ def tensors():
 
 
 def safetensors(arrays):
-    """The bytes of a file that holds `arrays`: float32 as BF16, uint8 as FP8, except names that end in _inv or bias, F32."""
+    """The bytes of a file that holds `arrays`: (type, bits), or float32 as BF16, uint8 as FP8, except names that end in _inv or bias, F32."""
     header, data = {}, b""
     for name, x in arrays.items():
-        kind = "F8_E4M3" if x.dtype == np.uint8 else "F32" if name.endswith(("_inv", "bias")) else "BF16"
-        raw = to_bf16(x).tobytes() if kind == "BF16" else x.tobytes()
+        if isinstance(x, tuple):
+            kind, x = x
+            raw = x.tobytes()
+        else:
+            kind = "F8_E4M3" if x.dtype == np.uint8 else "F32" if name.endswith(("_inv", "bias")) else "BF16"
+            raw = to_bf16(x).tobytes() if kind == "BF16" else x.tobytes()
         header[name] = {"dtype": kind, "shape": list(x.shape), "data_offsets": [len(data), len(data) + len(raw)]}
         data += raw
     text = json.dumps(header).encode()
@@ -175,6 +179,7 @@ def export(tmp_path, capsys):
 
     def run(*arguments):
         out = tmp_path / "model.bin"
+        out.unlink(missing_ok=True)
         paths = [arguments[0], out] if not str(arguments[0]).startswith("-") else [out]
         status = command.main([*map(str, paths), *map(str, arguments[1:] if len(paths) == 2 else arguments)])
         message = [line for line in capsys.readouterr().err.splitlines() if "warning" not in line]
