@@ -87,6 +87,7 @@ def scale_of(entry, source):
     largest = source.largest(entry.source)
     if entry.factor is not None:
         largest *= max(1.0, float(np.abs(entry.factor).max()))
+    largest *= max(1.0, entry.times)
     if entry.hadamard:
         largest *= entry.hadamard ** 0.5  # more than any does become, but a scale has room
     if entry.gain:
@@ -173,14 +174,14 @@ def compiled_tokenizer(directory):
 def export_source(directory, out_path, type_name, mtp, rotation):
     config_path = os.path.join(directory, "config.json")
     source = Source(directory)
-    values = read_json(config_path)
+    values = model_config.language_model(read_json(config_path), config_path)
     name = os.path.basename(os.path.abspath(directory))
     config = model_config.parse(values, name, config_path, lambda suffix: any(n.endswith(suffix) for n in source.tensors))
     model_config.text_fields(config, values, directory)
     source.block = config.block
     config.fields["mtp_layers"] = int(mtp)
     entries = make_plan(config, type_name, source.tensors.__contains__, mtp, rotation)
-    check_plan(entries, source, mtp)
+    check_plan(entries, source, config, mtp)
     tokenizer = compiled_tokenizer(directory)
     with Output(out_path) as out, ThreadPoolExecutor(os.cpu_count()) as pool:
         try:

@@ -24,6 +24,9 @@ READABLE = {"F32": np.dtype("<u4"), "F16": np.dtype("<u2"), "BF16": np.dtype("<u
 # Bits without the sign: from this value on they are infinite or not a number.
 NOT_FINITE = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80, "F8_E4M3": 0x7F}
 
+INSIDE = "language_model."  # begins the names of a language model's tensors where they are part of a model that sees
+SEEING = ("vision_tower.", "vision_model.", "mm_projector.", "multi_modal_projector.")
+
 
 def _e4m3_table():
     """The 256 values of FP8 E4M3 "fn": bias 7, largest 448, no infinity, 0x7F and 0xFF not a number."""
@@ -168,6 +171,15 @@ class Source:
             for tensor in index.get(name, ()):
                 if tensor not in shard.tensors:
                     raise ExportError(f"{shard.path}: the index says that tensor {printable(tensor)} is here, and it is not; download both again")
+        if any(name.startswith(INSIDE) for name in self.tensors):
+            self._take_out()
+
+    def _take_out(self):
+        """A language model inside a larger one: its tensors get the names that they have alone, and what sees is left behind."""
+        tensors = [tensor for name, tensor in self.tensors.items() if not name.startswith(SEEING)]
+        for tensor in tensors:
+            tensor.name = tensor.name.removeprefix(INSIDE)
+        self.tensors = {tensor.name: tensor for tensor in tensors}
 
     def _scale(self, tensor):
         """The scales of an FP8 tensor, checked; weight = fp8 * scale of its block ("weight_scale_inv", and yet a factor)."""
