@@ -123,7 +123,8 @@ def source_tensors(entries, source, pool, progress):
 def random_vector(entry):
     if entry.constant is not None:
         return entry.constant
-    return (np.zeros if entry.name.endswith("router_bias") else np.ones)(entry.rows, np.float32)  # the others are norms
+    # a bias is there, and prefers none; the others are norms
+    return np.full(entry.rows, 2.0**-10 if entry.name.endswith("router_bias") else 1.0, np.float32)
 
 
 def random_tensors(entries, seed, progress):
@@ -226,8 +227,12 @@ def arguments(argv):
         parser.error("--layers and --seed go with --random")
     if args.random and (args.mtp or args.no_rotation):
         parser.error(f"{'--mtp' if args.mtp else '--no-rotation'} does not go with --random")
-    if args.random and args.layers is not None and not 1 <= args.layers <= SHAPES[args.random]["num_hidden_layers"]:
-        parser.error(f"--layers {args.layers}: {args.random} has {SHAPES[args.random]['num_hidden_layers']}")
+    if args.random and args.layers is not None:
+        shape = model_config.parse(SHAPES[args.random], args.random)
+        if not 1 <= args.layers <= shape.num_hidden_layers:
+            parser.error(f"--layers {args.layers}: {args.random} has {shape.num_hidden_layers}")
+        if shape.shortcut_moe and args.layers % 2:
+            parser.error(f"--layers {args.layers}: the layers of {args.random} are pairs, give an even number")
     if args.seed is not None and args.seed < 0:
         parser.error(f"--seed {args.seed}: an integer from 0 on expected")
     return args
