@@ -1,7 +1,8 @@
 """config.json -> the checkpoint's Config (model.h) and what plan.py must do to the weights.
 
-A model is what its configuration's fields say; its model_type is looked at only where a key's absence means something else than elsewhere. Every key is read here, or is in the table of keys that
-cannot change the arithmetic, or is refused: an unknown key is often a feature, and leaving a feature out silently gives wrong text.
+A model is what its configuration's fields say; its model_type is looked at only where a key, or its absence, means something else
+than elsewhere. Every key is read here, or is in the table of keys that cannot change the arithmetic, or is refused: an unknown key is often a feature,
+and leaving a feature out silently gives wrong text.
 """
 
 import math
@@ -71,7 +72,8 @@ DEFAULTS = {
 
 # Of a larger model that holds a language model in its text_config: what belongs to images.
 SEEING = {"vision_config", "media_placeholder_token_id", "image_token_index", "image_token_id", "image_placeholder", "video_placeholder",
-          "use_unified_vision_chunk", "projector_hidden_act", "multimodal_projector_bias", "spatial_merge_size", "vision_feature_layer", "ignore_index"}
+          "use_unified_vision_chunk", "projector_hidden_act", "multimodal_projector_bias", "spatial_merge_size", "vision_feature_layer",
+          "ignore_index"}
 
 # The largest that ./run accepts (checkpoint.c), far above any published model.
 LIMITS = {"hidden_size": 1 << 17, "num_hidden_layers": 1 << 10, "num_attention_heads": 1 << 12, "q_lora_rank": 1 << 17, "kv_lora_rank": 1 << 14,
@@ -292,11 +294,11 @@ def _moe_layers(keys, layers):
 
 NO_INDEXER = dict(index_n_heads=0, index_head_dim=0, index_topk=0, index_topk_freq=1, index_skip_topk_offset=0)
 NO_EXPERTS = dict(n_routed_experts=0, num_experts_per_tok=0, n_shared_experts=0, moe_intermediate_size=0, first_k_dense_replace=0,
-                  moe_layer_freq=1, zero_expert_num=0, shortcut_moe=0, n_group=1, topk_group=1, scoring_func=SCORE_SOFTMAX, group_score=GROUP_MAX, norm_topk_prob=0,
-                  routed_scaling_factor=1.0)
+                  moe_layer_freq=1, zero_expert_num=0, shortcut_moe=0, n_group=1, topk_group=1, scoring_func=SCORE_SOFTMAX,
+                  group_score=GROUP_MAX, norm_topk_prob=0, routed_scaling_factor=1.0)
 EXPERT_KEYS = ["n_routed_experts", "num_experts_per_tok", "n_shared_experts", "moe_intermediate_size", "first_k_dense_replace", "moe_layer_freq",
-               "mlp_layer_types", "n_group", "topk_group", "scoring_func", "topk_method", "norm_topk_prob", "routed_scaling_factor", "zero_expert_num",
-               "zero_expert_type", "router_bias"]
+               "mlp_layer_types", "n_group", "topk_group", "scoring_func", "topk_method", "norm_topk_prob", "routed_scaling_factor",
+               "zero_expert_num", "zero_expert_type", "router_bias"]
 
 
 def _router_kind(keys, has):
@@ -344,11 +346,12 @@ def _experts(keys, layers, shortcut, has):
     if experts % groups or chosen > groups or per_token > experts // groups * chosen + zero or \
             (groups > 1 and (zero or not softmax and experts // groups < 2)):
         raise ExportError(f"{keys.where}: {per_token} of {experts} experts cannot be chosen from {chosen} of {groups} groups")
-    return dict(n_routed_experts=experts, num_experts_per_tok=per_token, n_shared_experts=keys.integer("n_shared_experts", 0, least=0),
-                moe_intermediate_size=keys.integer("moe_intermediate_size"), first_k_dense_replace=placement[0], moe_layer_freq=placement[1],
-                zero_expert_num=zero, shortcut_moe=int(shortcut),
-                n_group=groups, topk_group=chosen, scoring_func=SCORE_SOFTMAX if softmax else SCORE_SIGMOID,
-                group_score=GROUP_MAX if softmax else GROUP_TOP2_SUM, norm_topk_prob=int(normalise), routed_scaling_factor=scaling), method == "noaux_tc"
+    fields = dict(n_routed_experts=experts, num_experts_per_tok=per_token, n_shared_experts=keys.integer("n_shared_experts", 0, least=0),
+                  moe_intermediate_size=keys.integer("moe_intermediate_size"), first_k_dense_replace=placement[0], moe_layer_freq=placement[1],
+                  zero_expert_num=zero, shortcut_moe=int(shortcut), n_group=groups, topk_group=chosen,
+                  scoring_func=SCORE_SOFTMAX if softmax else SCORE_SIGMOID, group_score=GROUP_MAX if softmax else GROUP_TOP2_SUM,
+                  norm_topk_prob=int(normalise), routed_scaling_factor=scaling)
+    return fields, method == "noaux_tc"
 
 
 def _fp8_block(keys):

@@ -180,7 +180,8 @@ class Plan:
         self.matrix(name + "w_uk_t", "w_uk", r, n, transposed=True, **kv_b)
         self.matrix(name + "w_uv", "attention", v, r, first=n, **kv_b)
         # each head's values begin on a block of 32 columns, so that threads quantise what their heads found without waiting
-        self.matrix(name + "o", "attention", D, H * (-(-v // 32) * 32), source + "o_proj.weight", shape=(D, H * v), spread=(H, v), times=c.residual_factor)
+        self.matrix(name + "o", "attention", D, H * (-(-v // 32) * 32), source + "o_proj.weight", shape=(D, H * v), spread=(H, v),
+                    times=c.residual_factor)
 
     def experts(self, name, source):
         c = self.config

@@ -562,6 +562,26 @@ def test_configurations_refused(config, says, source, export):
     assert says in export(source(config))
 
 
+@pytest.mark.parametrize("name, field, value", [
+    ("minicpm3", "embed_scale", np.nan), ("plm", "hidden_act", 2), ("sandwich", "sandwich_norm", 2), ("longcat", "zero_expert_num", 1021),
+    ("plm", "zero_expert_num", 1), ("plm", "shortcut_moe", 1), ("longcat", "shortcut_moe", 2), ("sandwich", "shortcut_moe", 1), ("longcat", "n_group", 2),
+    ("longcat", "num_experts_per_tok", 8), ("longcat", "moe_layer_freq", 1), ("longcat", "sandwich_norm", 1), ("mistral4", "query_scale_span", 0),
+    ("mistral4", "query_scale_span", 33)])
+def test_fields_refused(name, field, value, export, tmp_path):
+    """Whatever a checkpoint says of its features, ./run refuses what does not fit together before it reads a weight."""
+    file, at = bytearray(export(MODELS / name).file), 64
+    for other, form in config_fields():
+        if other == field:
+            struct.pack_into("<" + form, file, at, value)
+        at += struct.calcsize("<" + form)
+    data = struct.unpack_from("<Q", file, 24)[0]
+    file[12:16] = bytes(4)
+    file[12:16] = struct.pack("<I", zlib.crc32(file[:data]))
+    (tmp_path / "model.bin").write_bytes(file)
+    with pytest.raises(RuntimeError, match="exit status 1\n.*(shortcut_moe|query_scale|" + field + ").*export it again"):
+        compare.run(tmp_path / "model.bin", "--info")
+
+
 @pytest.mark.parametrize("name, change, says", [
     ("model.layers.1.mlp.experts.3.up_proj.weight", None, "is missing"),
     ("model.layers.1.self_attn.q_norm.weight", np.ones(4, np.float32), "q_norm.weight: nothing"),
