@@ -139,7 +139,8 @@ static const char *join(char buffer[64], const char *prefix, const char *name) {
 static void read_mlp(Reader *r, Mlp *mlp, const char *prefix, size_t width) {
     char name[64];
     size_t D = r->m->config.hidden_size;
-    mlp->gate = matrix(r, join(name, prefix, "gate"), width, D);
+    if (r->m->config.hidden_act == ACT_SILU)
+        mlp->gate = matrix(r, join(name, prefix, "gate"), width, D);
     mlp->up = matrix(r, join(name, prefix, "up"), width, D);
     mlp->down = matrix(r, join(name, prefix, "down"), D, width);
 }
@@ -147,8 +148,9 @@ static void read_mlp(Reader *r, Mlp *mlp, const char *prefix, size_t width) {
 static void read_experts(Reader *r, Layer *L, const char *prefix) {
     const Config *c = &r->m->config;
     char name[64], expert[64];
-    L->router = matrix_of_kind(r, join(name, prefix, "router"), F32_MATRIX, 1, c->n_routed_experts, c->hidden_size);
-    L->router_bias = vector(r, join(name, prefix, "router_bias"), c->n_routed_experts);
+    size_t choices = router_rows(c);
+    L->router = matrix_of_kind(r, join(name, prefix, "router"), F32_MATRIX, 1, choices, c->hidden_size);
+    L->router_bias = vector(r, join(name, prefix, "router_bias"), choices);
     if (c->n_shared_experts)
         read_mlp(r, &L->mlp, join(name, prefix, "shared."), (size_t)c->n_shared_experts * c->moe_intermediate_size);
     L->experts = calloc(c->n_routed_experts, sizeof *L->experts);
@@ -193,11 +195,15 @@ static void read_layer(Reader *r, Layer *L, const char *prefix, bool moe, bool i
     L->o = matrix(r, join(name, prefix, "o"), D, H * round_up(v, 32));
     if (indexer)
         read_indexer(r, L, prefix);
+    if (c->sandwich_norm)
+        L->attention_out_norm = vector(r, join(name, prefix, "attention_out_norm"), D);
     L->post_norm = vector(r, join(name, prefix, "post_norm"), D);
+    if (!moe || c->shortcut_moe)
+        read_mlp(r, &L->mlp, prefix, c->intermediate_size);
     if (moe)
         read_experts(r, L, prefix);
-    else
-        read_mlp(r, &L->mlp, prefix, c->intermediate_size);
+    if (c->sandwich_norm)
+        L->mlp_out_norm = vector(r, join(name, prefix, "mlp_out_norm"), D);
 }
 
 /* The MTP layer is carried for programs that draft with it; this one checks it and does not run it. */
@@ -212,6 +218,17 @@ static void read_mtp(Reader *r) {
     free(unused.experts);
 }
 
+/* What queries are multiplied with: a number for each stretch of query_scale_span positions. */
+static const float *read_query_scale(Reader *r) {
+    const Config *c = &r->m->config;
+    size_t n = ((size_t)c->max_position_embeddings + c->query_scale_span - 1) / c->query_scale_span;
+    const float *scale = vector(r, "query_scale", n);
+    for (size_t i = 0; scale && i < n; i++)
+        if (!isfinite(scale[i]))
+            fail(r, "tensor query_scale holds what is not a number: %s", export_again);
+    return scale;
+}
+
 static void read_tensors(Reader *r) {
     Model *m = r->m;
     const Config *c = &m->config;
@@ -220,6 +237,8 @@ static void read_tensors(Reader *r) {
     m->head = c->tie_word_embeddings ? m->embed : matrix(r, "head", c->vocab_size, c->hidden_size);
     m->norm = vector(r, "norm", c->hidden_size);
     m->inv_freq = vector(r, "inv_freq", c->qk_rope_head_dim / 2);
+    if (c->query_scale_span)
+        m->query_scale = read_query_scale(r);
     m->layers = calloc(c->num_hidden_layers, sizeof *m->layers);
     if (!m->layers)
         fail(r, "out of memory for the table of layers");
@@ -248,10 +267,14 @@ static const char *config_error(const Config *c) {
         {"qk_rope_head_dim", c->qk_rope_head_dim, 2, 1 << 12},
         {"v_head_dim", c->v_head_dim, 1, 1 << 12},
         {"intermediate_size", c->intermediate_size, 1, 1 << 20},
+        {"hidden_act", c->hidden_act, ACT_SILU, ACT_RELU2},
+        {"sandwich_norm", c->sandwich_norm, 0, 1},
         {"vocab_size", c->vocab_size, 1, 1 << 24},
         {"max_position_embeddings", c->max_position_embeddings, 1, 1 << 24},
         {"tie_word_embeddings", c->tie_word_embeddings, 0, 1},
         {"n_routed_experts", c->n_routed_experts, 0, MAX_EXPERTS},
+        {"zero_expert_num", c->zero_expert_num, 0, c->n_routed_experts ? MAX_EXPERTS - c->n_routed_experts : 0},
+        {"shortcut_moe", c->shortcut_moe, 0, c->n_routed_experts ? 1 : 0},
         {"mtp_layers", c->mtp_layers, 0, 1},
         {"add_bos_token", c->add_bos_token, 0, c->bos_token_id >= 0},
         {"bos_token_id", (uint32_t)(c->bos_token_id + 1), 0, c->vocab_size},
@@ -271,6 +294,8 @@ static const char *config_error(const Config *c) {
     for (size_t i = 0; i < sizeof above_zero / sizeof *above_zero; i++)
         if (!(above_zero[i] > 0) || !isfinite(above_zero[i]))
             return i == 0 ? "softmax_scale" : i == 1 ? "rms_norm_eps" : "latent_norm_eps";
+    if (!isfinite(c->embed_scale))
+        return "embed_scale";
     if (!(c->temperature >= 0) || !isfinite(c->temperature))
         return "temperature";
     if (!(c->top_p > 0 && c->top_p <= 1))
@@ -282,11 +307,11 @@ static const char *moe_error(const Config *c) {
     uint32_t E = c->n_routed_experts;
     if (!E)
         return NULL;
-    if (c->n_group < 1 || c->n_group > MAX_GROUPS || E % c->n_group)
+    if (c->n_group < 1 || c->n_group > MAX_GROUPS || E % c->n_group || (c->n_group > 1 && c->zero_expert_num))
         return "n_group";
     if (c->topk_group < 1 || c->topk_group > c->n_group)
         return "topk_group";
-    if (c->num_experts_per_tok < 1 || c->num_experts_per_tok > E / c->n_group * c->topk_group)
+    if (c->num_experts_per_tok < 1 || c->num_experts_per_tok > E / c->n_group * c->topk_group + c->zero_expert_num)
         return "num_experts_per_tok";
     if (c->moe_intermediate_size < 1 || c->moe_intermediate_size > 1 << 17)
         return "moe_intermediate_size";
@@ -300,6 +325,10 @@ static const char *moe_error(const Config *c) {
         return "group_score";
     if (c->norm_topk_prob > 1)
         return "norm_topk_prob";
+    /* pairs of layers, the first with experts; what waits for the end of a pair has one buffer, and so has what waits for its norm */
+    if (c->shortcut_moe && (c->num_hidden_layers % 2 || c->published_layers % 2 || c->first_k_dense_replace || c->moe_layer_freq != 2 ||
+                            c->n_shared_experts || c->sandwich_norm))
+        return "shortcut_moe";
     return isfinite(c->routed_scaling_factor) ? NULL : "routed_scaling_factor";
 }
 

@@ -98,6 +98,7 @@ def scale_of(entry, source):
     largest = max(source.largest(entry.source, low, high) for low, high in entry.ranges())
     if entry.factor is not None:
         largest *= max(1.0, float(np.abs(entry.factor).max()))
+    largest *= max(1.0, entry.times)
     if entry.hadamard:
         largest *= entry.hadamard ** 0.5  # more than any does become, but a scale has room
     if entry.gain:
@@ -141,7 +142,9 @@ def source_tensors(entries, source, pool, progress):
 def random_vector(entry):
     if entry.constant is not None:
         return entry.constant
-    return (np.zeros if entry.name.endswith("_bias") else np.ones)(entry.rows, np.float32)  # the others are norms
+    # a router's bias is there, and prefers none; the others are norms
+    value = 2.0**-10 if entry.name.endswith("router_bias") else 0.0 if entry.name.endswith("_bias") else 1.0
+    return np.full(entry.rows, value, np.float32)
 
 
 def random_tensors(entries, seed, progress):
@@ -207,7 +210,7 @@ def open_source(path):
     if os.path.exists(params_path) and not os.path.exists(config_path):
         source = Safetensors(path, "consolidated", mistral.transformers_name)
         return source, mistral.config(read_json(params_path), params_path), params_path, path
-    return Safetensors(path), read_json(config_path), config_path, path
+    return Safetensors(path), model_config.language_model(read_json(config_path), config_path), config_path, path
 
 
 def export_source(path, out_path, type_name, mtp, rotation):
@@ -218,7 +221,7 @@ def export_source(path, out_path, type_name, mtp, rotation):
     source.decode(config.block)
     config.fields["mtp_layers"] = int(mtp)
     entries = make_plan(config, type_name, source.tensors.__contains__, mtp, rotation)
-    check_plan(entries, source, mtp)
+    check_plan(entries, source, config, mtp)
     tokenizer = b""
     if directory:
         tokenizer = compiled_tokenizer(directory)
@@ -267,8 +270,12 @@ def arguments(argv):
         parser.error("--layers and --seed go with --random")
     if args.random and (args.mtp or args.no_rotation):
         parser.error(f"{'--mtp' if args.mtp else '--no-rotation'} does not go with --random")
-    if args.random and args.layers is not None and not 1 <= args.layers <= SHAPES[args.random]["num_hidden_layers"]:
-        parser.error(f"--layers {args.layers}: {args.random} has {SHAPES[args.random]['num_hidden_layers']}")
+    if args.random and args.layers is not None:
+        shape = model_config.parse(SHAPES[args.random], args.random)
+        if not 1 <= args.layers <= shape.num_hidden_layers:
+            parser.error(f"--layers {args.layers}: {args.random} has {shape.num_hidden_layers}")
+        if shape.shortcut_moe and args.layers % 2:
+            parser.error(f"--layers {args.layers}: the layers of {args.random} are pairs, give an even number")
     if args.seed is not None and args.seed < 0:
         parser.error(f"--seed {args.seed}: an integer from 0 on expected")
     return args

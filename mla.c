@@ -133,10 +133,17 @@ static void put_head(const Model *m, State *s, size_t i, size_t head, float *fou
     m->k->put(&s->attended, i, head * s->v_stride, found, s->v_stride);
 }
 
-static void rope_queries(const Config *c, State *s, size_t head) {
-    size_t pairs = c->qk_rope_head_dim / 2;
-    for (size_t i = 0; i < s->n; i++)
-        rope(query_of(c, s, i, head) + c->qk_nope_head_dim, s->cosine + i * pairs, s->sine + i * pairs, pairs);
+/* A head's queries learn their positions: rotated, and scaled as a whole where the model has a scale that grows with the position. */
+static void rope_queries(const Model *m, State *s, size_t head) {
+    const Config *c = &m->config;
+    size_t n = c->qk_nope_head_dim, pairs = c->qk_rope_head_dim / 2;
+    for (size_t i = 0; i < s->n; i++) {
+        float *q = query_of(c, s, i, head);
+        rope(q + n, s->cosine + i * pairs, s->sine + i * pairs, pairs);
+        if (m->query_scale)
+            for (size_t d = 0; d < n + 2 * pairs; d++)
+                q[d] *= m->query_scale[s->rows[i].position / c->query_scale_span];
+    }
 }
 
 /* ---- absorbed ---------------------------------------------------------------------------------------------------------------- */
@@ -219,7 +226,7 @@ static void absorbed(const Model *m, State *s, size_t layer, Thread *t) {
     /* q_latent = W_uk^T q_nope, head by head: the queries move into the latent space */
     share(t, H, &from, &to);
     for (size_t h = from; h < to; h++) {
-        rope_queries(c, s, h);
+        rope_queries(m, s, h);
         Acts query = acts_view(&z->acts, 0, s->n, c->qk_nope_head_dim);
         for (size_t i = 0; i < s->n; i++)
             m->k->put(&query, i, 0, query_of(c, s, i, h), c->qk_nope_head_dim);
@@ -386,7 +393,7 @@ static void decompressed(const Model *m, State *s, size_t layer, Thread *t) {
     size_t from, to;
     share(t, m->config.num_attention_heads, &from, &to);
     for (size_t h = from; h < to; h++)
-        rope_queries(&m->config, s, h);
+        rope_queries(m, s, h);
     sync_threads(t);
     for (size_t first = 0, count; first < s->n; first += count) {
         for (count = 1; first + count < s->n && s->rows[first + count].sequence == s->rows[first].sequence;)
@@ -446,7 +453,7 @@ static void full(const Model *m, State *s, size_t layer, Thread *t) {
 
     share(t, H, &from, &to);
     for (size_t h = from; h < to; h++) {
-        rope_queries(c, s, h);
+        rope_queries(m, s, h);
         Matrix w_uk = head_matrix(&L->w_uk, h), w_uv = head_matrix(&L->w_uv, h);
         m->k->matmul(z->a, n_stride, &w_uk, 0, matrix_panels(&w_uk), &s->latents);
         m->k->matmul(z->b, s->v_stride, &w_uv, 0, matrix_panels(&w_uv), &s->latents);
@@ -479,7 +486,7 @@ void mla_attention(const Model *m, State *s, size_t layer, Thread *t) {
     sync_threads(t);
 
     stage(s, t, STAGE_DENSE);
-    /* x += W_o [head 0 | head 1 | ...] */
-    linear_add(m->k, s->x, s->x_stride, &m->layers[layer].o, &s->attended, NULL, NULL, s->scratch[t->id].a, t);
+    /* out += W_o [head 0 | head 1 | ...] */
+    linear_add(m->k, s->out, s->x_stride, &m->layers[layer].o, &s->attended, NULL, NULL, s->scratch[t->id].a, t);
     sync_threads(t);
 }

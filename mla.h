@@ -49,7 +49,7 @@ uint8_t *cache_tile(const Cache *c, uint32_t sequence, size_t page, size_t layer
 /* Gives a sequence pages for its rows 0 .. rows - 1, where it has none yet. */
 void cache_extend(Cache *c, uint32_t sequence, size_t rows);
 
-/* x += attention(normed) for the call's rows in one layer; every thread of the team calls it. */
+/* out += attention(normed) (State.out: x, or what is normed first) for the call's rows in one layer; every thread of the team calls it. */
 void mla_attention(const Model *m, State *s, size_t layer, Thread *t);
 
 #endif

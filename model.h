@@ -74,6 +74,9 @@ static inline bool layer_is_moe(const Config *c, uint32_t layer) {
     return c->n_routed_experts && layer >= c->first_k_dense_replace && layer % c->moe_layer_freq == 0;
 }
 
+/* E + Z: what the router chooses from. */
+static inline size_t router_rows(const Config *c) { return (size_t)c->n_routed_experts + c->zero_expert_num; }
+
 static inline bool layer_has_indexer(const Config *c, uint32_t layer) {
     uint32_t past = layer + 1 > c->index_skip_topk_offset ? layer + 1 - c->index_skip_topk_offset : 0;
     return c->index_n_heads && past % c->index_topk_freq == 0;
@@ -104,7 +107,7 @@ typedef struct {
     Matrix index_weights;    /* [Hi, D] */
     const float *attention_out_norm, *mlp_out_norm; /* [D] sandwich_norm */
     const float *post_norm;  /* [D] */
-    Mlp mlp;                 /* a dense layer's MLP, or the shared experts' */
+    Mlp mlp;                 /* a dense layer's MLP (with shortcut_moe every layer's), or the shared experts' */
     Matrix router;           /* [E + Z, D] */
     const float *router_bias;/* [E + Z] added to the scores for choosing, not for weighing */
     Mlp *experts;            /* [E]; NULL in a dense layer */
@@ -215,6 +218,8 @@ typedef struct {
     size_t n;
     float *x;                    /* [n][x_stride]    the residual stream */
     size_t x_stride;             /* D rounded up to 64 */
+    float *branch;               /* [n][x_stride]    sandwich_norm: what waits for its norm; shortcut_moe: for the end of the pair; zeros between */
+    float *out, *experts_out;    /* [n][x_stride]    what attention and MLPs, and what experts are added to: x or branch */
     float *cosine, *sine;        /* [n][p / 2]       of each row's position */
     Acts normed;                 /* [n, D]           RMSNorm of x: what attention and MLPs read */
     float *qa;                   /* [n][qa_stride]   compressed queries, ql */
@@ -251,12 +256,12 @@ typedef struct {
     float *rope_keys;            /* [SPAN_ROWS][p] */
     uint16_t *lane_seen;         /* [chunk / 16][SPAN_ROWS] bit i: row i of the sixteen sees the stretch's row */
     /* router and MLPs */
-    float *scores;               /* [n][E rounded up to 16] */
-    uint32_t *chosen;            /* [n][num_experts_per_tok] ascending */
+    float *scores;               /* [n][E + Z rounded up to 16] */
+    uint32_t *chosen;            /* [n][num_experts_per_tok] best first */
     float *chosen_weight;        /* [n][num_experts_per_tok] */
     MlpJob *jobs;                /* [E + 1] */
     size_t job_count;
-    uint32_t *expert_rows;       /* [E]              rows that chose each expert */
+    uint32_t *expert_rows;       /* [E + Z]          rows that chose each expert */
     uint32_t *slot_row;          /* [n * (num_experts_per_tok + 1)] */
     float *slot_weight;
     Acts gathered;               /* [n * num_experts_per_tok, D] */

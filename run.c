@@ -53,11 +53,11 @@ static void limit_groups(const Config *c, const float *biased, bool *taken) {
         taken[e] = !kept[e / size];
 }
 
-/* Which experts a row is sent to, and with which weights. scores [E] are the router's outputs, changed in place. The bias takes part in
+/* Which experts a row is sent to, and with which weights. scores [E + Z] are the router's outputs, changed in place. The bias takes part in
  * choosing, not in weighing (DeepSeek-V3, arXiv 2412.19437, section 2.1.2). */
 static void choose_experts(const Model *m, float *scores, const float *bias, uint32_t *chosen, float *weight) {
     const Config *c = &m->config;
-    size_t E = c->n_routed_experts, K = c->num_experts_per_tok;
+    size_t E = router_rows(c), K = c->num_experts_per_tok;
     float biased[MAX_EXPERTS], sum = 0;
     bool taken[MAX_EXPERTS] = {false};
 
@@ -87,7 +87,7 @@ static size_t tasks_until(const MlpJob *job) { return job->task + (job->hidden.c
 /* An MLP for the rows in slots slot .. slot + rows - 1; its hidden rows begin at element *hidden. */
 static void add_job(State *s, const Mlp *mlp, size_t rows, size_t slot, size_t *hidden) {
     MlpJob *job = &s->jobs[s->job_count];
-    size_t width = mlp->gate.rows;
+    size_t width = mlp->up.rows;
     job->mlp = mlp, job->rows = rows, job->slot = slot;
     job->task = s->job_count ? tasks_until(job - 1) : 0;
     /* an MLP that all rows use reads them where they are */
@@ -98,13 +98,13 @@ static void add_job(State *s, const Mlp *mlp, size_t rows, size_t slot, size_t *
 }
 
 /* The MLPs of a layer and their rows. An expert comes once, with all rows that chose it, so that its weights are read once; experts in
- * ascending order, then the shared ones: the order of the additions to x. */
+ * ascending order, then the shared ones: the order of the additions. Identity experts have no MLP: add_identities. */
 static void plan_mlps(const Model *m, State *s, const Layer *L) {
     const Config *c = &m->config;
     size_t K = c->num_experts_per_tok, slot = 0, hidden = 0;
     s->job_count = 0;
     if (L->experts) {
-        memset(s->expert_rows, 0, c->n_routed_experts * sizeof *s->expert_rows);
+        memset(s->expert_rows, 0, router_rows(c) * sizeof *s->expert_rows);
         for (size_t i = 0; i < s->n * K; i++)
             s->expert_rows[s->chosen[i]]++;
         for (uint32_t e = 0; e < c->n_routed_experts; e++) {
@@ -115,27 +115,41 @@ static void plan_mlps(const Model *m, State *s, const Layer *L) {
             slot += rows;
         }
         for (size_t i = 0; i < s->n * K; i++) {
+            if (s->chosen[i] >= c->n_routed_experts)
+                continue;
             size_t at = s->expert_rows[s->chosen[i]]++;
             s->slot_row[at] = (uint32_t)(i / K);
             s->slot_weight[at] = s->chosen_weight[i];
         }
     }
-    if (L->mlp.gate.data) {
+    if (L->mlp.up.data) {
         add_job(s, &L->mlp, s->n, slot, &hidden);
         for (size_t i = 0; i < s->n; i++)
             s->slot_row[slot + i] = (uint32_t)i, s->slot_weight[slot + i] = 1;
     }
 }
 
-/* hidden = silu(W_gate x) * (W_up x), tasks `from` .. `to` - 1 of a job: MLP_TASK_COLUMNS columns each, for all its rows. */
+/* x = relu(x)^2 */
+static void relu2(float *x, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        x[i] = x[i] < 0 ? 0 : x[i] * x[i];
+}
+
+/* hidden = silu(W_gate x) * (W_up x), or relu(W_up x)^2 without a gate, tasks `from` .. `to` - 1 of a job: MLP_TASK_COLUMNS columns each, for
+ * all its rows. */
 static void hidden_columns(const Model *m, MlpJob *job, size_t from, size_t to, Scratch *z) {
     size_t column = from * MLP_TASK_COLUMNS, end = to * MLP_TASK_COLUMNS < job->hidden.cols ? to * MLP_TASK_COLUMNS : job->hidden.cols;
     size_t panel = column / PANEL, panels = (end - column + PANEL - 1) / PANEL, stride = panels * PANEL;
-    m->k->matmul(z->a, stride, &job->mlp->gate, panel, panels, &job->in);
-    m->k->matmul(z->b, stride, &job->mlp->up, panel, panels, &job->in);
+    bool gated = m->config.hidden_act == ACT_SILU;
+    m->k->matmul(z->a, stride, &job->mlp->up, panel, panels, &job->in);
+    if (gated)
+        m->k->matmul(z->b, stride, &job->mlp->gate, panel, panels, &job->in);
     for (size_t i = 0; i < job->rows; i++) {
         float *h = z->a + i * stride;
-        m->k->swiglu(h, h, z->b + i * stride, end - column);
+        if (gated)
+            m->k->swiglu(h, z->b + i * stride, h, end - column);
+        else
+            relu2(h, end - column);
         m->k->put(&job->hidden, i, column, h, end - column);
     }
 }
@@ -144,7 +158,7 @@ static void hidden_columns(const Model *m, MlpJob *job, size_t from, size_t to, 
  * uneven numbers of them, and whoever is free takes the next task. */
 static void run_hidden(const Model *m, State *s, Thread *t) {
     Scratch *z = &s->scratch[t->id];
-    size_t tasks = tasks_until(&s->jobs[s->job_count - 1]), from, to;
+    size_t tasks = s->job_count ? tasks_until(&s->jobs[s->job_count - 1]) : 0, from, to;
     share(t, tasks, &from, &to);
     if (s->n > 1)
         from = next_task(t, tasks), to = from + 1;
@@ -161,8 +175,19 @@ static void run_hidden(const Model *m, State *s, Thread *t) {
     }
 }
 
-/* x += W_down hidden for every MLP of the layer, weighed. */
-static void run_mlps(const Model *m, State *s, Thread *t) {
+/* Experts E .. E + Z - 1 give back what they are given: experts_out += weight * normed, in the columns that linear_add gives this thread. */
+static void add_identities(const Model *m, State *s, const Thread *t) {
+    const Config *c = &m->config;
+    size_t D = c->hidden_size, K = c->num_experts_per_tok, from, to;
+    share(t, (D + PANEL - 1) / PANEL, &from, &to);
+    from *= PANEL, to = to * PANEL < D ? to * PANEL : D;
+    for (size_t i = 0; i < s->n * K && from < to; i++)
+        if (s->chosen[i] >= c->n_routed_experts)
+            m->k->axpy(s->experts_out + i / K * s->x_stride + from, s->chosen_weight[i], s->normed.f + i / K * s->normed.stride + from, to - from);
+}
+
+/* out += W_down hidden for every MLP of the layer, weighed. */
+static void run_mlps(const Model *m, State *s, const Layer *L, Thread *t) {
     Scratch *z = &s->scratch[t->id];
     size_t i;
     if (s->n > 1) { /* a single row needs no gathering */
@@ -175,8 +200,11 @@ static void run_mlps(const Model *m, State *s, Thread *t) {
     sync_threads(t);
     for (i = 0; i < s->job_count; i++) {
         const MlpJob *job = &s->jobs[i];
-        linear_add(m->k, s->x, s->x_stride, &job->mlp->down, &job->hidden, s->slot_row + job->slot, s->slot_weight + job->slot, z->a, t);
+        float *out = job->mlp == &L->mlp ? s->out : s->experts_out;
+        linear_add(m->k, out, s->x_stride, &job->mlp->down, &job->hidden, s->slot_row + job->slot, s->slot_weight + job->slot, z->a, t);
     }
+    if (L->experts && m->config.zero_expert_num)
+        add_identities(m, s, t);
     sync_threads(t);
 }
 
@@ -184,7 +212,7 @@ static void mlp(const Model *m, State *s, const Layer *L, Thread *t) {
     const Config *c = &m->config;
     stage(s, t, L->experts ? STAGE_EXPERTS : STAGE_DENSE);
     if (L->experts) {
-        size_t stride = round_up(c->n_routed_experts, PANEL), K = c->num_experts_per_tok, from, to;
+        size_t stride = round_up(router_rows(c), PANEL), K = c->num_experts_per_tok, from, to;
         linear(m->k, s->scores, stride, &L->router, &s->normed, t);
         sync_threads(t);
         share(t, s->n, &from, &to);
@@ -199,7 +227,7 @@ static void mlp(const Model *m, State *s, const Layer *L, Thread *t) {
     if (t->id == 0)
         plan_mlps(m, s, L);
     sync_threads(t);
-    run_mlps(m, s, t);
+    run_mlps(m, s, L, t);
 }
 
 /* ---- forward ---------------------------------------------------------------------------------------------------------------------- */
@@ -218,12 +246,32 @@ static void norm(const Model *m, State *s, const float *weight, Thread *t) {
     sync_threads(t);
 }
 
-/* x = the tokens' embeddings, and the rotations of their positions. */
-static void embed(const Model *m, State *s, Thread *t) {
-    size_t pairs = m->config.qk_rope_head_dim / 2, from, to;
+/* x += branch, normed first if weight is not NULL; the branch is empty again. */
+static void add_branch(const Model *m, State *s, const float *weight, Thread *t) {
+    const Config *c = &m->config;
+    size_t D = c->hidden_size, from, to;
+    stage(s, t, STAGE_OTHER);
     share(t, s->n, &from, &to);
     for (size_t i = from; i < to; i++) {
-        m->k->row(s->x + i * s->x_stride, &m->embed, (size_t)s->rows[i].token);
+        float *b = s->branch + i * s->x_stride;
+        if (weight)
+            m->k->rmsnorm(b, b, weight, D, c->rms_norm_eps);
+        m->k->axpy(s->x + i * s->x_stride, 1, b, D);
+        memset(b, 0, D * sizeof *b);
+    }
+    sync_threads(t);
+}
+
+/* x = the tokens' embeddings, and the rotations of their positions. */
+static void embed(const Model *m, State *s, Thread *t) {
+    const Config *c = &m->config;
+    size_t pairs = c->qk_rope_head_dim / 2, from, to;
+    share(t, s->n, &from, &to);
+    for (size_t i = from; i < to; i++) {
+        float *x = s->x + i * s->x_stride;
+        m->k->row(x, &m->embed, (size_t)s->rows[i].token);
+        for (size_t j = 0; j < c->hidden_size && c->embed_scale != 1; j++)
+            x[j] *= c->embed_scale;
         rope_angles(s->cosine + i * pairs, s->sine + i * pairs, m->inv_freq, pairs, s->rows[i].position);
     }
     sync_threads(t);
@@ -250,17 +298,22 @@ static void head(const Model *m, State *s, Thread *t) {
 
 /* What every thread of the team runs. */
 static void forward_thread(const Model *m, State *s, Thread *t) {
+    const Config *c = &m->config;
     embed(m, s, t);
-    for (size_t l = 0; l < m->config.num_hidden_layers; l++) {
+    for (size_t l = 0; l < c->num_hidden_layers; l++) {
         const Layer *L = &m->layers[l];
         if (l == atomic_load(&s->stop_before))
             return;
         if (t->id == 0 && s->stop && s->stop()) /* seen by all threads after the next barrier: before the next layer */
             atomic_store(&s->stop_before, l + 1);
         norm(m, s, L->input_norm, t);
-        mla_attention(m, s, l, t); /* x += attention(norm(x)) */
+        mla_attention(m, s, l, t);    /* x += attention(norm(x)) */
+        if (c->sandwich_norm)         /* x += norm(attention(norm(x))) */
+            add_branch(m, s, L->attention_out_norm, t);
         norm(m, s, L->post_norm, t);
-        mlp(m, s, L, t);           /* x += mlp(norm(x)), or experts */
+        mlp(m, s, L, t);              /* x += mlp(norm(x)), or experts */
+        if (c->sandwich_norm || (c->shortcut_moe && l % 2))
+            add_branch(m, s, L->mlp_out_norm, t);
     }
     if (s->wanted_count)
         head(m, s, t);
@@ -279,7 +332,11 @@ const float *forward(const Model *m, State *s, const Row *rows, size_t n) {
     Thread t = team_join(&s->team, 0);
     forward_thread(m, s, &t);
 #endif
-    return atomic_load(&s->stop_before) < m->config.num_hidden_layers ? NULL : s->logits;
+    if (atomic_load(&s->stop_before) >= m->config.num_hidden_layers)
+        return s->logits;
+    if (s->branch) /* the next call finds it empty */
+        memset(s->branch, 0, n * s->x_stride * sizeof *s->branch);
+    return NULL;
 }
 
 /* ---- generate ---------------------------------------------------------------------------------------------------------------- */

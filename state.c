@@ -153,16 +153,17 @@ static void reserve_mlps(Reserve *r, const Model *m) {
     size_t E = c->n_routed_experts, K = c->num_experts_per_tok, chunk = s->chunk, slots = chunk * (K + 1);
     size_t experts = chunk * K * round_up(c->moe_intermediate_size, BLOCK) +
                      chunk * round_up((size_t)c->n_shared_experts * c->moe_intermediate_size, BLOCK);
+    size_t dense = chunk * round_up(c->intermediate_size, BLOCK);
 
-    s->scores = reserve(r, chunk * round_up(E, PANEL), sizeof(float));
+    s->scores = reserve(r, chunk * round_up(router_rows(c), PANEL), sizeof(float));
     s->chosen = reserve(r, chunk * K, sizeof *s->chosen);
     s->chosen_weight = reserve(r, chunk * K, sizeof *s->chosen_weight);
     s->jobs = reserve(r, E + 1, sizeof *s->jobs);
-    s->expert_rows = reserve(r, E, sizeof *s->expert_rows);
+    s->expert_rows = reserve(r, router_rows(c), sizeof *s->expert_rows);
     s->slot_row = reserve(r, slots, sizeof *s->slot_row);
     s->slot_weight = reserve(r, slots, sizeof *s->slot_weight);
     s->gathered = reserve_acts(r, m, chunk * K, c->hidden_size, false);
-    s->hidden = reserve_acts(r, m, 1, max_size(experts, chunk * round_up(c->intermediate_size, BLOCK)), false);
+    s->hidden = reserve_acts(r, m, 1, c->shortcut_moe ? experts + dense : max_size(experts, dense), false);
 }
 
 static void reserve_scratch(Reserve *r, const Model *m) {
@@ -250,6 +251,9 @@ State *state_open(const Model *m, const StateOptions *o, char *err, size_t err_b
     size_t cache_bytes = r.total, memory = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
     s->x_stride = round_up(c->hidden_size, BLOCK);
     s->x = reserve(&r, s->chunk * s->x_stride, sizeof(float));
+    s->branch = c->sandwich_norm || c->shortcut_moe ? reserve(&r, s->chunk * s->x_stride, sizeof(float)) : NULL;
+    s->out = c->sandwich_norm ? s->branch : s->x;
+    s->experts_out = s->branch ? s->branch : s->x;
     s->normed = reserve_acts(&r, m, s->chunk, c->hidden_size, c->n_routed_experts || c->index_n_heads);
     reserve_attention(&r, m);
     reserve_mlps(&r, m);

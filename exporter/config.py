@@ -1,8 +1,8 @@
 """config.json -> the checkpoint's Config (model.h) and what plan.py must do to the weights.
 
-A model is what its configuration's fields say; no model's name is looked at but where it alone tells (_indexer). Every key is read here, or
-is in the table of keys that cannot change the arithmetic, or is refused: an unknown key is often a feature, and leaving a feature out silently
-gives wrong text.
+A model is what its configuration's fields say; its model_type is looked at only where a key, or its absence, means something else
+than elsewhere. Every key is read here, or is in the table of keys that cannot change the arithmetic, or is refused: an unknown key is often a feature,
+and leaving a feature out silently gives wrong text.
 """
 
 import math
@@ -47,10 +47,33 @@ moe_router_dtype index_share_for_mtp_iteration
 # What some refused keys mean, for a better message than "unknown".
 MEANING = {
     "linear_attn_config": "linear attention layers", "layer_group_size": "linear attention layers", "sliding_window": "sliding window attention",
-    "zero_expert_num": "identity experts", "scale_emb": "muP scalings",
-    "sandwich_norm": "norms after attention and MLP", "hc_mult": "hyper-connections",
-    "text_config": "a model inside a larger one", "vision_config": "a model that sees",
+    "hc_mult": "hyper-connections", "ngram_vocab_size_ratio": "n-gram embeddings",
 }
+
+# Other spellings, and what they are called here.
+ALIASES = {
+    # LongCat-Flash
+    "ffn_hidden_size": "intermediate_size", "expert_ffn_hidden_size": "moe_intermediate_size", "moe_topk": "num_experts_per_tok",
+    # the first release of openPangu-Ultra-MoE
+    "attention_q_lora_dim": "q_lora_rank", "attention_kv_lora_dim": "kv_lora_rank", "attention_qk_dim": "qk_nope_head_dim",
+    "attention_qk_rope_dim": "qk_rope_head_dim", "attention_v_dim": "v_head_dim", "num_routed_experts": "n_routed_experts",
+    "num_shared_experts": "n_shared_experts", "num_dense_layers": "first_k_dense_replace",
+}
+
+# What absent keys mean, where a model's own class says something else than DeepSeek's. topk_method: "greedy" with sigmoid is a router without
+# correction bias, "noaux_tc" with softmax one that has it.
+DEFAULTS = {
+    "minicpm3": {"rope_interleave": False, "scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256},
+    "mistral4": {"scoring_func": "softmax", "norm_topk_prob": True, "routed_scaling_factor": 1.0},
+    "longcat_flash": {"scoring_func": "softmax", "topk_method": "noaux_tc", "norm_topk_prob": False, "first_k_dense_replace": 0,
+                      "moe_layer_freq": 2, "mla_scale_q_lora": True, "mla_scale_kv_lora": True},
+    "pangu_ultra_moe": {"scoring_func": "sigmoid", "topk_method": "greedy"},
+}
+
+# Of a larger model that holds a language model in its text_config: what belongs to images.
+SEEING = {"vision_config", "media_placeholder_token_id", "image_token_index", "image_token_id", "image_placeholder", "video_placeholder",
+          "use_unified_vision_chunk", "projector_hidden_act", "multimodal_projector_bias", "spatial_merge_size", "vision_feature_layer",
+          "ignore_index"}
 
 # The largest that ./run accepts (checkpoint.c), far above any published model.
 LIMITS = {"hidden_size": 1 << 17, "num_hidden_layers": 1 << 10, "num_attention_heads": 1 << 12, "q_lora_rank": 1 << 17, "kv_lora_rank": 1 << 14,
@@ -66,10 +89,11 @@ class Keys:
 
     def __init__(self, values, where):
         self.values, self.where, self.read = values, where, set()
+        self.model_type = str(values.get("model_type", ""))
 
     def kind(self):
         """What the configuration calls its model, for messages."""
-        return f" of {printable(self.values['model_type'], 40)}" if "model_type" in self.values else ""
+        return f" of {printable(self.model_type, 40)}" if self.model_type else ""
 
     def fail(self, key, what):
         raise ExportError(f"{self.where}: {key} is {printable(repr(self.values[key]), 60)}: {what}")
@@ -115,6 +139,14 @@ class Keys:
         raise ExportError(f"{self.where}: key {printable(key)}{meaning} is not supported: what it changes in the arithmetic{self.kind()} "
                           "is not implemented")
 
+    def rename(self, other, key):
+        """Reads `other` as another spelling of `key`."""
+        if self.values.get(other) is None:
+            return
+        if self.values.get(key) not in (None, self.values[other]):
+            self.fail(other, f"{key} says {printable(repr(self.values[key]), 60)}")
+        self.values[key] = self.values.pop(other)
+
     def finish(self, harmless=()):
         """Refuses the keys that were not read and are not harmless. null is absence."""
         for key, value in self.values.items():
@@ -126,8 +158,15 @@ class Keys:
 class ModelConfig:
     fields: dict            # Config, by name
     inv_freq: np.ndarray    # [p / 2] float32
-    rope_multiplier: float  # of cos and sin: folded into the rotated rows
+    query_scale: np.ndarray # [max_position_embeddings / query_scale_span, rounded up] float32, or None
+    # folded into the weights:
+    rope_multiplier: float  # of cos and sin
+    query_factor: float     # of queries, whatever their position
+    latent_factor: float    # of the normed latent
+    residual_factor: float  # of what attention and MLP add
+    head_factor: float      # of the normed state before the head
     rope_interleave: bool   # False: rotated rows are stored half-split and must be permuted
+    router_bias: bool       # the router has a correction bias
     block: tuple            # rows, columns that share an FP8 scale
     index_rope_interleave: bool  # the same of the indexer's rows
 
@@ -170,8 +209,35 @@ def yarn_inv_freq(p, theta, factor, beta_fast, beta_slow, original):
     return extra / factor * ramp + extra * (1 - ramp)
 
 
-def _rope(keys, p):
-    """(inv_freq, theta, factor, multiplier of cos and sin, factor of the softmax scale)."""
+@dataclass
+class Rope:
+    inv_freq: np.ndarray        # [p / 2]
+    theta: float
+    factor: float = 1.0         # by which the context was extended
+    multiplier: float = 1.0     # of cos and sin
+    softmax_factor: float = 1.0
+    query_span: int = 0         # queries are multiplied by 1 + beta * ln(1 + position / span), rounded down; 0: they are not
+    query_beta: float = 0.0
+
+
+def _longrope(block, plain, limit):
+    """(frequencies, factor, multiplier). Each frequency has a divisor of its own; another list would hold beyond the original length."""
+    original = block.integer("original_max_position_embeddings", limit)
+    factor = limit / original  # whatever the key says
+    block.number("factor", factor)
+    lists = {key: block.get(key) for key in ("short_factor", "long_factor")}
+    for key, values in lists.items():
+        if not isinstance(values, list) or len(values) != len(plain) or not all(type(x) in (int, float) and 1e-6 <= x <= 1e9 for x in values):
+            block.fail(key, f"{len(plain)} numbers were expected")
+    if factor > 1 and lists["short_factor"] != lists["long_factor"]:
+        block.fail("long_factor", "short_factor must be the same: frequencies that change with the length of the context are not supported")
+    stretched = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    return plain / np.array(lists["short_factor"]), factor, block.number("attention_factor", stretched, least=1e-6)
+
+
+def _rope(keys, f):
+    """The rotary positions."""
+    p, whole = f["qk_rope_head_dim"], f["qk_nope_head_dim"] + f["qk_rope_head_dim"]
     where = "rope_parameters" if keys.get("rope_parameters", None) else "rope_scaling"  # transformers 5 and 4
     block = keys.get(where, {})
     if where == "rope_parameters" and keys.get("rope_scaling", None) not in (None, block):
@@ -179,25 +245,34 @@ def _rope(keys, p):
     if not isinstance(block, dict):
         keys.fail(where, "an object was expected")
     block = Keys(block, f"{keys.where}: {where}")
-    theta = block.number("rope_theta", None, least=1.000001) or keys.number("rope_theta", least=1.000001)
+    absent = 10000.0 if keys.model_type == "minicpm3" else REQUIRED
+    theta = block.number("rope_theta", None, least=1.000001) or keys.number("rope_theta", absent, least=1.000001)
     if keys.number("rope_theta", theta) != theta:
         keys.fail("rope_theta", f"{where} says {theta:g}")
     keys.only("partial_rotary_factor", 1.0)
-    block.only("partial_rotary_factor", 1.0)
-    kind = block.only("type", "default", "yarn")
-    kind = block.only("rope_type", kind, "default", "yarn")
-    if kind == "default":
-        block.finish()
-        return theta ** (-2.0 * np.arange(p // 2) / p), theta, 1.0, 1.0, 1.0
-    factor = block.number("factor", least=1e-6)
-    original = block.integer("original_max_position_embeddings")
-    block.get("max_position_embeddings", None)  # for people: factor has it already
-    mscale, all_dim = block.number("mscale", 1.0), block.number("mscale_all_dim", 0.0)
-    block.only("truncate", True)
-    inv_freq = yarn_inv_freq(p, theta, factor, block.number("beta_fast", 32.0, least=1e-6), block.number("beta_slow", 1.0, least=1e-6), original)
-    multiplier = block.number("attention_factor", _mscale(factor, mscale) / _mscale(factor, all_dim), least=1e-6)
+    # of a head of n + p, where the class counts heads so
+    block.only("partial_rotary_factor", 1.0, *([p / whole] if keys.model_type == "mistral4" else []))
+    kind = block.only("type", "default", "yarn", "longrope")
+    kind = block.only("rope_type", kind, "default", "yarn", "longrope")
+    rope = Rope(theta ** (-2.0 * np.arange(p // 2) / p), theta)
+    rope.query_beta = block.number("llama_4_scaling_beta", 0.0, most=1e3)
+    if rope.query_beta:
+        rope.query_span = block.integer("original_max_position_embeddings")
+    if kind == "longrope":
+        rope.inv_freq, rope.factor, rope.multiplier = _longrope(block, rope.inv_freq, f["max_position_embeddings"])
+    elif kind == "yarn":
+        rope.factor = factor = block.number("factor", least=1e-6)
+        original = block.integer("original_max_position_embeddings")
+        block.get("max_position_embeddings", None)  # for people: factor has it already
+        mscale, all_dim = block.number("mscale", 1.0), block.number("mscale_all_dim", 0.0)
+        block.only("truncate", True)
+        rope.inv_freq = yarn_inv_freq(p, theta, factor, block.number("beta_fast", 32.0, least=1e-6), block.number("beta_slow", 1.0, least=1e-6),
+                                      original)
+        rope.multiplier = block.number("attention_factor", _mscale(factor, mscale) / _mscale(factor, all_dim), least=1e-6)
+        # Models whose queries grow with the position were published with "apply_scale": false, and carry the two mscales all the same.
+        rope.softmax_factor = _mscale(factor, all_dim) ** 2 if all_dim and not rope.query_beta else 1.0
     block.finish()
-    return inv_freq, theta, factor, multiplier, _mscale(factor, all_dim) ** 2 if all_dim else 1.0
+    return rope
 
 
 def _moe_layers(keys, layers):
@@ -224,15 +299,16 @@ def _moe_layers(keys, layers):
 
 NO_INDEXER = dict(index_n_heads=0, index_head_dim=0, index_topk=0, index_topk_freq=1, index_skip_topk_offset=0)
 NO_EXPERTS = dict(n_routed_experts=0, num_experts_per_tok=0, n_shared_experts=0, moe_intermediate_size=0, first_k_dense_replace=0,
-                  moe_layer_freq=1, zero_expert_num=0, shortcut_moe=0, n_group=1, topk_group=1, scoring_func=SCORE_SOFTMAX, group_score=GROUP_MAX, norm_topk_prob=0,
-                  routed_scaling_factor=1.0)
+                  moe_layer_freq=1, zero_expert_num=0, shortcut_moe=0, n_group=1, topk_group=1, scoring_func=SCORE_SOFTMAX,
+                  group_score=GROUP_MAX, norm_topk_prob=0, routed_scaling_factor=1.0)
 EXPERT_KEYS = ["n_routed_experts", "num_experts_per_tok", "n_shared_experts", "moe_intermediate_size", "first_k_dense_replace", "moe_layer_freq",
-               "mlp_layer_types", "n_group", "topk_group", "scoring_func", "topk_method", "norm_topk_prob", "routed_scaling_factor"]
+               "mlp_layer_types", "n_group", "topk_group", "scoring_func", "topk_method", "norm_topk_prob", "routed_scaling_factor",
+               "zero_expert_num", "zero_expert_type", "router_bias"]
 
 
 def _router_kind(keys, has):
-    """(scoring_func, topk_method). Two routers are published: softmax (DeepSeek-V2) and sigmoid with a bias that chooses (DeepSeek-V3).
-    Either key may be absent and follows from the other; without both, the bias tells."""
+    """(scoring_func, topk_method). Two routers are published without names of their own: softmax (DeepSeek-V2) and sigmoid with a bias that
+    chooses (DeepSeek-V3). Either key may be absent and follows from the other; without both, the bias tells."""
     scoring = keys.get("scoring_func", None)
     method = keys.get("topk_method", None)
     if scoring is None and method is None:
@@ -242,35 +318,45 @@ def _router_kind(keys, has):
         method = "noaux_tc" if scoring == "sigmoid" else "group_limited_greedy" if groups else "greedy"
     if scoring is None:
         scoring = "sigmoid" if method == "noaux_tc" else "softmax"
-    if (scoring, method) not in [("softmax", "greedy"), ("softmax", "group_limited_greedy"), ("sigmoid", "noaux_tc")]:
+    known = [("softmax", "greedy"), ("softmax", "group_limited_greedy"), ("sigmoid", "noaux_tc")]
+    own = DEFAULTS.get(keys.model_type, {})
+    if (scoring, method) not in known and (scoring, method) != (own.get("scoring_func"), own.get("topk_method")):
         raise ExportError(f"{keys.where}: scoring_func {printable(scoring)} with topk_method {printable(method)} is not supported; "
                           "softmax with greedy or group_limited_greedy, and sigmoid with noaux_tc, are")
     return scoring, method
 
 
-def _experts(keys, layers, has):
-    """The fields of the mixture of experts."""
+def _experts(keys, layers, shortcut, has):
+    """(the fields of the mixture of experts, has its router a correction bias)."""
     keys.read.update(EXPERT_KEYS)
     experts = keys.integer("n_routed_experts", 0, least=0)
     placement = _moe_layers(keys, layers) if experts else None
     if placement is None:
-        return dict(NO_EXPERTS)
+        return dict(NO_EXPERTS), False
     scoring, method = _router_kind(keys, has)
     softmax = scoring == "softmax"
-    per_token = keys.integer("num_experts_per_tok", most=experts)
+    zero = keys.integer("zero_expert_num", 0, least=0, most=LIMITS["n_routed_experts"] - experts)
+    keys.only("zero_expert_type", "identity")
+    keys.only("router_bias", False)
+    if shortcut:
+        keys.only("norm_topk_prob", False)  # what true would mean is not known
+    per_token = keys.integer("num_experts_per_tok", most=experts + zero)
     # V2's class does not normalise unless told, V3's does.
     normalise, scaling = keys.boolean("norm_topk_prob", not softmax), keys.number("routed_scaling_factor")
-    if softmax:  # V2: normalising and scaling exclude each other, and one expert alone is not normalised
+    if softmax and keys.model_type != "mistral4":
+        # V2: normalising and scaling exclude each other, and one expert alone is not normalised
         normalise = normalise and per_token > 1
         scaling = 1.0 if normalise else scaling
     groups, chosen = (1, 1) if method == "greedy" else (keys.integer("n_group", 1), keys.integer("topk_group", 1))
-    if experts % groups or chosen > groups or per_token > experts // groups * chosen or (groups > 1 and not softmax and experts // groups < 2):
+    if experts % groups or chosen > groups or per_token > experts // groups * chosen + zero or \
+            (groups > 1 and (zero or not softmax and experts // groups < 2)):
         raise ExportError(f"{keys.where}: {per_token} of {experts} experts cannot be chosen from {chosen} of {groups} groups")
-    return dict(n_routed_experts=experts, num_experts_per_tok=per_token, n_shared_experts=keys.integer("n_shared_experts", 0, least=0),
-                moe_intermediate_size=keys.integer("moe_intermediate_size"), first_k_dense_replace=placement[0], moe_layer_freq=placement[1],
-                zero_expert_num=0, shortcut_moe=0,
-                n_group=groups, topk_group=chosen, scoring_func=SCORE_SOFTMAX if softmax else SCORE_SIGMOID,
-                group_score=GROUP_MAX if softmax else GROUP_TOP2_SUM, norm_topk_prob=int(normalise), routed_scaling_factor=scaling)
+    fields = dict(n_routed_experts=experts, num_experts_per_tok=per_token, n_shared_experts=keys.integer("n_shared_experts", 0, least=0),
+                  moe_intermediate_size=keys.integer("moe_intermediate_size"), first_k_dense_replace=placement[0], moe_layer_freq=placement[1],
+                  zero_expert_num=zero, shortcut_moe=int(shortcut), n_group=groups, topk_group=chosen,
+                  scoring_func=SCORE_SOFTMAX if softmax else SCORE_SIGMOID, group_score=GROUP_MAX if softmax else GROUP_TOP2_SUM,
+                  norm_topk_prob=int(normalise), routed_scaling_factor=scaling)
+    return fields, method == "noaux_tc"
 
 
 INDEX_KEYS = ["index_n_heads", "index_head_dim", "index_topk", "index_topk_freq", "index_skip_topk_offset", "index_topk_pattern", "indexer_types",
@@ -371,36 +457,78 @@ def _compressed(quant):
     return blocks.pop() if blocks else (128, 128)
 
 
+def language_model(values, where):
+    """The configuration of the language model in `values`: itself, or its text_config with what stands beside that, images left out."""
+    inner = values.get("text_config")
+    if inner is None:
+        return values
+    if not isinstance(inner, dict):
+        raise ExportError(f"{where}: text_config: an object was expected")
+    outer = {key: value for key, value in values.items() if key not in SEEING and key != "text_config"}
+    return {**outer, **{key: value for key, value in inner.items() if value is not None}}
+
+
+def _layers(keys):
+    """(num_hidden_layers, are they pairs with experts beside the first's MLP). Such a model counts its pairs, in num_layers."""
+    if keys.model_type != "longcat_flash":
+        return keys.integer("num_hidden_layers"), False
+    pairs = keys.integer("num_layers", most=LIMITS["num_hidden_layers"] // 2)
+    keys.only("num_hidden_layers", 2 * pairs, pairs)
+    return 2 * pairs, True
+
+
+def _folded(keys, f):
+    """query_factor, latent_factor, residual_factor and head_factor."""
+    D, ql, r = f["hidden_size"], f["q_lora_rank"], f["kv_lora_rank"]
+    query = (D / ql) ** 0.5 if keys.boolean("mla_scale_q_lora", False) and ql else 1.0
+    latent = (D / r) ** 0.5 if keys.boolean("mla_scale_kv_lora", False) else 1.0
+    depth = keys.number("scale_depth", None, least=1e-6)
+    base = keys.number("dim_model_base", None, least=1e-6)
+    return dict(query_factor=query, latent_factor=latent, residual_factor=depth / math.sqrt(f["num_hidden_layers"]) if depth else 1.0,
+                head_factor=base / D if base else 1.0)
+
+
 def parse(values, name, where="config.json", has=lambda suffix: False):
     """`values`: a config.json. `has(suffix)`: is there a tensor whose name ends so. The text fields are set by text_fields()."""
-    keys = Keys(values, where)
+    keys = Keys({**DEFAULTS.get(str(values.get("model_type")), {}), **values}, where)
     for key in MEANING:  # said first: such a configuration may lack other keys as well
         if keys.values.get(key) not in (None, False):
             keys.refuse(key)
-    f = {key: keys.integer(key) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "kv_lora_rank", "qk_nope_head_dim",
-                                            "qk_rope_head_dim", "v_head_dim", "intermediate_size", "vocab_size", "max_position_embeddings")}
-    layers, n, p = f["num_hidden_layers"], f["qk_nope_head_dim"], f["qk_rope_head_dim"]
+    for other, key in ALIASES.items():
+        keys.rename(other, key)
+    f = {key: keys.integer(key) for key in ("hidden_size", "num_attention_heads", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim",
+                                            "intermediate_size", "vocab_size", "max_position_embeddings")}
+    n, p = f["qk_nope_head_dim"], f["qk_rope_head_dim"]
     if p % 2:
         keys.fail("qk_rope_head_dim", "it must be even: rotations turn pairs")
+    f["v_head_dim"] = keys.integer("v_head_dim", f["hidden_size"] // f["num_attention_heads"] if keys.model_type == "minicpm3" else REQUIRED)
     f["q_lora_rank"] = keys.integer("q_lora_rank", 0, least=0)
-    f["published_layers"] = layers
+    f["num_hidden_layers"], shortcut = _layers(keys)
+    f["published_layers"] = f["num_hidden_layers"]
     f["rms_norm_eps"], f["latent_norm_eps"] = keys.number("rms_norm_eps", least=1e-30), LATENT_NORM_EPS
     f["tie_word_embeddings"] = _tied(keys, has)
-    f.update(_experts(keys, layers, has))
-    inv_freq, f["rope_theta"], f["rope_factor"], multiplier, scale = _rope(keys, p)
-    f["softmax_scale"] = (n + p) ** -0.5 * scale
-    f.update(embed_scale=1.0, hidden_act=ACT_SILU, sandwich_norm=0, query_scale_span=0)
-    indexer, index_rope_interleave = _indexer(keys, layers, p)
+    experts, router_bias = _experts(keys, f["num_hidden_layers"], shortcut, has)
+    rope = _rope(keys, f)
+    f.update(experts, rope_theta=rope.theta, rope_factor=rope.factor, softmax_scale=(n + p) ** -0.5 * rope.softmax_factor,
+             query_scale_span=rope.query_span, embed_scale=keys.number("scale_emb", 1.0, least=1e-6),
+             hidden_act=ACT_RELU2 if keys.only("hidden_act", "silu", "relu2") == "relu2" else ACT_SILU,
+             sandwich_norm=int(keys.boolean("sandwich_norm", False)))
+    indexer, index_rope_interleave = _indexer(keys, f["num_hidden_layers"], p)
     f.update(indexer)
     keys.only("qk_head_dim", n + p)
     keys.only("head_dim", p, n + p, n)  # transformers 5 writes p; it means nothing else here
-    keys.only("hidden_act", "silu")
-    for key in ("attention_bias", "mlp_bias", "mla_use_nope", "sandwich_norm"):
+    keys.only("attention_method", "MLA")
+    for key in ("attention_bias", "mlp_bias", "mla_use_nope"):
         keys.only(key, False)
     encoded = name.encode("utf-8")[:63]
     f.update(name=encoded.decode("utf-8", "ignore").encode("utf-8"), mtp_layers=0)
-    config = ModelConfig(f, inv_freq.astype(np.float32), multiplier, keys.boolean("rope_interleave", True), _fp8_block(keys),
-                         index_rope_interleave)
+    query_scale = None
+    if rope.query_span:
+        stretches = np.arange(-(-f["max_position_embeddings"] // rope.query_span))
+        query_scale = (1 + rope.query_beta * np.log1p(stretches)).astype(np.float32)
+    config = ModelConfig(f, rope.inv_freq.astype(np.float32), query_scale, rope.multiplier, **_folded(keys, f),
+                         rope_interleave=keys.boolean("rope_interleave", True), router_bias=router_bias, block=_fp8_block(keys),
+                         index_rope_interleave=index_rope_interleave)
     # Begin and end tokens are text_fields()'s; MTP layers are declared by models that do not ship them, so the tensors decide.
     keys.read.update(("bos_token_id", "add_bos_token", "eos_token_id", "num_nextn_predict_layers"))
     keys.finish(HARMLESS)

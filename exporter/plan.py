@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .config import ACT_SILU
 from .errors import ExportError, printable
 
 VECTOR, F32, BF16, Q8, Q4 = range(5)  # Type in kernels/kernels.h
@@ -35,7 +36,7 @@ def types(name):
 class Entry:
     """One tensor of the checkpoint: `count` matrices [rows, cols] whose numbers are rows of the source's tensor `source`.
 
-    Row i of matrix m is the source's row first + m * stride + i, or first + order[i] times factor[i] where these are given, or
+    Row i of matrix m is `times` the source's row first + m * stride + i, or first + order[i] times factor[i] where these are given, or
     column i of the `cols` source rows from first + m * stride on if `transposed`. `spread` = (groups, width): each group of `width` source
     columns begins on a multiple of 32, with zeros behind it.
 
@@ -53,6 +54,7 @@ class Entry:
     stride: int = 0
     order: np.ndarray = None
     factor: np.ndarray = None
+    times: float = 1.0
     transposed: bool = False
     spread: tuple = ()
     constant: np.ndarray = None
@@ -70,7 +72,7 @@ class Entry:
 
     def keeps_groups(self):
         """Is every group of 32 columns a group of the source's columns, its numbers unchanged?"""
-        unchanged = not self.hadamard and self.factor is None and not self.transposed
+        unchanged = not self.hadamard and self.factor is None and self.times == 1 and not self.transposed
         return unchanged and self.cols % 32 == 0 and (not self.spread or self.spread[1] % 32 == 0)
 
     def place(self, m, low, high):
@@ -84,6 +86,10 @@ class Entry:
 
     def load(self, source, m, low, high):
         """Rows low .. high - 1 of matrix m as float32 [high - low, cols]."""
+        values = self.unscaled(source, m, low, high)
+        return values if self.times == 1 else values * np.float32(self.times)
+
+    def unscaled(self, source, m, low, high):
         first = self.first + m * self.stride
         if self.constant is not None:
             return self.constant.reshape(self.rows, self.cols)[low:high]
@@ -141,8 +147,8 @@ class Plan:
     rotation: bool             # of the latent
     entries: list = field(default_factory=list)
 
-    def vector(self, name, n, source="", constant=None, **keys):
-        self.entries.append(Entry(name, VECTOR, n, 1, source, (n,) if source else (), constant=constant, **keys))
+    def vector(self, name, n, source="", **keys):
+        self.entries.append(Entry(name, VECTOR, n, 1, source, (n,) if source else (), **keys))
 
     def matrix(self, name, role, rows, cols, source, **keys):
         keys.setdefault("shape", (rows, cols))
@@ -182,16 +188,18 @@ class Plan:
         self.matrix(name + "index_weights", F32, heads, D, source + "weights_proj.weight")
 
     def mlp(self, name, role, width, source):
-        D = self.config.hidden_size
-        self.matrix(f"{name}gate", role, width, D, f"{source}gate_proj.weight")
+        c = self.config
+        D = c.hidden_size
+        if c.hidden_act == ACT_SILU:
+            self.matrix(f"{name}gate", role, width, D, f"{source}gate_proj.weight")
         self.matrix(f"{name}up", role, width, D, f"{source}up_proj.weight")
-        self.matrix(f"{name}down", role, D, width, f"{source}down_proj.weight")
+        self.matrix(f"{name}down", role, D, width, f"{source}down_proj.weight", times=c.residual_factor)
 
     def attention(self, name, source):
         c = self.config
         D, H, ql, r = c.hidden_size, c.num_attention_heads, c.q_lora_rank, c.kv_lora_rank
         n, p, v = c.qk_nope_head_dim, c.qk_rope_head_dim, c.v_head_dim
-        q = self.rotated(n, p, H)
+        q = self.rotated(n, p, H) | dict(times=c.query_factor)
         if ql:
             self.matrix(name + "q_a", "attention", ql, D, source + "q_a_proj.weight")
             self.vector(name + "q_a_norm", ql, source + "q_a_layernorm.weight")
@@ -207,49 +215,57 @@ class Plan:
             kv_a |= dict(hadamard=block, hadamard_rows=r)
             kv_b |= dict(hadamard=block, gain=gain)
         self.matrix(name + "kv_a", "attention", r + p, D, source + "kv_a_proj_with_mqa.weight", **kv_a)
-        self.vector(name + "kv_a_norm", r, gain, constant=ones)
+        self.vector(name + "kv_a_norm", r, gain, constant=ones, times=c.latent_factor)
         self.matrix(name + "w_uk", "w_uk", n, r, **kv_b)
         self.matrix(name + "w_uk_t", "w_uk", r, n, transposed=True, **kv_b)
         self.matrix(name + "w_uv", "attention", v, r, first=n, **kv_b)
         # each head's values begin on a block of 32 columns, so that threads quantise what their heads found without waiting
-        self.matrix(name + "o", "attention", D, H * (-(-v // 32) * 32), source + "o_proj.weight", shape=(D, H * v), spread=(H, v))
+        self.matrix(name + "o", "attention", D, H * (-(-v // 32) * 32), source + "o_proj.weight", shape=(D, H * v), spread=(H, v),
+                    times=c.residual_factor)
 
     def experts(self, name, source):
         c = self.config
         D, E, M = c.hidden_size, c.n_routed_experts, c.moe_intermediate_size
-        fused = source + "gate_up_proj"  # [E, 2M, D], gate's rows first: how transformers 5 saves them
+        fused = source + "gate_up_proj"  # [E, 2M, D], gate's rows first: how transformers 5 saves them; [E + Z, ...] with Z identity experts
         for e in range(E):
             begin = len(self.entries)
             if self.has(fused):
-                gate_up = dict(source=fused, shape=(E, 2 * M, D))
+                gate_up = dict(source=fused, shape=(E + c.zero_expert_num, 2 * M, D))
                 self.matrix(f"{name}{e}.gate", "experts", M, D, first=e * 2 * M, **gate_up)
                 self.matrix(f"{name}{e}.up", "experts", M, D, first=e * 2 * M + M, **gate_up)
-                self.matrix(f"{name}{e}.down", "experts", D, M, source + "down_proj", shape=(E, D, M), first=e * D)
+                self.matrix(f"{name}{e}.down", "experts", D, M, source + "down_proj", shape=(E, D, M), first=e * D, times=c.residual_factor)
             else:
                 self.mlp(f"{name}{e}.", "experts", M, f"{source}{e}.")
             self.entries[begin].align = EXPERT_PAGE
 
-    def layer(self, name, source, moe, indexer):
+    def layer(self, name, source, moe, indexer, half=""):
+        """`half`: of a pair that is one layer of the source, ".0" or ".1"."""
         c = self.config
-        D, E = c.hidden_size, c.n_routed_experts
-        self.vector(name + "input_norm", D, source + "input_layernorm.weight")
-        self.attention(name, source + "self_attn.")
+        D, choices = c.hidden_size, c.n_routed_experts + c.zero_expert_num
+        self.vector(name + "input_norm", D, f"{source}input_layernorm{half}.weight")
+        self.attention(name, f"{source}self_attn{half}.")
         if indexer:
-            self.indexer(name, source + "self_attn.indexer.")
-        self.vector(name + "post_norm", D, source + "post_attention_layernorm.weight")
+            self.indexer(name, f"{source}self_attn.indexer.")
+        post = f"{source}post_attention_layernorm{half}.weight"
+        if c.sandwich_norm:  # what is called so elsewhere stands before the MLP
+            self.vector(name + "attention_out_norm", D, post)
+            post = source + "pre_mlp_layernorm.weight"
+        self.vector(name + "post_norm", D, post)
         mlp = source + "mlp."
-        if not moe:
-            self.mlp(name, "mlp", c.intermediate_size, mlp)
-            return
-        self.matrix(name + "router", F32, E, D, mlp + "gate.weight")
-        bias = mlp + "gate.e_score_correction_bias"
-        if c.scoring_func:  # the sigmoid router, which has it
-            self.vector(name + "router_bias", E, bias)
-        else:
-            self.vector(name + "router_bias", E, constant=np.zeros(E, np.float32))
-        if c.n_shared_experts:
-            self.mlp(name + "shared.", "shared", c.n_shared_experts * c.moe_intermediate_size, mlp + "shared_experts.")
-        self.experts(name + "experts.", mlp + "experts.")
+        if not moe or c.shortcut_moe:
+            self.mlp(name, "mlp", c.intermediate_size, f"{source}mlps{half}." if half else mlp)
+        if moe:
+            gate = mlp + ("router." if c.shortcut_moe else "gate.")
+            self.matrix(name + "router", F32, choices, D, gate + ("classifier.weight" if c.shortcut_moe else "weight"))
+            if c.router_bias:
+                self.vector(name + "router_bias", choices, gate + "e_score_correction_bias")
+            else:
+                self.vector(name + "router_bias", choices, constant=np.zeros(choices, np.float32))
+            if c.n_shared_experts:
+                self.mlp(name + "shared.", "shared", c.n_shared_experts * c.moe_intermediate_size, mlp + "shared_experts.")
+            self.experts(name + "experts.", mlp + "experts.")
+        if c.sandwich_norm:
+            self.vector(name + "mlp_out_norm", D, source + "post_mlp_layernorm.weight")
 
     def model(self, mtp):
         c = self.config
@@ -257,10 +273,15 @@ class Plan:
         self.matrix("embed", "embed", V, D, "model.embed_tokens.weight")
         if not c.tie_word_embeddings:
             self.matrix("head", "head", V, D, "lm_head.weight")
-        self.vector("norm", D, "model.norm.weight")
+        self.vector("norm", D, "model.norm.weight", times=c.head_factor)
         self.vector("inv_freq", c.qk_rope_head_dim // 2, constant=c.inv_freq)
+        if c.query_scale is not None:
+            self.vector("query_scale", len(c.query_scale), constant=c.query_scale)
         for i in range(L):
-            self.layer(f"layers.{i}.", f"model.layers.{i}.", c.is_moe(i), c.has_indexer(i))
+            if c.shortcut_moe:
+                self.layer(f"layers.{i}.", f"model.layers.{i // 2}.", c.is_moe(i), c.has_indexer(i), half=f".{i % 2}")
+            else:
+                self.layer(f"layers.{i}.", f"model.layers.{i}.", c.is_moe(i), c.has_indexer(i))
         if mtp:
             source = f"model.layers.{L}."
             self.vector("mtp.enorm", D, source + "enorm.weight")
@@ -282,20 +303,24 @@ def parameters(entries):
     return sum(e.count * e.rows * (e.shape[-1] if e.spread else e.cols) for e in entries if e.source and not e.transposed)
 
 
-def _ignored(name, layers, indexed, mtp):
-    """May a tensor stay behind? MTP layers come after the others (and repeat embedding and head); inv_freq is computed; an indexer is published
-    in some layers that do not use it: `indexed` are those that do."""
-    if name.endswith("rotary_emb.inv_freq"):
+def _ignored(name, config, mtp):
+    """May a tensor stay behind? MTP layers come after the others (and repeat embedding and head) or have a name of their own; inv_freq is computed;
+    identity experts may be stored as if they were others, and an indexer in layers that do not use it."""
+    layers, experts = config.num_hidden_layers, config.n_routed_experts
+    if name.endswith("rotary_emb.inv_freq") or name.startswith("model.mtp.") and not mtp:
+        return True
+    expert = re.match(r"model\.layers\.\d{1,9}\.mlp\.experts\.(\d{1,9})\.", name)
+    if expert and experts <= int(expert.group(1)) < experts + config.zero_expert_num:
         return True
     match = re.match(r"model\.layers\.(\d{1,9})\.(.*)", name)
-    if match and indexed and match.group(2).startswith("self_attn.indexer.") and int(match.group(1)) < layers:
-        return int(match.group(1)) not in indexed
+    if match and config.index_n_heads and match.group(2).startswith("self_attn.indexer.") and int(match.group(1)) < layers:
+        return not config.has_indexer(int(match.group(1)))
     if not match or int(match.group(1)) < layers:
         return False
     return not mtp or int(match.group(1)) > layers or match.group(2) in ("embed_tokens.weight", "shared_head.head.weight")
 
 
-def check_plan(entries, source, mtp):
+def check_plan(entries, source, config, mtp):
     """Every tensor that the plan names is there in its shape, and no other is."""
     used = set()
     for entry in entries:
@@ -309,9 +334,7 @@ def check_plan(entries, source, mtp):
             raise ExportError(f"{tensor.shard.path}: tensor {entry.source} has shape {list(tensor.shape)}, "
                               f"and config.json implies {list(entry.shape)}")
         used.add(entry.source)
-    layers = 1 + max((int(e.name.split(".")[1]) for e in entries if e.name.startswith("layers.")), default=-1)
-    indexed = {int(e.name.split(".")[1]) for e in entries if re.fullmatch(r"layers\.\d+\.index_q", e.name)}
-    left = [name for name in source.tensors if name not in used and not _ignored(name, layers, indexed, mtp)]
+    left = [name for name in source.tensors if name not in used and not _ignored(name, config, mtp)]
     if left:
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
         raise ExportError(f"{source.directory}: tensor {printable(left[0])}{more}: nothing in config.json asks for it; "

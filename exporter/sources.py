@@ -34,6 +34,9 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 CONVERT = ("PyTorch's pickles are not read, because reading one runs the code in it; have transformers write safetensors: "
            'AutoModelForCausalLM.from_pretrained("SOURCE", dtype="auto").save_pretrained("NEW")')
 
+INSIDE = "language_model."  # begins the names of a language model's tensors where they are part of a model that sees
+SEEING = ("vision_tower.", "vision_model.", "mm_projector.", "multi_modal_projector.")
+
 
 def _e4m3_table():
     """The 256 values of FP8 E4M3 "fn": bias 7, largest 448, no infinity, 0x7F and 0xFF not a number."""
@@ -300,6 +303,12 @@ class Safetensors(Source):
                 if name not in tensors:
                     raise ExportError(f"{os.path.join(directory, shard)}: the index says that tensor {printable(name)} is here, and it is not; "
                                       "download both again")
+        if any(name.startswith(INSIDE) for name in self.tensors):
+            self._take_out()
+
+    def _take_out(self):
+        """A language model inside a larger one: its tensors get the names that they have alone, and what sees is left behind."""
+        self.tensors = {name.removeprefix(INSIDE): tensor for name, tensor in self.tensors.items() if not name.startswith(SEEING)}
 
 
 def read_header(file):

@@ -20,7 +20,7 @@ static uint64_t attention_parameters(const Config *c) {
     uint64_t D = c->hidden_size, H = c->num_attention_heads, n = c->qk_nope_head_dim, p = c->qk_rope_head_dim, v = c->v_head_dim;
     uint64_t r = c->kv_lora_rank, ql = c->q_lora_rank, q = H * (n + p);
     uint64_t queries = ql ? ql * D + ql + q * ql : q * D;
-    uint64_t norms = 2 * D + r;
+    uint64_t norms = (c->sandwich_norm ? 4 : 2) * D + r;
     return queries + (r + p) * D + H * (n + v) * r + D * H * v + norms;
 }
 
@@ -29,20 +29,36 @@ static uint64_t index_parameters(const Config *c) {
     return Hi * di * c->q_lora_rank + di * D + 2 * di + Hi * D;
 }
 
-static Parameters parameters(const Config *c, uint32_t layers) {
-    uint64_t D = c->hidden_size, vocabulary = c->vocab_size * D, expert = 3 * D * c->moe_intermediate_size;
+/* Have the routers a correction bias? Zeros stand where they have none; a file cut down to dense layers does not tell. */
+static bool router_has_bias(const Model *m) {
+    bool has = false;
+    for (uint32_t l = 0; l < m->config.num_hidden_layers; l++) {
+        if (!m->layers[l].experts)
+            continue;
+        for (size_t e = 0; e < router_rows(&m->config); e++)
+            has |= m->layers[l].router_bias[e] != 0;
+        return has;
+    }
+    return m->config.scoring_func == SCORE_SIGMOID;
+}
+
+static Parameters parameters(const Model *m, uint32_t layers) {
+    const Config *c = &m->config;
+    uint64_t D = c->hidden_size, vocabulary = c->vocab_size * D, matrices = c->hidden_act == ACT_RELU2 ? 2 : 3;
+    uint64_t expert = matrices * D * c->moe_intermediate_size, choices = router_rows(c);
+    bool biased = router_has_bias(m);
     Parameters sum = {vocabulary * (c->tie_word_embeddings ? 1 : 2) + D, vocabulary + D};
     for (uint32_t l = 0; l < layers; l++) {
         uint64_t all = attention_parameters(c) + (layer_has_indexer(c, l) ? index_parameters(c) : 0), used = all;
         if (layer_is_moe(c, l)) {
-            uint64_t every = D * c->n_routed_experts + c->n_shared_experts * expert;
-            if (c->scoring_func == SCORE_SIGMOID)
-                every += c->n_routed_experts; /* the correction bias; models with softmax have none */
+            uint64_t every = D * choices + c->n_shared_experts * expert;
+            every += biased ? choices : 0;
             all += every + c->n_routed_experts * expert;
             used += every + c->num_experts_per_tok * expert;
-        } else {
-            all += 3 * D * c->intermediate_size;
-            used += 3 * D * c->intermediate_size;
+        }
+        if (!layer_is_moe(c, l) || c->shortcut_moe) {
+            all += matrices * D * c->intermediate_size;
+            used += matrices * D * c->intermediate_size;
         }
         sum.total += all;
         sum.active += used;
@@ -111,14 +127,22 @@ static uint32_t indexers(const Config *c, uint32_t layers) {
     return count;
 }
 
-static void print_shape(const Config *c) {
+static void print_shape(const Model *m) {
+    const Config *c = &m->config;
     uint32_t moe = 0;
     for (uint32_t l = 0; l < c->num_hidden_layers; l++)
         moe += layer_is_moe(c, l);
-    output_print("%-20s %u of the published model's %u: %u dense, %u with experts\n", "layers", c->num_hidden_layers, c->published_layers,
-                 c->num_hidden_layers - moe, moe);
-    output_print("%-20s %u, dense MLP %u, vocabulary %u%s\n", "hidden size", c->hidden_size, c->intermediate_size, c->vocab_size,
-                 c->tie_word_embeddings ? " (head tied to embedding)" : "");
+    output_print("%-20s %u of the published model's %u: ", "layers", c->num_hidden_layers, c->published_layers);
+    if (c->shortcut_moe)
+        output_print("%u pairs with shortcut experts\n", moe);
+    else
+        output_print("%u dense, %u with experts\n", c->num_hidden_layers - moe, moe);
+    output_print("%-20s %u, dense MLP %u%s, vocabulary %u%s\n", "hidden size", c->hidden_size, c->intermediate_size,
+                 c->hidden_act == ACT_RELU2 ? " (relu^2 without gate)" : "", c->vocab_size, c->tie_word_embeddings ? " (head tied to embedding)" : "");
+    if (c->embed_scale != 1)
+        output_print("%-20s scaled by %g\n", "embedding", (double)c->embed_scale);
+    if (c->sandwich_norm)
+        output_print("%-20s before and after attention and MLP\n", "norms");
     output_print("%-20s %u heads: query and key %u + %u rotated, value %u\n", "attention", c->num_attention_heads, c->qk_nope_head_dim,
                  c->qk_rope_head_dim, c->v_head_dim);
     if (c->q_lora_rank)
@@ -129,12 +153,18 @@ static void print_shape(const Config *c) {
         output_print("%-20s %u heads of %u in %u layers choose %u rows to attend to\n", "indexer", c->index_n_heads, c->index_head_dim,
                      indexers(c, c->num_hidden_layers), c->index_topk);
     if (c->n_routed_experts) {
-        output_print("%-20s %u of %u for each token, %u shared, width %u\n", "experts", c->num_experts_per_tok, c->n_routed_experts,
+        output_print("%-20s %u of %u for each token, %u shared, width %u", "experts", c->num_experts_per_tok, c->n_routed_experts,
                      c->n_shared_experts, c->moe_intermediate_size);
+        if (c->zero_expert_num)
+            output_print(", or any of %u that give back what they get", c->zero_expert_num);
+        output_print("\n");
         output_print("%-20s %s, %u of %u groups, scale %g\n", "router", c->scoring_func == SCORE_SIGMOID ? "sigmoid" : "softmax",
                      c->topk_group, c->n_group, (double)c->routed_scaling_factor);
     }
-    output_print("%-20s theta %g, factor %g\n", "rope", (double)c->rope_theta, (double)c->rope_factor);
+    output_print("%-20s theta %g, factor %g", "rope", (double)c->rope_theta, (double)c->rope_factor);
+    if (m->query_scale)
+        output_print(", queries scaled anew every %u positions", c->query_scale_span);
+    output_print("\n");
     output_print("%-20s %u\n", "longest context", c->max_position_embeddings);
 }
 
@@ -180,7 +210,7 @@ static void print_cache(const Config *c) {
 int mode_info(const Model *m, const Options *o) {
     (void)o;
     const Config *c = &m->config;
-    Parameters here = parameters(c, c->num_hidden_layers), published = parameters(c, c->published_layers);
+    Parameters here = parameters(m, c->num_hidden_layers), published = parameters(m, c->published_layers);
     output_print("%-20s %s\n", "model", c->name);
     print_number("file", m->file_bytes, " bytes");
     print_types(m);
@@ -191,7 +221,7 @@ int mode_info(const Model *m, const Options *o) {
         print_number("  active per token", published.active, "");
     }
     print_number("read per token", weight_bytes(m, 1), " bytes of weights");
-    print_shape(c);
+    print_shape(m);
     print_text(m);
     print_cache(c);
     output_flush();

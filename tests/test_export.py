@@ -9,6 +9,7 @@ are parsed out of model.h itself) and shares no code with the exporter. What the
 
 import json
 import re
+import shutil
 import struct
 import sys
 import zlib
@@ -354,6 +355,40 @@ def test_fused_experts(source, export):
     assert export(source(), "--mtp").file == export(source(changes=changes), "--mtp").file
 
 
+def test_language_model_inside_another(source, export):
+    """Kimi-K2.5 and Mistral publish models that see: the configuration is in text_config, or beside it, and images cost nothing."""
+    beside = ("tie_word_embeddings", "bos_token_id")
+    inner = {key: value for key, value in CONFIG.items() if key not in beside}
+    outer = {**dict.fromkeys(CONFIG), **{key: CONFIG[key] for key in beside}, "model_type": "kimi_k25", "vision_config": {"depth": 2}, "text_config": inner}
+    changes = {"language_model." + name: x for name, x in tensors().items()} | dict.fromkeys(tensors())
+    changes |= {"vision_tower.patch_embed.weight": np.ones((4, 4), np.float32), "mm_projector.bias": np.ones(4, np.float32)}
+    assert "audio_tower.x: nothing" in export(source(outer, changes | {"audio_tower.x": np.ones(4, np.float32)}))
+    assert export(source(outer, changes)).file == export(source()).file
+
+
+def test_first_spelling(tmp_path, export):
+    """openPangu-Ultra's first release has names of its own for DeepSeek's keys."""
+    old = {"q_lora_rank": "attention_q_lora_dim", "kv_lora_rank": "attention_kv_lora_dim", "qk_nope_head_dim": "attention_qk_dim",
+           "qk_rope_head_dim": "attention_qk_rope_dim", "v_head_dim": "attention_v_dim", "n_routed_experts": "num_routed_experts",
+           "n_shared_experts": "num_shared_experts", "first_k_dense_replace": "num_dense_layers"}
+    folder = shutil.copytree(MODELS / "sandwich", tmp_path / "sandwich")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({old.get(key, key): value for key, value in config.items()}))
+    assert export(folder).file == export(MODELS / "sandwich").file
+
+
+def test_what_identity_experts_are_stored_with_stays_behind(tmp_path, export):
+    """transformers writes matrices for LongCat-Flash's identity experts too (here 4 to 6), and MTP layers have a name of their own."""
+    folder = shutil.copytree(MODELS / "longcat", tmp_path / "longcat")
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    other = {"model.layers.0.mlp.experts.7.gate_proj.weight": np.ones((16, 32), np.float32)}
+    (folder / "model-00002-of-00002.safetensors").write_bytes(safetensors(other))
+    assert "experts.7.gate_proj.weight: nothing" in export(folder)
+    unused = {f"model.layers.0.mlp.experts.{e}.gate_proj.weight": np.ones((16, 32), np.float32) for e in (4, 5, 6)} | {"model.mtp.norm.weight": np.ones(32, np.float32)}
+    (folder / "model-00002-of-00002.safetensors").write_bytes(safetensors(unused))
+    assert export(folder).file == export(MODELS / "longcat").file
+
+
 def test_rotation_is_exact(source, tmp_path):
     """Before it is quantised a rotated tensor differs from the exact product by the rounding to f32 alone."""
     command.export_source(source(), tmp_path / "model.bin", "f32", mtp=True, rotation=True)
@@ -362,7 +397,7 @@ def test_rotation_is_exact(source, tmp_path):
         np.testing.assert_allclose(got.read(name), x, rtol=0, atol=2e-7 * np.abs(x).max(), err_msg=name)
 
 
-@pytest.mark.parametrize("name", ["v2lite", "v2_236b", "v3_fp8"])
+@pytest.mark.parametrize("name", ["v2lite", "v2_236b", "v3_fp8", "longcat", "minicpm3"])
 def test_rotation_changes_nothing(name, tmp_path):
     """A rotated model, in f32, gives the logits that transformers computed without any rotation."""
     command.export_source(MODELS / name, tmp_path / "model.bin", "f32", mtp=False, rotation=True)
@@ -442,7 +477,9 @@ def test_random(monkeypatch, export):
 # Sums of the published tensors' sizes; they agree with the sizes that the models are known by (15.7B, 236B, 671B, ...), and for OpenSeek-Small
 # with the length of its published file.
 TOTALS = {"deepseek-v2-lite": 15_706_484_224, "deepseek-v2": 235_741_434_880, "deepseek-v3": 671_026_419_200, "moonlight": 15_960_110_208,
-          "kimi-k2": 1_026_408_232_448, "glm-4.7-flash": 29_943_393_920, "youtu-2b": 1_961_560_064, "openseek-small": 1_588_968_512,
+          "kimi-k2": 1_026_408_232_448, "kimi-k2.5": 1_026_408_232_448, "glm-4.7-flash": 29_943_393_920, "youtu-2b": 1_961_560_064,
+          "openseek-small": 1_588_968_512, "minicpm3-4b": 4_073_875_968, "plm-1.8b": 1_825_458_176, "mistral-large-3": 673_421_089_792,
+          "mistral-small-4": 118_972_826_624, "longcat-flash": 560_664_980_480, "openpangu-ultra": 719_093_767_680,
           # and what the indexers add: wq_b, wk, k_norm and weights_proj in 61 layers, in 78, and in 21 of 78
           "deepseek-v3.2": 671_026_419_200 + 61 * (64 * 128 * 1536 + 128 * 7168 + 2 * 128 + 64 * 7168),
           "glm-5": 743_180_209_920 + 78 * (32 * 128 * 2048 + 128 * 6144 + 2 * 128 + 32 * 6144),
@@ -518,15 +555,40 @@ def test_layers_listed(keys, placement):
 # ---- refusals -----------------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("config, says", [
-    ({"clip_qkv": 8.0}, "clip_qkv"), ({"index_topk": 2048}, "index_n_heads is missing"), ({"hidden_act": "relu2"}, "relu2"), ({"attention_bias": True}, "attention_bias"),
+    ({"clip_qkv": 8.0}, "clip_qkv"), ({"index_topk": 2048}, "index_n_heads is missing"), ({"hidden_act": "gelu"}, "gelu"), ({"attention_bias": True}, "attention_bias"),
     ({"hidden_size": "72"}, "hidden_size"), ({"hidden_size": -1}, "hidden_size"), ({"kv_lora_rank": None}, "kv_lora_rank is missing"),
     ({"rms_norm_eps": float("nan")}, "rms_norm_eps"), ({"num_experts_per_tok": 3}, "cannot be chosen"), ({"scoring_func": "tanh"}, "tanh"),
-    ({"rope_scaling": {"type": "longrope"}}, "longrope"), ({"rope_scaling": {"type": "yarn", "factor": 4, "original_max_position_embeddings": 64, "x": 1}}, "key x"),
+    ({"rope_scaling": {"type": "su"}}, "'su'"), ({"rope_scaling": {"type": "longrope", "short_factor": [1] * 3, "long_factor": [1] * 4}}, "4 numbers"),
+    ({"rope_scaling": {"type": "longrope", "short_factor": [1] * 4, "long_factor": [2] * 4, "original_max_position_embeddings": 64}}, "short_factor must"),
+    ({"zero_expert_num": 2}, "cannot be chosen"), ({"n_group": 1, "zero_expert_num": 2, "zero_expert_type": "drop"}, "drop"),
+    ({"moe_topk": 3}, "num_experts_per_tok says 2"), ({"text_config": []}, "text_config"), ({"text_config": {"clip_qkv": 8.0}}, "clip_qkv"),
+    ({"model_type": "longcat_flash", "num_layers": 1, "norm_topk_prob": True}, "norm_topk_prob"),
+    ({"rope_scaling": {"type": "yarn", "factor": 4, "original_max_position_embeddings": 64, "x": 1}}, "key x"),
     ({"quantization_config": {"quant_method": "awq"}}, "awq"), ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"), ({"eos_token_id": 37}, "eos_token_id"),
     ({"qk_rope_head_dim": 7}, "even"), ({"vocab_size": 38}, "embed_tokens"),
 ])
 def test_configurations_refused(config, says, source, export):
     assert says in export(source(config))
+
+
+@pytest.mark.parametrize("name, field, value", [
+    ("minicpm3", "embed_scale", np.nan), ("plm", "hidden_act", 2), ("sandwich", "sandwich_norm", 2), ("longcat", "zero_expert_num", 1021),
+    ("plm", "zero_expert_num", 1), ("plm", "shortcut_moe", 1), ("longcat", "shortcut_moe", 2), ("sandwich", "shortcut_moe", 1), ("longcat", "n_group", 2),
+    ("longcat", "num_experts_per_tok", 8), ("longcat", "moe_layer_freq", 1), ("longcat", "sandwich_norm", 1), ("mistral4", "query_scale_span", 0),
+    ("mistral4", "query_scale_span", 33)])
+def test_fields_refused(name, field, value, export, tmp_path):
+    """Whatever a checkpoint says of its features, ./run refuses what does not fit together before it reads a weight."""
+    file, at = bytearray(export(MODELS / name).file), 64
+    for other, form in config_fields():
+        if other == field:
+            struct.pack_into("<" + form, file, at, value)
+        at += struct.calcsize("<" + form)
+    data = struct.unpack_from("<Q", file, 24)[0]
+    file[12:16] = bytes(4)
+    file[12:16] = struct.pack("<I", zlib.crc32(file[:data]))
+    (tmp_path / "model.bin").write_bytes(file)
+    with pytest.raises(RuntimeError, match="exit status 1\n.*(shortcut_moe|query_scale|" + field + ").*export it again"):
+        compare.run(tmp_path / "model.bin", "--info")
 
 
 @pytest.mark.parametrize("name, change, says", [
@@ -606,7 +668,7 @@ def test_paths_refused(source, export, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("arguments", [[], ["x"], ["x", "y", "z"], ["x", "y", "--type", "q3"], ["--random", "gpt-2", "y"], ["--random", "moonlight"], ["x", "y", "--layers", "2"],
-                                       ["--random", "moonlight", "y", "--layers", "28"], ["--random", "moonlight", "y", "--mtp"],
+                                       ["--random", "moonlight", "y", "--layers", "28"], ["--random", "longcat-flash", "y", "--layers", "3"], ["--random", "moonlight", "y", "--mtp"],
                                        ["--random", "moonlight", "y", "--no-rotation"], ["--nonsense", "x", "y"]])
 def test_wrong_usage(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -615,5 +677,5 @@ def test_wrong_usage(arguments, capsys):
 
 
 def test_committed_models(export):
-    for name in ("v2lite", "v2_236b", "v3_fp8"):
-        assert isinstance(export(MODELS / name, "--type", "q4"), Checkpoint)
+    for folder in MODELS.iterdir():
+        assert isinstance(export(folder, "--type", "q4"), Checkpoint)

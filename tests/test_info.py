@@ -4,12 +4,15 @@
                                       model with MHA, 15.6K with MLA, and 34.6K for the large one with MLA
     DeepSeek-V3, arXiv 2505.09343     table 1: 70.272 KB a token in bf16"""
 
+import json
+import math
 import re
 import sys
 
 import pytest
 
 import compare
+from conftest import MODELS
 
 sys.path.insert(0, str(compare.ROOT))
 import export as command
@@ -55,3 +58,20 @@ def test_saved(table):
         assert saved == pytest.approx(100 - 100 * bytes / (2 * rows["full K and V"][0]), abs=0.051)
     assert len(rows) == 10
     assert 100 - 100 * rows["-k q6"][1] / (95 * 8 * 2 * 128 * 2) == pytest.approx(93.3, abs=0.05)
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in MODELS.iterdir()))
+def test_parameters(name, export):
+    """As many as the model's own files hold, whatever is stored twice or folded."""
+    with open(MODELS / name / "model.safetensors", "rb") as file:
+        tensors = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    held = sum(math.prod(entry["shape"]) for key, entry in tensors.items() if key != "__metadata__" and not key.endswith("_scale_inv"))
+    assert re.search(rf"^parameters +{held:,}$", compare.run(export(MODELS / name, "f32"), "--info").decode(), re.M)
+
+
+@pytest.mark.parametrize("name, says", [("longcat", ["2 pairs with shortcut experts", "any of 3 that give back what they get"]), ("minicpm3", ["scaled by 12"]),
+                                        ("plm", ["relu^2 without gate"]), ("mistral4", ["queries scaled anew every 32 positions"]),
+                                        ("sandwich", ["before and after attention and MLP"])])
+def test_features_are_named(name, says, export):
+    out = compare.run(export(MODELS / name, "f32"), "--info").decode()
+    assert all(text in out for text in says), out
