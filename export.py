@@ -5,7 +5,7 @@
     python export.py --random SHAPE OUT [--layers N] [--type ...] [--seed N]
 
 Streams: whatever the model's size, a few slabs of rows are in memory at a time. Refuses what it does not understand. The parts, in exporter/:
-sources.py reads safetensors, config.py the configuration, tokenizer.py the tokenizer; plan.py lists the checkpoint's tensors;
+sources.py reads safetensors, config.py the configuration, tokenizer.py the tokenizer, chat.py the chat template; plan.py lists the checkpoint's tensors;
 quantise.py packs them; writer.py writes the file; shapes.py holds the published shapes. Needs numpy.
 """
 
@@ -24,6 +24,7 @@ except ImportError:
     sys.exit("export.py: needs numpy: pip install numpy")
 
 from exporter import config as model_config
+from exporter.chat import compile_chat
 from exporter.errors import ExportError, printable
 from exporter.plan import TYPE_NAMES, VECTOR, check_plan, make_plan
 from exporter.quantise import multiplier, pack
@@ -182,10 +183,11 @@ def export_source(directory, out_path, type_name, mtp, rotation):
     entries = make_plan(config, type_name, source.tensors.__contains__, mtp, rotation)
     check_plan(entries, source, mtp)
     tokenizer = compiled_tokenizer(directory)
+    chat = compile_chat(directory, values.get("model_type"), warn) if tokenizer else b""
     with Output(out_path) as out, ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
             tensors = source_tensors(entries, source, pool, Progress(sum(map(tensor_bytes, entries))))
-            write_checkpoint(out, config, tokenizer, b"", entries, tensors)
+            write_checkpoint(out, config, tokenizer, chat, entries, tensors)
         finally:
             pool.shutdown(cancel_futures=True)
 
