@@ -5,8 +5,8 @@
     python export.py --random SHAPE OUT [--layers N] [--type ...] [--seed N]
 
 Streams: whatever the model's size, a few slabs of rows are in memory at a time. Refuses what it does not understand. The parts, in exporter/:
-sources.py reads safetensors, config.py the configuration, tokenizer.py the tokenizer, chat.py the chat template; plan.py lists the checkpoint's tensors;
-quantise.py packs them; writer.py writes the file; shapes.py holds the published shapes. Needs numpy.
+sources.py reads safetensors, config.py the configuration, tokenizer.py the tokenizer, chat.py the chat template; plan.py lists the checkpoint's
+tensors; quantise.py packs them; writer.py writes the file; shapes.py holds the published shapes. Needs numpy; a chat template needs jinja2.
 """
 
 import argparse

@@ -1,10 +1,11 @@
 """Takes a model's chat template apart into the pieces that the chat section of model.bin holds (the head of modes/chat.c describes it).
 
-A template is a Jinja program, and from outside: it runs in jinja2's sandbox, with what transformers gives to templates, in a process of its own with
-bounded time and memory. It is rendered with conversations of marked texts; what stands between the marks are the pieces. They are believed only if they
-give, put together, what the template gives for other conversations. Tools, pictures, thinking switches: never given, so that the template's defaults hold.
+A template is a Jinja program, and from outside: it runs in jinja2's sandbox, with what transformers gives to templates, in a process of its own
+with bounded time and memory. It is rendered with conversations of marked texts; what stands between the marks are the pieces. They are believed
+only if they give, put together, what the template gives for other conversations. Tools, pictures, thinking switches: never given, so that the
+template's defaults hold.
 
-The client of a template sends back what was said, not what was thought: answers go into the history without their <think> parts, if the template knows such.
+What was thought is not sent back, only what was said: answers go into the history without their <think> parts, if the template knows such.
 """
 
 import json
@@ -18,7 +19,7 @@ from exporter.errors import ExportError, printable
 TAG = 0x31544843  # "CHT1"
 OPEN, SYSTEM_BEFORE, SYSTEM_AFTER, PROMPT, ANSWER, NEXT = range(6)
 NO_SYSTEM, STRIP_SYSTEM, STRIP_USER, STRIP_ANSWER, DROP_THOUGHTS, DROP_LINES = (1 << i for i in range(6))
-SECONDS, MEMORY, LONGEST = 10, 1 << 30, 1 << 20  # of the process; characters of a rendered conversation
+SECONDS, MEMORY, LONGEST = 5, 1 << 30, 1 << 20  # of the process; characters of a rendered conversation
 
 # DeepSeek-V3.2's repository has an encoder script (encoding_dsv32.py) in place of a template: what it writes in its mode "chat".
 DEEPSEEK_V32 = (
@@ -28,7 +29,8 @@ DEEPSEEK_V32 = (
 )
 
 # What anybody may say. Each role says each of them.
-TEXTS = ["Hello", " two  spaces ", "\n\nlines\nand\n\n", "{{ braces }} {% if %} {# x #}", "\u3000\u4f60\u597d \U0001f600\u00a0", "<b>&amp;'\"\\n\\</b>\t", "user: assistant:"]
+TEXTS = ["Hello", " two  spaces ", "\n\nlines\nand\n\n", "{{ braces }} {% if %} {# x #}", "\u3000\u4f60\u597d \U0001f600\u00a0",
+         "<b>&amp;'\"\\n\\</b>\t", "user: assistant:"]
 THOUGHT = "<think>\nbecause\n</think>\n\n"
 
 

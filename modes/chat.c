@@ -243,12 +243,12 @@ static bool prompt_opens_thought(const Chat *c) {
 /* What of the answer goes into the history. `text` is what the model wrote, with the end of PROMPT in front if PROMPT is ANSWER and more. */
 static Slice history_of(const Chat *c, Slice text) {
     const Slice *piece = c->template.piece;
-    Slice thought_end = from_last(text, THOUGHT_END);
+    Slice thought_end = from_last(text, THOUGHT_END), thought_begin = {THOUGHT_BEGIN, strlen(THOUGHT_BEGIN)};
     if (c->template.flags & DROP_THOUGHTS && thought_end.bytes) {
         text = from(thought_end, strlen(THOUGHT_END));
         while (c->template.flags & DROP_LINES && text.bytes && *text.text == '\n')
             text = from(text, 1);
-    } else if (c->template.flags & DROP_THOUGHTS && (prompt_opens_thought(c) || starts_with(strip(text), (Slice){THOUGHT_BEGIN, strlen(THOUGHT_BEGIN)}))) {
+    } else if (c->template.flags & DROP_THOUGHTS && (prompt_opens_thought(c) || starts_with(strip(text), thought_begin))) {
         text.bytes = 0; /* it never came to an answer */
     } else if (starts_with(piece[ANSWER], piece[PROMPT])) { /* "Assistant:", and the model wrote the space of "Assistant: " */
         Slice more = from(piece[ANSWER], piece[PROMPT].bytes);
@@ -476,7 +476,8 @@ static int open_chat(Chat *c, Session *session, Options *o) {
     if (!context)
         return WRONG_USAGE;
     if (q->count > context)
-        return failed(FAILED, "%s: the conversation has %zu tokens, more than the context of %zu; -c makes it longer", session->name, q->count, context);
+        return failed(FAILED, "%s: the conversation has %zu tokens, more than the context of %zu; -c makes it longer", session->name,
+                      q->count, context);
     r->state = open_state(m, o, context, 1);
     return r->state ? run_open(r, session) : FAILED;
 }
