@@ -2,7 +2,7 @@
  * with model.h beside it.
  *
  * The attention is in mla.c, the inner loops in kernels/, the file in checkpoint.c, buffers in state.c, text <-> ids in tokenizer.c, and everything
- * that is beside the story (options, perplexity, information) in modes/. There is one forward: prefill is many rows of one sequence,
+ * that is beside the story (options, conversations, perplexity, information) in modes/. There is one forward: prefill is many rows of one sequence,
  * decode is one row; weight types and cache types are the kernels' and mla.c's business. */
 #include <stdlib.h>
 #include <string.h>

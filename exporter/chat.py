@@ -188,9 +188,12 @@ def main():
 def compile_template(template, special, warn):
     """The chat section for a template. `special`: {"bos_token": text, ...}. Raises UnsupportedTemplate."""
     try:
-        import jinja2  # noqa: F401
+        import jinja2
+        safe = tuple(map(int, jinja2.__version__.split(".")[:3])) >= (3, 1, 6)  # there are ways out of older sandboxes
     except ImportError:
-        raise UnsupportedTemplate("reading it needs jinja2: pip install jinja2") from None
+        safe = False
+    if not safe:
+        raise UnsupportedTemplate("reading it needs jinja2 3.1.6 or newer: pip install -U jinja2")
     try:
         done = subprocess.run([sys.executable, "-m", "exporter.chat"], input=json.dumps({"template": template, "special": special}), text=True,
                               capture_output=True, cwd=Path(__file__).resolve().parent.parent, timeout=2 * SECONDS)

@@ -329,6 +329,8 @@ static int answer(Chat *c, End *end) {
     c->turn = q->count;
     if (!make_turn(c, PROMPT, (Slice){"", 0}))
         return FAILED;
+    if (!c->made.count)
+        return failed(FAILED, "%s: a turn without a token: the text is empty, and the chat template adds nothing", r->model->path);
     if (c->turn + c->made.count > r->state->context) {
         *end = CONTEXT_FULL;
         if (c->turn && !r->options->typed[OPT_PROMPT])
@@ -352,11 +354,19 @@ static int answer(Chat *c, End *end) {
 
 /* ---- the user ---- */
 
-/* False: the end, an error that was reported to *status, or Ctrl-C. poll() is what a signal ends. */
+/* Until there is something to read, or Ctrl-C, which another thread may have caught: it is looked for ten times a second. */
+static void wait_for_input(const Input *in) {
+    struct pollfd ready = {.fd = in->file, .events = POLLIN};
+    int n = 0;
+    while (!interrupted() && (n == 0 || (n < 0 && errno == EINTR)))
+        n = poll(&ready, 1, 100);
+}
+
+/* False: the end, an error that was reported to *status, or Ctrl-C. */
 static bool read_more(Input *in, const char *name, int *status) {
     static char block[1 << 16];
-    struct pollfd ready = {.fd = in->file, .events = POLLIN};
-    if (in->end || (poll(&ready, 1, -1) < 0 && interrupted()))
+    wait_for_input(in);
+    if (in->end || interrupted())
         return false;
     ssize_t n = read(in->file, block, sizeof block);
     in->end = n <= 0;
