@@ -236,8 +236,8 @@ static bool make_turn(Chat *c, int piece, Slice answer) {
 
 /* A thought that the template begins is the model's to go on with. */
 static bool prompt_opens_thought(const Chat *c) {
-    Slice prompt = c->template.piece[PROMPT];
-    return from_last(prompt, THOUGHT_BEGIN).bytes > from_last(prompt, THOUGHT_END).bytes;
+    Slice begin = from_last(c->template.piece[PROMPT], THOUGHT_BEGIN);
+    return begin.bytes && !from_last(begin, THOUGHT_END).bytes;
 }
 
 /* What of the answer goes into the history. `text` is what the model wrote, with the end of PROMPT in front if PROMPT is ANSWER and more. */

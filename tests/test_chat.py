@@ -62,6 +62,7 @@ TEMPLATES = {
     "V3": template(say(), say(USER), say(ASSISTANT, EOS), ASSISTANT),
     "R1": template(say(), say(USER), behind_thought(ASSISTANT, EOS), ASSISTANT + "<think>\\n"),
     "V3.1": template(say(), say(USER), behind_thought(ASSISTANT + "</think>", EOS), ASSISTANT + "</think>"),
+    "V3.1, off": template(say(), say(USER), behind_thought(ASSISTANT + "</think>", EOS), ASSISTANT + "<think></think>"),  # as others write it
     "Kimi": template(middle("system"), middle("user"), middle("assistant"), "<|im_start|>assistant<|im_middle|>", HELPFUL),
     "GLM": template(say("<|system|>"), say("<|user|>"), behind_thought("<|assistant|></think>", "", ".strip()").replace("+ c +", "+ c.strip() +"),
                     "<|assistant|><think>", "[gMASK]<sop>"),
@@ -75,6 +76,7 @@ PUBLISHED = {
     "V3": f"{BOS}s{USER}u{ASSISTANT}a{EOS}{USER}u{ASSISTANT}",
     "R1": f"{BOS}s{USER}u{ASSISTANT}a{EOS}{USER}u{ASSISTANT}<think>\n",
     "V3.1": f"{BOS}s{USER}u{ASSISTANT}</think>a{EOS}{USER}u{ASSISTANT}</think>",
+    "V3.1, off": f"{BOS}s{USER}u{ASSISTANT}</think>a{EOS}{USER}u{ASSISTANT}<think></think>",
     "Kimi": "<|im_start|>system<|im_middle|>s<|im_end|><|im_start|>user<|im_middle|>u<|im_end|><|im_start|>assistant<|im_middle|>a<|im_end|>"
             "<|im_start|>user<|im_middle|>u<|im_end|><|im_start|>assistant<|im_middle|>",
     "GLM": "[gMASK]<sop><|system|>s<|user|>u<|assistant|></think>a<|user|>u<|assistant|><think>",
@@ -199,7 +201,7 @@ def test_conversation(family, system, chat_model, tmp_path):
         answer = chat(model, "-p", user, *sampled, "-s", turn, "--session", session, *(["--system", system] if system and not turn else [])).decode()
         said += [user, answer[:-1]]
     assert answer == begun + text("--ids", " ".join(map(str, prompt)), *sampled, "-s", turn, "-k", "f32", model=model, **EXACT).decode() + "\n"
-    assert any("</think>" in answer for answer in said[1:-1:2]) == (family in ("R1", "V3.1", "GLM"))  # or there were no thoughts to drop
+    assert any("</think>" in answer for answer in said[1:-1:2]) == (family in ("R1", "V3.1", "V3.1, off", "GLM"))  # or there were no thoughts to drop
 
 
 def test_one_string_between_marks(chat_model, tmp_path):
