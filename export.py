@@ -7,8 +7,8 @@
 SOURCE is a directory as on Hugging Face (config.json and *.safetensors; or params.json and consolidated*.safetensors, Mistral's form), or a GGUF
 file. Streams: whatever the model's size, a few slabs of rows are in memory at a time. Refuses what it does not understand. The parts, in exporter/:
 sources.py reads safetensors, gguf_source.py GGUF; config.py reads the configuration, gguf_config.py and mistral.py put theirs into its words;
-tokenizer.py reads the tokenizer; plan.py lists the checkpoint's tensors; quantise.py packs them; writer.py writes the file; shapes.py holds the
-published shapes. Needs numpy.
+tokenizer.py reads the tokenizer, chat.py the chat template; plan.py lists the checkpoint's tensors; quantise.py packs them; writer.py writes the
+file; shapes.py holds the published shapes. Needs numpy; a chat template needs jinja2.
 """
 
 import argparse
@@ -29,6 +29,7 @@ except ImportError:
 
 from exporter import config as model_config
 from exporter import gguf_config, mistral
+from exporter.chat import compile_chat
 from exporter.errors import ExportError, printable
 from exporter.gguf_source import Gguf
 from exporter.plan import Q4, TYPE_NAMES, VECTOR, check_plan, make_plan
@@ -222,15 +223,16 @@ def export_source(path, out_path, type_name, mtp, rotation):
     config.fields["mtp_layers"] = int(mtp)
     entries = make_plan(config, type_name, source.tensors.__contains__, mtp, rotation)
     check_plan(entries, source, config, mtp)
-    tokenizer = b""
+    tokenizer, chat = b"", b""
     if directory:
         tokenizer = compiled_tokenizer(directory)
+        chat = compile_chat(directory, values.get("model_type"), warn) if tokenizer else b""
     else:
         warn(f"{path}: the tokenizer in it is not read: the checkpoint takes --ids alone as a prompt")
     with Output(out_path) as out, ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
             tensors = source_tensors(entries, source, pool, Progress(sum(map(tensor_bytes, entries))))
-            write_checkpoint(out, config, tokenizer, b"", entries, tensors)
+            write_checkpoint(out, config, tokenizer, chat, entries, tensors)
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -2,8 +2,8 @@
  * with model.h beside it.
  *
  * The attention is in mla.c, its choice of rows in indexer.c, the inner loops in kernels/, the file in checkpoint.c, buffers in state.c,
- * text <-> ids in tokenizer.c, and everything that is beside the story (options, perplexity, information) in modes/. There is one forward:
- * prefill is many rows of one sequence, decode is one row; weight types and cache types are the kernels' and mla.c's business. */
+ * text <-> ids in tokenizer.c, and everything that is beside the story (options, conversations, perplexity, information) in modes/. There is one
+ * forward: prefill is many rows of one sequence, decode is one row; weight types and cache types are the kernels' and mla.c's business. */
 #include <stdlib.h>
 #include <string.h>
 #ifdef _OPENMP
@@ -11,16 +11,14 @@
 #endif
 
 #include "checkpoint.h"
+#include "generate.h"
 #include "kernels/linear.h"
 #include "mla.h"
 #include "model.h"
 #include "modes/modes.h"
-#include "modes/output.h"
 #include "modes/prompt.h"
-#include "modes/session.h"
 #include "modes/system.h"
 #include "rope.h"
-#include "sampler.h"
 
 /* ---- router --------------------------------------------------------------------------------------------------------------- */
 
@@ -341,23 +339,6 @@ const float *forward(const Model *m, State *s, const Row *rows, size_t n) {
 
 /* ---- generate ---------------------------------------------------------------------------------------------------------------- */
 
-/* One sequence that is read and written. */
-typedef struct {
-    const Model *model;
-    const Options *options;
-    State *state;
-    Sampler *sampler;
-    Sequence sequence;      /* ids [context + 1]: session, prompt and text so far */
-    Row *rows;              /* [state->chunk] of the prompt */
-    Text text;              /* on standard output */
-    size_t ids_printed;     /* without tokenizer */
-    size_t read, written;   /* tokens of the prompt and of the text */
-    size_t decoded;         /* forward calls for the text: the prompt's last row gives the first token for nothing */
-    double read_seconds, write_seconds;
-} Run;
-
-typedef enum { ENDED, CONTEXT_FULL, CAUGHT, NOT_NUMBERS } End;
-
 /* Computes the tokens that are not in the cache yet, a chunk of rows at a time: a prompt, or the one token that was written last. Only the
  * last row needs logits; they are returned. */
 static const float *read_tokens(Run *r) {
@@ -381,17 +362,16 @@ static const float *read_tokens(Run *r) {
 
 static bool is_end_token(const Run *r, int32_t token) {
     const Config *c = &r->model->config;
+    bool end = token == r->turn_end;
     for (uint32_t i = 0; i < c->eos_tokens; i++)
-        if (c->eos_token_id[i] == token)
-            return !r->options->typed[OPT_IGNORE_EOS];
-    return false;
+        end |= token == c->eos_token_id[i];
+    return end && !r->options->typed[OPT_IGNORE_EOS];
 }
 
-/* The bytes of a token. Special tokens are marks between texts and have none, unless the user works with them (--special). */
-static const char *token_text(const Run *r, int32_t token, size_t *n) {
+const char *token_text(const Run *r, int32_t token, size_t *n) {
     bool special;
     const char *bytes = tokenizer_decode(r->model->tokenizer, token, n, &special);
-    if (special && !r->options->typed[OPT_SPECIAL])
+    if (special && !r->options->typed[OPT_SPECIAL] && !thought_begins(&r->text, bytes, *n) && !thought_ends(&r->text, bytes, *n))
         *n = 0;
     return bytes;
 }
@@ -438,16 +418,24 @@ static End write_text(Run *r, const float *logits, int64_t most) {
     return ENDED;
 }
 
-static End generate(Run *r) {
+End generate(Run *r) {
     size_t before = r->sequence.position;
     double start = seconds();
     const float *logits = read_tokens(r);
     double middle = seconds();
-    r->read = r->sequence.position - before;
+    r->read += r->sequence.position - before;
     End end = interrupted() ? CAUGHT : write_text(r, logits, r->options->tokens);
-    r->read_seconds = middle - start;
-    r->write_seconds = seconds() - middle;
+    r->read_seconds += middle - start;
+    r->write_seconds += seconds() - middle;
     return end;
+}
+
+void run_rewind(Run *r, size_t rows) {
+    Sequence *q = &r->sequence;
+    q->position = rows < q->position ? rows : q->position;
+    sampler_forget(r->sampler);
+    for (size_t i = 0; i < q->position; i++)
+        sampler_saw(r->sampler, q->ids[i]);
 }
 
 /* ---- main ----------------------------------------------------------------------------------------------------------------------- */
@@ -486,7 +474,7 @@ static double rate(size_t tokens, double time) {
 static int tell(const Run *r, End end) {
     if (end == CONTEXT_FULL)
         note("the context of %zu tokens is full", r->state->context);
-    if (end == ENDED && !r->written && r->options->tokens && r->options->typed[OPT_SESSION])
+    if (end == ENDED && !r->written && r->options->tokens && r->options->typed[OPT_SESSION] && r->options->mode == MODE_GENERATE)
         note("the model has nothing to add: a prompt or --ignore-eos goes on");
     if (end == NOT_NUMBERS)
         return failed(FAILED, "%s: the logits are not numbers; --check looks for damage in the checkpoint", r->model->path);
@@ -517,43 +505,44 @@ static bool open_sampler(Run *r, const SamplerOptions *so) {
     if (q->count && !r->options->typed[OPT_SEED])
         sampler_resume(r->sampler, q->random);
     q->seed = so->seed;
-    for (size_t i = 0; i < q->position; i++)
-        sampler_saw(r->sampler, q->ids[i]);
+    run_rewind(r, q->position);
     return true;
 }
 
-/* The prompt's tokens behind the session's. */
-static bool append_prompt(Run *r, const Prompt *p) {
-    Sequence *q = &r->sequence;
-    int32_t *ids = realloc(q->ids, (r->state->context + 1) * sizeof *ids);
-    if (!ids)
-        return false;
-    q->ids = ids;
-    if (p->count)
-        memcpy(ids + q->count, p->ids, p->count * sizeof *ids);
-    q->count += p->count;
-    return true;
-}
-
-/* Everything that a run needs, before the first byte of text. DONE, or an exit status after a report. */
-static int open_run(Run *r, Session *session, Prompt *prompt, const Options *o) {
+int run_open(Run *r, Session *session) {
     const Model *m = r->model;
+    const Options *o = r->options;
     SamplerOptions so;
-    int status = prompt_read(prompt, m, o, r->sequence.count);
-    if (status)
-        return status;
+    r->turn_end = -1;
     if (o->stop_count && !m->tokenizer)
         return failed(FAILED, "%s: %s compares text, and the checkpoint has no tokenizer to make any", m->path, o->typed[OPT_STOP]);
     if (!sampling(&m->config, o, &r->sequence, &so))
         return failed(FAILED, "the system has no /dev/urandom to take a seed from: give one with --seed");
-    status = prompt_state(&r->state, prompt, m, o, 1);
-    if (status)
-        return status;
     r->state->stop = interrupted;
+    int32_t *ids = realloc(r->sequence.ids, (r->state->context + 1) * sizeof *ids);
+    if (ids)
+        r->sequence.ids = ids;
     r->rows = malloc(r->state->chunk * sizeof *r->rows);
-    if (!text_open(&r->text, o->stops, o->stop_bytes, o->stop_count) || !r->rows || !open_sampler(r, &so) || !append_prompt(r, prompt))
+    if (!text_open(&r->text, o->stops, o->stop_bytes, o->stop_count) || !ids || !r->rows || !open_sampler(r, &so))
         return failed(FAILED, "out of memory");
     return session_load(session, &r->sequence, r->state);
+}
+
+int run_finish(Run *r, Session *session, End end) {
+    Sequence *q = &r->sequence;
+    int status = tell(r, end);
+    q->cut = r->text.cut;
+    q->random = sampler_random(r->sampler);
+    int saved = end == NOT_NUMBERS ? DONE : session_save(session, q, r->state);
+    return saved ? saved : status;
+}
+
+void run_close(Run *r) {
+    text_close(&r->text);
+    free(r->rows);
+    free(r->sequence.ids);
+    sampler_close(r->sampler);
+    state_close(r->state);
 }
 
 static int write_all(Run *r, Session *session, const Prompt *prompt) {
@@ -564,15 +553,15 @@ static int write_all(Run *r, Session *session, const Prompt *prompt) {
         write_cut(r, prompt->before, q->cut);
     if (echo)
         echo_prompt(r, prompt);
+    if (prompt->count)
+        memcpy(q->ids + q->count, prompt->ids, prompt->count * sizeof *q->ids);
+    q->count += prompt->count;
+    q->conversation = false;
     End end = generate(r);
     if (!r->model->tokenizer && !r->text.terminal)
         output_print("\n");
     text_end(&r->text);
-    int status = tell(r, end);
-    q->cut = r->text.cut;
-    q->random = sampler_random(r->sampler);
-    int saved = end == NOT_NUMBERS ? DONE : session_save(session, q, r->state);
-    return saved ? saved : status;
+    return run_finish(r, session, end);
 }
 
 static int mode_generate(const Model *m, const Options *given) {
@@ -582,14 +571,14 @@ static int mode_generate(const Model *m, const Options *given) {
     Prompt prompt = {0};
     int status = session_open(&session, &r.sequence, m, &o);
     if (!status)
-        status = open_run(&r, &session, &prompt, &o);
+        status = prompt_read(&prompt, m, &o, r.sequence.count);
+    if (!status)
+        status = prompt_state(&r.state, &prompt, m, &o, 1);
+    if (!status)
+        status = run_open(&r, &session);
     if (!status)
         status = write_all(&r, &session, &prompt);
-    text_close(&r.text);
-    free(r.rows);
-    free(r.sequence.ids);
-    sampler_close(r.sampler);
-    state_close(r.state);
+    run_close(&r);
     prompt_close(&prompt);
     session_close(&session);
     return status;
@@ -597,8 +586,8 @@ static int mode_generate(const Model *m, const Options *given) {
 
 int main(int argc, char **argv) {
     static int (*const modes[])(const Model *, const Options *) = {
-        [MODE_GENERATE] = mode_generate, [MODE_LOGITS] = mode_logits, [MODE_PERPLEXITY] = mode_perplexity,
-        [MODE_TOKENIZE] = mode_tokenize, [MODE_INFO] = mode_info,     [MODE_CHECK] = mode_check, [MODE_BENCH] = mode_bench,
+        [MODE_GENERATE] = mode_generate, [MODE_CHAT] = mode_chat,         [MODE_LOGITS] = mode_logits, [MODE_PERPLEXITY] = mode_perplexity,
+        [MODE_TOKENIZE] = mode_tokenize, [MODE_INFO] = mode_info, [MODE_CHECK] = mode_check,   [MODE_BENCH] = mode_bench,
     };
     Options o;
     Model m;

@@ -57,6 +57,10 @@ void sampler_saw(Sampler *s, int32_t token) {
     s->seen[s->seen_count++ % PENALTY_WINDOW] = token;
 }
 
+void sampler_forget(Sampler *s) {
+    s->seen_count = 0;
+}
+
 uint64_t sampler_random(const Sampler *s) {
     return s->random;
 }

@@ -25,6 +25,9 @@ void sampler_close(Sampler *s);
 /* `token` (0 .. vocab-1) was read or written: the repeat penalty is about the last 64 of these. */
 void sampler_saw(Sampler *s, int32_t token);
 
+/* Nothing was read or written yet: sampler_saw tells anew. */
+void sampler_forget(Sampler *s);
+
 /* The random generator, which changes only with sampler_next: where it is, and back to there. */
 uint64_t sampler_random(const Sampler *s);
 void sampler_resume(Sampler *s, uint64_t random);

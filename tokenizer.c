@@ -516,6 +516,13 @@ int32_t *tokenizer_encode(const Tokenizer *t, const char *text, size_t n, bool t
     return w.ids;
 }
 
+int32_t tokenizer_added(const Tokenizer *t, const char *text, size_t n, size_t *bytes) {
+    const Added *a = NULL;
+    for (int pass = 0; pass < PASSES && !a; pass++) a = find_added(t, pass, (const uint8_t *)text, n);
+    *bytes = a ? a->bytes : 0;
+    return a ? (int32_t)a->id : -1;
+}
+
 /* ---- decoding ------------------------------------------------------------------------------------------------------------------ */
 
 const char *tokenizer_decode(const Tokenizer *t, int32_t id, size_t *n, bool *special) {

@@ -17,6 +17,9 @@ void tokenizer_close(Tokenizer *t);
  * The ids are malloced, *count of them; NULL if memory runs out. */
 int32_t *tokenizer_encode(const Tokenizer *t, const char *text, size_t n, bool trusted, size_t *count);
 
+/* The added or special token that trusted text would begin with, *bytes of it; -1: none. */
+int32_t tokenizer_added(const Tokenizer *t, const char *text, size_t n, size_t *bytes);
+
 /* The bytes of a token: *n of them. A special token (begin, end, ...) has its text too; `*special` says that it is one. Unknown id: n = 0. */
 const char *tokenizer_decode(const Tokenizer *t, int32_t id, size_t *n, bool *special);
 

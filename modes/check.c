@@ -73,6 +73,9 @@ int mode_check(const Model *m, const Options *o) {
 
     int status = DONE;
     uint64_t bytes = 0;
+    const char *wrong = chat_damage(m);
+    if (wrong)
+        status = failed(FAILED, "%s: the chat template is damaged: %s; export the checkpoint again", m->path, wrong);
     for (size_t i = 0; i < m->tensor_count; i++) {
         const TensorInfo *t = &m->tensors[i];
         bytes += t->bytes;

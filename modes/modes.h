@@ -1,16 +1,20 @@
-/* modes.h: what the program does beside generating text. Each mode gets an open model and returns the exit status. */
+/* modes.h: what the program does beside generating a text. Each mode gets an open model and returns the exit status. */
 #ifndef MODES_H
 #define MODES_H
 
 #include "model.h"
 #include "modes/options.h"
 
+int mode_chat(const Model *m, const Options *o);       /* chat.c */
 int mode_logits(const Model *m, const Options *o);     /* logits.c */
 int mode_perplexity(const Model *m, const Options *o); /* perplexity.c */
 int mode_tokenize(const Model *m, const Options *o);   /* tokenize.c */
 int mode_info(const Model *m, const Options *o);       /* info.c */
 int mode_check(const Model *m, const Options *o);      /* check.c */
 int mode_bench(const Model *m, const Options *o);      /* bench.c */
+
+/* What is wrong with the checkpoint's chat template; NULL: nothing, or there is none (chat.c). */
+const char *chat_damage(const Model *m);
 
 /* Bytes of weights that a forward call of n rows reads, each matrix once: what the speed of memory is divided by (info.c). */
 uint64_t weight_bytes(const Model *m, size_t n);

@@ -18,11 +18,13 @@ const char *const cache_names[CACHE_TYPES] = {[CACHE_F32] = "f32", [CACHE_BF16] 
 
 enum {
     GENERATE = 1 << MODE_GENERATE,
+    CHAT = 1 << MODE_CHAT,
+    WRITE = GENERATE | CHAT,
     LOGITS = 1 << MODE_LOGITS,
     PERPLEXITY = 1 << MODE_PERPLEXITY,
     TOKENIZE = 1 << MODE_TOKENIZE,
     BENCH = 1 << MODE_BENCH,
-    ALL = GENERATE | LOGITS | PERPLEXITY | TOKENIZE | 1 << MODE_INFO | 1 << MODE_CHECK | BENCH
+    ALL = WRITE | LOGITS | PERPLEXITY | TOKENIZE | 1 << MODE_INFO | 1 << MODE_CHECK | BENCH
 };
 
 typedef enum { FLAG, INTEGER, NUMBER, SEED, STRING, STOP, CACHE } Kind;
@@ -41,11 +43,11 @@ typedef struct {
 #define FIELD(name) offsetof(Options, name)
 
 static const Option table[OPTION_COUNT] = {
-    [OPT_PROMPT] = {"The prompt (default: nothing but the begin token)", "-p", "--prompt", "TEXT", STRING, GENERATE | LOGITS, FIELD(text), 0, 0,
+    [OPT_PROMPT] = {"The prompt (default: nothing but the begin token)", "-p", "--prompt", "TEXT", STRING, WRITE | LOGITS, FIELD(text), 0, 0,
                     "the prompt, bytes as given; may be empty"},
-    [OPT_ESCAPE] = {NULL, "-e", "--escape", NULL, FLAG, GENERATE | LOGITS | TOKENIZE, 0, 0, 0,
-                    "interpret \\n \\t \\\\ \\xHH \\uHHHH in TEXT of -p, --stop, --tokenize"},
-    [OPT_FILE] = {NULL, "-f", "--file", "FILE", STRING, GENERATE | LOGITS, FIELD(file), 0, 0,
+    [OPT_ESCAPE] = {NULL, "-e", "--escape", NULL, FLAG, WRITE | LOGITS | TOKENIZE, 0, 0, 0,
+                    "interpret \\n \\t \\\\ \\xHH \\uHHHH in TEXT of -p, --system, --stop, --tokenize"},
+    [OPT_FILE] = {NULL, "-f", "--file", "FILE", STRING, WRITE | LOGITS, FIELD(file), 0, 0,
                   "the prompt from FILE, bytes as they are; - is standard input"},
     [OPT_IDS] = {NULL, NULL, "--ids", "LIST", STRING, GENERATE | LOGITS, FIELD(ids), 0, 0,
                  "the prompt as token ids, \"1 2 3\", nothing added"},
@@ -54,27 +56,33 @@ static const Option table[OPTION_COUNT] = {
     [OPT_NO_BOS] = {NULL, NULL, "--no-bos", NULL, FLAG, GENERATE | LOGITS | PERPLEXITY, 0, 0, 0,
                     "no begin token first (default: as the tokenizer says)"},
 
+    [OPT_CHAT] = {"A conversation", NULL, "--chat", NULL, FLAG, ALL, 0, 0, 0,
+                  "talk, with the template in the checkpoint: each line of standard input\nor -f is a turn, one that ends with \\ goes on in the next; "
+                  "or one turn, -p"},
+    [OPT_SYSTEM] = {NULL, NULL, "--system", "TEXT", STRING, CHAT, FIELD(system), 0, 0,
+                    "what the model is told before the first turn (default: the template's)"},
+
     [OPT_ECHO] = {"The text", NULL, "--echo", NULL, FLAG, GENERATE, 0, 0, 0, "write the prompt before the generated text"},
-    [OPT_TOKENS] = {NULL, "-n", "--tokens", "N", INTEGER, GENERATE, FIELD(tokens), -1, UINT32_MAX,
-                    "at most N new tokens (default 256; -1: until the context is full)"},
-    [OPT_CONTEXT] = {NULL, "-c", "--context", "N", INTEGER, GENERATE | LOGITS | PERPLEXITY | BENCH, FIELD(context), 1, UINT32_MAX,
-                     "cache rows to allocate (default: enough for session, prompt and -n)"},
-    [OPT_STOP] = {NULL, NULL, "--stop", "TEXT", STOP, GENERATE, 0, 0, 0, "stop before TEXT appears; repeatable"},
-    [OPT_IGNORE_EOS] = {NULL, NULL, "--ignore-eos", NULL, FLAG, GENERATE, 0, 0, 0, "go on after the model's end tokens"},
-    [OPT_SESSION] = {NULL, NULL, "--session", "FILE", STRING, GENERATE, FIELD(session), 0, 0,
+    [OPT_TOKENS] = {NULL, "-n", "--tokens", "N", INTEGER, WRITE, FIELD(tokens), -1, UINT32_MAX,
+                    "at most N new tokens (default 256, for an answer in --chat -1: until\nthe context is full)"},
+    [OPT_CONTEXT] = {NULL, "-c", "--context", "N", INTEGER, WRITE | LOGITS | PERPLEXITY | BENCH, FIELD(context), 1, UINT32_MAX,
+                     "cache rows to allocate (default: enough for session, prompt and -n; in\n--chat 8192, or less if the model's limit is less)"},
+    [OPT_STOP] = {NULL, NULL, "--stop", "TEXT", STOP, WRITE, 0, 0, 0, "stop before TEXT appears; repeatable"},
+    [OPT_IGNORE_EOS] = {NULL, NULL, "--ignore-eos", NULL, FLAG, WRITE, 0, 0, 0, "go on after the model's end tokens"},
+    [OPT_SESSION] = {NULL, NULL, "--session", "FILE", STRING, WRITE, FIELD(session), 0, 0,
                      "go on from FILE if it exists (the prompt is appended, -s restarts\nthe sampler), and write it at the end"},
 
-    [OPT_TEMPERATURE] = {"Sampling, in the order penalty, temperature, top-k, top-p, min-p", "-t", "--temperature", "X", NUMBER, GENERATE,
+    [OPT_TEMPERATURE] = {"Sampling, in the order penalty, temperature, top-k, top-p, min-p", "-t", "--temperature", "X", NUMBER, WRITE,
                          FIELD(temperature), 0, 1000, "0: the likeliest token, always (default: the checkpoint's, else 0.8)"},
-    [OPT_TOP_K] = {NULL, NULL, "--top-k", "N", INTEGER, GENERATE, FIELD(top_k), 0, UINT32_MAX,
+    [OPT_TOP_K] = {NULL, NULL, "--top-k", "N", INTEGER, WRITE, FIELD(top_k), 0, UINT32_MAX,
                    "the N likeliest tokens (0: all; default: the checkpoint's, else 0)"},
-    [OPT_TOP_P] = {NULL, NULL, "--top-p", "X", NUMBER, GENERATE, FIELD(top_p), 0, 1,
+    [OPT_TOP_P] = {NULL, NULL, "--top-p", "X", NUMBER, WRITE, FIELD(top_p), 0, 1,
                    "the fewest with probability X (1: all; default: the checkpoint's, else 0.95)"},
-    [OPT_MIN_P] = {NULL, NULL, "--min-p", "X", NUMBER, GENERATE, FIELD(min_p), 0, 1,
+    [OPT_MIN_P] = {NULL, NULL, "--min-p", "X", NUMBER, WRITE, FIELD(min_p), 0, 1,
                    "those with X times the likeliest's probability (default 0: all)"},
-    [OPT_REPEAT_PENALTY] = {NULL, NULL, "--repeat-penalty", "X", NUMBER, GENERATE, FIELD(repeat_penalty), 0.01, 100,
+    [OPT_REPEAT_PENALTY] = {NULL, NULL, "--repeat-penalty", "X", NUMBER, WRITE, FIELD(repeat_penalty), 0.01, 100,
                             "make the last 64 tokens less likely (default 1: off)"},
-    [OPT_SEED] = {NULL, "-s", "--seed", "N", SEED, GENERATE, FIELD(seed), 0, 0, "64 bits (default: random, printed with the statistics)"},
+    [OPT_SEED] = {NULL, "-s", "--seed", "N", SEED, WRITE, FIELD(seed), 0, 0, "64 bits (default: random, printed with the statistics)"},
 
     [OPT_LOGITS] = {"Instead of text", NULL, "--logits", "FILE", STRING, LOGITS, FIELD(output), 0, 0,
                     "write the float32 logits of every prompt position to FILE, [T, V]"},
@@ -92,7 +100,7 @@ static const Option table[OPTION_COUNT] = {
 
     [OPT_THREADS] = {"The machine", "-j", "--threads", "N", INTEGER, ALL, FIELD(threads), 1, 1024,
                      "threads (default: physical cores available to the process)"},
-    [OPT_CACHE] = {NULL, "-k", "--cache", "TYPE", CACHE, GENERATE | LOGITS | PERPLEXITY | BENCH, FIELD(cache), 0, 0,
+    [OPT_CACHE] = {NULL, "-k", "--cache", "TYPE", CACHE, WRITE | LOGITS | PERPLEXITY | BENCH, FIELD(cache), 0, 0,
                    "the cache's number format: f32, bf16, q8, q6, q4, or full: an ordinary\nkey/value cache in f32 (default: the session's, else q8)"},
     [OPT_QUIET] = {NULL, "-q", "--quiet", NULL, FLAG, ALL, 0, 0, 0, "errors alone on standard error"},
     [OPT_HELP] = {NULL, "-h", "--help", NULL, FLAG, ALL, 0, 0, 0, "this text"},
@@ -271,11 +279,13 @@ static bool unescape_all(Options *o) {
     if (!o->typed[OPT_ESCAPE])
         return true;
     const char *text_option = o->typed[OPT_PROMPT] ? o->typed[OPT_PROMPT] : o->typed[OPT_TOKENIZE];
-    if (!text_option && !o->stop_count) {
-        report("%s applies to -p, --stop and --tokenize, none of which is given", o->typed[OPT_ESCAPE]);
+    if (!text_option && !o->system && !o->stop_count) {
+        report("%s applies to -p, --system, --stop and --tokenize, none of which is given", o->typed[OPT_ESCAPE]);
         return false;
     }
     if (text_option && !unescape(text_option, o->text, &o->text_bytes))
+        return false;
+    if (o->system && !unescape(o->typed[OPT_SYSTEM], o->system, &o->system_bytes))
         return false;
     for (size_t i = 0; i < o->stop_count; i++) {
         if (!unescape(o->typed[OPT_STOP], o->stops[i], &o->stop_bytes[i]))
@@ -318,7 +328,7 @@ static bool at_most_one(const Options *o, const OptionId *set, size_t n, const c
 /* Finds the mode, and refuses options that mean nothing in it. */
 static bool choose_mode(Options *o) {
     static const OptionId prompts[] = {OPT_PROMPT, OPT_FILE, OPT_IDS};
-    static const OptionId modes[] = {OPT_LOGITS, OPT_PERPLEXITY, OPT_TOKENIZE, OPT_INFO, OPT_CHECK, OPT_BENCH};
+    static const OptionId modes[] = {OPT_CHAT, OPT_LOGITS, OPT_PERPLEXITY, OPT_TOKENIZE, OPT_INFO, OPT_CHECK, OPT_BENCH};
     if (!at_most_one(o, modes, sizeof modes / sizeof *modes, "each asks for something else on standard output") ||
         !at_most_one(o, prompts, sizeof prompts / sizeof *prompts, "there is one prompt"))
         return false;
@@ -335,6 +345,8 @@ static bool choose_mode(Options *o) {
             return false;
         }
     }
+    if (o->mode == MODE_CHAT && !o->typed[OPT_TOKENS])
+        o->tokens = -1;
     return true;
 }
 
@@ -415,6 +427,7 @@ bool options_parse(Options *o, int argc, char **argv, int *status) {
     }
     quiet = o->typed[OPT_QUIET];
     o->text_bytes = strlen(o->text);
+    o->system_bytes = o->system ? strlen(o->system) : 0;
     return choose_mode(o) && unescape_all(o) && choose_threads(o);
 }
 

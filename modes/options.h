@@ -8,10 +8,11 @@
 
 #include "model.h"
 
-typedef enum { MODE_GENERATE, MODE_LOGITS, MODE_PERPLEXITY, MODE_TOKENIZE, MODE_INFO, MODE_CHECK, MODE_BENCH } Mode;
+typedef enum { MODE_GENERATE, MODE_CHAT, MODE_LOGITS, MODE_PERPLEXITY, MODE_TOKENIZE, MODE_INFO, MODE_CHECK, MODE_BENCH } Mode;
 
 typedef enum {
     OPT_PROMPT, OPT_ESCAPE, OPT_FILE, OPT_IDS, OPT_SPECIAL, OPT_NO_BOS,
+    OPT_CHAT, OPT_SYSTEM,
     OPT_ECHO, OPT_TOKENS, OPT_CONTEXT, OPT_STOP, OPT_IGNORE_EOS, OPT_SESSION,
     OPT_TEMPERATURE, OPT_TOP_K, OPT_TOP_P, OPT_MIN_P, OPT_REPEAT_PENALTY, OPT_SEED,
     OPT_LOGITS, OPT_PERPLEXITY, OPT_AGAINST, OPT_TOKENIZE, OPT_INFO, OPT_CHECK, OPT_BENCH, OPT_CSV, OPT_PROFILE,
@@ -25,6 +26,8 @@ typedef struct {
     Mode mode;
     const char *text;        /* of -p or --tokenize; text_bytes long and, after -e, perhaps with NULs */
     size_t text_bytes;
+    const char *system;      /* of --system; system_bytes long, as text is */
+    size_t system_bytes;
     const char *file;        /* of -f, --logits or --perplexity: see `output` */
     const char *output;      /* of --logits */
     const char *ids;

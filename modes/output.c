@@ -51,6 +51,11 @@ void note(const char *format, ...) {
     va_end(args);
 }
 
+void ask(const char *mark) {
+    if (!quiet)
+        fputs(mark, stderr);
+}
+
 void progress(const char *what, size_t done, size_t of) {
     if (quiet || !isatty(STDERR_FILENO))
         return;
@@ -102,6 +107,7 @@ void output_flush(void) {
 bool text_open(Text *t, const char *const *stops, const size_t *stop_bytes, size_t stop_count) {
     struct stat st;
     *t = (Text){.terminal = isatty(STDOUT_FILENO), .flush = fstat(STDOUT_FILENO, &st) || !S_ISREG(st.st_mode)};
+    t->newline = t->terminal;
     t->stops = calloc(stop_count + 1, sizeof *t->stops);
     if (!t->stops)
         return false;
@@ -154,10 +160,18 @@ static void write_text(Text *t, const char *bytes, size_t n) {
         output_write(bytes, n);
 }
 
-void text_echo(Text *t, const char *bytes, size_t n) {
-    write_text(t, bytes, n);
-    if (t->flush)
-        output_flush();
+bool thought_begins(const Text *t, const char *bytes, size_t n) {
+    return t->thoughts && n == strlen(THOUGHT_BEGIN) && !memcmp(bytes, THOUGHT_BEGIN, n);
+}
+
+bool thought_ends(const Text *t, const char *bytes, size_t n) {
+    return t->thoughts && n == strlen(THOUGHT_END) && !memcmp(bytes, THOUGHT_END, n);
+}
+
+static void set_dim(Text *t, bool dim) {
+    if (t->terminal && t->dim != dim)
+        output_write(dim ? "\033[2m" : "\033[0m", 4);
+    t->dim = dim;
 }
 
 /* The stop text that the generated text ends with the most of. */
@@ -194,8 +208,18 @@ static bool text_byte(Text *t, char byte) {
     return !found;
 }
 
+void text_echo(Text *t, const char *bytes, size_t n) {
+    if (thought_begins(t, bytes, n))
+        set_dim(t, true);
+    write_text(t, bytes, n);
+    if (t->flush)
+        output_flush();
+}
+
 bool text_token(Text *t, const char *bytes, size_t n) {
     bool go_on = true;
+    if (thought_begins(t, bytes, n))
+        set_dim(t, true);
     if (t->stop_count) {
         size_t used = 0;
         while (used < n && go_on)
@@ -209,6 +233,8 @@ bool text_token(Text *t, const char *bytes, size_t n) {
     } else {
         write_text(t, bytes, n);
     }
+    if (thought_ends(t, bytes, n))
+        set_dim(t, false);
     if (t->flush)
         output_flush();
     return go_on;
@@ -219,7 +245,11 @@ void text_end(Text *t) {
         write_text(t, longest_match(t)->text, t->stop_held);
     if (t->held)
         output_write(t->character, t->held);
-    if (t->terminal)
+    set_dim(t, false);
+    if (t->newline)
         output_write("\n", 1);
     output_flush();
+    t->stop_held = t->held = 0;
+    for (size_t i = 0; i < t->stop_count; i++)
+        t->stops[i].matched = 0;
 }

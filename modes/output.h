@@ -15,6 +15,7 @@ extern bool quiet; /* -q: report() alone */
 void report(const char *format, ...) __attribute__((format(printf, 1, 2)));           /* an error: "run: ..." */
 int failed(int status, const char *format, ...) __attribute__((format(printf, 2, 3))); /* report, and return status */
 void note(const char *format, ...) __attribute__((format(printf, 1, 2)));              /* a remark or statistics; nothing under -q */
+void ask(const char *mark);                              /* where the user is to write, without a newline; nothing under -q */
 void progress(const char *what, size_t done, size_t of); /* a line that overwrites itself, on a terminal only; gone when done == of */
 
 void output_open(void);                            /* once, before anything else is opened or written */
@@ -23,6 +24,10 @@ void output_print(const char *format, ...) __attribute__((format(printf, 1, 2)))
 void output_flush(void);
 
 /* ---- generated text: bytes of tokens, which may end in the middle of a character or of a stop text ---- */
+
+/* Tokens between which a model thinks before it answers. */
+#define THOUGHT_BEGIN "<think>"
+#define THOUGHT_END "</think>"
 
 typedef struct {
     const char *text; /* not empty */
@@ -40,6 +45,9 @@ typedef struct {
     size_t held;
     bool terminal;
     bool flush;        /* after every token: not a regular file */
+    bool newline;      /* at the end of a text; on a terminal from the start */
+    bool thoughts;     /* what stands between THOUGHT_BEGIN and THOUGHT_END is dim on a terminal */
+    bool dim;          /* now */
 } Text;
 
 /* False: out of memory. The stop texts must outlive t. */
@@ -48,6 +56,10 @@ void text_close(Text *t);
 
 void text_echo(Text *t, const char *bytes, size_t n);  /* text that is no place to look for stops: the prompt */
 bool text_token(Text *t, const char *bytes, size_t n); /* one token. False: a stop text is complete; it is not written */
-void text_end(Text *t);                                /* what is still held back; a newline on a terminal */
+void text_end(Text *t);                                /* what is still held back, and the newline; another text may follow */
+
+/* Whether a token is THOUGHT_BEGIN, or THOUGHT_END, to a text that knows thoughts. */
+bool thought_begins(const Text *t, const char *bytes, size_t n);
+bool thought_ends(const Text *t, const char *bytes, size_t n);
 
 #endif

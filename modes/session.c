@@ -52,7 +52,8 @@ typedef struct {
     uint32_t cut;           /* bytes at the end of the text that a stop text kept from being written */
     uint32_t logits;
     uint32_t pages;
-    uint32_t reserved[9];   /* 0 */
+    uint32_t conversation;  /* 1: of --chat, whose turns are whole */
+    uint32_t reserved[8];   /* 0 */
 } SessionHeader;
 
 _Static_assert(sizeof(SessionHeader) == 192, "the struct is the file format");
@@ -257,7 +258,7 @@ static int read_sequence(Session *s, Sequence *q, Options *o) {
         return status;
     fchmod(s->lock, st.st_mode & 0777); /* the new file keeps what the old one allows; where that is impossible it is as good as any new file */
     const SessionHeader *h = (const void *)s->head;
-    *q = (Sequence){.count = h->tokens, .position = h->rows, .cut = h->cut, .seed = h->seed, .random = h->random};
+    *q = (Sequence){.count = h->tokens, .position = h->rows, .cut = h->cut, .conversation = h->conversation == 1, .seed = h->seed, .random = h->random};
     q->ids = malloc(q->count * sizeof *q->ids);
     if (!q->ids)
         return failed(FAILED, "out of memory");
@@ -337,6 +338,7 @@ static uint8_t *make_head(const Session *s, const Sequence *q, const State *stat
         .magic = SESSION_MAGIC, .version = SESSION_VERSION, .page_bytes = page_bytes(m, type), .model = fingerprint(m),
         .seed = q->seed, .random = q->random, .tokens = (uint32_t)q->count, .rows = (uint32_t)q->position, .cut = (uint32_t)q->cut,
         .logits = q->position == q->count ? m->config.vocab_size : 0, .pages = (uint32_t)pages_of(q->position),
+        .conversation = q->conversation,
     };
     h.data_offset = data_offset(h.tokens, h.logits, h.pages);
     h.file_bytes = h.data_offset + h.pages * h.page_bytes;

@@ -11,6 +11,7 @@ typedef struct {
     size_t count;
     size_t position;       /* of these are in the cache: where the next row goes. The others are still to be computed */
     size_t cut;            /* bytes at their end that a stop text kept from being written */
+    bool conversation;     /* they are whole turns of --chat, the next of which may follow */
     uint64_t seed, random; /* what the sampler began with, and where it is */
 } Sequence;
 

@@ -101,6 +101,7 @@ static void catch(int signal_number) {
 void watch_interrupt(void) {
     struct sigaction action = {.sa_handler = catch, .sa_flags = (int)(SA_RESETHAND | SA_RESTART)};
     sigemptyset(&action.sa_mask);
+    caught = 0;
     sigaction(SIGINT, &action, NULL);
 }
 

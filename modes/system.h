@@ -12,7 +12,7 @@ int physical_cores(void);
 /* 64 bits from the system's random source. False: there is none. */
 bool random_seed(uint64_t *seed);
 
-/* From now on Ctrl-C (SIGINT) makes interrupted() true instead of ending the program; a second one ends it. */
+/* From now on Ctrl-C (SIGINT) makes interrupted() true instead of ending the program; a second one ends it. Called again, all begins anew. */
 void watch_interrupt(void);
 bool interrupted(void);
 

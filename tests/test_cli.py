@@ -120,7 +120,7 @@ def test_help_and_version():
     for option in ("-h", "--help"):
         out = text(option, model=None).decode()
         assert out.startswith("usage: run MODEL")
-    for option in ("--escape", "--ids", "--ignore-eos", "--repeat-penalty", "--logits", "--perplexity", "--tokenize", "--check", "--cache"):
+    for option in ("--escape", "--ids", "--chat", "--system", "--ignore-eos", "--repeat-penalty", "--logits", "--perplexity", "--tokenize", "--check", "--cache"):
         assert option in out
     assert re.fullmatch(r"mla\.c \d+\.\d+\.\d+\n", text("--version", model=None).decode())
 
