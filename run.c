@@ -326,12 +326,23 @@ static bool is_end_token(const Run *r, int32_t token) {
 }
 
 /* The bytes of a token. Special tokens are marks between texts and have none, unless the user works with them (--special). */
-static const char *token_text(const Run *r, int32_t token, size_t *n) {
+static const char *token_text(const Run *r, int32_t token, bool first, size_t *n) {
     bool special;
-    const char *bytes = tokenizer_decode(r->model->tokenizer, token, n, &special);
+    const char *bytes = tokenizer_decode(r->model->tokenizer, token, first, n, &special);
     if (special && !r->options->typed[OPT_SPECIAL])
         *n = 0;
     return bytes;
+}
+
+/* The bytes of token `at` of the sequence, which is the first of the text if none before it has any. */
+static const char *text_at(const Run *r, size_t at, size_t *n) {
+    const int32_t *ids = r->sequence.ids;
+    bool first = true;
+    for (size_t i = 0; i < at && first; i++) {
+        token_text(r, ids[i], false, n);
+        first = *n == 0;
+    }
+    return token_text(r, ids[at], first, n);
 }
 
 static void write_id(Run *r, int32_t token) {
@@ -339,15 +350,15 @@ static void write_id(Run *r, int32_t token) {
     output_flush();
 }
 
-/* False: a stop text is complete. */
-static bool write_token(Run *r, int32_t token) {
+/* Writes the last token of the sequence. False: a stop text is complete. */
+static bool write_token(Run *r) {
     r->written++;
     if (!r->model->tokenizer) {
-        write_id(r, token);
+        write_id(r, r->sequence.ids[r->sequence.count - 1]);
         return true;
     }
     size_t n;
-    const char *bytes = token_text(r, token, &n);
+    const char *bytes = text_at(r, r->sequence.count - 1, &n);
     return text_token(&r->text, bytes, n);
 }
 
@@ -366,7 +377,7 @@ static End write_text(Run *r, const float *logits, int64_t most) {
             return ENDED;
         }
         q->ids[q->count++] = token;
-        if (!write_token(r, token) || left == 1)
+        if (!write_token(r) || left == 1)
             return ENDED;
         if (q->position == r->state->context)
             return CONTEXT_FULL;
@@ -398,7 +409,7 @@ static void echo_prompt(Run *r, const Prompt *p) {
     }
     for (size_t i = 0, n; i < p->count; i++) {
         if (r->model->tokenizer) {
-            const char *bytes = token_text(r, p->ids[i], &n);
+            const char *bytes = text_at(r, p->before + i, &n);
             text_echo(&r->text, bytes, n);
         } else {
             write_id(r, p->ids[i]);
@@ -410,9 +421,9 @@ static void echo_prompt(Run *r, const Prompt *p) {
 static void write_cut(Run *r, size_t tokens, size_t cut) {
     size_t from = tokens, bytes = 0, n;
     for (; from > 0 && bytes < cut; bytes += n)
-        token_text(r, r->sequence.ids[--from], &n);
+        text_at(r, --from, &n);
     for (size_t skip = bytes > cut ? bytes - cut : 0; from < tokens; skip = 0) {
-        const char *text = token_text(r, r->sequence.ids[from++], &n);
+        const char *text = text_at(r, from++, &n);
         text_echo(&r->text, text + skip, n - skip);
     }
 }
