@@ -35,7 +35,7 @@ FLAGS_avxvnni  = $(FLAGS_avx2) -mavxvnni
 FLAGS_avx512   = -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c -mprefer-vector-width=512
 FLAGS_neon     = -march=armv8.2-a+dotprod
 
-SOURCES  = run.c mla.c indexer.c rope.c state.c tokenizer.c checkpoint.c sampler.c kernels/dispatch.c kernels/team.c kernels/linear.c $(wildcard modes/*.c)
+SOURCES  = run.c mla.c indexer.c rope.c state.c tokenizer.c unicode.c checkpoint.c sampler.c kernels/dispatch.c kernels/team.c kernels/linear.c $(wildcard modes/*.c)
 OBJECTS  = $(SOURCES:%.c=$(BUILD)/%.o) $(ISAS:%=$(BUILD)/kernels/kernels_%.o)
 
 $(PROGRAM): $(OBJECTS)
@@ -58,7 +58,7 @@ TESTS    = $(BUILD)/test_kernels $(BUILD)/test_attention $(BUILD)/tokenizer_driv
 $(BUILD)/test_kernels $(BUILD)/test_attention: $(BUILD)/%: $(BUILD)/tests/%.o $(KERNELS)
 	$(CC) $(CFLAGS) $(OPENMP) $(LDFLAGS) -pthread -o $@ $^ -lm
 
-$(BUILD)/tokenizer_driver: $(BUILD)/tests/tokenizer_driver.o $(BUILD)/tokenizer.o
+$(BUILD)/tokenizer_driver: $(BUILD)/tests/tokenizer_driver.o $(BUILD)/tokenizer.o $(BUILD)/unicode.o
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lm
 
 $(BUILD)/rope_driver: $(BUILD)/tests/rope_driver.o $(BUILD)/rope.o

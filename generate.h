@@ -32,8 +32,9 @@ int run_open(Run *r, Session *session);
  * options->tokens. */
 End generate(Run *r);
 
-/* The bytes of a token. Special tokens are marks between texts and have none, unless the user works with them (--special) or sees thoughts. */
-const char *token_text(const Run *r, int32_t token, size_t *n);
+/* The bytes of token `at` of the sequence. Special tokens are marks between texts and have none, unless the user works with them (--special) or
+ * sees thoughts. */
+const char *token_text(const Run *r, size_t at, size_t *n);
 
 /* At most the first `rows` rows of the cache count: what the sequence holds behind them is to be computed. */
 void run_rewind(Run *r, size_t rows);

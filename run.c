@@ -368,12 +368,23 @@ static bool is_end_token(const Run *r, int32_t token) {
     return end && !r->options->typed[OPT_IGNORE_EOS];
 }
 
-const char *token_text(const Run *r, int32_t token, size_t *n) {
+/* The bytes of a token, `first` of the text or not. */
+static const char *token_bytes(const Run *r, int32_t token, bool first, size_t *n) {
     bool special;
-    const char *bytes = tokenizer_decode(r->model->tokenizer, token, n, &special);
+    const char *bytes = tokenizer_decode(r->model->tokenizer, token, first, n, &special);
     if (special && !r->options->typed[OPT_SPECIAL] && !thought_begins(&r->text, bytes, *n) && !thought_ends(&r->text, bytes, *n))
         *n = 0;
     return bytes;
+}
+
+const char *token_text(const Run *r, size_t at, size_t *n) {
+    const int32_t *ids = r->sequence.ids;
+    bool first = true; /* the first of the text if none before it has any */
+    for (size_t i = 0; i < at && first; i++) {
+        token_bytes(r, ids[i], false, n);
+        first = *n == 0;
+    }
+    return token_bytes(r, ids[at], first, n);
 }
 
 static void write_id(Run *r, int32_t token) {
@@ -381,15 +392,15 @@ static void write_id(Run *r, int32_t token) {
     output_flush();
 }
 
-/* False: a stop text is complete. */
-static bool write_token(Run *r, int32_t token) {
+/* Writes the last token of the sequence. False: a stop text is complete. */
+static bool write_token(Run *r) {
     r->written++;
     if (!r->model->tokenizer) {
-        write_id(r, token);
+        write_id(r, r->sequence.ids[r->sequence.count - 1]);
         return true;
     }
     size_t n;
-    const char *bytes = token_text(r, token, &n);
+    const char *bytes = token_text(r, r->sequence.count - 1, &n);
     return text_token(&r->text, bytes, n);
 }
 
@@ -408,7 +419,7 @@ static End write_text(Run *r, const float *logits, int64_t most) {
             return ENDED;
         }
         q->ids[q->count++] = token;
-        if (!write_token(r, token) || left == 1)
+        if (!write_token(r) || left == 1)
             return ENDED;
         if (q->position == r->state->context)
             return CONTEXT_FULL;
@@ -448,7 +459,7 @@ static void echo_prompt(Run *r, const Prompt *p) {
     }
     for (size_t i = 0, n; i < p->count; i++) {
         if (r->model->tokenizer) {
-            const char *bytes = token_text(r, p->ids[i], &n);
+            const char *bytes = token_text(r, p->before + i, &n);
             text_echo(&r->text, bytes, n);
         } else {
             write_id(r, p->ids[i]);
@@ -460,9 +471,9 @@ static void echo_prompt(Run *r, const Prompt *p) {
 static void write_cut(Run *r, size_t tokens, size_t cut) {
     size_t from = tokens, bytes = 0, n;
     for (; from > 0 && bytes < cut; bytes += n)
-        token_text(r, r->sequence.ids[--from], &n);
+        token_text(r, --from, &n);
     for (size_t skip = bytes > cut ? bytes - cut : 0; from < tokens; skip = 0) {
-        const char *text = token_text(r, r->sequence.ids[from++], &n);
+        const char *text = token_text(r, from++, &n);
         text_echo(&r->text, text + skip, n - skip);
     }
 }
@@ -549,13 +560,13 @@ static int write_all(Run *r, Session *session, const Prompt *prompt) {
     Sequence *q = &r->sequence;
     bool echo = r->options->typed[OPT_ECHO];
     watch_interrupt();
+    if (prompt->count)
+        memcpy(q->ids + q->count, prompt->ids, prompt->count * sizeof *q->ids);
+    q->count += prompt->count;
     if (q->cut && r->model->tokenizer && (echo || !prompt->count)) /* else the prompt takes its place */
         write_cut(r, prompt->before, q->cut);
     if (echo)
         echo_prompt(r, prompt);
-    if (prompt->count)
-        memcpy(q->ids + q->count, prompt->ids, prompt->count * sizeof *q->ids);
-    q->count += prompt->count;
     q->conversation = false;
     End end = generate(r);
     if (!r->model->tokenizer && !r->text.terminal)

@@ -1,35 +1,42 @@
 /* tokenizer.c: byte-pair encoding of any bytes, exactly as the model's own tokenizer does it.
  *
- * Text becomes ids in three stages. (1) In trusted text, added tokens are cut out. (2) The pre-tokenizer, a sequence of regular
- * expressions that each split every piece of the one before, cuts the rest into words; a merge never crosses a cut. (3) Within a
- * word, the adjacent pair with the lowest rank is merged until no pair is left that has one.
+ * Text becomes ids in four stages. (1) In trusted text, added tokens are cut out. (2) The rest is brought into the tokenizer's normal
+ * form (unicode.c). (3) The pre-tokenizer, a sequence of regular expressions that each split every piece of the one before, cuts it
+ * into words; a merge never crosses a cut. (4) A word is spelled in units, bytes or characters, and the adjacent pair with the lowest
+ * rank is merged until no pair is left that has one.
  *
- * Nothing here knows a model, a regular expression or Unicode: exporter/tokenizer.py compiles what a published tokenizer says into the
+ * One algorithm serves all kinds: GPT-2's byte-level BPE has bytes as units; SentencePiece has characters, a byte where it lacks
+ * one, and the whole text as its one word; tiktoken's ranks of whole tokens have become ranks of pairs when they were exported.
+ *
+ * Nothing here knows a model, a regular expression or Unicode: exporter/section.py writes what a published tokenizer says into the
  * section that is described below, and this file follows it. It does not render chat templates (modes/chat.c) and adds no begin
- * token (run.c). Text need not be valid UTF-8: a byte that is not part of a well-formed character is a character of its own that no
- * expression matches, and where the vocabulary has all 256 bytes, decoding gives every byte back.
+ * token (modes/prompt.c). Text need not be valid UTF-8: a byte that is not part of a well-formed character is a character of its own
+ * that no expression matches. Where the vocabulary has all 256 bytes and wants no normal form, decoding gives every byte back.
  *
  * The section. Little-endian; everything is u32 unless said; arrays follow the header in this order, each padded with zeros to a
  * multiple of 4 bytes, and fill the section exactly. V = vocabulary; ranges are [start[i], start[i + 1]).
  *
- *   header            16 numbers: the struct Header
+ *   header            17 numbers: the struct Header
  *   token_start       [V + 1]           bytes of token i: text[token_start[i] .. token_start[i + 1]); none: the id is unused
- *   text              u8[text_bytes]    tokens, then texts of added tokens that decode to something else
+ *   text              u8[text_bytes]    tokens, then texts of added tokens and units that decode to something else
  *   flags             u8[V]             1: a special token (begin, end, ...)
- *   byte_id           [256]             the token of each single byte; NONE: the vocabulary lacks it and encoding leaves it out
+ *   byte_id           [256]             the token of each byte that begins no unit; NONE: there is none, encoding leaves the byte out
  *   merge_start       [V + 1]           merges whose left token is i
  *   merges            {right, id, rank}[merges], right ascending within one left: (left, right) -> id, the lowest rank first
  *   by_text           [by_text]         ids sorted by their bytes: a word that is one of these tokens is taken whole, without
  *                                       merging. Empty for tokenizers that do not do so
- *   added             {start, bytes, id}[added[0] + added[1]], sorted by bytes within each of the two passes: text[start .. start + bytes)
- *                                       is matched in trusted text, leftmost first, the longest at a place; pass 1 searches what
- *                                       pass 0 left over
+ *   texts             {start, bytes, id}[texts[0] + texts[1] + texts[2]]: text[start .. start + bytes) stands for id, the longest at a place;
+ *                                       sorted by bytes within each table. Tables 0 and 1: the added tokens of trusted text, leftmost
+ *                                       first, 1 in what 0 left over. Table 2: units of more than a byte, or of another byte than byte_id
+ *   replacements      {code, order, check, to[4]}[replacements] and
+ *   compositions      {first, second, code}[compositions]: the normal form, as in unicode.h
  *   page_of           u16[4352]         page of code points 256 i .. 256 i + 255
  *   pages             u8[pages][256]    class of a code point, 1 .. 62: code points that all expressions treat alike
  *   step_start        [steps + 1]       alternatives of each expression; at a place, the first that matches wins
  *   alternative_start [alternatives+1]  items of each alternative
  *   items             {op, a, b, set (low, high)}[items]; bit c of a set stands for class c. The last item of an alternative is MATCH.
  *                     RUN       a to b characters of the set, as many as possible, fewer if what follows fails (b = NONE: no limit)
+ *                     KEEP      the same, never fewer
  *                     NOT_AHEAD the next character of the piece, if there is one, is not in the set
  *                     LINE_END  the piece ends here or the next character is in the set (a line feed)
  *                     SPLIT     go on at item a; if that fails, at item b (both count within the alternative and lie ahead)
@@ -41,20 +48,26 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "unicode.h"
+
 #define NONE UINT32_MAX
 
-enum { TAG = 0x314B4F54, PLANE_PAGES = 0x110000 / 256, MAX_CLASSES = 63, MAX_ALTERNATIVES = 64, MAX_ITEMS = 256, PASSES = 2 };
-enum { RUN, NOT_AHEAD, LINE_END, SPLIT, JUMP, MATCH, OPS };
+enum { TAG = 0x324B4F54, CODES = 0x110000, PLANE_PAGES = CODES / 256, MAX_CLASSES = 63, MAX_ALTERNATIVES = 64, MAX_ITEMS = 256 };
+enum { RUN, KEEP, NOT_AHEAD, LINE_END, SPLIT, JUMP, MATCH, OPS };
+enum { ADDED, ADDED_LATE, UNITS, TABLES };
+/* Options: the prefix stands where the text begins, not behind every added token; not before itself; the normal form comes after both tables of
+ * added tokens, not between them; decoding leaves out a space at the begin of a text. */
+enum { PREFIX_FIRST = 1, PREFIX_ONCE = 2, NORMALIZE_LAST = 4, DROP_SPACE = 8 };
 
 typedef struct {
-    uint32_t tag, bytes; /* "TOK1"; of the whole section */
-    uint32_t vocabulary, text_bytes, merges, by_text, added[PASSES];
+    uint32_t tag, bytes; /* "TOK2"; of the whole section */
+    uint32_t vocabulary, text_bytes, merges, by_text, texts[TABLES];
+    uint32_t replacements, compositions, prefix, options; /* prefix: a code point, 0: none */
     uint32_t pages, steps, alternatives, items;
-    uint32_t reserved[4]; /* 0 */
 } Header;
 
 typedef struct { uint32_t right, id, rank; } Merge;
-typedef struct { uint32_t start, bytes, id; } Added;
+typedef struct { uint32_t start, bytes, id; } Text;
 typedef struct { uint32_t op, a, b, set[2]; } Item;
 
 struct Tokenizer {
@@ -66,7 +79,8 @@ struct Tokenizer {
     const uint32_t *merge_start;
     const Merge *merges;
     const uint32_t *by_text;
-    const Added *added[PASSES];
+    const Text *texts[TABLES];
+    NormalForm form;
     const uint16_t *page_of;
     const uint8_t *pages;
     const uint32_t *step_start;
@@ -106,7 +120,9 @@ static bool lay_out(Tokenizer *t, Cursor *c) {
     t->merge_start = take(c, (size_t)h->vocabulary + 1, 4);
     t->merges = take(c, h->merges, sizeof(Merge));
     t->by_text = take(c, h->by_text, 4);
-    for (int pass = 0; pass < PASSES; pass++) t->added[pass] = take(c, h->added[pass], sizeof(Added));
+    for (int table = 0; table < TABLES; table++) t->texts[table] = take(c, h->texts[table], sizeof(Text));
+    t->form = (NormalForm){take(c, h->replacements, sizeof(Replacement)), NULL, h->replacements, h->compositions, h->prefix, h->options & PREFIX_ONCE};
+    t->form.compositions = take(c, h->compositions, sizeof(Composition));
     t->page_of = take(c, PLANE_PAGES, 2);
     t->pages = take(c, h->pages, 256);
     t->step_start = take(c, (size_t)h->steps + 1, 4);
@@ -123,8 +139,8 @@ static bool check_ranges(const uint32_t *start, size_t n, uint32_t end, bool exa
     return true;
 }
 
-/* The search for an added token relies on their order to stay inside their texts. */
-static bool ascending(const Tokenizer *t, const Added *a, const Added *b) {
+/* The search for a text relies on their order to stay inside them. */
+static bool ascending(const Tokenizer *t, const Text *a, const Text *b) {
     int order = memcmp(t->text + a->start, t->text + b->start, a->bytes < b->bytes ? a->bytes : b->bytes);
     return order < 0 || (order == 0 && a->bytes < b->bytes);
 }
@@ -136,15 +152,28 @@ static const char *check_vocabulary(const Tokenizer *t) {
         if (t->byte_id[i] != NONE && t->byte_id[i] >= h->vocabulary) return "a byte's token";
     for (size_t i = 0; i < h->by_text; i++)
         if (t->by_text[i] >= h->vocabulary) return "the list of whole words";
-    for (int pass = 0; pass < PASSES; pass++) {
-        for (size_t i = 0; i < h->added[pass]; i++) {
-            const Added *a = &t->added[pass][i];
-            if (a->id >= h->vocabulary || a->bytes == 0) return "an added token";
-            if (a->start > h->text_bytes || a->bytes > h->text_bytes - a->start) return "the text of an added token";
-            if (i > 0 && !ascending(t, a - 1, a)) return "the order of added tokens";
+    for (int table = 0; table < TABLES; table++) {
+        for (size_t i = 0; i < h->texts[table]; i++) {
+            const Text *a = &t->texts[table][i];
+            if (a->id >= h->vocabulary || a->bytes == 0) return "an added token or a unit";
+            if (a->start > h->text_bytes || a->bytes > h->text_bytes - a->start) return "the text of an added token or a unit";
+            if (i > 0 && !ascending(t, a - 1, a)) return "the order of added tokens or units";
         }
     }
     return NULL;
+}
+
+static const char *check_normal_form(const Tokenizer *t) {
+    const NormalForm *f = &t->form;
+    for (size_t i = 0; i < f->replaced; i++) {
+        const Replacement *r = &f->replacements[i];
+        if (i > 0 && r[-1].code >= r->code) return "the order of replaced characters";
+        for (int part = 0; part < 4; part++)
+            if (r->to[part] >= CODES) return "a replaced character";
+    }
+    for (size_t i = 0; i < f->composed; i++)
+        if (f->compositions[i].code >= CODES) return "a composed character";
+    return f->prefix >= CODES ? "the prefix" : NULL;
 }
 
 static const char *check_merges(const Tokenizer *t) {
@@ -166,7 +195,7 @@ static bool check_alternative(const Item *items, size_t n) {
     for (size_t i = 0; i < n; i++) {
         const Item *item = &items[i];
         if (item->op >= OPS) return false;
-        if (item->op == RUN && item->a > item->b) return false;
+        if ((item->op == RUN || item->op == KEEP) && item->a > item->b) return false;
         if ((item->op == SPLIT || item->op == JUMP) && (item->a <= i || item->a >= n)) return false;
         if (item->op == SPLIT && (item->b <= i || item->b >= n)) return false;
     }
@@ -204,6 +233,7 @@ Tokenizer *tokenizer_open(const void *section, size_t bytes, char *err, size_t e
     if (!wrong && (t->h.bytes != bytes || !lay_out(t, &c))) wrong = "its size";
     if (!wrong) wrong = check_vocabulary(t);
     if (!wrong) wrong = check_merges(t);
+    if (!wrong) wrong = check_normal_form(t);
     if (!wrong) wrong = check_pretokenizer(t);
     if (wrong) {
         snprintf(err, err_bytes, "the tokenizer is damaged: %s; export the checkpoint again", wrong);
@@ -222,38 +252,23 @@ typedef struct { uint32_t rank, at, id, bytes; } Candidate;      /* a pair that 
 
 /* What one call of tokenizer_encode works on. */
 typedef struct {
-    uint8_t *class_of;   /* of the character that begins at each byte; CONTINUED inside a character */
-    uint8_t *cut;        /* 1 where a piece begins; [n + 1] */
+    bool trusted;
+    const uint8_t *text; /* as it was given */
+    uint8_t *class_of;   /* [text_room] of the character that begins at each byte; CONTINUED inside a character */
+    uint8_t *cut;        /* [text_room] 1 where a piece begins or ends */
     uint64_t steps_left; /* a bound for the matcher that no sensible expression reaches: a hostile file must not run for years */
     Symbol *symbols;     /* [room] */
     Candidate *heap;     /* [2 * room] */
-    size_t room;
-    int32_t *ids;        /* [n]: each token is made from at least one byte */
-    size_t count;
+    int32_t *ids;        /* [ids_room] */
+    size_t text_room, room, ids_room, count;
 } Work;
 
 enum { NOT_UTF8 = 0, CONTINUED = 63 };
 
-/* Length of the well-formed UTF-8 character at s (n > 0 bytes), or 0; *code is its code point. Refuses what Unicode's table 3-7 refuses:
- * overlong forms, surrogates, anything above 10FFFF. */
-static size_t utf8(const uint8_t *s, size_t n, uint32_t *code) {
-    static const uint32_t least[5] = {0, 0, 0x80, 0x800, 0x10000};
-    size_t length = s[0] < 0x80 ? 1 : s[0] < 0xC2 ? 0 : s[0] < 0xE0 ? 2 : s[0] < 0xF0 ? 3 : s[0] < 0xF5 ? 4 : 0;
-    if (length == 0 || length > n) return 0;
-    uint32_t c = length == 1 ? s[0] : s[0] & (0x7Fu >> length);
-    for (size_t i = 1; i < length; i++) {
-        if ((s[i] & 0xC0) != 0x80) return 0;
-        c = c << 6 | (s[i] & 0x3F);
-    }
-    if (c < least[length] || c > 0x10FFFF || (c >= 0xD800 && c < 0xE000)) return 0;
-    *code = c;
-    return length;
-}
-
 static void classify(const Tokenizer *t, Work *w, const uint8_t *s, size_t n) {
     for (size_t i = 0; i < n;) {
         uint32_t code = 0;
-        size_t length = utf8(s + i, n - i, &code);
+        size_t length = utf8_read(s + i, n - i, &code);
         w->class_of[i++] = length ? t->pages[256 * (size_t)t->page_of[code >> 8] + (code & 255)] : NOT_UTF8;
         for (size_t j = 1; j < length; j++) w->class_of[i++] = CONTINUED;
     }
@@ -286,9 +301,10 @@ static size_t match(const Item *items, Work *w, size_t at, size_t end, size_t *d
         bool ok = true;
         w->steps_left--;
         switch (item->op) {
-        case RUN: ok = run_of(item, w, here, end, &least, &here);
+        case RUN:
+        case KEEP: ok = run_of(item, w, here, end, &least, &here);
             if (i == 0 && item->b == NONE) *dead = here;
-            if (ok && here > least) back[ways].item = i + 1, back[ways].least = least, back[ways++].at = here;
+            if (ok && here > least && item->op == RUN) back[ways].item = i + 1, back[ways].least = least, back[ways++].at = here;
             i++;
             break;
         case NOT_AHEAD: ok = here == end || !in_set(item, w->class_of[here]); i++; break;
@@ -382,12 +398,37 @@ static bool reserve(Work *w, size_t n) {
     return w->room > 0;
 }
 
-/* One symbol for each byte that has a token. */
+/* First of the texts low .. high - 1 (which agree in their first `depth` bytes and are longer) whose next byte is >= c. */
+static size_t first_with(const Tokenizer *t, const Text *texts, size_t low, size_t high, size_t depth, unsigned c) {
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if ((uint8_t)t->text[texts[middle].start + depth] < c) low = middle + 1;
+        else high = middle;
+    }
+    return low;
+}
+
+/* The longest text of a table at the beginning of s, or NULL. */
+static const Text *find_text(const Tokenizer *t, int table, const uint8_t *s, size_t n) {
+    const Text *texts = t->texts[table], *longest = NULL;
+    size_t low = 0, high = t->h.texts[table];
+    for (size_t depth = 0; low < high; depth++) {
+        if (texts[low].bytes == depth) longest = &texts[low++];
+        if (low == high || depth == n) break;
+        low = first_with(t, texts, low, high, depth, s[depth]);
+        high = first_with(t, texts, low, high, depth, s[depth] + 1u);
+    }
+    return longest;
+}
+
+/* One symbol for each unit. */
 static uint32_t spell(const Tokenizer *t, Symbol *symbols, const uint8_t *s, size_t n) {
-    uint32_t count = 0;
-    for (size_t i = 0; i < n; i++) {
-        uint32_t id = t->byte_id[s[i]];
-        if (id != NONE) symbols[count] = (Symbol){id, 1, count - 1, count + 1}, count++; /* count - 1 of the first: NONE */
+    uint32_t count = 0, bytes;
+    for (size_t i = 0; i < n; i += bytes) {
+        const Text *unit = find_text(t, UNITS, s + i, n - i);
+        uint32_t id = unit ? unit->id : t->byte_id[s[i]];
+        bytes = unit ? unit->bytes : 1;
+        if (id != NONE) symbols[count] = (Symbol){id, bytes, count - 1, count + 1}, count++; /* count - 1 of the first: NONE */
     }
     if (count > 0) symbols[count - 1].next = NONE;
     return count;
@@ -434,9 +475,32 @@ static uint32_t whole_word(const Tokenizer *t, const uint8_t *word, size_t n) {
 
 /* ---- encoding ------------------------------------------------------------------------------------------------------------------ */
 
-/* Text without added tokens. */
+/* `more` ids fit. */
+static bool reserve_ids(Work *w, size_t more) {
+    if (w->count + more <= w->ids_room) return true;
+    size_t room = w->count + more + w->ids_room;
+    int32_t *ids = realloc(w->ids, room * sizeof *ids);
+    if (!ids) return false;
+    w->ids = ids;
+    w->ids_room = room;
+    return true;
+}
+
+/* A text of n bytes can be cut, and its ids fit: each is made from at least one byte. */
+static bool reserve_text(Work *w, size_t n) {
+    if (!reserve_ids(w, n)) return false;
+    if (n + 1 <= w->text_room) return true;
+    free(w->class_of);
+    free(w->cut);
+    w->class_of = malloc(n + 1);
+    w->cut = malloc(n + 1);
+    w->text_room = w->class_of && w->cut ? n + 1 : 0;
+    return w->text_room > 0;
+}
+
+/* Text in normal form, without added tokens. */
 static bool encode_text(const Tokenizer *t, Work *w, const uint8_t *s, size_t n) {
-    if (n == 0) return true;
+    if (n >= INT32_MAX || !reserve_text(w, n)) return false; /* positions within a word are 32-bit numbers */
     classify(t, w, s, n);
     memset(w->cut, 0, n + 1);
     w->cut[0] = w->cut[n] = 1;
@@ -456,82 +520,75 @@ static bool encode_text(const Tokenizer *t, Work *w, const uint8_t *s, size_t n)
     return true;
 }
 
-/* First of added tokens low .. high - 1 (which agree in their first `depth` bytes and are longer) whose next byte is >= c. */
-static size_t first_with(const Tokenizer *t, const Added *added, size_t low, size_t high, size_t depth, unsigned c) {
-    while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        if ((uint8_t)t->text[added[middle].start + depth] < c) low = middle + 1;
-        else high = middle;
-    }
-    return low;
-}
+static bool encode_stage(const Tokenizer *t, Work *w, const uint8_t *s, size_t n, int stage);
 
-/* The longest added token of this pass at the beginning of s, or NULL. */
-static const Added *find_added(const Tokenizer *t, int pass, const uint8_t *s, size_t n) {
-    const Added *added = t->added[pass], *longest = NULL;
-    size_t low = 0, high = t->h.added[pass];
-    for (size_t depth = 0; low < high; depth++) {
-        if (added[low].bytes == depth) longest = &added[low++];
-        if (low == high || depth == n) break;
-        low = first_with(t, added, low, high, depth, s[depth]);
-        high = first_with(t, added, low, high, depth, s[depth] + 1u);
-    }
-    return longest;
-}
-
-/* Trusted text: added tokens of this pass, and what lies between them to the next. */
-static bool encode_trusted(const Tokenizer *t, Work *w, const uint8_t *s, size_t n, int pass) {
-    if (pass == PASSES) return encode_text(t, w, s, n);
+/* The added tokens of a table, and the next stage of what lies between them. */
+static bool encode_added(const Tokenizer *t, Work *w, int table, const uint8_t *s, size_t n, int stage) {
     size_t done = 0;
-    for (size_t i = 0; i < n;) {
-        const Added *a = find_added(t, pass, s + i, n - i);
+    for (size_t i = 0; w->trusted && i < n;) {
+        const Text *a = find_text(t, table, s + i, n - i);
         if (!a) {
             i++;
             continue;
         }
-        if (!encode_trusted(t, w, s + done, i - done, pass + 1)) return false;
+        if (!encode_stage(t, w, s + done, i - done, stage + 1) || !reserve_ids(w, 1)) return false;
         w->ids[w->count++] = (int32_t)a->id;
         done = i += a->bytes;
     }
-    return encode_trusted(t, w, s + done, n - done, pass + 1);
+    return encode_stage(t, w, s + done, n - done, stage + 1);
+}
+
+static bool encode_normalized(const Tokenizer *t, Work *w, const uint8_t *s, size_t n, int stage) {
+    uint8_t *own;
+    size_t bytes;
+    bool ok = normalize(&t->form, s, n, s == w->text || !(t->h.options & PREFIX_FIRST), &own, &bytes);
+    ok = ok && encode_stage(t, w, own ? own : s, own ? bytes : n, stage + 1);
+    free(own);
+    return ok;
+}
+
+static bool encode_stage(const Tokenizer *t, Work *w, const uint8_t *s, size_t n, int stage) {
+    enum { NORMALIZE = TABLES, TEXT };
+    static const int stages[2][4] = {{ADDED, NORMALIZE, ADDED_LATE, TEXT}, {ADDED, ADDED_LATE, NORMALIZE, TEXT}};
+    if (n == 0) return true;
+    int now = stages[t->h.options & NORMALIZE_LAST ? 1 : 0][stage];
+    if (now == TEXT) return encode_text(t, w, s, n);
+    if (now == NORMALIZE) return encode_normalized(t, w, s, n, stage);
+    return encode_added(t, w, now, s, n, stage);
 }
 
 int32_t *tokenizer_encode(const Tokenizer *t, const char *text, size_t n, bool trusted, size_t *count) {
-    *count = 0;
-    if (n >= INT32_MAX) return NULL; /* positions within a word are 32-bit numbers */
-    Work w = {.steps_left = 1024 * (uint64_t)n + 65536};
-    w.class_of = malloc(n + 1);
-    w.cut = malloc(n + 1);
-    w.ids = malloc((n + 1) * sizeof *w.ids);
-    bool ok = w.class_of && w.cut && w.ids && encode_trusted(t, &w, (const uint8_t *)text, n, trusted ? 0 : PASSES);
+    Work w = {.trusted = trusted, .text = (const uint8_t *)text, .steps_left = 1024 * (uint64_t)n + 65536};
+    bool ok = reserve_ids(&w, 1) && encode_stage(t, &w, w.text, n, 0);
     free(w.class_of);
     free(w.cut);
     free(w.symbols);
     free(w.heap);
-    if (!ok) {
-        free(w.ids);
-        return NULL;
-    }
-    *count = w.count;
-    return w.ids;
+    *count = ok ? w.count : 0;
+    if (ok) return w.ids;
+    free(w.ids);
+    return NULL;
 }
 
 int32_t tokenizer_added(const Tokenizer *t, const char *text, size_t n, size_t *bytes) {
-    const Added *a = NULL;
-    for (int pass = 0; pass < PASSES && !a; pass++) a = find_added(t, pass, (const uint8_t *)text, n);
+    const Text *a = find_text(t, ADDED, (const uint8_t *)text, n);
+    if (!a) a = find_text(t, ADDED_LATE, (const uint8_t *)text, n);
     *bytes = a ? a->bytes : 0;
     return a ? (int32_t)a->id : -1;
 }
 
 /* ---- decoding ------------------------------------------------------------------------------------------------------------------ */
 
-const char *tokenizer_decode(const Tokenizer *t, int32_t id, size_t *n, bool *special) {
+const char *tokenizer_decode(const Tokenizer *t, int32_t id, bool first, size_t *n, bool *special) {
     *n = 0;
     *special = false;
     if (id < 0 || (uint32_t)id >= t->h.vocabulary) return "";
     *n = t->token_start[id + 1] - t->token_start[id];
     *special = t->flags[id] & 1;
-    return t->text + t->token_start[id];
+    const char *bytes = t->text + t->token_start[id];
+    if (!first || !(t->h.options & DROP_SPACE) || *n == 0 || *bytes != ' ') return bytes;
+    *n -= 1;
+    return bytes + 1;
 }
 
 size_t tokenizer_size(const Tokenizer *t) { return t->h.vocabulary; }

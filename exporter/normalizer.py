@@ -1,0 +1,39 @@
+"""The normal forms that tokenizers bring text into, as tables for unicode.c: Unicode's canonical composition, and SentencePiece's sign for a space."""
+
+import functools
+import unicodedata
+
+import numpy as np
+
+from exporter.pretokenizer import unicode_sets
+from exporter.section import NormalForm
+
+SPACE = "\u2581"  # SentencePiece writes a space so
+
+
+def canonical_pair(code):
+    """The two characters whose composition is `code`, or None. The last one stands alone in the full decomposition, too."""
+    letters = unicodedata.normalize("NFD", chr(code))
+    first = unicodedata.normalize("NFC", letters[:-1])
+    pair = (ord(first), ord(letters[-1])) if len(first) == 1 and len(letters) > 1 else None
+    return pair if pair and unicodedata.normalize("NFC", chr(code)) == chr(code) else None
+
+
+@functools.cache
+def composed():
+    """NFC, as the Hugging Face library has it: of Unicode 9.0, and no character's normal form has changed since."""
+    codes = [int(c) for c in np.flatnonzero(unicode_sets()["NFC"])]
+    pairs = {code: pair for code in codes if (pair := canonical_pair(code))}
+    seconds = {second for _, second in pairs.values()}
+    replacements = []
+    for code in codes:
+        order = unicodedata.combining(chr(code))
+        to = [ord(c) for c in unicodedata.normalize("NFD", chr(code)) if c != chr(code)]
+        check = bool(order or code in seconds or (to and code not in pairs))
+        replacements.append((code, order, int(check), to))
+    return NormalForm(replacements, [(first, second, code) for code, (first, second) in pairs.items()])
+
+
+def spaces(prefixed, options=0):
+    """Each space becomes SPACE; `prefixed`: one more is put before the text."""
+    return NormalForm([(ord(" "), 0, 1, [ord(SPACE)])], [], ord(SPACE) if prefixed else 0, options)

@@ -1,0 +1,112 @@
+"""The tokenizer section of model.bin, as the head of tokenizer.c describes it: Tokenizer is what the readers (tokenizer.py) make of a source, pack()
+its bytes."""
+
+import struct
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from exporter.pretokenizer import UnsupportedTokenizer, compile_steps
+
+TAG = 0x324B4F54  # "TOK2"
+HEADER = struct.Struct("<17I")
+NONE = 0xFFFFFFFF
+MAX_IDS = 1 << 24
+PREFIX_FIRST, PREFIX_ONCE, NORMALIZE_LAST, DROP_SPACE = 1, 2, 4, 8
+
+
+@dataclass
+class Added:
+    """A token that is matched in trusted text before anything else is done with it."""
+
+    id: int
+    text: bytes
+    late: bool  # searched in what the others left over ("normalized" in tokenizer.json)
+
+
+@dataclass
+class NormalForm:
+    """What is done with text before it is cut into words (unicode.h); normalizer.py makes it."""
+
+    replacements: list[tuple[int, int, int, list[int]]] = field(default_factory=list)  # (code, combining class, check, at most 4 codes)
+    compositions: list[tuple[int, int, int]] = field(default_factory=list)  # (first, second, code)
+    prefix: int = 0  # a code point put before the text; 0: none
+    options: int = 0  # PREFIX_FIRST, PREFIX_ONCE, NORMALIZE_LAST
+
+
+@dataclass
+class Tokenizer:
+    tokens: dict[int, bytes]  # what each id decodes to
+    byte_id: list[int]  # [256], NONE where the vocabulary lacks a byte
+    merges: list[tuple[int, int, int, int]]  # (left, right, id, rank)
+    patterns: list[str] = field(default_factory=list)  # the pre-tokenizer's expressions, one step each
+    added: list[Added] = field(default_factory=list)
+    special: set[int] = field(default_factory=set)
+    whole_words: bool = False  # a word that is a token is taken without merging
+    units: list[tuple[bytes, int]] = field(default_factory=list)  # what is spelled by one id and is no single byte
+    form: NormalForm = field(default_factory=NormalForm)
+    drop_space: bool = False  # decoding leaves out a space at the begin of a text
+
+
+def padded(data):
+    return data + bytes(-len(data) % 4)
+
+
+def numbers(values):
+    return np.asarray(values, "<u4").tobytes()
+
+
+def starts(lengths):
+    return numbers(np.concatenate([[0], np.cumsum(lengths)]))
+
+
+def pack_merges(merges, vocabulary):
+    """The pair (left, right) with the lowest rank counts where a pair comes twice."""
+    best = {}
+    for left, right, token, rank in merges:
+        if rank < best.get((left, right), (NONE, 0))[0]:
+            best[left, right] = (rank, token)
+    rows = sorted((left, right, token, rank) for (left, right), (rank, token) in best.items())
+    table = np.array(rows, np.int64).reshape(-1, 4)
+    return len(rows), starts(np.bincount(table[:, 0], minlength=vocabulary)), numbers(table[:, 1:])
+
+
+def pack_texts(texts, tokens, text, token_start):
+    """The entries {start, bytes, id} of a table; a text that differs from what the token decodes to is appended to `text`."""
+    entries = []
+    for bytes_, token in sorted(texts):
+        if tokens.get(token) == bytes_:
+            start = token_start[token]
+        else:
+            start = len(text)
+            text += bytes_
+        entries.append((start, len(bytes_), token))
+    return numbers(entries)
+
+
+def pack_form(form):
+    replacements = [(code, order, check, *to, *[0] * (4 - len(to))) for code, order, check, to in sorted(form.replacements)]
+    return numbers(replacements), numbers(sorted(form.compositions))
+
+
+def pack(t: Tokenizer) -> bytes:
+    vocabulary = max(t.tokens) + 1
+    if min(t.tokens) < 0 or vocabulary > MAX_IDS:
+        raise UnsupportedTokenizer(f"tokens have ids from {min(t.tokens)} to {vocabulary - 1}; 0 to {MAX_IDS - 1} are possible")
+    tokens = [t.tokens.get(i, b"") for i in range(vocabulary)]
+    text = bytearray(b"".join(tokens))
+    token_start = np.concatenate([[0], np.cumsum([len(x) for x in tokens])])
+    tables = [[(a.text, a.id) for a in t.added if a.late == late and a.text] for late in (False, True)] + [t.units]
+    texts = [pack_texts(table, t.tokens, text, token_start) for table in tables]
+    flags = bytes(int(i in t.special) for i in range(vocabulary))
+    own_place = {a.id for a in t.added}  # an added token is never the result of plain text
+    by_text = [i for i in range(vocabulary) if t.whole_words and tokens[i] and i not in own_place]
+    by_text.sort(key=lambda i: tokens[i])
+    merge_count, merge_start, merges = pack_merges(t.merges, vocabulary)
+    counts, pretokenizer = compile_steps(t.patterns)
+    form = [len(t.form.replacements), len(t.form.compositions), t.form.prefix, t.form.options | t.drop_space * DROP_SPACE]
+
+    arrays = [numbers(token_start), bytes(text), flags, numbers(t.byte_id), merge_start, merges, numbers(by_text), *texts, *pack_form(t.form), pretokenizer]
+    body = b"".join(map(padded, arrays))
+    header = HEADER.pack(TAG, HEADER.size + len(body), vocabulary, len(text), merge_count, len(by_text), *map(len, tables), *form, *counts)
+    return header + body
