@@ -253,7 +253,7 @@ typedef struct { uint32_t rank, at, id, bytes; } Candidate;      /* a pair that 
 /* What one call of tokenizer_encode works on. */
 typedef struct {
     bool trusted;
-    const uint8_t *text; /* as it was given */
+    const uint8_t *text; /* where the text begins; NULL: other text is before what is encoded */
     uint8_t *class_of;   /* [text_room] of the character that begins at each byte; CONTINUED inside a character */
     uint8_t *cut;        /* [text_room] 1 where a piece begins or ends */
     uint64_t steps_left; /* a bound for the matcher that no sensible expression reaches: a hostile file must not run for years */
@@ -557,9 +557,9 @@ static bool encode_stage(const Tokenizer *t, Work *w, const uint8_t *s, size_t n
     return encode_added(t, w, now, s, n, stage);
 }
 
-int32_t *tokenizer_encode(const Tokenizer *t, const char *text, size_t n, bool trusted, size_t *count) {
-    Work w = {.trusted = trusted, .text = (const uint8_t *)text, .steps_left = 1024 * (uint64_t)n + 65536};
-    bool ok = reserve_ids(&w, 1) && encode_stage(t, &w, w.text, n, 0);
+int32_t *tokenizer_encode(const Tokenizer *t, const char *text, size_t n, bool trusted, bool begins, size_t *count) {
+    Work w = {.trusted = trusted, .text = begins ? (const uint8_t *)text : NULL, .steps_left = 1024 * (uint64_t)n + 65536};
+    bool ok = reserve_ids(&w, 1) && encode_stage(t, &w, (const uint8_t *)text, n, 0);
     free(w.class_of);
     free(w.cut);
     free(w.symbols);

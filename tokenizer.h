@@ -13,9 +13,9 @@ typedef struct Tokenizer Tokenizer;
 Tokenizer *tokenizer_open(const void *section, size_t bytes, char *err, size_t err_bytes);
 void tokenizer_close(Tokenizer *t);
 
-/* Ids of n bytes of text (any bytes, valid UTF-8 or not). `trusted`: added and special tokens are matched in it. Adds no begin token.
- * The ids are malloced, *count of them; NULL if memory runs out. */
-int32_t *tokenizer_encode(const Tokenizer *t, const char *text, size_t n, bool trusted, size_t *count);
+/* Ids of n bytes of text (any bytes, valid UTF-8 or not). `trusted`: added and special tokens are matched in it. `begins`: no text
+ * is before it, for a tokenizer that puts a space there. Adds no begin token. The ids are malloced, *count of them; NULL if memory runs out. */
+int32_t *tokenizer_encode(const Tokenizer *t, const char *text, size_t n, bool trusted, bool begins, size_t *count);
 
 /* The added or special token that trusted text would begin with, *bytes of it; -1: none. */
 int32_t tokenizer_added(const Tokenizer *t, const char *text, size_t n, size_t *bytes);

@@ -188,7 +188,8 @@ static bool push(Ids *made, const int32_t *ids, size_t n) {
 static bool tokenise(Chat *c) {
     Ids *made = &c->made;
     size_t n;
-    int32_t *ids = made->plain.bytes ? tokenize(c->run.model, c->run.options, made->plain.text, made->plain.bytes, &n) : NULL;
+    bool begins = !c->turn && !made->count;
+    int32_t *ids = made->plain.bytes ? tokenize(c->run.model, c->run.options, made->plain.text, made->plain.bytes, begins, &n) : NULL;
     bool done = !made->plain.bytes || (ids && push(made, ids, n));
     made->plain.bytes = 0;
     free(ids);

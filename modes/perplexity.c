@@ -146,7 +146,7 @@ int mode_perplexity(const Model *m, const Options *o) {
     int status = FAILED;
     Scoring s = {.model = m};
     char *text = read_file(o->file, &bytes);
-    int32_t *ids = text ? tokenize(m, o, text, bytes, &n) : NULL, *window = malloc(c * sizeof *window);
+    int32_t *ids = text ? tokenize(m, o, text, bytes, true, &n) : NULL, *window = malloc(c * sizeof *window);
     if (!window)
         report("out of memory");
     else if (ids && open_reader(&s.used, m, o, o->cache, c) && (!o->typed[OPT_AGAINST] || open_reader(&s.other, m, o, o->against, c))) {

@@ -40,12 +40,12 @@ char *read_file(const char *path, size_t *bytes) {
     return NULL;
 }
 
-int32_t *tokenize(const Model *m, const Options *o, const char *text, size_t bytes, size_t *count) {
+int32_t *tokenize(const Model *m, const Options *o, const char *text, size_t bytes, bool begins, size_t *count) {
     if (!m->tokenizer) {
         report("%s: the checkpoint has no tokenizer, so that it reads and writes token ids only: --ids \"1 2 3\"", m->path);
         return NULL;
     }
-    int32_t *ids = tokenizer_encode(m->tokenizer, text, bytes, o->typed[OPT_SPECIAL], count);
+    int32_t *ids = tokenizer_encode(m->tokenizer, text, bytes, o->typed[OPT_SPECIAL], begins, count);
     if (!ids) {
         report("out of memory for the tokens of %zu bytes of text", bytes);
         return NULL;
@@ -88,7 +88,7 @@ static int parse_text(Prompt *p, const Model *m, const Options *o) {
     size_t count = 0;
     int32_t *text = NULL;
     if (p->bytes || o->typed[OPT_PROMPT]) {
-        text = tokenize(m, o, p->text, p->bytes, &count);
+        text = tokenize(m, o, p->text, p->bytes, !p->before, &count);
         if (!text)
             return FAILED;
     }

@@ -18,8 +18,8 @@ typedef struct {
 /* All of FILE ("-": standard input), malloced. NULL: reported. */
 char *read_file(const char *path, size_t *bytes);
 
-/* Ids of a text, without begin token, checked against the vocabulary. NULL: reported. */
-int32_t *tokenize(const Model *m, const Options *o, const char *text, size_t bytes, size_t *count);
+/* Ids of a text, without begin token, checked against the vocabulary; `begins`: no text is before it. NULL: reported. */
+int32_t *tokenize(const Model *m, const Options *o, const char *text, size_t bytes, bool begins, size_t *count);
 
 /* The prompt that -p, -f or --ids names, or the begin token; behind the `before` tokens of a session no begin token, and perhaps nothing.
  * DONE, or an exit status after a report. */

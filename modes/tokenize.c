@@ -7,7 +7,7 @@
 
 int mode_tokenize(const Model *m, const Options *o) {
     size_t count;
-    int32_t *ids = tokenize(m, o, o->text, o->text_bytes, &count);
+    int32_t *ids = tokenize(m, o, o->text, o->text_bytes, true, &count);
     if (!ids)
         return FAILED;
     for (size_t i = 0; i < count; i++)

@@ -26,7 +26,7 @@ static int encode(const Tokenizer *t, size_t n, bool trusted) {
     char *text = malloc(n ? n : 1);
     if (!text || fread(text, 1, n, stdin) != n) return 1;
     size_t count;
-    int32_t *ids = tokenizer_encode(t, text, n, trusted, &count);
+    int32_t *ids = tokenizer_encode(t, text, n, trusted, true, &count);
     free(text);
     if (!ids) {
         fprintf(stderr, "encode: out of memory\n");
