@@ -502,7 +502,7 @@ static int write_all(Run *r, Session *session, const Prompt *prompt) {
     if (echo)
         echo_prompt(r, prompt);
     End end = generate(r);
-    if (!r->model->tokenizer && !r->text.terminal)
+    if (!r->model->tokenizer && !r->text.terminal && end != NOT_NUMBERS)
         output_print("\n");
     text_end(&r->text);
     int status = tell(r, end);

@@ -43,7 +43,7 @@
 
 #define NONE UINT32_MAX
 
-enum { TAG = 0x314B4F54, PLANE_PAGES = 0x110000 / 256, MAX_CLASSES = 63, MAX_ALTERNATIVES = 64, MAX_ITEMS = 256, PASSES = 2 };
+enum { TAG = 0x314B4F54, PLANE_PAGES = 0x110000 / 256, MAX_CLASSES = 63, MAX_STEPS = 64, MAX_ALTERNATIVES = 64, MAX_ITEMS = 256, PASSES = 2 };
 enum { RUN, NOT_AHEAD, LINE_END, SPLIT, JUMP, MATCH, OPS };
 
 typedef struct {
@@ -179,7 +179,7 @@ static const char *check_pretokenizer(const Tokenizer *t) {
         if (t->page_of[i] >= h->pages) return "the table of characters";
     for (size_t i = 0; i < (size_t)h->pages * 256; i++)
         if (t->pages[i] >= MAX_CLASSES) return "a class of characters";
-    if (!check_ranges(t->step_start, h->steps, h->alternatives, true)) return "the pre-tokenizer's steps";
+    if (h->steps > MAX_STEPS || !check_ranges(t->step_start, h->steps, h->alternatives, true)) return "the pre-tokenizer's steps";
     for (size_t i = 0; i < h->steps; i++)
         if (t->step_start[i + 1] - t->step_start[i] > MAX_ALTERNATIVES) return "the pre-tokenizer's steps";
     if (!check_ranges(t->alternative_start, h->alternatives, h->items, true)) return "the pre-tokenizer's alternatives";

@@ -44,7 +44,7 @@ void mutate_part(uint8_t *data, size_t from, size_t to, unsigned *seed) {
 
 const char *as_file(const uint8_t *data, size_t size) {
     static char path[64];
-    snprintf(path, sizeof path, "/tmp/mla-fuzz-%ld", (long)getpid());
+    snprintf(path, sizeof path, "/dev/shm/mla-fuzz-%ld", (long)getpid());
     FILE *f = fopen(path, "wb");
     if (!f || fwrite(data, 1, size, f) != size || fclose(f))
         abort();

@@ -24,7 +24,7 @@ uint32_t below(unsigned *seed, uint32_t n);
 /* Bytes from .. to - 1 of data: a number among them becomes a likely trouble, or libFuzzer mutates them without changing how many there are. */
 void mutate_part(uint8_t *data, size_t from, size_t to, unsigned *seed);
 
-/* A file of this process alone that holds `data`; the same name each time. */
+/* A file of this process alone, in memory, that holds `data`; the same name each time. */
 const char *as_file(const uint8_t *data, size_t size);
 
 /* run_main with these arguments, a list that NULL ends. */
