@@ -29,6 +29,13 @@ def tensor(raw, name):
     return at, INFO.unpack_from(raw, at)
 
 
+def mended(raw):
+    """The same with the checksum of header and tables that belongs to it."""
+    struct.pack_into("<I", raw, 12, 0)
+    struct.pack_into("<I", raw, 12, zlib.crc32(raw[: struct.unpack_from("<Q", raw, 24)[0]]))
+    return raw
+
+
 def set_field(name, value):
     return lambda raw: struct.pack_into("<I", raw, field(name), value)
 
@@ -57,10 +64,8 @@ def test_refused(what, export, build, tmp_path):
     change, word = HOSTILE[what]
     raw = bytearray(export(MODELS / "v2lite", "f32").read_bytes())
     change(raw)
-    struct.pack_into("<I", raw, 12, 0)
-    struct.pack_into("<I", raw, 12, zlib.crc32(raw[: struct.unpack_from("<Q", raw, 24)[0]]))
     model = tmp_path / "model.bin"
-    model.write_bytes(raw)
+    model.write_bytes(mended(raw))
     refused(run("--ids", "1 2 3", "-n", 1, model=model), FAILED, "model.bin", word)
     debug = subprocess.run([*build("debug"), model, "--info"], capture_output=True, text=True)
     assert debug.returncode == FAILED and debug.stderr.count("\n") == 1
@@ -75,3 +80,16 @@ def test_fuzz():
     done = subprocess.run(["make", "-j2", "fuzz", "FUZZ_SECONDS=12"], cwd=ROOT, capture_output=True, text=True, errors="replace")
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stderr.count("stat::number_of_executed_units") == 4
+
+
+@pytest.mark.parametrize("name, type, offset, bytes", [(b"layers.0.kv_a", "q8", 64, b"\0"), (b"embed", "f32", 4, b"\0\0\x80\xff"), (b"embed", "bf16", 2, b"\x80\x7f"),
+                                                       (b"layers.1.experts.0.up", "q4", 2, b"\0\xfc")])
+def test_check_knows_what_no_weight_can_be(name, type, offset, bytes, export, tmp_path):
+    """-128 in q8, infinite scales, weights that are no numbers, under checksums that are right."""
+    raw = bytearray(export(MODELS / "v2lite", type).read_bytes())
+    at, info = tensor(raw, name)
+    raw[info[1] + offset : info[1] + offset + len(bytes)] = bytes
+    struct.pack_into("<I", raw, at + 92, zlib.crc32(raw[info[1] : info[1] + info[2]]))
+    model = tmp_path / "model.bin"
+    model.write_bytes(mended(raw))
+    refused(run("--check", model=model), FAILED, name.decode(), "no weight")
