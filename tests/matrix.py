@@ -1,9 +1,9 @@
 """The same bytes from every build:  python tests/matrix.py [--write]   (make matrix)
 
-tests/hashes.json holds a hash of the logits, or of a text, for every case: three weight types, six cache types, prompts of 1, 7 and 300 tokens, and a
-text that goes on from a session. `--write` makes it with ./run on one thread. Without it, every build here must give the same: gcc and clang, -O0, -O2
-and -O3, with and without OpenMP, 1 to 8 threads, each instruction set, aarch64 under qemu. A build whose tools are missing is an error. (`make test`
-compares ./run alone with the file: test_same_bytes.py.)"""
+tests/hashes.json holds a hash of the logits, or of a text, for every case: three weight types, six cache types, prompts of 1, 7 and 300 tokens, and
+a text that goes on from a session. `--write` makes it with ./run on one thread. Without it, every build here must give the same: gcc and clang, -O0,
+-O2 and -O3, with and without OpenMP, 1 to 8 threads, each instruction set, aarch64 under qemu. A build whose tools are missing is an error. (`make
+test` compares ./run alone with the file: test_same_bytes.py.)"""
 
 import hashlib
 import itertools
