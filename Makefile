@@ -81,16 +81,18 @@ study: $(PROGRAM)
 debug:
 	$(MAKE) BUILD=build/debug PROGRAM=build/debug/run CFLAGS="-O1 -g1 -fsanitize=address,undefined -fno-omit-frame-pointer -fno-sanitize-recover=undefined" $(or $(GOAL),build/debug/run)
 
-# Plain C kernels: the sanitizers see all of it. main of run.c under another name: libFuzzer brings its own. What runs too long or takes too much memory is a finding as well.
+# Kernels in plain C: the sanitizers see all of it. main of run.c under another name: libFuzzer brings its own. What runs too long or takes too
+# much memory is a finding as well.
 FUZZ_SECONDS = 60
 FUZZ_TARGETS = options tokenizer session checkpoint
 fuzz: $(PROGRAM)
 	$(MAKE) BUILD=build/fuzz CC=clang OPENMP= ISAS=portable LDFLAGS=-fsanitize=fuzzer $(FUZZ_TARGETS:%=build/fuzz/fuzz_%) \
 		CFLAGS="-O1 -g1 -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -Dmain=run_main"
 	rm -rf build/fuzz/seeds && $(PYTHON) tests/fuzz/make_seeds.py build/fuzz/seeds
-	for target in $(FUZZ_TARGETS); do mkdir -p build/fuzz/corpus/$$target && MLA_FUZZ_MODEL=build/fuzz/seeds/model.bin build/fuzz/fuzz_$$target \
-		-max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=2048 -malloc_limit_mb=1024 -max_len=262144 -len_control=0 -close_fd_mask=3 \
-		-print_final_stats=1 -artifact_prefix=build/fuzz/$$target- build/fuzz/corpus/$$target build/fuzz/seeds/$$target || exit 1; done
+	for target in $(FUZZ_TARGETS); do mkdir -p build/fuzz/corpus/$$target; \
+		MLA_FUZZ_MODEL=build/fuzz/seeds/model.bin build/fuzz/fuzz_$$target \
+		-max_total_time=$(FUZZ_SECONDS) -timeout=100 -rss_limit_mb=2048 -malloc_limit_mb=1024 -max_len=262144 -len_control=0 \
+		-close_fd_mask=3 -print_final_stats=1 -artifact_prefix=build/fuzz/$$target- build/fuzz/corpus/$$target build/fuzz/seeds/$$target || exit 1; done
 
 # fuzz_tokenizer includes tokenizer.c, to see whether a vocabulary is sound.
 $(BUILD)/fuzz_tokenizer: WITHOUT = $(BUILD)/tokenizer.o

@@ -1,5 +1,5 @@
-"""When the machine fails: memory, disks, pipes, clocks, signals, files that change while they are read. The program ends with one line that says so, or goes
-on as if nothing had happened; never with a crash, half a file, or a text as if all were well.
+"""When the machine fails: memory, disks, pipes, clocks, signals, files that change while they are read. The program ends with one line that says so,
+or goes on as if nothing had happened; never with a crash, half a file, or a text as if all were well.
 
 Memory and clock fail by tests/faults.c in front of libc, system calls by strace. What a right answer is comes from the same run without a fault."""
 

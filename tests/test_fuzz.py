@@ -1,5 +1,5 @@
-"""Hostile files: every fuzz target for some seconds (`make fuzz` is the same for longer), and what fuzzing or thought has found before, each as a checkpoint
-whose checksum is right and which one line refuses."""
+"""Hostile files: every fuzz target for some seconds (`make fuzz` is the same for longer), and what fuzzing or thought has found before, each as a
+checkpoint whose checksum is right and which one line refuses."""
 
 import struct
 import subprocess
@@ -82,8 +82,11 @@ def test_fuzz():
     assert done.stderr.count("stat::number_of_executed_units") == 4
 
 
-@pytest.mark.parametrize("name, type, offset, bytes", [(b"layers.0.kv_a", "q8", 64, b"\0"), (b"embed", "f32", 4, b"\0\0\x80\xff"), (b"embed", "bf16", 2, b"\x80\x7f"),
-                                                       (b"layers.1.experts.0.up", "q4", 2, b"\0\xfc")])
+NO_WEIGHT = [(b"layers.0.kv_a", "q8", 64, b"\0"), (b"embed", "f32", 4, b"\0\0\x80\xff"), (b"embed", "bf16", 2, b"\x80\x7f"),
+             (b"layers.1.experts.0.up", "q4", 2, b"\0\xfc")]
+
+
+@pytest.mark.parametrize("name, type, offset, bytes", NO_WEIGHT)
 def test_check_knows_what_no_weight_can_be(name, type, offset, bytes, export, tmp_path):
     """-128 in q8, infinite scales, weights that are no numbers, under checksums that are right."""
     raw = bytearray(export(MODELS / "v2lite", type).read_bytes())

@@ -12,8 +12,8 @@ uint32_t below(unsigned *seed, uint32_t n) {
 }
 
 static void mutate_number(uint8_t *at, unsigned *seed) {
-    static const uint32_t trouble[] = {0, 1, 2, 3, 15, 16, 17, 64, 127, 128, 129, 255, 512, 1 << 12, 1 << 17, 1 << 20, 1 << 24, 0x7F800000, 0x7FC00000,
-                                       INT32_MAX, 0x80000000, UINT32_MAX - 1, UINT32_MAX};
+    static const uint32_t trouble[] = {0, 1, 15, 16, 17, 127, 128, 129, 512, 1 << 12, 1 << 17, 1 << 20, 1 << 24, 0x7F800000, 0x7FC00000, INT32_MAX,
+                                       0x80000000, UINT32_MAX - 1, UINT32_MAX};
     uint32_t value;
     memcpy(&value, at, sizeof value);
     switch (below(seed, 4)) {

@@ -1,5 +1,5 @@
-/* fuzz_tokenizer: a tokenizer section that comes from anywhere, and any text. Ids are in the vocabulary, and where the section is one that a tokenizer could
- * have, decoding gives back every byte. An input is the text, its length in the last two bytes, and before all that the section. */
+/* fuzz_tokenizer: a tokenizer section that comes from anywhere, and any text. Ids are in the vocabulary, and where the section is one that a
+ * tokenizer could have, decoding gives back every byte. An input is the section, then the text, then the text's length in two bytes. */
 #include "tokenizer.c"
 
 #include "tests/fuzz/fuzz.h"

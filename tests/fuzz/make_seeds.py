@@ -1,8 +1,8 @@
 """Seeds for `make fuzz`:  python tests/fuzz/make_seeds.py OUT
 
-Every model of tests/models becomes a checkpoint of some ten kilobytes: the family's configuration with sizes that are smaller still, random weights in the
-tensors that the exporter asks for, a tokenizer of 300 tokens and a chat template; then export.py makes model.bin of it, in each type in turn. So a
-family, a field or a section that is added there is fuzzed as well. OUT/checkpoint, OUT/session, OUT/tokenizer and OUT/options hold the seeds,
+Every model of tests/models becomes a checkpoint of some 100 kB: the family's configuration with sizes that are smaller still, random weights in the
+tensors that the exporter asks for, a tokenizer of 277 tokens and a chat template; then export.py makes a checkpoint of it, in each type in turn. So
+a family, a field or a section that is added there is fuzzed as well. OUT/checkpoint, OUT/session, OUT/tokenizer and OUT/options hold the seeds,
 OUT/model.bin the model of the sessions."""
 
 import itertools
@@ -28,7 +28,7 @@ SMALL = {"hidden_size": 16, "intermediate_size": 16, "moe_intermediate_size": 16
          "index_n_heads": 2, "index_topk": 4}
 TEMPLATE = "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}<|user|>{{ m['content'] }}{% else %}<|assistant|>{{ m['content'] }}" \
            "{{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
-OPTIONS = ["model.bin\0-p\0Once\0-n\x005\0-t\x000.5\0--top-k\x0040\0-s\x001", "model.bin\0-e\0-p\0a\\n\\x41\\ud83d\\ude00\0--stop\0b\0--stop=c\0-q", "--help",
+OPTIONS = ["model.bin\0-p\0Once\0-n\x005\0-t\x000.5\0--top-k\x0040\0-s\x001", "model.bin\0-e\0-p\0a\\n\\x41\\ud83d\\ude00\0--stop\0b\0-q", "--help",
            "m\0--info", "m\0--ids\x001 2 3\0-k\0q6\0-c\x0010\0-j\x001", "m\0--perplexity\0f\0--against\0f32", "m\0--session\0s\0--ignore-eos\0--echo"]
 
 
@@ -61,7 +61,8 @@ def small_source(folder, model):
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(values))
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json()))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True, "chat_template": TEMPLATE}))
+    texts = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True, "chat_template": TEMPLATE}
+    (folder / "tokenizer_config.json").write_text(json.dumps(texts))
     random = np.random.default_rng(1)
     shapes = {entry.source: entry.shape for entry in make_plan(model_config.parse(values, model.name), "f32") if entry.source}
     write_safetensors(folder / "model.safetensors", {name: random.standard_normal(shape, np.float32) / 4 for name, shape in shapes.items()})
