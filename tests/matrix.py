@@ -2,8 +2,8 @@
 
 tests/hashes.json holds a hash of the logits, or of a text, for every case: three weight types, six cache types, prompts of 1, 7 and 300 tokens, and
 a text that goes on from a session. `--write` makes it with ./run on one thread. Without it, every build here must give the same: gcc and clang, -O0,
--O2 and -O3, with and without OpenMP, 1 to 8 threads, each instruction set, aarch64 under qemu. A build whose tools are missing is an error. (`make
-test` compares ./run alone with the file: test_same_bytes.py.)"""
+-O2 and -O3 (this with 1 to 8 threads), with and without OpenMP, each instruction set, aarch64 under qemu. A build whose tools are missing is an
+error. (`make test` compares ./run alone with the file: test_same_bytes.py.)"""
 
 import hashlib
 import itertools
@@ -28,7 +28,7 @@ X86 = ["portable", "avx2", "avx512"]
 # name: (arguments of make, what runs it, instruction sets, most threads)
 BUILDS = {}
 for cc, level in itertools.product(["gcc", "clang"], ["-O0", "-O2", "-O3"]):
-    BUILDS[f"{cc} {level}"] = ([f"CC={cc}", f"CFLAGS={level}"], [], X86, 8)
+    BUILDS[f"{cc} {level}"] = ([f"CC={cc}", f"CFLAGS={level}"], [], X86, 8 if level == "-O3" else 2)
     BUILDS[f"{cc} {level} without OpenMP"] = ([f"CC={cc}", f"CFLAGS={level}", "OPENMP="], [], X86, 1)
 BUILDS["aarch64"] = (["CC=aarch64-linux-gnu-gcc", "LDFLAGS=-static", "OPENMP="], ["qemu-aarch64"], ["portable", "neon"], 1)
 
