@@ -4,6 +4,10 @@
 # make bench   prefill and decode at growing context, and where the time goes (MODEL=file: of another model than the demo)
 # make study   the latent cache in each type beside an ordinary K/V cache: memory, speed, perplexity (STUDY_TEXT=file: on a text of your own)
 # make debug   build/debug/run, with ASan and UBSan
+# make analyse what cppcheck has to say: nothing
+# make coverage  a table of the lines that the tests run (clang)
+# make matrix  logits of every compiler, optimisation, instruction set, number of threads and cache type against tests/hashes.json
+# make fuzz    hostile checkpoints, sessions, tokenizers and command lines (clang; FUZZ_SECONDS=60 for each; what is found stays in build/fuzz)
 
 MAKEFLAGS += --no-builtin-rules
 CC      ?= cc
@@ -83,10 +87,47 @@ study: $(PROGRAM)
 debug:
 	$(MAKE) BUILD=build/debug PROGRAM=build/debug/run CFLAGS="-O1 -g1 -fsanitize=address,undefined -fno-omit-frame-pointer -fno-sanitize-recover=undefined" $(or $(GOAL),build/debug/run)
 
+# Kernels in plain C: the sanitizers see all of it. main of run.c under another name: libFuzzer brings its own. What runs too long or takes too
+# much memory is a finding as well.
+FUZZ_SECONDS = 60
+FUZZ_TARGETS = options tokenizer session checkpoint
+fuzz: $(PROGRAM)
+	$(MAKE) BUILD=build/fuzz CC=clang OPENMP= ISAS=portable LDFLAGS=-fsanitize=fuzzer $(FUZZ_TARGETS:%=build/fuzz/fuzz_%) \
+		CFLAGS="-O1 -g1 -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -Dmain=run_main"
+	rm -rf build/fuzz/seeds && $(PYTHON) tests/fuzz/make_seeds.py build/fuzz/seeds
+	for target in $(FUZZ_TARGETS); do mkdir -p build/fuzz/corpus/$$target; \
+		MLA_FUZZ_MODEL=build/fuzz/seeds/model.bin build/fuzz/fuzz_$$target \
+		-max_total_time=$(FUZZ_SECONDS) -timeout=100 -rss_limit_mb=2048 -malloc_limit_mb=1024 -max_len=262144 -len_control=0 \
+		-close_fd_mask=3 -print_final_stats=1 -artifact_prefix=build/fuzz/$$target- build/fuzz/corpus/$$target build/fuzz/seeds/$$target || exit 1; done
+
+# fuzz_tokenizer includes tokenizer.c, to see whether a vocabulary is sound.
+$(BUILD)/fuzz_tokenizer: WITHOUT = $(BUILD)/tokenizer.o
+$(BUILD)/fuzz_%: $(BUILD)/tests/fuzz/fuzz_%.o $(BUILD)/tests/fuzz/fuzz.o $(OBJECTS)
+	$(CC) $(CFLAGS) $(LDFLAGS) -pthread -o $@ $(filter-out $(WITHOUT),$^) -lm
+
+analyse:
+	cppcheck --quiet --enable=warning,portability,performance --error-exitcode=1 --inline-suppr --std=c11 --suppress=missingIncludeSystem -I. \
+		-DISA_portable -DISAS='"portable"' -DMLA_VERSION='""' *.c modes/*.c kernels/*.c
+
+# make matrix HASHES=--write makes tests/hashes.json anew, with ./run on one thread.
+matrix: $(PROGRAM)
+	$(PYTHON) tests/matrix.py $(HASHES)
+
+# The tests run the program and the kernels' tests that are built here; what ends by a signal or _exit leaves no counts.
+COVERED  = build/coverage
+coverage:
+	$(MAKE) BUILD=$(COVERED) PROGRAM=$(COVERED)/run CC=clang CFLAGS="-O1 -fprofile-instr-generate -fcoverage-mapping" \
+		$(COVERED)/run $(TESTS:$(BUILD)/%=$(COVERED)/%)
+	rm -f $(COVERED)/*.profraw
+	-MLA_BUILD=$(COVERED) LLVM_PROFILE_FILE=$(CURDIR)/$(COVERED)/%8m.profraw tests/run_tests.sh --deselect tests/test_fuzz.py::test_fuzz
+	llvm-profdata merge -o $(COVERED)/profile $(COVERED)/*.profraw
+	llvm-cov report $(COVERED)/run $(TESTS:$(BUILD)/%=-object $(COVERED)/%) -instr-profile=$(COVERED)/profile -show-region-summary=false \
+		-show-branch-summary=false -ignore-filename-regex=tests/
+
 demo: run
 	./run demo/stories.bin -p "Once upon a time"
 
 clean:
 	rm -rf run build
 
-.PHONY: demo test bench study debug clean
+.PHONY: demo test bench study debug fuzz analyse matrix coverage clean

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -55,7 +56,7 @@ uint32_t crc32(uint32_t crc, const void *data, size_t bytes) {
 /* The cursor over the tensor table. The first error stays in err, later calls do nothing. */
 typedef struct {
     Model *m;
-    uint64_t data_offset;
+    uint64_t end; /* of the tensor before: where the next one may begin */
     size_t next;
     bool failed;
     char *err;
@@ -101,14 +102,15 @@ static const TensorInfo *expect(Reader *r, const char *name, Kind kind, size_t c
     else if (info->count != count || info->rows != rows || info->cols != cols)
         fail(r, "tensor %s is %u x [%u, %u] and should be %zu x [%zu, %zu]: %s", name, info->count, info->rows, info->cols, count, rows, cols,
              export_again);
-    else if (info->offset % 64 || info->offset < r->data_offset || info->bytes != bytes || info->offset > m->file_bytes ||
-             bytes > m->file_bytes - info->offset)
-        fail(r, "tensor %s does not lie inside the file: %s", name, export_again);
+    else if (info->offset % 64 || info->offset < r->end || info->bytes != bytes || info->offset > m->file_bytes ||
+             bytes > m->file_bytes - info->offset) /* in order and apart: no model is larger than its file */
+        fail(r, "tensor %s does not lie in its place in the file: %s", name, export_again);
     else if (!isfinite(info->scale))
         fail(r, "tensor %s has a scale that is not a number: %s", name, export_again);
     for (int i = 0; i < 16; i++)
         if (info->codebook[i] == -128)
             fail(r, "tensor %s has a codebook value below -127: %s", name, export_again);
+    r->end = info->offset + bytes;
     return r->failed ? NULL : info;
 }
 
@@ -237,6 +239,9 @@ static void read_tensors(Reader *r) {
     m->head = c->tie_word_embeddings ? m->embed : matrix(r, "head", c->vocab_size, c->hidden_size);
     m->norm = vector(r, "norm", c->hidden_size);
     m->inv_freq = vector(r, "inv_freq", c->qk_rope_head_dim / 2);
+    for (uint32_t i = 0; m->inv_freq && i < c->qk_rope_head_dim / 2; i++)
+        if (!(fabsf(m->inv_freq[i]) <= 64)) /* published ones are at most 1; quarter turns must fit their integers (rope.c) */
+            fail(r, "tensor inv_freq has a value that no model can have: %s", export_again);
     if (c->query_scale_span)
         m->query_scale = read_query_scale(r);
     m->layers = calloc(c->num_hidden_layers, sizeof *m->layers);
@@ -277,7 +282,7 @@ static const char *config_error(const Config *c) {
         {"shortcut_moe", c->shortcut_moe, 0, c->n_routed_experts ? 1 : 0},
         {"mtp_layers", c->mtp_layers, 0, 1},
         {"add_bos_token", c->add_bos_token, 0, c->bos_token_id >= 0},
-        {"bos_token_id", (uint32_t)(c->bos_token_id + 1), 0, c->vocab_size},
+        {"bos_token_id", (uint32_t)c->bos_token_id + 1, 0, c->vocab_size},
         {"eos_tokens", c->eos_tokens, 0, 8},
     };
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
@@ -385,7 +390,7 @@ static void read_header(Reader *r) {
         fail(r, "configuration field %s has a value that no model can have: %s", bad, export_again);
         return;
     }
-    r->data_offset = h->data_offset;
+    r->end = h->data_offset;
     m->tensors = (const TensorInfo *)(const void *)(m->file + table);
     m->tensor_count = h->tensors;
     m->chat = m->file + chat, m->chat_bytes = h->chat_bytes;
@@ -395,6 +400,29 @@ static void read_header(Reader *r) {
         if (!m->tokenizer)
             fail(r, "tokenizer: %s", why);
     }
+}
+
+/* The map that is watched: a file that is cut short while it is in use, or a disk that fails, is a signal at some read of a weight. */
+static struct { const uint8_t *from, *to; char line[512]; } watched;
+
+/* May call nothing that is not safe in a signal handler. */
+static void lost(int signal_number, siginfo_t *info, void *context) {
+    (void)context;
+    const uint8_t *at = info->si_addr;
+    if (at >= watched.from && at < watched.to) {
+        while (write(STDERR_FILENO, watched.line, strlen(watched.line)) < 0 && errno == EINTR)
+            continue;
+        _exit(1);
+    }
+    signal(signal_number, SIG_DFL); /* not ours: the same again, unhandled */
+}
+
+static void watch(const Model *m) {
+    watched.from = m->file, watched.to = m->file + m->file_bytes;
+    snprintf(watched.line, sizeof watched.line, "run: %.400s: cut short or unreadable while it was in use: leave it alone, run again\n", m->path);
+    struct sigaction action = {.sa_sigaction = lost, .sa_flags = SA_SIGINFO};
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGBUS, &action, NULL);
 }
 
 static void map_file(Reader *r) {
@@ -412,7 +440,7 @@ static void map_file(Reader *r) {
         if (p == MAP_FAILED)
             fail(r, "cannot be mapped: %s", strerror(errno));
         else
-            m->file = p, m->file_bytes = (size_t)st.st_size;
+            m->file = p, m->file_bytes = (size_t)st.st_size, watch(m);
     }
     if (fd >= 0)
         close(fd);

@@ -93,7 +93,8 @@ typedef struct TensorInfo {
 _Static_assert(sizeof(FileHeader) == 64 && sizeof(TensorInfo) == 128, "the structs are the file format");
 
 /* Maps the checkpoint at `path` and fills m. Checks the header, the checksum of header and tables, and every field before it is used.
- * False: one line in err. No allocation is proportional to the weights. */
+ * False: one line in err. No allocation is proportional to the weights. A file that is cut short while it is mapped ends the program, at
+ * whatever read finds it, with one line and status 1. */
 bool model_open(Model *m, const char *path, char *err, size_t err_bytes);
 void model_close(Model *m);
 

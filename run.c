@@ -569,7 +569,7 @@ static int write_all(Run *r, Session *session, const Prompt *prompt) {
         echo_prompt(r, prompt);
     q->conversation = false;
     End end = generate(r);
-    if (!r->model->tokenizer && !r->text.terminal)
+    if (!r->model->tokenizer && !r->text.terminal && end != NOT_NUMBERS)
         output_print("\n");
     text_end(&r->text);
     return run_finish(r, session, end);

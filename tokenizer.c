@@ -52,7 +52,7 @@
 
 #define NONE UINT32_MAX
 
-enum { TAG = 0x324B4F54, CODES = 0x110000, PLANE_PAGES = CODES / 256, MAX_CLASSES = 63, MAX_ALTERNATIVES = 64, MAX_ITEMS = 256 };
+enum { TAG = 0x324B4F54, CODES = 0x110000, PLANE_PAGES = CODES / 256, MAX_CLASSES = 63, MAX_STEPS = 64, MAX_ALTERNATIVES = 64, MAX_ITEMS = 256 };
 enum { RUN, KEEP, NOT_AHEAD, LINE_END, SPLIT, JUMP, MATCH, OPS };
 enum { ADDED, ADDED_LATE, UNITS, TABLES };
 /* Options: the prefix stands where the text begins, not behind every added token; not before itself; the normal form comes after both tables of
@@ -208,7 +208,7 @@ static const char *check_pretokenizer(const Tokenizer *t) {
         if (t->page_of[i] >= h->pages) return "the table of characters";
     for (size_t i = 0; i < (size_t)h->pages * 256; i++)
         if (t->pages[i] >= MAX_CLASSES) return "a class of characters";
-    if (!check_ranges(t->step_start, h->steps, h->alternatives, true)) return "the pre-tokenizer's steps";
+    if (h->steps > MAX_STEPS || !check_ranges(t->step_start, h->steps, h->alternatives, true)) return "the pre-tokenizer's steps";
     for (size_t i = 0; i < h->steps; i++)
         if (t->step_start[i + 1] - t->step_start[i] > MAX_ALTERNATIVES) return "the pre-tokenizer's steps";
     if (!check_ranges(t->alternative_start, h->alternatives, h->items, true)) return "the pre-tokenizer's alternatives";

@@ -1,5 +1,5 @@
-/* check.c: --check. Every byte of every tensor against its checksum, and every scale and float against infinity and not-a-number. Header and
- * tables were checked when the file was opened. Threads take tensors, so that the disk is what limits. */
+/* check.c: --check. Every byte of every tensor against its checksum, and every number against what no weight can be: infinity, not-a-number, -128 in
+ * q8. Header, tables and tokenizer were checked when the file was opened. Threads take tensors, so that the disk is what limits. */
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,7 +8,7 @@
 #include "modes/modes.h"
 #include "modes/output.h"
 
-typedef enum { SOUND, DAMAGED, NOT_FINITE } Verdict;
+typedef enum { SOUND, DAMAGED, NO_WEIGHT } Verdict;
 
 static bool finite16(const uint8_t *p, size_t n, uint16_t exponent) {
     for (size_t i = 0; i < n; i++) {
@@ -30,14 +30,14 @@ static bool finite32(const uint8_t *p, size_t n) {
     return true;
 }
 
-/* The scales at the head of each block of q8 and q4 (kernels.h), every number of the other types. */
-static bool all_finite(uint32_t type, const uint8_t *p, size_t bytes) {
+/* The scales at the head of each block of q8 and q4 and q8's integers, stored as value + 128 (kernels.h); every number of the other types. */
+static bool all_weights(uint32_t type, const uint8_t *p, size_t bytes) {
     size_t block = panel_bytes(type, BLOCK);
     switch (type) {
     case TYPE_Q8:
     case TYPE_Q4:
         for (size_t i = 0; i + block <= bytes; i += block) {
-            if (!finite16(p + i, 2 * PANEL, 0x7C00))
+            if (!finite16(p + i, 2 * PANEL, 0x7C00) || (type == TYPE_Q8 && memchr(p + i + 4 * PANEL, 0, block - 4 * PANEL)))
                 return false;
         }
         return true;
@@ -55,9 +55,9 @@ static Verdict check(const Model *m, const TensorInfo *t) {
     for (size_t i = 0; i < t->bytes; i += piece) {
         size_t n = t->bytes - i < piece ? t->bytes - i : piece;
         crc = crc32(crc, p + i, n);
-        sound = sound && all_finite(t->type, p + i, n);
+        sound = sound && all_weights(t->type, p + i, n);
     }
-    return crc != t->checksum ? DAMAGED : sound ? SOUND : NOT_FINITE;
+    return crc != t->checksum ? DAMAGED : sound ? SOUND : NO_WEIGHT;
 }
 
 int mode_check(const Model *m, const Options *o) {
@@ -82,8 +82,8 @@ int mode_check(const Model *m, const Options *o) {
         if (verdict[i] == DAMAGED)
             status = failed(FAILED, "%s: tensor %.*s is damaged, its checksum differs: copy or export it again", m->path,
                             (int)sizeof t->name, t->name);
-        else if (verdict[i] == NOT_FINITE)
-            status = failed(FAILED, "%s: tensor %.*s holds infinities or not-a-numbers: its source is broken", m->path, (int)sizeof t->name,
+        else if (verdict[i] == NO_WEIGHT)
+            status = failed(FAILED, "%s: tensor %.*s holds what no weight can be (infinity, not-a-number or -128): its source is broken", m->path, (int)sizeof t->name,
                             t->name);
     }
     free(verdict);

@@ -2,6 +2,7 @@
  * comparison with another implementation reads. FILE appears when it is complete. */
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,7 +16,15 @@
 
 enum { LOGIT_ROWS = 64 }; /* rows in one forward call; their logits are its largest buffer */
 
-/* Runs the prompt through the model and writes the rows as they come. */
+/* One that is none makes the sum none; sums of real logits stay far below the largest float. */
+static bool are_numbers(const float *x, size_t n) {
+    float sum = 0;
+    for (size_t i = 0; i < n; i++)
+        sum += x[i];
+    return isfinite(sum);
+}
+
+/* Runs the prompt through the model and writes the rows as they come. False: errno says why, 0 where the logits are not numbers. */
 static bool write_rows(FILE *f, const Model *m, State *s, const Prompt *p) {
     static Row rows[LOGIT_ROWS];
     size_t chunk = s->chunk < LOGIT_ROWS ? s->chunk : LOGIT_ROWS;
@@ -24,7 +33,8 @@ static bool write_rows(FILE *f, const Model *m, State *s, const Prompt *p) {
         for (size_t i = 0; i < n; i++)
             rows[i] = (Row){.token = p->ids[from + i], .position = (uint32_t)(from + i), .logits = true};
         const float *logits = forward(m, s, rows, n);
-        if (fwrite(logits, sizeof *logits * m->config.vocab_size, n, f) != n)
+        errno = 0;
+        if (!are_numbers(logits, n * m->config.vocab_size) || fwrite(logits, sizeof *logits * m->config.vocab_size, n, f) != n)
             return false;
         progress("logits", from + n, p->count);
     }
@@ -44,7 +54,8 @@ static int write_file(const char *path, const Model *m, State *s, const Prompt *
     FILE *f = fd < 0 ? NULL : fdopen(fd, "wb");
     int status = DONE;
     if (!f || !write_rows(f, m, s, p) || fflush(f))
-        status = failed(FAILED, "%s: cannot write it: %s", name, strerror(errno));
+        status = errno ? failed(FAILED, "%s: cannot write it: %s", name, strerror(errno))
+                       : failed(FAILED, "%s: the logits are not numbers; --check looks for damage in the checkpoint", m->path);
     if (f && fclose(f) && !status)
         status = failed(FAILED, "%s: cannot write it: %s", name, strerror(errno));
     if (!status && interrupted())

@@ -225,8 +225,8 @@ static char *put_utf8(char *out, int c) {
     static const int first[] = {0, 0xC0, 0xE0, 0xF0};
     int more = c < 0x80 ? 0 : c < 0x800 ? 1 : c < 0x10000 ? 2 : 3;
     *out++ = (char)(first[more] | c >> (6 * more));
-    while (more--)
-        *out++ = (char)(0x80 | (c >> (6 * more) & 0x3F));
+    for (; more > 0; more--)
+        *out++ = (char)(0x80 | (c >> (6 * (more - 1)) & 0x3F));
     return out;
 }
 

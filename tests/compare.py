@@ -16,7 +16,9 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-RUN = [ROOT / "run"]
+# MLA_BUILD: another build to test, with ./run and the test programs in that folder (make coverage)
+BUILD = ROOT / os.environ.get("MLA_BUILD", "build")
+RUN = [(BUILD if "MLA_BUILD" in os.environ else ROOT) / "run"]
 
 # A little English for a model that has none of its own to be judged on.
 TEXT = """The harbour master kept a ledger of every ship that came in after dark. He wrote down the name, the cargo and the hour, and

@@ -26,6 +26,7 @@ BUILDS = {
     "without OpenMP": ["OPENMP="],
     "aarch64": ["CC=aarch64-linux-gnu-gcc", "LDFLAGS=-static", "OPENMP="],  # static: qemu-user then needs no other file
     "debug": [],  # `make debug`
+    "threads": ["CC=clang", "ISAS=portable", "CFLAGS=-O1 -g1 -fsanitize=thread"],
 }
 
 
@@ -57,8 +58,8 @@ def build():
             need("aarch64-linux-gnu-gcc")
             need("qemu-aarch64")
             return ["qemu-aarch64", make(name, "run")]
-        if name in ("gcc", "clang"):
-            need(name)
+        if name in ("gcc", "clang", "threads"):
+            need("gcc" if name == "gcc" else "clang")
         return [make(name, "run")]
 
     return command

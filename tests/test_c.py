@@ -4,6 +4,7 @@ import subprocess
 
 import pytest
 
+import compare
 from conftest import ROOT
 
 
@@ -19,4 +20,4 @@ def judge(command, subtests):
 
 @pytest.mark.parametrize("program", ["test_kernels", "test_attention"])
 def test_program(program, subtests):
-    judge([ROOT / "build" / program], subtests)
+    judge([compare.BUILD / program], subtests)

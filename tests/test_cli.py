@@ -19,7 +19,7 @@ import pytest
 import compare
 from conftest import MODELS, ROOT
 
-RUN = ROOT / "run"
+RUN = compare.RUN[0]
 MODEL = Path(os.environ.get("MLA_MODEL", ROOT / "demo" / "stories.bin"))
 STORY = ["-p", "Once upon a time", "-t", "0"]
 USAGE, FAILED, INTERRUPTED = 2, 1, 130

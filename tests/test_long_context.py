@@ -23,7 +23,7 @@ def inv_freq(shape):
 
 def rotations(frequencies, positions):
     """What the program computes: cos and sin, [positions, pairs] float32."""
-    command = [ROOT / "build" / "rope_driver", *map(str, positions)]
+    command = [compare.BUILD / "rope_driver", *map(str, positions)]
     out = subprocess.run(command, input=frequencies.tobytes(), capture_output=True, check=True).stdout
     both = np.frombuffer(out, np.float32).reshape(len(positions), 2, len(frequencies))
     return both[:, 0], both[:, 1]

@@ -3,6 +3,7 @@
 One run of ./run with one thread is the reference; every other way must give the same logits, bit for bit, and the same text."""
 
 import hashlib
+import json
 import platform
 import tempfile
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 import compare
+import matrix
 from conftest import MODELS, ROOT
 
 STORIES = ROOT / "demo" / "stories.bin"
@@ -97,3 +99,9 @@ def test_the_test_can_fail(reference):
     """Hashes that were the same whatever is run would prove nothing. (f32 and bf16 do give the same: the tiny model's weights are bf16.)"""
     assert len({str(reference(name)) for name in ("f32", "q8", "q4", "sparse", "stories")}) == 5
     assert reference("f32")["absorbed", "logits f32"] != reference("f32")["absorbed", "logits q8"]
+
+
+def test_the_hashes_of_other_builds(tmp_path):
+    """tests/hashes.json was made elsewhere, by another build: the numbers of this one are the same. (`make matrix` compares all of them;
+    `make matrix HASHES=--write` where a change of the numbers is meant.)"""
+    assert matrix.hashes(matrix.checkpoints(tmp_path), compare.RUN) == json.loads(matrix.HASHES.read_text())

@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer as Library
 
+import compare
 import make_tokenizer_vectors as vectors
 from conftest import ROOT, make
 from exporter import tokenizer as exporter
 
-DRIVER = ROOT / "build" / "tokenizer_driver"
+DRIVER = compare.BUILD / "tokenizer_driver"
 VECTORS = ROOT / "tests" / "tokenizers"
 
 

@@ -1,0 +1,50 @@
+/* fuzz_checkpoint: a model.bin that comes from anywhere. Opened, described, checked, and run for a few tokens by every path and cache type. */
+#include "checkpoint.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "tests/fuzz/fuzz.h"
+
+int LLVMFuzzerInitialize(int *argc, char ***argv) {
+    (void)argc, (void)argv;
+    Model m;
+    char err[256];
+    model_open(&m, "", err, sizeof err); /* makes crc32's tables */
+    return 0;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    static const char *const caches[] = {"f32", "bf16", "q8", "q6", "q4", "full"};
+    const char *path = as_file(data, size), *cache = caches[crc32(0, data, size) % 6];
+    run_with((const char *[]){path, "--info", NULL});
+    run_with((const char *[]){path, "--check", NULL});
+    run_with((const char *[]){path, "--tokenize", "It's 12 little dogs\n\xff", "--special", NULL});
+    setenv("MLA_PATH", "absorbed", 1);
+    run_with((const char *[]){path, "-p", "Once upon", "-n", "3", "-t", "1", "-s", "1", "-k", cache, "-j", "1", NULL});
+    setenv("MLA_PATH", "decompressed", 1);
+    run_with((const char *[]){path, "--ids", "0 1 2 3 4", "-n", "3", "-t", "1", "-s", "1", "-k", cache, "-j", "1", NULL});
+    return 0;
+}
+
+static size_t least(uint64_t a, size_t b) { return a < b ? (size_t)a : b; }
+
+/* One of the parts before the tensors, seldom anything else; then file size and checksum are right again. */
+size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsigned seed) {
+    FileHeader *h = (void *)data;
+    if (size < sizeof *h + sizeof(Config) || !below(&seed, 16))
+        size = LLVMFuzzerMutate(data, size, max_size);
+    if (size < sizeof *h + sizeof(Config))
+        return size;
+    size_t front = least(h->data_offset, size), tokenizer = least(round_up(sizeof *h + sizeof(Config), 64), front);
+    size_t chat = least(round_up(tokenizer + h->tokenizer_bytes, 64), front), table = least(round_up(chat + h->chat_bytes, 64), front);
+    size_t parts[] = {0, sizeof *h, tokenizer, chat, table, front, size}, part = below(&seed, 6);
+    mutate_part(data, parts[part], parts[part + 1] < parts[part] ? parts[part] : parts[part + 1], &seed);
+    if (below(&seed, 16))
+        h->file_bytes = size;
+    if (below(&seed, 64) && h->data_offset >= sizeof *h && h->data_offset <= size) {
+        h->checksum = 0;
+        h->checksum = crc32(0, data, h->data_offset);
+    }
+    return size;
+}

@@ -1,0 +1,231 @@
+"""When the machine fails: memory, disks, pipes, clocks, signals, files that change while they are read. The program ends with one line that says so,
+or goes on as if nothing had happened; never with a crash, half a file, or a text as if all were well.
+
+Memory and clock fail by tests/faults.c in front of libc, system calls by strace. What a right answer is comes from the same run without a fault."""
+
+import os
+import random
+import re
+import resource
+import signal
+import struct
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+import compare
+from conftest import MODELS, ROOT, need
+from test_cli import FAILED, MODEL, RUN, STORY, refused, run, text
+from test_session import TEMPORARY, header, with_fields
+
+
+@pytest.fixture(scope="module")
+def tiny(export):
+    return export(MODELS / "v2lite", "f32")
+
+
+@pytest.fixture(scope="module")
+def faults(tmp_path_factory):
+    """faults(**what): an environment in which it fails."""
+    if os.uname().sysname != "Linux":
+        pytest.skip("LD_PRELOAD is Linux's")
+    library = tmp_path_factory.mktemp("faults") / "faults.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, ROOT / "tests" / "faults.c", "-ldl"], check=True)
+    return lambda **what: {**os.environ, "LD_PRELOAD": str(library), **{f"FAULT_{key}".upper(): str(value) for key, value in what.items()}}
+
+
+# ---- memory ------------------------------------------------------------------------------------------------------------------------
+
+MEMORY = {
+    "text": [*STORY, "-n", 3, "--stop", "dragon"],
+    "ids": ["--ids", "1 2 3", "-t", "0.5", "-s", 1, "-n", 2],
+    "session": [*STORY, "-s", 1, "-n", 2, "--session", "FILE"],
+    "logits": ["-p", "Once", "--logits", "FILE"],
+    "perplexity": ["--perplexity", "TEXT", "-c", 16, "--against", "f32"],
+    "info": ["--info"],
+    "check": ["--check"],
+    "tokenize": ["--tokenize", "Once upon a time"],
+    "help": ["--help"],
+}
+
+
+@pytest.mark.parametrize("what", MEMORY)
+def test_out_of_memory_anywhere(what, faults, tmp_path):
+    """Each request for memory fails once. What the OpenMP library cannot get it reports itself."""
+    (tmp_path / "text").write_text("Once upon a time there was a dog.")
+    file = tmp_path / "file"
+    options = [{"FILE": file, "TEXT": tmp_path / "text"}.get(word, word) for word in [*MEMORY[what], "-j", 2, "-q"]]
+    whole = run(*options, env=faults(count=1))
+    made = file.read_bytes() if file.exists() else None
+    assert whole.returncode == 0
+    for n in range(1, int(re.search(rb"(\d+) requests\n", whole.stderr)[1]) + 1):
+        file.unlink(missing_ok=True)
+        done = run(*options, env=faults(memory=n))
+        if done.returncode == 0:
+            assert done.stdout == whole.stdout and (not made or file.read_bytes() == made), n
+        else:
+            lines = [line for line in done.stderr.decode().splitlines() if line]
+            assert done.returncode == FAILED and len(lines) == 1 and lines[0].startswith(("run: ", "libgomp: ")), (n, done)
+            assert whole.stdout.startswith(done.stdout) and not file.exists(), n
+            assert "libgomp" in lines[0] or set(os.listdir(tmp_path)) == {"text"}, n
+
+
+def test_a_prompt_of_100_megabytes(tmp_path):
+    """Refused because the context is shorter, in bounded time and memory."""
+    (tmp_path / "prompt").write_bytes(b"Once upon a time there was a little dog. \n" * 2_500_000)
+    limit = 2 << 30
+    refused(run("-f", tmp_path / "prompt", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit))), FAILED, "context")
+
+
+# ---- system calls ------------------------------------------------------------------------------------------------------------------
+
+def injected(call, error, n, log, *options, model):
+    """A run whose n-th system call `call` fails; None if there are fewer."""
+    inject = ["strace", "-f", "-o", str(log), "-e", f"trace={call}", "-e", f"inject={call}:error={error}:when={n}"]
+    done = subprocess.run([*inject, RUN, model, *map(str, options)], capture_output=True, timeout=60)
+    return done if b"(INJECTED)" in log.read_bytes() else None
+
+
+@pytest.fixture
+def strace(tmp_path):
+    need("strace")
+    if subprocess.run(["strace", "-o", tmp_path / "log", "true"], capture_output=True).returncode:
+        pytest.skip("strace may not trace here")
+    return tmp_path / "log"
+
+
+@pytest.mark.parametrize("call, error", [("write", "ENOSPC"), ("write", "EIO"), ("pwrite64", "ENOSPC"), ("fsync", "EIO"), ("rename", "EACCES"),
+                                         ("ftruncate", "EIO"), ("flock", "ENOLCK"), ("pread64", "EIO")], ids=lambda x: x)
+def test_a_session_when_a_system_call_fails(call, error, tiny, strace, tmp_path):
+    """The session is what it was or what it would have been, and a text that could not be written is a failure."""
+    session, options = tmp_path / "session", ["-t", 0, "-n", 3, "-j", 1, "-q", "--session", tmp_path / "session"]
+    text("--ids", "1 2 3", *options, model=tiny)
+    old = session.read_bytes()
+    want = text(*options, model=tiny)
+    new, n = session.read_bytes(), 0
+    while True:
+        session.write_bytes(old)
+        n += 1
+        done = injected(call, error, n, strace, *options, model=tiny)
+        if not done:
+            break
+        now = session.read_bytes()
+        assert now in (old, new) and set(os.listdir(tmp_path)) <= {"session", "session" + TEMPORARY, "log"}, n
+        if b"shared libraries" in done.stderr:  # it was not the program's call
+            continue
+        assert done.returncode in (0, FAILED) and want.startswith(done.stdout), (n, done)
+        if done.returncode == 0:
+            assert done.stdout == want and now == new, n
+        elif done.stderr:  # the call that failed may be the one that tells of it
+            assert done.stderr.startswith(b"run: ") and done.stderr.count(b"\n") == 1, n
+    assert n > 1
+
+
+@pytest.mark.parametrize("options", [[*STORY, "-n", 5], ["--info"], ["--help"], ["--perplexity", "/etc/hostname"]], ids=lambda o: o[0])
+@pytest.mark.parametrize("error, status", [("ENOSPC", FAILED), ("EPIPE", 0)])
+def test_any_write_may_be_the_last(options, error, status, strace):
+    """A disk that is full is a failure and a pipe that is closed none, whichever write it is that finds out."""
+    want, n = text(*options, "-j", 1), 1
+    while done := injected("write", error, n, strace, *options, "-j", 1, "-q", model=MODEL):
+        assert done.returncode == status and want.startswith(done.stdout) and done.stdout != want
+        assert done.stderr.count(b"\n") == (status == FAILED)
+        n += 1
+    assert n > 1
+
+
+# ---- files -------------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("option", ["-f", "--perplexity"])
+def test_a_checkpoint_cut_short_while_in_use(option, tmp_path):
+    """A read of what is gone is a signal (SIGBUS), wherever it happens and in whatever thread."""
+    model = tmp_path / "model.bin"
+    model.write_bytes(MODEL.read_bytes())
+    read, write = os.pipe()  # the run waits for its text until the file is cut
+    process = subprocess.Popen([RUN, model, option, "-"], stdin=read, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while b"model.bin" not in open(f"/proc/{process.pid}/maps", "rb").read():
+        time.sleep(0.01)
+    time.sleep(0.1)
+    os.truncate(model, 200_000)
+    os.write(write, b"Once upon a time there was a dog.")
+    os.close(write), os.close(read)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (FAILED, b"") and err.startswith(b"run: ") and b"model.bin" in err and err.count(b"\n") == 1
+
+
+def test_places_that_cannot_be_written(tmp_path, tiny):
+    """Known before the first token. (Root may write everywhere but into the kernel's own files.)"""
+    tmp_path.chmod(0o500)
+    folder = "/proc/self" if os.geteuid() == 0 else tmp_path
+    refused(run("--ids", "1", "--session", f"{folder}/session", model=tiny), FAILED, str(folder))
+    refused(run("--ids", "1", "--logits", f"{folder}/logits", model=tiny), FAILED, str(folder))
+    tmp_path.chmod(0o700)
+
+
+def test_weights_that_are_no_numbers(tiny, tmp_path):
+    """Such a checkpoint opens, for its header is right: every mode that computes says that the logits are not numbers, and no file is left."""
+    raw, at = bytearray(tiny.read_bytes()), None
+    for i in range(struct.unpack_from("<Q", raw, 24)[0] // 64):
+        if raw[64 * i : 64 * i + 5] == b"norm\0":
+            (at,) = struct.unpack_from("<Q", raw, 64 * i + 56)
+    for number in (np.nan, np.inf):
+        struct.pack_into("<f", raw, at, number)
+        model = tmp_path / "model.bin"
+        model.write_bytes(raw)
+        refused(run("--ids", "1 2", "-n", 2, model=model), FAILED, "logits are not numbers")
+        refused(run("--ids", "1 2", "--logits", tmp_path / "logits", model=model), FAILED, "logits are not numbers")
+        refused(run("--check", model=model), FAILED, "norm")
+        assert os.listdir(tmp_path) == ["model.bin"]
+
+
+# ---- signals, clock, locale, standard input ----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_at_any_time(name, tiny, tmp_path):
+    """The session is the old one or a new one, never torn, and the next run goes on from it as if nothing had been."""
+    session, chance = tmp_path / "session", random.Random(1)
+    options = ["-t", "0", "-n", "8", "-k", "full", "-q", "-j", "1", "--session", str(session)]
+    whole = [1, *map(int, text("--ids", "1", "-t", 0, "-n", 400, "-k", "full", model=tiny).split())]
+    begun = time.monotonic()
+    text("--ids", "1", *options, model=tiny)
+    usual = time.monotonic() - begun
+    for _ in range(20):
+        before = header(session.read_bytes())["tokens"]
+        process = subprocess.Popen([RUN, tiny, *options], stdout=subprocess.DEVNULL, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+        time.sleep(chance.uniform(0, 1.2 * usual))
+        process.send_signal(getattr(signal, name))
+        process.wait(60)
+        raw = session.read_bytes()
+        tokens = header(raw)["tokens"]
+        assert before <= tokens <= before + 8 and with_fields(raw) == raw and len(raw) == header(raw)["file_bytes"]
+        assert list(struct.unpack_from(f"<{tokens}i", raw, 192)) == whole[:tokens]
+        assert set(os.listdir(tmp_path)) <= {"session", "session" + TEMPORARY}
+    assert [int(i) for i in text(*options, model=tiny).split()] == whole[tokens : tokens + 8]
+
+
+def test_a_clock_that_goes_backwards(faults):
+    """Time is for people: it is printed and decides nothing."""
+    done = run(*STORY, "-n", 20, env=faults(clock=1))
+    assert done.returncode == 0 and done.stdout == text(*STORY, "-n", 20)
+
+
+def test_locale():
+    """A locale with decimal commas changes nothing: the program never asks for one."""
+    comma = {**os.environ, "LC_ALL": "de_DE.UTF-8", "LANG": "de_DE.UTF-8"}
+    options = ["-p", "Once", "-t", "0.5", "--top-p", "0.9", "-s", "1", "-n", 8]
+    assert text(*options, env=comma) == text(*options) and text("--info", env=comma) == text("--info")
+    assert b"setlocale" not in subprocess.run(["nm", "-D", RUN], capture_output=True, check=True).stdout
+
+
+def test_standard_input_byte_by_byte(tmp_path):
+    """A prompt that comes in pieces of one byte, NULs and half characters among them, is the prompt."""
+    prompt = "Once\0upon für\n".encode() + b"\xc3"
+    (tmp_path / "prompt").write_bytes(prompt)
+    process = subprocess.Popen([RUN, MODEL, "-t", "0", "-n", "10", "--echo", "-f", "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    for byte in prompt:
+        process.stdin.write(bytes([byte]))
+        process.stdin.flush()
+        time.sleep(0.002)
+    out = process.communicate(timeout=60)[0]
+    assert out == text("-t", 0, "-n", 10, "--echo", "-f", tmp_path / "prompt") and out.startswith(prompt)

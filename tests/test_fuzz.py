@@ -1,0 +1,98 @@
+"""Hostile files: every fuzz target for some seconds (`make fuzz` is the same for longer), and what fuzzing or thought has found before, each as a
+checkpoint whose checksum is right and which one line refuses."""
+
+import struct
+import subprocess
+import zlib
+
+import pytest
+
+from conftest import MODELS, ROOT, need
+from exporter.config import FIELDS
+from test_cli import FAILED, refused, run
+
+INFO = struct.Struct("<56sQQIIII")  # name, offset, bytes, type, count, rows, cols: the beginning of checkpoint.h's TensorInfo
+
+
+def field(name):
+    """Where a field of Config lies in a checkpoint."""
+    at = 64
+    for known, form in (word.split(":") for word in FIELDS.split()):
+        if known == name:
+            return at
+        at += struct.calcsize("<" + form)
+
+
+def tensor(raw, name):
+    """(where its TensorInfo lies, what it says)"""
+    at = next(at for at in range(64, struct.unpack_from("<Q", raw, 24)[0], 64) if raw[at : at + 56].rstrip(b"\0") == name)
+    return at, INFO.unpack_from(raw, at)
+
+
+def mended(raw):
+    """The same with the checksum of header and tables that belongs to it."""
+    struct.pack_into("<I", raw, 12, 0)
+    struct.pack_into("<I", raw, 12, zlib.crc32(raw[: struct.unpack_from("<Q", raw, 24)[0]]))
+    return raw
+
+
+def set_field(name, value):
+    return lambda raw: struct.pack_into("<I", raw, field(name), value)
+
+
+def move(name, to):
+    """Two tensors in one place: a small file would be a large model."""
+    return lambda raw: struct.pack_into("<Q", raw, tensor(raw, name)[0] + 56, tensor(raw, to)[1][1])
+
+
+def set_float(name, value):
+    return lambda raw: struct.pack_into("<f", raw, tensor(raw, name)[1][1], value)
+
+
+HOSTILE = {
+    "a begin token beyond all integers": (set_field("bos_token_id", 2**31 - 1), "bos_token_id"),
+    "tensors that overlap": (move(b"layers.0.o", b"layers.0.kv_a"), "layers.0.o"),
+    "an endless frequency": (set_float(b"inv_freq", float("inf")), "inv_freq"),
+    "a frequency that is no number": (set_float(b"inv_freq", float("nan")), "inv_freq"),
+    "no room for the layers": (set_field("num_hidden_layers", 1000), "published_layers"),
+    "no room for the vocabulary": (set_field("vocab_size", 1 << 24), "embed"),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_refused(what, export, build, tmp_path):
+    change, word = HOSTILE[what]
+    raw = bytearray(export(MODELS / "v2lite", "f32").read_bytes())
+    change(raw)
+    model = tmp_path / "model.bin"
+    model.write_bytes(mended(raw))
+    refused(run("--ids", "1 2 3", "-n", 1, model=model), FAILED, "model.bin", word)
+    debug = subprocess.run([*build("debug"), model, "--info"], capture_output=True, text=True)
+    assert debug.returncode == FAILED and debug.stderr.count("\n") == 1
+
+
+def test_fuzz():
+    """Twelve seconds for each target find nothing; what they do find is left in build/fuzz."""
+    need("clang")
+    if subprocess.run(["clang", "-fsanitize=fuzzer", "-x", "c", "-", "-o", "/dev/null"], input=b"int LLVMFuzzerTestOneInput(void) { return 0; }",
+                      capture_output=True).returncode:
+        pytest.skip("clang has no libFuzzer")
+    done = subprocess.run(["make", "-j2", "fuzz", "FUZZ_SECONDS=12"], cwd=ROOT, capture_output=True, text=True, errors="replace")
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stderr.count("stat::number_of_executed_units") == 4
+
+
+NO_WEIGHT = [(b"layers.0.kv_a", "q8", 64, b"\0"), (b"embed", "f32", 4, b"\0\0\x80\xff"), (b"embed", "bf16", 2, b"\x80\x7f"),
+             (b"layers.1.experts.0.up", "q4", 2, b"\0\xfc")]
+
+
+@pytest.mark.parametrize("name, type, offset, bytes", NO_WEIGHT)
+def test_check_knows_what_no_weight_can_be(name, type, offset, bytes, export, tmp_path):
+    """-128 in q8, infinite scales, weights that are no numbers, under checksums that are right."""
+    raw = bytearray(export(MODELS / "v2lite", type).read_bytes())
+    at, info = tensor(raw, name)
+    raw[info[1] + offset : info[1] + offset + len(bytes)] = bytes
+    struct.pack_into("<I", raw, at + 92, zlib.crc32(raw[info[1] : info[1] + info[2]]))
+    model = tmp_path / "model.bin"
+    model.write_bytes(mended(raw))
+    refused(run("--check", model=model), FAILED, name.decode(), "no weight")
