@@ -7,6 +7,7 @@
 #include <math.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -408,8 +409,11 @@ static struct { const uint8_t *from, *to; char line[512]; } watched;
 /* May call nothing that is not safe in a signal handler. */
 static void lost(int signal_number, siginfo_t *info, void *context) {
     (void)context;
+    static atomic_flag told = ATOMIC_FLAG_INIT;
     const uint8_t *at = info->si_addr;
     if (at >= watched.from && at < watched.to) {
+        while (atomic_flag_test_and_set(&told)) /* by another thread, which ends the program */
+            pause();
         while (write(STDERR_FILENO, watched.line, strlen(watched.line)) < 0 && errno == EINTR)
             continue;
         _exit(1);

@@ -264,7 +264,8 @@ State *state_open(const Model *m, const StateOptions *o, char *err, size_t err_b
     s->logits = reserve(&r, s->max_logits * round_up(c->vocab_size, PANEL), sizeof(float));
     if (r.failed || cache_bytes > memory) {
         snprintf(err, err_bytes,
-                 "a context of %zu rows needs %.1f GB, %.1f GB of them for the cache, and the machine has %.1f GB of memory: use a smaller -c or -k", o->context, (double)r.total / 1e9, (double)cache_bytes / 1e9, (double)memory / 1e9);
+                 "a context of %zu rows needs %.1f GB, %.1f GB of them for the cache, and the machine has %.1f GB of memory: use a smaller -c or -k",
+                 o->context, (double)r.total / 1e9, (double)cache_bytes / 1e9, (double)memory / 1e9);
         state_close(s);
         return NULL;
     }

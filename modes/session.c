@@ -128,17 +128,16 @@ static bool write_at(int fd, const void *from, size_t bytes, uint64_t offset) {
 }
 
 /* A rename is safe from a power cut once its directory is. Some file systems sync no directories and say EINVAL: there is no more to be done. */
-static bool sync_directory(const char *path) {
-    char *folder = strdup(path), *slash = folder ? strrchr(folder, '/') : NULL;
-    if (!folder)
-        return false;
-    if (slash)
-        slash[slash == folder] = 0; /* "/name" is in "/" */
-    int fd = open(slash ? folder : ".", O_RDONLY | O_CLOEXEC);
+static bool sync_directory(char *path) {
+    char *slash = strrchr(path, '/'), *end = slash == path ? slash + 1 : slash, kept = end ? *end : 0; /* "/name" is in "/" */
+    if (end)
+        *end = 0;
+    int fd = open(end ? path : ".", O_RDONLY | O_CLOEXEC);
+    if (end)
+        *end = kept;
     bool synced = fd >= 0 && (!fsync(fd) || errno == EINVAL);
     if (fd >= 0)
         close(fd);
-    free(folder);
     return synced;
 }
 

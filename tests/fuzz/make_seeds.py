@@ -57,6 +57,8 @@ def small_source(folder, model):
     """The Hugging Face directory of a model like tests/models/MODEL, only smaller."""
     values = json.loads((model / "config.json").read_text())
     values |= {key: size for key, size in SMALL.items() if values.get(key)} | {"bos_token_id": 273, "eos_token_id": 274}
+    rope = values.get("rope_scaling") or {}
+    rope |= {key: factors[: SMALL["qk_rope_head_dim"] // 2] for key, factors in rope.items() if isinstance(factors, list)}
     values.pop("quantization_config", None)  # FP8 is the source's matter: the checkpoint knows nothing of it
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(values))
