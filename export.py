@@ -29,7 +29,7 @@ except ImportError:
 
 from exporter import config as model_config
 from exporter import gguf_config, mistral
-from exporter.chat import compile_chat
+from exporter.chat import compile_chat, find_template, gguf_template
 from exporter.errors import ExportError, printable
 from exporter.gguf_source import Gguf
 from exporter.plan import Q4, TYPE_NAMES, VECTOR, check_plan, make_plan
@@ -179,17 +179,17 @@ def random_tensors(entries, seed, progress):
         progress.add(tensor_bytes(entry))
 
 
-def compiled_tokenizer(directory):
+def compiled_tokenizer(source, directory):
     """The tokenizer section; empty, with a warning, if the source has none that can be used: the model still runs on --ids."""
     try:
-        from exporter.tokenizer import compile_tokenizer
-        section = compile_tokenizer(directory)
+        from exporter.tokenizer import compile_gguf_tokenizer, compile_tokenizer
+        section = compile_tokenizer(directory) if directory else compile_gguf_tokenizer(source.metadata)
     except Exception as error:  # whatever is wrong with a tokenizer must not cost the weights
         text = str(error) or type(error).__name__
         warn(f"no tokenizer in the checkpoint: {printable(text, 300)}")
         return b""
     if section is None:
-        warn(f"{directory} has no tokenizer: the checkpoint takes --ids alone as a prompt")
+        warn(f"{source.directory} has no tokenizer: the checkpoint takes --ids alone as a prompt")
     return section or b""
 
 
@@ -223,12 +223,12 @@ def export_source(path, out_path, type_name, mtp, rotation):
     config.fields["mtp_layers"] = int(mtp)
     entries = make_plan(config, type_name, source.tensors.__contains__, mtp, rotation)
     check_plan(entries, source, config, mtp)
-    tokenizer, chat = b"", b""
-    if directory:
-        tokenizer = compiled_tokenizer(directory)
-        chat = compile_chat(directory, values.get("model_type"), warn) if tokenizer else b""
-    else:
-        warn(f"{path}: the tokenizer in it is not read: the checkpoint takes --ids alone as a prompt")
+    tokenizer = compiled_tokenizer(source, directory)
+
+    def template():
+        return find_template(directory, values.get("model_type")) if directory else gguf_template(source.metadata)
+
+    chat = compile_chat(template, warn) if tokenizer else b""
     with Output(out_path) as out, ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
             tensors = source_tensors(entries, source, pool, Progress(sum(map(tensor_bytes, entries))))

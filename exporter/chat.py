@@ -232,10 +232,18 @@ def find_template(directory, model_type=None):
     return template, special
 
 
-def compile_chat(directory, model_type, warn):
-    """The chat section of a Hugging Face directory; empty if it has no template, or, with a warning, none that pieces can say."""
+def gguf_template(metadata):
+    """The same of a GGUF file."""
+    tokens = metadata.get("tokenizer.ggml.tokens", [])
+    ids = {f"{key}_token": metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("bos", "eos")}
+    return metadata.get("tokenizer.chat_template"), {key: tokens[i] for key, i in ids.items() if type(i) is int and 0 <= i < len(tokens)}
+
+
+def compile_chat(find, warn):
+    """The chat section for what `find` gives, (template or None, special tokens); empty if there is no template or, with a warning, none that pieces
+    can say."""
     try:
-        template, special = find_template(directory, model_type)
+        template, special = find()
         return compile_template(template, special, warn) if template else b""
     except Exception as error:  # whatever is wrong with a template must not cost the weights
         text = str(error) if isinstance(error, ExportError) else f"{type(error).__name__}: {error}"
