@@ -17,7 +17,8 @@ void tokenizer_close(Tokenizer *t);
  * The ids are malloced, *count of them; NULL if memory runs out. */
 int32_t *tokenizer_encode(const Tokenizer *t, const char *text, size_t n, bool trusted, size_t *count);
 
-/* The bytes of a token: *n of them. `first`: no text is before it; a tokenizer that puts a space before a text takes it away there. A special token (begin, end, ...) has its text too; `*special` says that it is one. Unknown id: n = 0. */
+/* The bytes of a token: *n of them. `first`: no text is before it; a tokenizer that puts a space before a text takes it away there. A special
+ * token (begin, end, ...) has its text too; `*special` says that it is one. Unknown id: n = 0. */
 const char *tokenizer_decode(const Tokenizer *t, int32_t id, bool first, size_t *n, bool *special);
 
 size_t tokenizer_size(const Tokenizer *t); /* number of ids that have bytes: the largest known id + 1 */
