@@ -121,7 +121,8 @@ static bool lay_out(Tokenizer *t, Cursor *c) {
     t->merges = take(c, h->merges, sizeof(Merge));
     t->by_text = take(c, h->by_text, 4);
     for (int table = 0; table < TABLES; table++) t->texts[table] = take(c, h->texts[table], sizeof(Text));
-    t->form = (NormalForm){take(c, h->replacements, sizeof(Replacement)), NULL, h->replacements, h->compositions, h->prefix, h->options & PREFIX_ONCE};
+    t->form = (NormalForm){.replaced = h->replacements, .composed = h->compositions, .prefix = h->prefix, .prefix_once = h->options & PREFIX_ONCE};
+    t->form.replacements = take(c, h->replacements, sizeof(Replacement));
     t->form.compositions = take(c, h->compositions, sizeof(Composition));
     t->page_of = take(c, PLANE_PAGES, 2);
     t->pages = take(c, h->pages, 256);
@@ -247,8 +248,8 @@ void tokenizer_close(Tokenizer *t) { free(t); }
 
 /* ---- pre-tokenizer: a small backtracking matcher over classes of characters ------------------------------------------------- */
 
-typedef struct { uint32_t id, bytes, previous, next; } Symbol;   /* part of a word; bytes = 0: merged into another */
-typedef struct { uint32_t rank, at, id, bytes; } Candidate;      /* a pair that can be merged: left symbol, result, bytes of both */
+typedef struct { uint32_t id, bytes, previous, next; } Symbol;    /* part of a word; bytes = 0: merged into another */
+typedef struct { uint64_t order; uint32_t id, bytes; } Candidate; /* a pair that can be merged: rank << 32 | left symbol, result, bytes of both */
 
 /* What one call of tokenizer_encode works on. */
 typedef struct {
@@ -357,21 +358,21 @@ static const Merge *find_merge(const Tokenizer *t, uint32_t left, uint32_t right
     return low < t->merge_start[left + 1] && t->merges[low].right == right ? &t->merges[low] : NULL;
 }
 
-/* The lowest rank first, of equals the leftmost. */
-static bool before(const Candidate *a, const Candidate *b) { return a->rank != b->rank ? a->rank < b->rank : a->at < b->at; }
-
+/* A heap, the lowest rank first, of equals the leftmost. Each candidate has four children: they share a cache line, and the heap is flat. */
 static void push(Candidate *heap, size_t *n, Candidate c) {
     size_t i = (*n)++;
-    for (; i > 0 && before(&c, &heap[(i - 1) / 2]); i = (i - 1) / 2) heap[i] = heap[(i - 1) / 2];
+    for (; i > 0 && c.order < heap[(i - 1) / 4].order; i = (i - 1) / 4) heap[i] = heap[(i - 1) / 4];
     heap[i] = c;
 }
 
 static Candidate pop(Candidate *heap, size_t *n) {
     Candidate top = heap[0], last = heap[--*n];
     size_t i = 0;
-    for (size_t child = 1; child < *n; child = 2 * i + 1) {
-        if (child + 1 < *n && before(&heap[child + 1], &heap[child])) child++;
-        if (!before(&heap[child], &last)) break;
+    for (size_t child = 1; child < *n; child = 4 * i + 1) {
+        size_t end = child + 4 < *n ? child + 4 : *n;
+        for (size_t other = child + 1; other < end; other++)
+            if (heap[other].order < heap[child].order) child = other;
+        if (heap[child].order >= last.order) break;
         heap[i] = heap[child];
         i = child;
     }
@@ -384,7 +385,7 @@ static void consider(const Tokenizer *t, Work *w, size_t *candidates, uint32_t l
     uint32_t right = left == NONE ? NONE : s[left].next;
     if (right == NONE) return;
     const Merge *m = find_merge(t, s[left].id, s[right].id);
-    if (m) push(w->heap, candidates, (Candidate){m->rank, left, m->id, s[left].bytes + s[right].bytes});
+    if (m) push(w->heap, candidates, (Candidate){(uint64_t)m->rank << 32 | left, m->id, s[left].bytes + s[right].bytes});
 }
 
 static bool reserve(Work *w, size_t n) {
@@ -442,7 +443,8 @@ static bool encode_word(const Tokenizer *t, Work *w, const uint8_t *word, size_t
     for (uint32_t i = 0; i < symbols; i++) consider(t, w, &candidates, i);
     while (candidates > 0) {
         Candidate c = pop(w->heap, &candidates);
-        Symbol *left = &s[c.at];
+        uint32_t at = (uint32_t)c.order;
+        Symbol *left = &s[at];
         /* Symbols only grow: the pair is still the same if both are there and are as long as they were together. */
         if (left->bytes == 0 || left->next == NONE || left->bytes + s[left->next].bytes != c.bytes) continue;
         Symbol *right = &s[left->next];
@@ -450,9 +452,9 @@ static bool encode_word(const Tokenizer *t, Work *w, const uint8_t *word, size_t
         left->bytes = c.bytes;
         left->next = right->next;
         right->bytes = 0;
-        if (left->next != NONE) s[left->next].previous = c.at;
+        if (left->next != NONE) s[left->next].previous = at;
         consider(t, w, &candidates, left->previous);
-        consider(t, w, &candidates, c.at);
+        consider(t, w, &candidates, at);
     }
     for (uint32_t i = 0; symbols > 0 && i != NONE; i = s[i].next) w->ids[w->count++] = (int32_t)s[i].id;
     return true;

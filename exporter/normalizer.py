@@ -1,4 +1,4 @@
-"""The normal forms that tokenizers bring text into, as tables for unicode.c: Unicode's canonical composition, and SentencePiece's sign for a space."""
+"""The normal forms that tokenizers bring text into, as tables for unicode.c: canonical composition (NFC), and SentencePiece's sign for a space."""
 
 import functools
 import unicodedata

@@ -18,7 +18,8 @@ PATTERNS = {
         r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     ],
     "Kimi": [
-        rf"[\p{{Han}}]+|{OTHER}{UPPER}{NOT_HAN}*{LOWER}{NOT_HAN}+{CONTRACTIONS}?|{OTHER}{UPPER}{NOT_HAN}+{LOWER}{NOT_HAN}*{CONTRACTIONS}?|\p{{N}}{{1,3}}|{TAIL}"
+        rf"[\p{{Han}}]+|{OTHER}{UPPER}{NOT_HAN}*{LOWER}{NOT_HAN}+{CONTRACTIONS}?|{OTHER}{UPPER}{NOT_HAN}+{LOWER}{NOT_HAN}*{CONTRACTIONS}?"
+        rf"|\p{{N}}{{1,3}}|{TAIL}"
     ],
     "GLM": [rf"{CONTRACTIONS}|{OTHER}\p{{L}}+|\p{{N}}{{1,3}}|{TAIL}"],
     "DeepSeek-Coder": [r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", r"[一-龥ࠀ-一가-퟿]+", r"\p{N}"],

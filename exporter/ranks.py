@@ -1,7 +1,7 @@
-"""Reads tokenizers that are lists of ranked tokens, as tiktoken has them: tiktoken.model (Kimi), qwen.tiktoken (Qwen, OpenSeek), tekken.json (Mistral).
+"""Reads tokenizers that are lists of ranked tokens, as tiktoken has them: tiktoken.model (Kimi), qwen.tiktoken (OpenSeek), tekken.json (Mistral).
 
-Such a tokenizer merges the adjacent pair whose joined bytes are the token with the lowest rank. That is byte-pair encoding with every way to cut a token
-into two tokens as a merge of that rank, and so it is compiled; a word that is a token is taken whole, as tiktoken does.
+Such a tokenizer merges the adjacent pair whose joined bytes are the token with the lowest rank. That is byte-pair encoding with every way to cut a
+token into two tokens as a merge of that rank, and so it is compiled; a word that is a token is taken whole, as tiktoken does.
 """
 
 import base64
@@ -18,9 +18,8 @@ RESERVED = 256  # Kimi's ids behind the ranks
 
 def rank_merges(ranks):
     """(left, right, id, rank) of every cut of a token into two; ranks: {bytes: id}, the ids in the order of the ranks."""
-    return [
-        (ranks[token[:i]], ranks[token[i:]], rank, rank) for token, rank in ranks.items() for i in range(1, len(token)) if token[:i] in ranks and token[i:] in ranks
-    ]
+    cuts = ((token[:i], token[i:], rank) for token, rank in ranks.items() for i in range(1, len(token)))
+    return [(ranks[left], ranks[right], rank, rank) for left, right, rank in cuts if left in ranks and right in ranks]
 
 
 def ranked(ranks, patterns, special, control=None, form=None):
@@ -68,8 +67,8 @@ def read_qwen(path):
 
 
 # What the first versions of tekken.json do not say.
-TEKKEN_SPECIAL = """<unk> <s> </s> [INST] [/INST] [AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] [TOOL_RESULTS] [/TOOL_RESULTS] [TOOL_CALLS] [IMG] <pad> [IMG_BREAK]
-[IMG_END] [PREFIX] [MIDDLE] [SUFFIX] [SYSTEM_PROMPT] [/SYSTEM_PROMPT] [TOOL_CONTENT]""".split()
+TEKKEN_SPECIAL = """<unk> <s> </s> [INST] [/INST] [AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] [TOOL_RESULTS] [/TOOL_RESULTS] [TOOL_CALLS] [IMG] <pad>
+[IMG_BREAK] [IMG_END] [PREFIX] [MIDDLE] [SUFFIX] [SYSTEM_PROMPT] [/SYSTEM_PROMPT] [TOOL_CONTENT]""".split()
 
 
 def read_tekken(path):

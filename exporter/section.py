@@ -106,7 +106,8 @@ def pack(t: Tokenizer) -> bytes:
     counts, pretokenizer = compile_steps(t.patterns)
     form = [len(t.form.replacements), len(t.form.compositions), t.form.prefix, t.form.options | t.drop_space * DROP_SPACE]
 
-    arrays = [numbers(token_start), bytes(text), flags, numbers(t.byte_id), merge_start, merges, numbers(by_text), *texts, *pack_form(t.form), pretokenizer]
+    arrays = [numbers(token_start), bytes(text), flags, numbers(t.byte_id), merge_start, merges, numbers(by_text), *texts, *pack_form(t.form)]
+    arrays.append(pretokenizer)
     body = b"".join(map(padded, arrays))
     header = HEADER.pack(TAG, HEADER.size + len(body), vocabulary, len(text), merge_count, len(by_text), *map(len, tables), *form, *counts)
     return header + body

@@ -1,7 +1,7 @@
 """Reads SentencePiece models of byte-pair encoding with byte fallback: tokenizer.model, and the same vocabulary in a GGUF file.
 
-SentencePiece merges characters, over the whole text, by the score of the joined piece. That is byte-pair encoding with every way to cut a piece into two
-pieces as a merge, ranked by score; what no piece spells is written as bytes.
+SentencePiece merges characters, over the whole text, by the score of the joined piece. That is byte-pair encoding with every way to cut a piece
+into two pieces as a merge, ranked by score; what no piece spells is written as bytes.
 """
 
 import struct
@@ -75,7 +75,8 @@ def merges(pieces):
 
 
 def sentencepiece(pieces, prefixed, options=0, added=(), special=()):
-    """`added`: tokens of trusted text, beside those that the model itself reserves; user-defined pieces that are not among them are whole in any text."""
+    """`added`: tokens of trusted text, beside those that the model itself reserves; user-defined pieces that are not among them are whole in any
+    text."""
     tokens = {i: decoded(text) for i, (text, _, kind) in enumerate(pieces) if kind != UNUSED}
     bytes_ = {text: i for i, (text, _, kind) in enumerate(pieces) if kind == BYTE}
     names = [f"<0x{b:02X}>" for b in range(256)]
@@ -93,8 +94,8 @@ def sentencepiece(pieces, prefixed, options=0, added=(), special=()):
 
 
 def read_sentencepiece(path):
-    """tokenizer.model, with the added tokens of tokenizer_config.json. As in the Hugging Face library, text behind an added token gets a space before it like
-    the begin of the text, unless the configuration says "legacy": false."""
+    """tokenizer.model, with the added tokens of tokenizer_config.json. As in the Hugging Face library, text behind an added token gets a space before
+    it like the begin of the text, unless the configuration says "legacy": false."""
     pieces, trainer, normalizer = read_model(path)
     if trainer.get(3, 1) != BPE or trainer.get(24):
         raise UnsupportedTokenizer(f"{path}: a SentencePiece model of another kind than byte-pair encoding is not supported")

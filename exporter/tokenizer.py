@@ -1,9 +1,9 @@
 """Compiles a published tokenizer into the tokenizer section of model.bin (section.py, and the head of tokenizer.c).
 
-It reads tokenizer.json of a Hugging Face directory, as far as models with Multi-head Latent Attention use it: BPE of bytes with a sequence of splitting
-expressions (pretokenizer.py), and SentencePiece's BPE of characters. Where there is none, ranks.py and sentencepiece.py read the formats of other libraries;
-GGUF metadata is brought into the form of tokenizer.json. What is not known is refused with UnsupportedTokenizer; nothing is guessed, because ids that are
-nearly right give text that is nearly right.
+It reads tokenizer.json of a Hugging Face directory, as far as models with Multi-head Latent Attention use it: BPE of bytes with a sequence of
+splitting expressions (pretokenizer.py), and SentencePiece's BPE of characters. Where there is none, ranks.py and sentencepiece.py read the formats
+of other libraries; GGUF metadata is brought into the form of tokenizer.json. What is not known is refused with UnsupportedTokenizer; nothing is
+guessed, because ids that are nearly right give text that is nearly right.
 """
 
 import json
@@ -154,7 +154,7 @@ def read_tokenizer(data) -> Tokenizer:
     added, special = read_added(added_tokens, vocabulary, normal)
     own_place = {a.id for a in added}
     bytes_of = decoded if model.get("byte_fallback") else spelled
-    tokens = {i: bytes_of(token) for token, i in vocabulary.items()} | {t["id"]: bytes_of(t["content"]) for t in added_tokens}
+    tokens = {i: bytes_of(token) for token, i in vocabulary.items()} | {a.id: bytes_of(a.text.decode("utf-8")) for a in added}
     if not tokens or not all(type(i) is int and 0 <= i < MAX_IDS for i in tokens):
         raise UnsupportedTokenizer(f"there is no vocabulary, or it has ids that are not numbers below {MAX_IDS}")
     kind = dict(form=form)

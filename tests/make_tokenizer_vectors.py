@@ -120,7 +120,7 @@ def pieces(patterns, text):
 
 
 def in_normal_form():
-    """The code points that the library's NFC sorts, replaces or composes with: it has an old version of Unicode, in which younger ones are as any other."""
+    """The code points that the library's NFC sorts, replaces or composes with: it has an old version of Unicode, in which younger ones do nothing."""
     import unicodedata2
     from tokenizers import normalizers
 
