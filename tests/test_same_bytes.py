@@ -53,7 +53,7 @@ def checkpoint(name, export):
 
 def results(name, model, program, environment, options):
     """What one way of running gives: a hash of each set of logits and of a sampled text."""
-    ids = " ".join(str(i % 64) for i in np.load(TINY / "expected.npz")["ids"])
+    ids = " ".join(str(i % 40) for i in np.load(TINY / "expected.npz")["ids"])
     prompt = ["-p", compare.TEXT[:400]] if name == "stories" else ["--ids", ids]
     caches = ("f32", "bf16", "q8", "q6", "q4", "full") if name in TYPES else ["q8"]
     cases = {f"logits {cache}": ["-k", cache] for cache in caches} | {"text": ["-t", "0.8", "-s", "7", "-n", "24"]}
@@ -97,7 +97,7 @@ def test_same_bytes(name, way, reference, export, build):
 
 def test_the_test_can_fail(reference):
     """Hashes that were the same whatever is run would prove nothing. (f32 and bf16 do give the same: the tiny model's weights are bf16.)"""
-    assert len({str(reference(name)) for name in ("f32", "q8", "q4", "sparse", "stories")}) == 5
+    assert len({str(reference(name)) for name in ("f32", "q8", "q4", "v32", "stories")}) == 5
     assert reference("f32")["absorbed", "logits f32"] != reference("f32")["absorbed", "logits q8"]
 
 
