@@ -23,7 +23,8 @@ TOLERANCE = 3e-4  # of the spread of the logits: f32 rounding stays ten times be
 UNSUPPORTED = {"bailing_hybrid", "deepseek_v32", "glm_moe_dsa", "kimi_linear"}
 
 # One such feature each, put into a configuration that is otherwise supported.
-FEATURES = {"index_topk": 64, "linear_attn_config": {"num_heads": 2}, "layer_group_size": 4, "sliding_window": 128, "hidden_act": "gelu", "made_up_key": 1}
+FEATURES = {"index_topk": 64, "linear_attn_config": {"num_heads": 2}, "layer_group_size": 4, "sliding_window": 128, "hidden_act": "gelu",
+            "made_up_key": 1}
 
 # What a type of weights may cost on random models: the median difference, in units of the spread (rounding moves some rows to other experts; two
 # models that have nothing to do with each other are 0.95 apart).
