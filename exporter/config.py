@@ -1,8 +1,8 @@
 """config.json -> the checkpoint's Config (model.h) and what plan.py must do to the weights.
 
 A model is what its configuration's fields say; its model_type is looked at only where a key, or its absence, means something else
-than elsewhere. Every key is read here, or is in the table of keys that cannot change the arithmetic, or is refused: an unknown key is often a feature,
-and leaving a feature out silently gives wrong text.
+than elsewhere. Every key is read here, or is in the table of keys that cannot change the arithmetic, or is refused: an unknown key is often a
+feature, and leaving a feature out silently gives wrong text.
 """
 
 import math

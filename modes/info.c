@@ -138,7 +138,8 @@ static void print_shape(const Model *m) {
     else
         output_print("%u dense, %u with experts\n", c->num_hidden_layers - moe, moe);
     output_print("%-20s %u, dense MLP %u%s, vocabulary %u%s\n", "hidden size", c->hidden_size, c->intermediate_size,
-                 c->hidden_act == ACT_RELU2 ? " (relu^2 without gate)" : "", c->vocab_size, c->tie_word_embeddings ? " (head tied to embedding)" : "");
+                 c->hidden_act == ACT_RELU2 ? " (relu^2 without gate)" : "", c->vocab_size,
+                 c->tie_word_embeddings ? " (head tied to embedding)" : "");
     if (c->embed_scale != 1)
         output_print("%-20s scaled by %g\n", "embedding", (double)c->embed_scale);
     if (c->sandwich_norm)

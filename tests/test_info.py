@@ -69,7 +69,8 @@ def test_parameters(name, export):
     assert re.search(rf"^parameters +{held:,}$", compare.run(export(MODELS / name, "f32"), "--info").decode(), re.M)
 
 
-@pytest.mark.parametrize("name, says", [("longcat", ["2 pairs with shortcut experts", "any of 3 that give back what they get"]), ("minicpm3", ["scaled by 12"]),
+@pytest.mark.parametrize("name, says", [("longcat", ["2 pairs with shortcut experts", "any of 3 that give back what they get"]),
+                                        ("minicpm3", ["scaled by 12"]),
                                         ("plm", ["relu^2 without gate"]), ("mistral4", ["queries scaled anew every 32 positions"]),
                                         ("sandwich", ["before and after attention and MLP"])])
 def test_features_are_named(name, says, export):

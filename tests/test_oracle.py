@@ -25,8 +25,9 @@ UNSUPPORTED = {"bailing_hybrid", "kimi_linear"}
 # One such feature each, put into a configuration that is otherwise supported.
 FEATURES = {"linear_attn_config": {"num_heads": 2}, "layer_group_size": 4, "sliding_window": 128, "hidden_act": "gelu", "made_up_key": 1}
 
-# What a type of weights may cost on random models, root mean square in units of the spread: rounding moves some rows to other experts.
-COST = {"bf16": 0.1, "q8": 0.25, "mixed": 0.35}
+# What a type of weights may cost on random models: the median difference, in units of the spread (rounding moves some rows to other experts; two
+# models that have nothing to do with each other are 0.95 apart).
+COST = {"bf16": 0.04, "q8": 0.1, "mixed": 0.3}
 
 PATHS = {
     "absorbed": (["-k", "f32"], {"MLA_PATH": "absorbed"}),
@@ -48,6 +49,10 @@ def family(source):
 SUPPORTED = [source for source in sources().values() if family(source) not in UNSUPPORTED]
 
 
+# Without an indexer: random ones choose other rows with rounded weights.
+DENSE = [source for source in SUPPORTED if "index_topk" not in json.loads((source / "config.json").read_text())]
+
+
 def test_models_are_there():
     assert {"v2lite", "v3_fp8", "v2_236b", "v32", "glm52", "minicpm3", "plm", "mistral4", "longcat", "sandwich"} <= {path.name for path in MODELS.iterdir()}
 
@@ -63,12 +68,12 @@ def test_logits(source, path, chunk, export):
 
 
 @pytest.mark.parametrize("type", COST)
-@pytest.mark.parametrize("source", SUPPORTED, ids=lambda source: source.name)
+@pytest.mark.parametrize("source", DENSE, ids=lambda source: source.name)
 def test_weight_types(source, type, export):
     """What export.py folds into the weights (scales of branches, queries, latents) survives their rounding."""
     ids, want = compare.expected(source, None, None)
     got = compare.logits(export(source, type), ids)
-    assert np.sqrt(np.mean((got - want) ** 2)) <= COST[type] * want.std()
+    assert np.median(np.abs(got - want)) <= COST[type] * want.std()
 
 
 def test_compare_reports_agreement(export):
