@@ -480,6 +480,17 @@ def test_info(export):
         assert f" {numbers * layers:,} " in row and f" {token:,} " in row and f" {token * config['max_position_embeddings']:,} " in row, row
 
 
+def test_bench():
+    """A line for each measurement that the context has room for: the speed of memory, prefill, decode; rows a second and seconds agree."""
+    done = run("--bench", "-c", 96, "--csv", "--profile")
+    head, *lines = [line.split(",") for line in done.stdout.decode().splitlines()]
+    assert done.returncode == 0 and head == "test,context,rows,seconds,tokens_per_s,gb_per_s,of_read_bandwidth".split(",")
+    assert [line[:3] for line in lines] == [["bandwidth", "0", "0"], ["prefill", "0", "64"], ["bandwidth", "0", "0"], ["decode", "0", "1"]]
+    assert all(float(rows) / float(seconds) == pytest.approx(float(rate), rel=0.05) for _, _, rows, seconds, rate, _, _ in lines)
+    assert all(stage in done.stderr for stage in (b"attention", b"experts", b"head", b"waiting"))
+    assert text("--bench", "-c", 16).count(b"\n") == 2  # no room for a prefill
+
+
 # ---- a checkpoint without tokenizer ------------------------------------------------------------------------------------------------
 
 def test_ids_in_ids_out(without_tokenizer):

@@ -45,6 +45,11 @@ def move(name, to):
     return lambda raw: struct.pack_into("<Q", raw, tensor(raw, name)[0] + 56, tensor(raw, to)[1][1])
 
 
+def change(name, at, form, value):
+    """Another number at `at` of a tensor's TensorInfo."""
+    return lambda raw: struct.pack_into(form, raw, tensor(raw, name)[0] + at, value)
+
+
 def set_float(name, value):
     return lambda raw: struct.pack_into("<f", raw, tensor(raw, name)[1][1], value)
 
@@ -54,6 +59,19 @@ HOSTILE = {
     "tensors that overlap": (move(b"layers.0.o", b"layers.0.kv_a"), "layers.0.o"),
     "an endless frequency": (set_float(b"inv_freq", float("inf")), "inv_freq"),
     "a frequency that is no number": (set_float(b"inv_freq", float("nan")), "inv_freq"),
+    "a tensor less": (lambda raw: struct.pack_into("<I", raw, 40, struct.unpack_from("<I", raw, 40)[0] - 1), "layers.2.experts.5.down"),
+    "a layer less": (set_field("num_hidden_layers", 2), "layers.2.input_norm"),
+    "a tensor of another name": (change(b"norm", 0, "<8s", b"abnormal"), "norm"),
+    "a tensor of another type": (change(b"norm", 72, "<I", 3), "norm"),
+    "a tensor of another shape": (change(b"norm", 80, "<I", 63), "norm"),
+    "a tensor beyond the file": (change(b"norm", 56, "<Q", 2**63), "norm"),
+    "a scale that is no number": (change(b"embed", 88, "<f", float("nan")), "embed"),
+    "-128 in a codebook": (change(b"embed", 96, "<b", -128), "embed"),
+    "an odd rotation": (set_field("qk_rope_head_dim", 15), "qk_rope_head_dim"),
+    "an end token beyond the vocabulary": (set_field("eos_token_id", 128), "eos_token_id"),
+    "an epsilon that is no number": (set_field("rms_norm_eps", 0x7FC00000), "rms_norm_eps"),
+    "no group of experts": (set_field("n_group", 0), "n_group"),
+    "more experts for a token than there are": (set_field("num_experts_per_tok", 7), "num_experts_per_tok"),
     "no room for the layers": (set_field("num_hidden_layers", 1000), "published_layers"),
     "no room for the vocabulary": (set_field("vocab_size", 1 << 24), "embed"),
 }
