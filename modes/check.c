@@ -83,8 +83,8 @@ int mode_check(const Model *m, const Options *o) {
             status = failed(FAILED, "%s: tensor %.*s is damaged, its checksum differs: copy or export it again", m->path,
                             (int)sizeof t->name, t->name);
         else if (verdict[i] == NO_WEIGHT)
-            status = failed(FAILED, "%s: tensor %.*s holds what no weight can be (infinity, not-a-number or -128): its source is broken", m->path, (int)sizeof t->name,
-                            t->name);
+            status = failed(FAILED, "%s: tensor %.*s holds what no weight can be (infinity, not-a-number or -128): its source is broken", m->path,
+                            (int)sizeof t->name, t->name);
     }
     free(verdict);
     if (!status)
