@@ -40,12 +40,12 @@ static void layer_norm(float *x, const float *weight, const float *bias, size_t 
         x[i] = (x[i] - mean) / deviation * weight[i] + bias[i];
 }
 
-/* The index keys of a layer in one page of a sequence: behind the latents of all layers. */
-static uint8_t *index_tile(const Config *c, const Cache *cache, uint32_t sequence, size_t page, size_t layer) {
+/* Where a page has a layer's index keys: behind the latents of all layers. */
+static size_t index_keys_at(const Config *c, const Cache *cache, size_t layer) {
     size_t before = 0;
     for (uint32_t l = 0; l < layer; l++)
         before += layer_has_indexer(c, l);
-    return cache_page(cache, sequence, page) + cache->layers * cache->tile_bytes + before * tile_bytes(&cache->index_shape);
+    return cache->layers * cache->tile_bytes + before * tile_bytes(&cache->index_shape);
 }
 
 /* When it returns the keys are in the cache; queries and weights are computed only if they are needed. */
@@ -54,6 +54,7 @@ static void project(const Model *m, State *s, size_t layer, Thread *t) {
     const Layer *L = &m->layers[layer];
     const Cache *cache = s->cache;
     size_t di = c->index_head_dim, pairs = c->qk_rope_head_dim / 2, unrotated = di - c->qk_rope_head_dim, from, to;
+    size_t at = index_keys_at(c, cache, layer);
 
     linear(m->k, s->index_key, s->index_key_stride, &L->index_k, &s->normed, t);
     if (s->selects) {
@@ -68,7 +69,7 @@ static void project(const Model *m, State *s, size_t layer, Thread *t) {
         float *key = s->index_key + i * s->index_key_stride, *query = s->index_query + i * s->index_query_stride;
         layer_norm(key, L->index_k_norm, L->index_k_bias, di);
         rope(key + unrotated, cosine, sine, pairs);
-        uint8_t *tile = index_tile(c, cache, row->sequence, row->position / TILE_ROWS, layer);
+        uint8_t *tile = cache_page(cache, row->sequence, row->position / TILE_ROWS) + at;
         m->k->tile_put(&cache->index_shape, tile, row->position % TILE_ROWS, key, NULL);
         for (size_t h = 0; h < c->index_n_heads && s->selects; h++)
             rope(query + h * di + unrotated, cosine, sine, pairs);
@@ -93,7 +94,7 @@ static void pack_queries(const Model *m, const State *s, size_t i, uint8_t *pack
 static void score_rows(const Model *m, State *s, size_t layer, size_t first, size_t count, Thread *t) {
     const Config *c = &m->config;
     Scratch *z = &s->scratch[t->id];
-    size_t most = 0, from, to, packed = (size_t)-1;
+    size_t most = 0, from, to, packed = (size_t)-1, at = index_keys_at(c, s->cache, layer);
     for (size_t i = first; i < first + count; i++)
         most = s->rows[i].position > most ? s->rows[i].position : most;
     size_t pages = most / TILE_ROWS + 1;
@@ -105,7 +106,7 @@ static void score_rows(const Model *m, State *s, size_t layer, size_t first, siz
             continue;
         if (packed != i)
             pack_queries(m, s, packed = i, z->index_query);
-        const uint8_t *keys = index_tile(c, s->cache, s->rows[i].sequence, begin / TILE_ROWS, layer);
+        const uint8_t *keys = cache_page(s->cache, s->rows[i].sequence, begin / TILE_ROWS) + at;
         m->k->index_scores(s->index_score + line * s->context + begin, &s->cache->index_shape, z->index_query,
                            s->index_weight + i * s->index_weight_stride, c->index_n_heads, keys,
                            rows - begin < TILE_ROWS ? rows - begin : TILE_ROWS, z->index_keys);

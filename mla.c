@@ -140,9 +140,9 @@ static void rope_queries(const Model *m, State *s, size_t head) {
     for (size_t i = 0; i < s->n; i++) {
         float *q = query_of(c, s, i, head);
         rope(q + n, s->cosine + i * pairs, s->sine + i * pairs, pairs);
-        if (m->query_scale)
-            for (size_t d = 0; d < n + 2 * pairs; d++)
-                q[d] *= m->query_scale[s->rows[i].position / c->query_scale_span];
+        float scale = m->query_scale ? m->query_scale[s->rows[i].position / c->query_scale_span] : 1;
+        for (size_t d = 0; d < n + 2 * pairs && m->query_scale; d++)
+            q[d] *= scale;
     }
 }
 

@@ -42,8 +42,13 @@ void mutate_part(uint8_t *data, size_t from, size_t to, unsigned *seed) {
     free(copy);
 }
 
+static char path[64];
+
+static void remove_file(void) { unlink(path); }
+
 const char *as_file(const uint8_t *data, size_t size) {
-    static char path[64];
+    if (!*path)
+        atexit(remove_file);
     snprintf(path, sizeof path, "/dev/shm/mla-fuzz-%ld", (long)getpid());
     FILE *f = fopen(path, "wb");
     if (!f || fwrite(data, 1, size, f) != size || fclose(f))
