@@ -488,10 +488,10 @@ static int tell(const Run *r, End end) {
     if (end == ENDED && !r->written && r->options->tokens && r->options->typed[OPT_SESSION] && r->options->mode == MODE_GENERATE)
         note("the model has nothing to add: a prompt or --ignore-eos goes on");
     if (end == NOT_NUMBERS)
-        return failed(FAILED, "%s: the logits are not numbers; --check looks for damage in the checkpoint", r->model->path);
+        return not_numbers(r->model);
     note("prompt %zu tokens, %.1f tokens/s; text %zu tokens, %.1f tokens/s; seed %llu", r->read, rate(r->read, r->read_seconds), r->written,
          rate(r->decoded, r->write_seconds), (unsigned long long)r->sequence.seed);
-    return end == CAUGHT ? INTERRUPTED : DONE;
+    return end == CAUGHT ? interrupt_status() : DONE;
 }
 
 /* What was not given on the command line comes from the checkpoint, and the seed from the session or the system. */

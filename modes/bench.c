@@ -28,8 +28,14 @@ typedef struct {
     Row *rows;        /* [chunk] */
     size_t position;
     bool csv, profile;
+    bool memory;      /* for the read loop */
+    bool numbers;     /* the logits so far */
     double bandwidth; /* bytes a second of a plain read loop with the same threads */
 } Bench;
+
+static bool goes_on(const Bench *b) {
+    return b->memory && b->numbers && !interrupted();
+}
 
 static int compare_double(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
@@ -79,12 +85,13 @@ static uint64_t read_all(const uint64_t *p, size_t n) {
     return a + b + c + d;
 }
 
-/* Seconds to read READ_BYTES of memory that is in no cache, once, by all threads. False: no memory. */
-static bool measure_bandwidth(Bench *b) {
+/* Seconds to read READ_BYTES of memory that is in no cache, once, by all threads. */
+static void measure_bandwidth(Bench *b) {
     uint64_t *p = malloc(READ_BYTES), sum = 0;
     double times[7];
+    b->memory = p;
     if (!p)
-        return false;
+        return;
     memset(p, 1, READ_BYTES);
     for (int i = 0; i < 7; i++) {
         double start = seconds();
@@ -101,7 +108,6 @@ static bool measure_bandwidth(Bench *b) {
     Result r = {.test = "bandwidth", .seconds = median(times, 7), .bytes = READ_BYTES};
     b->bandwidth = r.bytes / r.seconds;
     print_result(b, &r);
-    return true;
 }
 
 /* ---- prefill and decode --------------------------------------------------------------------------------------------------------- */
@@ -113,9 +119,12 @@ static double compute(Bench *b, size_t n, bool logits) {
         size_t at = b->position + i;
         b->rows[i] = (Row){.token = (int32_t)(at * 7919 % b->m->config.vocab_size), .position = (uint32_t)at, .logits = logits && i + 1 == n};
     }
-    forward(b->m, b->s, b->rows, n);
+    const float *last = forward(b->m, b->s, b->rows, n);
+    double time = seconds() - start;
     b->position += n;
-    return seconds() - start;
+    if (logits)
+        b->numbers &= are_numbers(last, b->m->config.vocab_size);
+    return time;
 }
 
 /* Of what the cache keeps of `rows` rows: all, or, of a row that attends to `seen` of them, their latents and every index key. */
@@ -165,32 +174,30 @@ static void bench_prefill(Bench *b, size_t from, size_t to) {
     start_profile(b, &profile);
     for (size_t i = 0; i < times; i++)
         seconds_of[i] = prefill(b, from, to, &r.bytes);
-    if (interrupted())
+    if (!goes_on(b))
         return;
     r.seconds = median(seconds_of, times);
     print_result(b, &r);
     stop_profile(b, times * r.rows);
 }
 
-/* Beside the speed of memory at that moment: on a shared machine it changes. False: no memory for the read loop. */
-static bool bench_decode(Bench *b, size_t context) {
+/* Beside the speed of memory at that moment: on a shared machine it changes. */
+static void bench_decode(Bench *b, size_t context) {
     Profile profile;
     double times[DECODE_STEPS];
-    if (!measure_bandwidth(b))
-        return false;
+    measure_bandwidth(b);
     b->position = context;
     compute(b, 1, true); /* pages that are touched for the first time */
     b->position = context;
     start_profile(b, &profile);
-    for (int i = 0; i < DECODE_STEPS && !interrupted(); i++)
+    for (int i = 0; i < DECODE_STEPS && goes_on(b); i++)
         times[i] = compute(b, 1, true);
-    if (interrupted())
-        return true;
+    if (!goes_on(b))
+        return;
     Result r = {.test = "decode", .context = context, .rows = 1, .seconds = median(times, DECODE_STEPS)};
     r.bytes = (double)weight_bytes(b->m, 1) + cache_bytes(b, context, context < b->s->dense_rows ? context : b->s->dense_rows);
     print_result(b, &r);
     stop_profile(b, DECODE_STEPS);
-    return true;
 }
 
 int mode_bench(const Model *m, const Options *o) {
@@ -198,7 +205,7 @@ int mode_bench(const Model *m, const Options *o) {
     const size_t most = 16384 + DECODE_STEPS + 1;
     size_t limit = o->typed[OPT_CONTEXT] ? (size_t)o->context : most;
     limit = limit < m->config.max_position_embeddings ? limit : m->config.max_position_embeddings;
-    Bench b = {.m = m, .csv = o->typed[OPT_CSV], .profile = o->typed[OPT_PROFILE]};
+    Bench b = {.m = m, .csv = o->typed[OPT_CSV], .profile = o->typed[OPT_PROFILE], .numbers = true};
     b.s = open_state(m, o, limit, 1);
     if (!b.s)
         return FAILED;
@@ -208,20 +215,23 @@ int mode_bench(const Model *m, const Options *o) {
         output_print("test,context,rows,seconds,tokens_per_s,gb_per_s,of_read_bandwidth\n");
     else
         output_print("%-10s %8s %6s %10s %12s %8s %9s\n", "test", "context", "rows", "seconds", "tokens/s", "GB/s", "of read");
-    bool memory = b.rows && measure_bandwidth(&b);
+    if (b.rows)
+        measure_bandwidth(&b);
     size_t filled = 0; /* rows that the cache holds after the longest prefill */
-    for (size_t i = 0; memory && i < 3 && prefills[i] <= limit && !interrupted(); i++) {
+    for (size_t i = 0; goes_on(&b) && i < 3 && prefills[i] <= limit; i++) {
         bench_prefill(&b, 0, prefills[i]);
         filled = prefills[i];
     }
-    for (size_t i = 0; memory && i < 3 && decodes[i] + DECODE_STEPS + 1 <= limit && !interrupted(); i++) {
+    for (size_t i = 0; goes_on(&b) && i < 3 && decodes[i] + DECODE_STEPS + 1 <= limit; i++) {
         if (decodes[i] > filled)
             bench_prefill(&b, filled, decodes[i]);
-        memory = bench_decode(&b, decodes[i]);
+        bench_decode(&b, decodes[i]);
     }
     free(b.rows);
     state_close(b.s);
-    if (!memory)
+    if (!b.memory)
         return failed(FAILED, "out of memory: the read loop needs %d MB", READ_BYTES >> 20);
-    return interrupted() ? INTERRUPTED : DONE;
+    if (!b.numbers)
+        return not_numbers(m);
+    return interrupted() ? interrupt_status() : DONE;
 }

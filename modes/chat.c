@@ -355,7 +355,7 @@ static int answer(Chat *c, End *end) {
 
 /* ---- the user ---- */
 
-/* Until there is something to read, or Ctrl-C, which another thread may have caught: it is looked for ten times a second. */
+/* Until there is something to read, or Ctrl-C or SIGTERM, which another thread may have caught: they are looked for ten times a second. */
 static void wait_for_input(const Input *in) {
     struct pollfd ready = {.fd = in->file, .events = POLLIN};
     int n = 0;
@@ -457,7 +457,7 @@ static int talk(Chat *c, Session *session) {
     if (status)
         return status;
     c->run.sequence.conversation = true;
-    return turns ? run_finish(&c->run, session, end) : end == CAUGHT ? INTERRUPTED : DONE;
+    return turns ? run_finish(&c->run, session, end) : end == CAUGHT ? interrupt_status() : DONE;
 }
 
 /* Everything before the first turn. */

@@ -17,11 +17,15 @@
 enum { LOGIT_ROWS = 64 }; /* rows in one forward call; their logits are its largest buffer */
 
 /* One that is none makes the sum none; sums of real logits stay far below the largest float. */
-static bool are_numbers(const float *x, size_t n) {
+bool are_numbers(const float *x, size_t n) {
     float sum = 0;
     for (size_t i = 0; i < n; i++)
         sum += x[i];
     return isfinite(sum);
+}
+
+int not_numbers(const Model *m) {
+    return failed(FAILED, "%s: the logits are not numbers; --check looks for damage in the checkpoint", m->path);
 }
 
 /* Runs the prompt through the model and writes the rows as they come. False: errno says why, 0 where the logits are not numbers. */
@@ -54,12 +58,11 @@ static int write_file(const char *path, const Model *m, State *s, const Prompt *
     FILE *f = fd < 0 ? NULL : fdopen(fd, "wb");
     int status = DONE;
     if (!f || !write_rows(f, m, s, p) || fflush(f))
-        status = errno ? failed(FAILED, "%s: cannot write it: %s", name, strerror(errno))
-                       : failed(FAILED, "%s: the logits are not numbers; --check looks for damage in the checkpoint", m->path);
+        status = errno ? failed(FAILED, "%s: cannot write it: %s", name, strerror(errno)) : not_numbers(m);
     if (f && fclose(f) && !status)
         status = failed(FAILED, "%s: cannot write it: %s", name, strerror(errno));
     if (!status && interrupted())
-        status = INTERRUPTED;
+        status = interrupt_status();
     if (!status && !direct && rename(name, path))
         status = failed(FAILED, "%s: cannot rename it to %s: %s", name, path, strerror(errno));
     if (status && fd >= 0 && !direct)

@@ -123,7 +123,7 @@ static void help(void) {
             output_print(*c == '\n' ? "%c                            " : "%c", *c);
         output_print("\n");
     }
-    output_print("\nStandard output carries the text alone. Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.\n");
+    output_print("\nStandard output carries the text alone. Exit status: 0 done, 1 failed, 2 wrong usage, 130 after Ctrl-C, 143 after SIGTERM.\n");
 }
 
 /* ---- values ---- */

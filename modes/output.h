@@ -8,7 +8,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-enum { DONE = 0, FAILED = 1, WRONG_USAGE = 2, INTERRUPTED = 130 }; /* exit status */
+enum { DONE = 0, FAILED = 1, WRONG_USAGE = 2 }; /* exit status; after a signal interrupt_status() */
 
 extern bool quiet; /* -q: report() alone */
 

@@ -110,7 +110,7 @@ static int print_score(const Scoring *s, const Options *o) {
     if (!used->tokens)
         return failed(FAILED, "the text has no token that could be scored");
     if (!isfinite(used->sum) || !isfinite(other->sum))
-        return failed(FAILED, "the model's logits are not numbers; --check looks for damage in the checkpoint");
+        return not_numbers(s->model);
     double n = (double)used->tokens, mean = used->sum / n;
     double variance = used->tokens > 1 ? fmax(used->sum_of_squares - n * mean * mean, 0) / (n - 1) : 0;
     output_print("perplexity %.4f +- %.4f tokens %zu\n", perplexity(used), perplexity(used) * sqrt(variance / n), used->tokens);

@@ -91,20 +91,33 @@ bool random_seed(uint64_t *seed) {
     return read;
 }
 
-static volatile sig_atomic_t caught = 0;
+/* Counted apart, so that a Ctrl-C that is forgotten takes no SIGTERM with it. */
+static volatile sig_atomic_t interrupts = 0, terminations = 0;
 
 static void catch(int signal_number) {
-    (void)signal_number;
-    caught = 1;
+    if (signal_number == SIGINT)
+        interrupts = 1;
+    else
+        terminations = 1;
+}
+
+static void watch(int signal_number) {
+    struct sigaction action = {.sa_handler = catch, .sa_flags = (int)(SA_RESETHAND | SA_RESTART)}, before;
+    sigemptyset(&action.sa_mask);
+    if (!sigaction(signal_number, NULL, &before) && before.sa_handler != SIG_IGN)
+        sigaction(signal_number, &action, NULL);
 }
 
 void watch_interrupt(void) {
-    struct sigaction action = {.sa_handler = catch, .sa_flags = (int)(SA_RESETHAND | SA_RESTART)};
-    sigemptyset(&action.sa_mask);
-    caught = 0;
-    sigaction(SIGINT, &action, NULL);
+    interrupts = 0;
+    watch(SIGINT);
+    watch(SIGTERM);
 }
 
 bool interrupted(void) {
-    return caught != 0;
+    return interrupts || terminations;
+}
+
+int interrupt_status(void) {
+    return 128 + (terminations ? SIGTERM : SIGINT);
 }

@@ -12,8 +12,10 @@ int physical_cores(void);
 /* 64 bits from the system's random source. False: there is none. */
 bool random_seed(uint64_t *seed);
 
-/* From now on Ctrl-C (SIGINT) makes interrupted() true instead of ending the program; a second one ends it. Called again, all begins anew. */
+/* From now on Ctrl-C (SIGINT) and SIGTERM make interrupted() true instead of ending the program; a second one of a kind ends it. Called again, a
+ * Ctrl-C is forgotten, a SIGTERM is not. Signals that the caller had ignored (a script's job in the background) stay ignored. */
 void watch_interrupt(void);
 bool interrupted(void);
+int interrupt_status(void); /* the exit status after it, as shells reckon it: 128 and the number of the signal */
 
 #endif

@@ -314,8 +314,8 @@ class Talk:
     def type(self, text):
         os.write(self.master, text)
 
-    def interrupt(self):
-        self.process.send_signal(signal.SIGINT)
+    def send(self, number):
+        self.process.send_signal(number)
 
     def end(self):
         status = self.process.wait(30)
@@ -354,16 +354,33 @@ def test_interrupt(chat_model, tmp_path):
     talk.type(b"go on\n")
     while len(talk.shown) < 20:
         talk.shown += os.read(talk.master, 100)
-    talk.interrupt()
+    talk.send(signal.SIGINT)
     talk.wait_for(b"\n> ")
     talk.type(b"more\n")
     while len(talk.shown) < 20:
         talk.shown += os.read(talk.master, 100)
-    talk.interrupt()
+    talk.send(signal.SIGINT)
     talk.wait_for(b"\n> ")
-    talk.interrupt()
+    talk.send(signal.SIGINT)
     assert talk.end() == INTERRUPTED
     assert 30 < len(session_ids(session)) < 2500
+
+
+@pytest.mark.parametrize("turn", [b"", b"go on\n"])
+def test_terminated(turn, chat_model, tmp_path):
+    """SIGTERM ends a conversation, in an answer too, and the turns so far are put away."""
+    model, _ = chat_model("V3")
+    session = tmp_path / "session"
+    chat(model, "-p", "a", "-n", 1, "--session", session)
+    before = len(session_ids(session))
+    talk = Talk(model, "--chat", "--ignore-eos", "-t", 1, "-s", 1, "--session", session, "-c", 2500)
+    talk.wait_for(b"> ")
+    talk.type(turn)
+    while turn and len(talk.shown) < 20:
+        talk.shown += os.read(talk.master, 100)
+    talk.send(signal.SIGTERM)
+    assert talk.end() == 128 + signal.SIGTERM
+    assert (len(session_ids(session)) > before + 5) == bool(turn)
 
 
 # ---- refusals ----------------------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import zlib
 import pytest
 
 from conftest import MODELS
-from test_cli import FAILED, INTERRUPTED, MODEL, RUN, USAGE, refused, run, start, text
+from test_cli import FAILED, MODEL, RUN, USAGE, refused, run, start, text
 
 GREEDY = ["-t", "0"]
 SAMPLED = ["-t", "1", "--top-p", "0.9", "--repeat-penalty", "1.1"]
@@ -137,14 +137,16 @@ def test_a_full_context(session):
     assert done.stdout + more == text(*BEGIN, *GREEDY, "-n", 21 - prompt_tokens(done) + 5)
 
 
-def test_interrupted(session):
-    """Ctrl-C puts away what was written."""
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_interrupted(name, session):
+    """Ctrl-C and SIGTERM put away what was written; the exit status is the one shells give."""
+    number = getattr(signal, name)
     endless = [*GREEDY, "--ignore-eos", "-k", "full"]
     process = start(*BEGIN, *endless, "-n", "-1", "-j", "1", "--session", str(session))
     before = os.read(process.stdout.fileno(), 1)  # not read(): Python would keep more than that to itself
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     before += process.communicate(timeout=60)[0]
-    assert process.returncode == INTERRUPTED
+    assert process.returncode == 128 + number
     after = text(*endless, "-n", 5, "--session", session)
     assert after and text(*BEGIN, *endless, "-n", -1).startswith(before + after)
 
