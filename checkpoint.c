@@ -115,9 +115,17 @@ static const TensorInfo *expect(Reader *r, const char *name, Kind kind, size_t c
     return r->failed ? NULL : info;
 }
 
+/* There are few of these numbers, and one that is none could hide: a router's bias takes part in a choice alone. What the matrices hold is found by
+ * --check, or when it reaches the logits. */
 static const float *vector(Reader *r, const char *name, size_t n) {
     const TensorInfo *info = expect(r, name, PLAIN_VECTOR, 1, n, 1);
-    return info ? (const float *)(const void *)(r->m->file + info->offset) : NULL;
+    const float *v = info ? (const float *)(const void *)(r->m->file + info->offset) : NULL;
+    for (size_t i = 0; v && i < n; i++)
+        if (!isfinite(v[i])) {
+            fail(r, "tensor %s holds what is not a number: %s", name, export_again);
+            return NULL;
+        }
+    return v;
 }
 
 static Matrix matrix_of_kind(Reader *r, const char *name, Kind kind, size_t count, size_t rows, size_t cols) {
@@ -225,11 +233,7 @@ static void read_mtp(Reader *r) {
 static const float *read_query_scale(Reader *r) {
     const Config *c = &r->m->config;
     size_t n = ((size_t)c->max_position_embeddings + c->query_scale_span - 1) / c->query_scale_span;
-    const float *scale = vector(r, "query_scale", n);
-    for (size_t i = 0; scale && i < n; i++)
-        if (!isfinite(scale[i]))
-            fail(r, "tensor query_scale holds what is not a number: %s", export_again);
-    return scale;
+    return vector(r, "query_scale", n);
 }
 
 static void read_tensors(Reader *r) {

@@ -123,9 +123,11 @@ static uint32_t ordered(float x) {
 }
 
 /* Sets bit j of seen, which is all zeros, for the `most` highest of score[0 .. rows), the first of equals; for all if there are no more. The lowest
- * that is chosen is found a byte at a time, the highest byte first: radix selection, four times through the scores. */
-static void choose(uint64_t *seen, const float *score, size_t rows, size_t most) {
+ * that is chosen is found a byte at a time, the highest byte first: radix selection, four times through the scores. False: there was a choice, and
+ * some score is not a number. */
+static bool choose(uint64_t *seen, const float *score, size_t rows, size_t most) {
     uint32_t least = 0;
+    bool numbers = true;
     size_t left = most; /* of those that begin with the bytes of `least` so far */
     for (int shift = 24; shift >= 0 && rows > most; shift -= 8) {
         size_t count[256] = {0};
@@ -141,9 +143,11 @@ static void choose(uint64_t *seen, const float *score, size_t rows, size_t most)
     }
     for (size_t j = 0; j < rows; j++) {
         uint32_t key = rows > most ? ordered(score[j]) : UINT32_MAX;
+        numbers &= key != 0;
         if (key > least || (key == least && left && left--))
             seen[j / 64] |= (uint64_t)1 << j % 64;
     }
+    return numbers;
 }
 
 /* ---- the whole ------------------------------------------------------------------------------------------------------------------------ */
@@ -162,7 +166,8 @@ void choose_rows(const Model *m, State *s, size_t layer, Thread *t) {
         for (size_t line = from; line < to; line++) {
             uint64_t *seen = s->seen + (first + line) * s->seen_stride;
             memset(seen, 0, s->seen_stride * sizeof *seen);
-            choose(seen, s->index_score + line * s->context, (size_t)s->rows[first + line].position + 1, c->index_topk);
+            if (!choose(seen, s->index_score + line * s->context, (size_t)s->rows[first + line].position + 1, c->index_topk))
+                s->q[(first + line) * s->q_stride] = NAN; /* what attends to rows that nobody chose must not pass for a number */
         }
         sync_threads(t);
     }

@@ -90,7 +90,7 @@ static void penalise(Sampler *s) {
     }
 }
 
-/* The largest, the first of several. -1 if there is none: what is not a finite number counts as absent. */
+/* The largest, the first of several. -1 if there is none: what a penalty made infinite counts as absent. */
 static int32_t argmax(Sampler *s) {
     int32_t best = -1;
     for (size_t i = 0; i < s->vocab; i++) {
@@ -167,6 +167,9 @@ static size_t nucleus(Sampler *s, size_t k, double *mass) {
 
 int32_t sampler_next(Sampler *s, const float *logits) {
     const SamplerOptions *o = &s->options;
+    for (size_t i = 0; i < s->vocab; i++)
+        if (!isfinite(logits[i]))
+            return -1;
     memcpy(s->logit, logits, s->vocab * sizeof *s->logit);
     penalise(s);
     int32_t best = argmax(s);

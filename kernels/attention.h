@@ -188,12 +188,15 @@ static void online_softmax(float (*p)[LANES], size_t rows, const int32_t limit[L
 
 /* ---- steps 3 and 4: values ------------------------------------------------------------------------------------------- */
 
-/* p * row scale as integers in 0 .. 255, four rows to a vector as dot4 wants them; returns what one step is worth, for each lane. */
+/* p * row scale as integers in 0 .. 255, four rows to a vector as dot4 wants them; returns what one step is worth, for each lane: NaN if a row's
+ * scale is. */
 static vf quantize_weights(const TileShape *s, const uint8_t *tile, size_t rows, Scratch *x) {
     vf largest = vf_set1(1e-30f); /* 255 / largest must not overflow */
+    bool numbers = true;
     for (size_t r = 0; r < rows; r++) {
         float scale = sub_tile_scales(s, tile + r / SUB_ROWS * sub_tile_bytes(s))->scale[0][r % SUB_ROWS];
         vf w = vf_mul(vf_load(x->p[r]), vf_set1(scale));
+        numbers &= scale == scale;
         vf_store(x->p[r], w);
         largest = vf_max(w, largest);
     }
@@ -208,7 +211,7 @@ static vf quantize_weights(const TileShape *s, const uint8_t *tile, size_t rows,
         }
         vi_store((int32_t *)x->weights[r / 4], four);
     }
-    return vf_div(largest, vf_set1(255.0f));
+    return numbers ? vf_div(largest, vf_set1(255.0f)) : vf_set1(NAN);
 }
 
 /* out[dim][lane] += step * sum over rows of weight[row][lane] * value[row][dim], for the 4 n dimensions of n units.

@@ -58,8 +58,9 @@ OP float f32_from_f16(uint16_t h) {
     return float_of(bits_of(f) | (uint32_t)(h & 0x8000) << 16);
 }
 
-/* Of a number from 0 on, to nearest, ties to even. Adding 1/2 leaves a subnormal half in the low bits. */
+/* Of a number from 0 on, or NaN, to nearest, ties to even. Adding 1/2 leaves a subnormal half in the low bits. */
 OP uint16_t f16_from_f32(float f) {
+    if (f != f) return 0x7e00;
     if (f >= 65520.0f) return 0x7c00;
     if (f < 0x1p-14f) return (uint16_t)(bits_of(f + 0.5f) - bits_of(0.5f));
     uint32_t u = bits_of(f) - ((127 - 15) << 23);
@@ -146,6 +147,11 @@ OP float vf_largest(vf a) { /* of numbers without NaN: any order gives the same 
     for (int half = 8; half; half /= 2)
         for (int i = 0; i < half; i++) a.v[i] = a.v[i] > a.v[i + half] ? a.v[i] : a.v[i + half];
     return a.v[0];
+}
+OP bool vf_any_nan(vf a) {
+    bool any = false;
+    for (int i = 0; i < 16; i++) any |= a.v[i] != a.v[i];
+    return any;
 }
 OP int32_t vi_sum(vi a) {
     int32_t s = 0;
@@ -300,6 +306,7 @@ OP float vf_largest(vf a) {
     __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
+OP bool vf_any_nan(vf a) { return _mm256_movemask_ps(_mm256_cmp_ps(a.lo, a.hi, _CMP_UNORD_Q)) != 0; }
 OP int32_t vi_sum(vi a) {
     __m256i eight = _mm256_add_epi32(a.lo, a.hi);
     __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
@@ -417,6 +424,7 @@ OP float vf_sum(vf a) {
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 OP float vf_largest(vf a) { return _mm512_reduce_max_ps(a); }
+OP bool vf_any_nan(vf a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q) != 0; }
 OP int32_t vi_sum(vi a) { return _mm512_reduce_add_epi32(a); }
 
 OP vb vb_load(const void *p) { return _mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8(-128)); }
@@ -547,6 +555,11 @@ OP float vf_sum(vf a) {
     return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
 }
 OP float vf_largest(vf a) { return vmaxvq_f32(vmaxq_f32(vmaxq_f32(a.val[0], a.val[2]), vmaxq_f32(a.val[1], a.val[3]))); }
+OP bool vf_any_nan(vf a) {
+    uint32x4_t numbers = vandq_u32(vandq_u32(vceqq_f32(a.val[0], a.val[0]), vceqq_f32(a.val[1], a.val[1])),
+                                   vandq_u32(vceqq_f32(a.val[2], a.val[2]), vceqq_f32(a.val[3], a.val[3])));
+    return vminvq_u32(numbers) == 0;
+}
 OP int32_t vi_sum(vi a) { return vaddvq_s32(vaddq_s32(vaddq_s32(a.val[0], a.val[2]), vaddq_s32(a.val[1], a.val[3]))); }
 
 OP vb vb_load(const void *p) {

@@ -79,11 +79,15 @@ size_t tile_bytes(const TileShape *s) {
 
 /* ---- rows in --------------------------------------------------------------------------------------------------------- */
 
-/* max|x|; NaN does not count. */
+/* max|x|; NaN if some x is infinite or NaN, which among integers would pass for numbers. */
 static float largest_of(const float *x, size_t n) {
-    vf largest = vf_set1(0.0f);
-    for (size_t i = 0; i < n; i += LANES) largest = vf_max(vf_abs(vf_load_n(x + i, n - i < LANES ? n - i : LANES, 0.0f)), largest);
-    return vf_largest(largest);
+    vf largest = vf_set1(0.0f), differences = vf_set1(0.0f);
+    for (size_t i = 0; i < n; i += LANES) {
+        vf v = vf_load_n(x + i, n - i < LANES ? n - i : LANES, 0.0f);
+        largest = vf_max(vf_abs(v), largest);
+        differences = vf_add(differences, vf_sub(v, v));
+    }
+    return vf_any_nan(differences) ? NAN : vf_largest(largest);
 }
 
 /* Sixteen numbers times `inverse` to the nearest integer, ties to even. The range -most .. most binds infinity and NaN, which becomes -most, and
@@ -93,11 +97,11 @@ OP vi to_integers(vf x, float inverse, float most) {
     return vf_to_int(vf_min(vf_max(y, vf_set1(-most)), vf_set1(most)));
 }
 
-/* n numbers as int8 with one scale: q = x * (127 / max|x|), scale = max|x| / 127. A part of zeros, or of numbers so small that 127 / max
- * overflows, becomes zeros. Four numbers go to each unit; `flip` 0x80 stores q + 128. Zeros past n. */
+/* n numbers as int8 with one scale: q = x * (127 / max|x|), scale = max|x| / 127, NaN if one is no number. A part of zeros, or of numbers so small
+ * that 127 / max overflows, becomes zeros. Four numbers go to each unit; `flip` 0x80 stores q + 128. Zeros past n. */
 static void quantize_part(uint8_t *unit, const float *x, size_t n, uint8_t flip, float *scale, int32_t *sum) {
     float max = largest_of(x, n);
-    bool zeros = !(max > 1e-36f);
+    bool zeros = max <= 1e-36f;
     vi total = vi_set1(0);
     for (size_t i = 0; i < n; i += LANES) {
         vi q = to_integers(vf_load_n(x + i, n - i < LANES ? n - i : LANES, 0.0f), zeros ? 0.0f : 127.0f / max, 127);

@@ -13,17 +13,19 @@ OP size_t acts_block(const Acts *x, size_t row, size_t block) {
 }
 
 /* 32 numbers (a, b) become integers of -127 .. 127. A block without a number above SMALLEST counts as zeros: 127 / largest would be
- * infinite below 2^-121, and no model has such activations. Infinity gives an infinite scale; NaN counts as -127. */
+ * infinite below 2^-121, and no model has such activations. Among integers infinity and NaN would pass for numbers: a block that holds
+ * one gets a scale that is NaN, so that all that is computed from it is NaN up to the logits, where it is noticed. */
 static void quantise(Acts *x, size_t i, vf a, vf b) {
     const float SMALLEST = 1e-30f;
     vf top = vf_set1(127.0f), bottom = vf_set1(-127.0f);
     float largest = vf_largest(vf_max(vf_abs(b), vf_max(vf_abs(a), vf_set1(0.0f))));
+    bool numbers = !vf_any_nan(vf_add(vf_sub(a, a), vf_sub(b, b))); /* infinity minus itself is NaN as well */
     float inverse = largest > SMALLEST ? 127.0f / largest : 0.0f;
     vi qa = vf_to_int(vf_min(vf_max(vf_mul(a, vf_set1(inverse)), bottom), top));
     vi qb = vf_to_int(vf_min(vf_max(vf_mul(b, vf_set1(inverse)), bottom), top));
     vi_to_s8(x->q + 32 * i, qa);
     vi_to_s8(x->q + 32 * i + 16, qb);
-    x->scale[i] = largest > SMALLEST ? largest / 127.0f : 0.0f;
+    x->scale[i] = !numbers ? NAN : largest > SMALLEST ? largest / 127.0f : 0.0f;
     x->sum[i] = vi_sum(vi_add(qa, qb));
 }
 

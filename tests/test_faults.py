@@ -12,12 +12,12 @@ import struct
 import subprocess
 import time
 
-import numpy as np
 import pytest
 
 import compare
 from conftest import MODELS, ROOT, need
 from test_cli import FAILED, MODEL, RUN, STORY, refused, run, text
+from test_fuzz import INFO, tensor
 from test_session import TEMPORARY, header, with_fields
 
 
@@ -163,20 +163,50 @@ def test_places_that_cannot_be_written(tmp_path, tiny):
     tmp_path.chmod(0o700)
 
 
-def test_weights_that_are_no_numbers(tiny, tmp_path):
-    """Such a checkpoint opens, for its header is right: every mode that computes says that the logits are not numbers, and no file is left."""
-    raw, at = bytearray(tiny.read_bytes()), None
-    for i in range(struct.unpack_from("<Q", raw, 24)[0] // 64):
-        if raw[64 * i : 64 * i + 5] == b"norm\0":
-            (at,) = struct.unpack_from("<Q", raw, 64 * i + 56)
-    for number in (np.nan, np.inf):
-        struct.pack_into("<f", raw, at, number)
-        model = tmp_path / "model.bin"
+def test_no_mode_goes_on_without_numbers(tmp_path):
+    """A checkpoint with a weight that is none opens, for its header is right: every mode that computes says so, and no file is left."""
+    raw = bytearray(MODEL.read_bytes())
+    text_file, model = tmp_path / "text", tmp_path / "model.bin"
+    text_file.write_text("Once upon a time")
+    struct.pack_into("<H", raw, tensor(raw, b"layers.1.o")[1][1], 0x7E00)  # the first scale
+    model.write_bytes(raw)
+    for mode in (["-p", "Once", "-n", 2], ["-p", "Once", "--logits", tmp_path / "logits"], ["--perplexity", text_file]):
+        refused(run(*mode, model=model), FAILED, "model.bin", "logits are not numbers")
+    refused(run("--check", model=model), FAILED, "model.bin", "layers.1.o")
+    bench = run("--bench", "-c", 96, "-q", "--csv", model=model)
+    assert bench.returncode == FAILED and b"logits are not numbers" in bench.stderr and bench.stdout.count(b"\n") == 2  # no speed of rubbish
+    assert set(os.listdir(tmp_path)) == {"model.bin", "text"}
+
+
+NO_NUMBER = {0: b"\0\0\xc0\x7f", 1: b"\0\0\xc0\x7f", 2: b"\xc0\x7f", 3: b"\0\x7e", 4: b"\0\x7e"}  # of a vector, f32, bf16, q8's and q4's scales
+
+
+PROMPT = " ".join(str(i * 7 % 40) for i in range(120))  # long enough that every expert is chosen
+UNUSED = {"absorbed": ("w_uk",), "decompressed": ("w_uk_t",), "full": ("w_uk_t",)}
+
+
+@pytest.mark.parametrize("name, kind, cache", [("v2_236b", "q8", "q8"), ("v2_236b", "q4", "q6"), ("v2_236b", "mixed", "full"), ("v32", "q8", "q8"),
+                                               ("v32", "mixed", "f32"), ("sandwich", "q8", "q4")])
+def test_no_weight_hides(name, kind, cache, export, tmp_path):
+    """A number that is none, first in any tensor, reaches the logits by either path: integers, maxima and choices between it and them let it pass."""
+    raw = bytearray(export(MODELS / name, kind).read_bytes())
+    config, tokenizer, tensors, chat = struct.unpack_from("<4I", raw, 32)
+    first, model = 64, tmp_path / "model.bin"
+    for part in (config, tokenizer, chat):
+        first += -(-part // 64) * 64
+    for at in range(first, first + 128 * tensors, 128):
+        tensor_name, offset, _, type, *_ = INFO.unpack_from(raw, at)
+        tensor_name = tensor_name.rstrip(b"\0").decode()
+        bad = NO_NUMBER[type]
+        kept, raw[offset : offset + len(bad)] = raw[offset : offset + len(bad)], bad
         model.write_bytes(raw)
-        refused(run("--ids", "1 2", "-n", 2, model=model), FAILED, "logits are not numbers")
-        refused(run("--ids", "1 2", "--logits", tmp_path / "logits", model=model), FAILED, "logits are not numbers")
-        refused(run("--check", model=model), FAILED, "norm")
-        assert os.listdir(tmp_path) == ["model.bin"]
+        raw[offset : offset + len(bad)] = kept
+        for path in ("absorbed", "decompressed"):
+            if tensor_name.startswith("mtp") or tensor_name.endswith(UNUSED["full" if cache == "full" else path]):
+                continue
+            done = run("--ids", PROMPT, "-k", cache, "--logits", tmp_path / "logits", model=model,
+                       env={**os.environ, "MLA_PATH": path})
+            assert done.returncode == FAILED and (tensor_name if type == 0 else "logits are not numbers").encode() in done.stderr, (tensor_name, path)
 
 
 # ---- signals, clock, locale, standard input ----------------------------------------------------------------------------------------
