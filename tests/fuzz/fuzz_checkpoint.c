@@ -1,4 +1,4 @@
-/* fuzz_checkpoint: a model.bin that comes from anywhere. Opened, described, checked, and run for a few tokens by every path and cache type. */
+/* fuzz_checkpoint: a model.bin that comes from anywhere. Opened, described, checked, talked to, and run for a few tokens by every path and cache type. */
 #include "checkpoint.h"
 
 #include <stdlib.h>
@@ -20,6 +20,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     run_with((const char *[]){path, "--info", NULL});
     run_with((const char *[]){path, "--check", NULL});
     run_with((const char *[]){path, "--tokenize", "It's 12 little dogs\n\xff", "--special", NULL});
+    run_with((const char *[]){path, "--chat", "-p", "It's you", "-n", "3", "-s", "1", "-c", "64", "-j", "1", NULL});
     setenv("MLA_PATH", "absorbed", 1);
     run_with((const char *[]){path, "-p", "Once upon", "-n", "3", "-t", "1", "-s", "1", "-k", cache, "-j", "1", NULL});
     setenv("MLA_PATH", "decompressed", 1);

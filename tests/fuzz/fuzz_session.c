@@ -1,4 +1,5 @@
-/* fuzz_session: a --session file that comes from anywhere, for the model that MLA_FUZZ_MODEL names. Read, and gone on with for a token. */
+/* fuzz_session: a --session file that comes from anywhere, for the model that MLA_FUZZ_MODEL names. Read, and gone on with for a token, as a text and
+ * as a conversation. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,8 +26,8 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    const char *path = as_file(data, size);
-    run_with((const char *[]){model, "--session", path, "-p", "a", "--echo", "-n", "2", "-t", "1", "--ignore-eos", "-j", "1", NULL});
+    run_with((const char *[]){model, "--session", as_file(data, size), "-p", "a", "--echo", "-n", "2", "-t", "1", "--ignore-eos", "-j", "1", NULL});
+    run_with((const char *[]){model, "--session", as_file(data, size), "--chat", "-p", "a", "-n", "2", "-c", "256", "-j", "1", NULL});
     return 0;
 }
 

@@ -85,6 +85,8 @@ def main(out):
     for cache, tokens in itertools.product(("f32", "bf16", "q8", "q6", "q4", "full"), (1, 140)):
         name = out / "session" / f"{cache}-{tokens}"
         compare.run(out / "model.bin", "--ids", " ".join(["5"] * tokens), "-n", "2", "-s", "1", "-k", cache, "--ignore-eos", "-q", "--session", name)
+    for words in ("a", "It's 12 little dogs. " * 6):
+        compare.run(out / "model.bin", "--chat", "-p", words, "-n", "4", "-s", "1", "-q", "--session", out / "session" / f"chat-{len(words)}")
 
     (out / "source" / "tokenizer.json").write_text(json.dumps(tokenizer_json()))
     section = compile_tokenizer(out / "source")
