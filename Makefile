@@ -92,9 +92,10 @@ debug:
 FUZZ_SECONDS = 60
 FUZZ_TARGETS = options tokenizer session checkpoint
 fuzz: $(PROGRAM)
+	tests/venv.sh
 	$(MAKE) BUILD=build/fuzz CC=clang OPENMP= ISAS=portable LDFLAGS=-fsanitize=fuzzer $(FUZZ_TARGETS:%=build/fuzz/fuzz_%) \
 		CFLAGS="-O1 -g1 -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -Dmain=run_main"
-	rm -rf build/fuzz/seeds && $(PYTHON) tests/fuzz/make_seeds.py build/fuzz/seeds
+	rm -rf build/fuzz/seeds && build/venv/bin/python tests/fuzz/make_seeds.py build/fuzz/seeds
 	for target in $(FUZZ_TARGETS); do mkdir -p build/fuzz/corpus/$$target; \
 		MLA_FUZZ_MODEL=build/fuzz/seeds/model.bin build/fuzz/fuzz_$$target \
 		-max_total_time=$(FUZZ_SECONDS) -timeout=100 -rss_limit_mb=2048 -malloc_limit_mb=1024 -max_len=262144 -len_control=0 \
@@ -111,7 +112,8 @@ analyse:
 
 # make matrix HASHES=--write makes tests/hashes.json anew, with ./run on one thread.
 matrix: $(PROGRAM)
-	$(PYTHON) tests/matrix.py $(HASHES)
+	tests/venv.sh
+	build/venv/bin/python tests/matrix.py $(HASHES)
 
 # The tests run the program and the kernels' tests that are built here; what ends by a signal or _exit leaves no counts, and of the faults in
 # tests/test_faults.py some meet clang's OpenMP and profile libraries, which abort: those tests fail here.

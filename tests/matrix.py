@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -75,6 +76,9 @@ def ways(isas, most):
 
 
 def main():
+    missing = sorted({tool for arguments, runner, *_ in BUILDS.values() for tool in (*runner, arguments[0].removeprefix("CC=")) if not shutil.which(tool)})
+    if missing:
+        sys.exit(f"matrix: not installed: {', '.join(missing)}; .ci/run installs all")
     cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     with tempfile.TemporaryDirectory() as folder:
         models = checkpoints(Path(folder))
