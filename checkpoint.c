@@ -122,7 +122,7 @@ static const float *vector(Reader *r, const char *name, size_t n) {
     const float *v = info ? (const float *)(const void *)(r->m->file + info->offset) : NULL;
     for (size_t i = 0; v && i < n; i++)
         if (!isfinite(v[i])) {
-            fail(r, "tensor %s holds what is not a number: %s", name, export_again);
+            fail(r, "tensor %s holds what is not a number: copy or export it again", name);
             return NULL;
         }
     return v;

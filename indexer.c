@@ -35,7 +35,7 @@ static void layer_norm(float *x, const float *weight, const float *bias, size_t 
     float mean = sum / (float)n;
     for (size_t i = 0; i < n; i++)
         squares += (x[i] - mean) * (x[i] - mean);
-    float deviation = sqrtf(squares / (float)n + EPS);
+    float deviation = squares - squares == 0 ? sqrtf(squares / (float)n + EPS) : NAN; /* as in rmsnorm */
     for (size_t i = 0; i < n; i++)
         x[i] = (x[i] - mean) / deviation * weight[i] + bias[i];
 }
@@ -143,7 +143,7 @@ static bool choose(uint64_t *seen, const float *score, size_t rows, size_t most)
     }
     for (size_t j = 0; j < rows; j++) {
         uint32_t key = rows > most ? ordered(score[j]) : UINT32_MAX;
-        numbers &= key != 0;
+        numbers &= rows <= most || isfinite(score[j]);
         if (key > least || (key == least && left && left--))
             seen[j / 64] |= (uint64_t)1 << j % 64;
     }

@@ -58,7 +58,10 @@ static void choose_experts(const Model *m, float *scores, const float *bias, uin
     size_t E = router_rows(c), K = c->num_experts_per_tok;
     float biased[MAX_EXPERTS], sum = 0;
     bool taken[MAX_EXPERTS] = {false};
+    float none = 0; /* NaN if a score is no number: it would not be chosen, and nobody would see it */
 
+    for (size_t e = 0; e < E; e++)
+        none += scores[e] - scores[e];
     (c->scoring_func == SCORE_SIGMOID ? m->k->sigmoid : m->k->softmax)(scores, E);
     for (size_t e = 0; e < E; e++)
         biased[e] = scores[e] + bias[e];
@@ -72,7 +75,7 @@ static void choose_experts(const Model *m, float *scores, const float *bias, uin
         sum += scores[e];
     }
     for (size_t k = 0; k < K; k++)
-        weight[k] = (c->norm_topk_prob ? weight[k] / (sum + 1e-20f) : weight[k]) * c->routed_scaling_factor;
+        weight[k] = (c->norm_topk_prob ? weight[k] / (sum + 1e-20f) : weight[k]) * c->routed_scaling_factor + none;
 }
 
 /* ---- MLPs: experts, shared experts, dense layers --------------------------------------------------------------------------------- */
@@ -127,10 +130,10 @@ static void plan_mlps(const Model *m, State *s, const Layer *L) {
     }
 }
 
-/* x = relu(x)^2 */
+/* x = relu(x)^2; x - x is 0, and NaN for an infinity that must not pass */
 static void relu2(float *x, size_t n) {
     for (size_t i = 0; i < n; i++)
-        x[i] = x[i] < 0 ? 0 : x[i] * x[i];
+        x[i] = x[i] < 0 ? x[i] - x[i] : x[i] * x[i];
 }
 
 /* hidden = silu(W_gate x) * (W_up x), or relu(W_up x)^2 without a gate, tasks `from` .. `to` - 1 of a job: MLP_TASK_COLUMNS columns each, for
@@ -435,7 +438,10 @@ End generate(Run *r) {
     const float *logits = read_tokens(r);
     double middle = seconds();
     r->read += r->sequence.position - before;
-    End end = interrupted() ? CAUGHT : write_text(r, logits, r->options->tokens);
+    bool complete = r->sequence.position == r->sequence.count; /* else there are no logits */
+    End end = complete && !are_numbers(logits, r->model->config.vocab_size) ? NOT_NUMBERS
+              : interrupted()                                               ? CAUGHT
+                                                                            : write_text(r, logits, r->options->tokens);
     r->read_seconds += middle - start;
     r->write_seconds += seconds() - middle;
     return end;
@@ -469,11 +475,16 @@ static void echo_prompt(Run *r, const Prompt *p) {
 
 /* What a stop text kept from being written when the session was put away: the last `cut` bytes of its tokens. */
 static void write_cut(Run *r, size_t tokens, size_t cut) {
-    size_t from = tokens, bytes = 0, n;
-    for (; from > 0 && bytes < cut; bytes += n)
-        token_text(r, --from, &n);
-    for (size_t skip = bytes > cut ? bytes - cut : 0; from < tokens; skip = 0) {
-        const char *text = token_text(r, from++, &n);
+    const int32_t *ids = r->sequence.ids;
+    size_t from = tokens, bytes = 0, first = 0, n = 0; /* first: token with text */
+    for (; first < tokens && n == 0; first += n == 0)
+        token_bytes(r, ids[first], false, &n);
+    for (; from > 0 && bytes < cut; bytes += n) {
+        from--;
+        token_bytes(r, ids[from], from <= first, &n);
+    }
+    for (size_t skip = bytes > cut ? bytes - cut : 0; from < tokens; from++, skip = 0) {
+        const char *text = token_bytes(r, ids[from], from <= first, &n);
         text_echo(&r->text, text + skip, n - skip);
     }
 }

@@ -140,18 +140,18 @@ static void float_scores(const TileShape *s, const float *query, const void *til
 /* exp of what is subtracted from a maximum that may still be -infinity: exp(-infinity - reference) is 0, not NaN. */
 OP vf reference_of(vf max) { return vf_max(max, vf_set1(-FLT_MAX)); }
 
-/* x * factor, and 0 in the lanes that have seen no row: their output was never written. */
-OP vf shrink(vf x, vf factor, vf max) { return vf_select(vf_gt(max, vf_set1(-INFINITY)), vf_mul(x, factor), vf_set1(0.0f)); }
+/* x * factor, and 0 in the lanes that have seen no row: their output was never written. The others have a sum of at least 1, or NaN, which stays. */
+OP vf shrink(vf x, vf factor, vf sum) { return vf_select(vf_gt(vf_set1(0.5f), sum), vf_set1(0.0f), vf_mul(x, factor)); }
 
 /* The maxima become `max`; what was summed shrinks to fit. */
 static void raise_max(Softmax *s, vf max, size_t dv) {
     vf old = vf_load(s->max);
     vm grown = vf_gt(max, old);
     if (vf_largest(vf_select(grown, vf_set1(1.0f), vf_set1(0.0f))) == 0.0f) return; /* factors of 1: nothing changes */
-    vf factor = vf_exp(vf_sub(old, reference_of(max)));
+    vf factor = vf_exp(vf_sub(old, reference_of(max))), sum = vf_load(s->sum);
     vf_store(s->max, max);
-    vf_store(s->sum, shrink(vf_load(s->sum), factor, old));
-    for (size_t d = 0; d < dv; d++) vf_store(s->out + d * LANES, shrink(vf_load(s->out + d * LANES), factor, old));
+    vf_store(s->sum, shrink(sum, factor, sum));
+    for (size_t d = 0; d < dv; d++) vf_store(s->out + d * LANES, shrink(vf_load(s->out + d * LANES), factor, sum));
 }
 
 /* What a lane may not see scores -infinity. */
@@ -189,14 +189,14 @@ static void online_softmax(float (*p)[LANES], size_t rows, const int32_t limit[L
 /* ---- steps 3 and 4: values ------------------------------------------------------------------------------------------- */
 
 /* p * row scale as integers in 0 .. 255, four rows to a vector as dot4 wants them; returns what one step is worth, for each lane: NaN if a row's
- * scale is. */
+ * scale is no number. */
 static vf quantize_weights(const TileShape *s, const uint8_t *tile, size_t rows, Scratch *x) {
     vf largest = vf_set1(1e-30f); /* 255 / largest must not overflow */
     bool numbers = true;
     for (size_t r = 0; r < rows; r++) {
         float scale = sub_tile_scales(s, tile + r / SUB_ROWS * sub_tile_bytes(s))->scale[0][r % SUB_ROWS];
         vf w = vf_mul(vf_load(x->p[r]), vf_set1(scale));
-        numbers &= scale == scale;
+        numbers &= scale - scale == 0;
         vf_store(x->p[r], w);
         largest = vf_max(w, largest);
     }
@@ -294,12 +294,12 @@ static void attend(const TileShape *s, const void *query, const void *keys, cons
 
 static void softmax_merge(Softmax *s, const Softmax *t, size_t dv) {
     vf s_max = vf_load(s->max), t_max = vf_load(t->max), max = vf_max(s_max, t_max), reference = reference_of(max);
-    vf s_factor = vf_exp(vf_sub(s_max, reference)), t_factor = vf_exp(vf_sub(t_max, reference));
+    vf s_factor = vf_exp(vf_sub(s_max, reference)), t_factor = vf_exp(vf_sub(t_max, reference)), s_sum = vf_load(s->sum), t_sum = vf_load(t->sum);
     vf_store(s->max, max);
-    vf_store(s->sum, vf_add(shrink(vf_load(s->sum), s_factor, s_max), shrink(vf_load(t->sum), t_factor, t_max)));
+    vf_store(s->sum, vf_add(shrink(s_sum, s_factor, s_sum), shrink(t_sum, t_factor, t_sum)));
     for (size_t d = 0; d < dv; d++) {
         float *out = s->out + d * LANES;
-        vf_store(out, vf_add(shrink(vf_load(out), s_factor, s_max), shrink(vf_load(t->out + d * LANES), t_factor, t_max)));
+        vf_store(out, vf_add(shrink(vf_load(out), s_factor, s_sum), shrink(vf_load(t->out + d * LANES), t_factor, t_sum)));
     }
 }
 

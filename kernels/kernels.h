@@ -70,7 +70,7 @@ typedef struct {
     uint32_t stride;  /* cols rounded up to 64 */
     float *f;         /* [rows][stride], zeros past cols; NULL if no matrix needs it */
     int8_t *q;        /* int8 in -127 .. 127, zeros past cols; NULL if no matrix needs it */
-    float *scale;     /* per 32 columns: max|x| / 127 (0 for a block of zeros) */
+    float *scale;     /* per 32 columns: max|x| / 127 (0 for a block of zeros, NaN if one of them is no number) */
     int32_t *sum;     /* per 32 columns: the sum of the 32 int8 values */
 } Acts;
 

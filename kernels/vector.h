@@ -70,9 +70,10 @@ static void axpy(float *y, float s, const float *x, size_t n) {
     if (i < n) vf_store_n(y + i, n - i, vf_fma(vf_set1(s), vf_load_n(x + i, n - i, 0.0f), vf_load_n(y + i, n - i, 0.0f)));
 }
 
-/* x / sqrt(mean(x^2) + eps) * w (Zhang and Sennrich 2019) */
+/* x / sqrt(mean(x^2) + eps) * w (Zhang and Sennrich 2019). NaN where the squares overflow: 1 / infinity would make zeros of them. */
 static void rmsnorm(float *y, const float *x, const float *w, size_t n, float eps) {
-    vf inverse = vf_set1(1.0f / sqrtf(dot(x, x, n) / (float)n + eps));
+    float squares = dot(x, x, n);
+    vf inverse = vf_set1(squares - squares == 0 ? 1.0f / sqrtf(squares / (float)n + eps) : NAN);
     size_t i = 0;
     for (; i + 16 <= n; i += 16) vf_store(y + i, vf_mul(vf_mul(vf_load(x + i), inverse), vf_load(w + i)));
     if (i < n) vf_store_n(y + i, n - i, vf_mul(vf_mul(vf_load_n(x + i, n - i, 0.0f), inverse), vf_load_n(w + i, n - i, 0.0f)));

@@ -143,8 +143,9 @@ static void start_profile(Bench *b, Profile *p) {
     }
 }
 
+/* rows: 0 when there is nothing to tell. */
 static void stop_profile(Bench *b, size_t rows) {
-    if (b->profile)
+    if (b->profile && rows)
         print_profile(b, rows);
     b->s->profile = NULL;
     b->s->team.waited = NULL;
@@ -174,17 +175,16 @@ static void bench_prefill(Bench *b, size_t from, size_t to) {
     start_profile(b, &profile);
     for (size_t i = 0; i < times; i++)
         seconds_of[i] = prefill(b, from, to, &r.bytes);
-    if (!goes_on(b))
-        return;
     r.seconds = median(seconds_of, times);
-    print_result(b, &r);
-    stop_profile(b, times * r.rows);
+    if (goes_on(b))
+        print_result(b, &r);
+    stop_profile(b, goes_on(b) ? times * r.rows : 0);
 }
 
 /* Beside the speed of memory at that moment: on a shared machine it changes. */
 static void bench_decode(Bench *b, size_t context) {
     Profile profile;
-    double times[DECODE_STEPS];
+    double times[DECODE_STEPS] = {0};
     measure_bandwidth(b);
     b->position = context;
     compute(b, 1, true); /* pages that are touched for the first time */
@@ -192,12 +192,12 @@ static void bench_decode(Bench *b, size_t context) {
     start_profile(b, &profile);
     for (int i = 0; i < DECODE_STEPS && goes_on(b); i++)
         times[i] = compute(b, 1, true);
-    if (!goes_on(b))
-        return;
+    size_t done = goes_on(b) ? DECODE_STEPS : 0;
     Result r = {.test = "decode", .context = context, .rows = 1, .seconds = median(times, DECODE_STEPS)};
     r.bytes = (double)weight_bytes(b->m, 1) + cache_bytes(b, context, context < b->s->dense_rows ? context : b->s->dense_rows);
-    print_result(b, &r);
-    stop_profile(b, DECODE_STEPS);
+    if (done)
+        print_result(b, &r);
+    stop_profile(b, done);
 }
 
 int mode_bench(const Model *m, const Options *o) {
@@ -225,7 +225,8 @@ int mode_bench(const Model *m, const Options *o) {
     for (size_t i = 0; goes_on(&b) && i < 3 && decodes[i] + DECODE_STEPS + 1 <= limit; i++) {
         if (decodes[i] > filled)
             bench_prefill(&b, filled, decodes[i]);
-        bench_decode(&b, decodes[i]);
+        if (goes_on(&b))
+            bench_decode(&b, decodes[i]);
     }
     free(b.rows);
     state_close(b.s);

@@ -446,7 +446,7 @@ static int talk(Chat *c, Session *session) {
     } else {
         while (!status && end != CONTEXT_FULL && end != NOT_NUMBERS && (end != CAUGHT || c->input.terminal)) {
             watch_interrupt();
-            if (!read_turn(c, &status)) {
+            if (interrupted() || !read_turn(c, &status)) {
                 end = interrupted() ? CAUGHT : ENDED;
                 break;
             }

@@ -51,7 +51,7 @@ static Prediction predict(const Model *m, const float *logits, float *p) {
     }
     memcpy(p, logits, vocab * sizeof *p);
     m->k->softmax(p, vocab);
-    return (Prediction){best, (double)logits[best] - log((double)p[best])};
+    return (Prediction){best, are_numbers(logits, vocab) ? (double)logits[best] - log((double)p[best]) : NAN};
 }
 
 static void add_loss(Score *score, double loss) {

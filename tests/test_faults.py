@@ -172,23 +172,23 @@ def test_no_mode_goes_on_without_numbers(tmp_path):
     model.write_bytes(raw)
     for mode in (["-p", "Once", "-n", 2], ["-p", "Once", "--logits", tmp_path / "logits"], ["--perplexity", text_file]):
         refused(run(*mode, model=model), FAILED, "model.bin", "logits are not numbers")
+    refused(run("-p", "Once", "-n", 0, "--session", tmp_path / "session", model=model), FAILED, "model.bin", "logits are not numbers")
     refused(run("--check", model=model), FAILED, "model.bin", "layers.1.o")
     bench = run("--bench", "-c", 96, "-q", "--csv", model=model)
     assert bench.returncode == FAILED and b"logits are not numbers" in bench.stderr and bench.stdout.count(b"\n") == 2  # no speed of rubbish
     assert set(os.listdir(tmp_path)) == {"model.bin", "text"}
 
 
-NO_NUMBER = {0: b"\0\0\xc0\x7f", 1: b"\0\0\xc0\x7f", 2: b"\xc0\x7f", 3: b"\0\x7e", 4: b"\0\x7e"}  # of a vector, f32, bf16, q8's and q4's scales
-
-
-PROMPT = " ".join(str(i * 7 % 40) for i in range(120))  # long enough that every expert is chosen
+NAN, INF = ({0: f32, 1: f32, 2: f32[2:], 3: f16, 4: f16} for f32, f16 in ((b"\0\0\xc0\x7f", b"\0\x7e"), (b"\0\0\x80\xff", b"\0\xfc")))  # f16: scales
+PROMPT = " ".join(str(i * 7 % 40) for i in range(200))  # every expert is chosen, and the context has two parts
 UNUSED = {"absorbed": ("w_uk",), "decompressed": ("w_uk_t",), "full": ("w_uk_t",)}
 
 
-@pytest.mark.parametrize("name, kind, cache", [("v2_236b", "q8", "q8"), ("v2_236b", "q4", "q6"), ("v2_236b", "mixed", "full"), ("v32", "q8", "q8"),
-                                               ("v32", "mixed", "f32"), ("sandwich", "q8", "q4")])
-def test_no_weight_hides(name, kind, cache, export, tmp_path):
-    """A number that is none, first in any tensor, reaches the logits by either path: integers, maxima and choices between it and them let it pass."""
+@pytest.mark.parametrize("number", [NAN, INF], ids=["nan", "inf"])
+@pytest.mark.parametrize("name, kind, cache", [("v2_236b", "q4", "q6"), ("v2_236b", "mixed", "full"), ("v32", "q8", "q8"), ("sandwich", "q8", "q4"),
+                                               ("plm", "mixed", "f32")])
+def test_no_weight_hides(name, kind, cache, number, export, tmp_path):
+    """A number that is none, second in any tensor, reaches the logits by either path: integers, maxima and choices between it and them let it pass."""
     raw = bytearray(export(MODELS / name, kind).read_bytes())
     config, tokenizer, tensors, chat = struct.unpack_from("<4I", raw, 32)
     first, model = 64, tmp_path / "model.bin"
@@ -197,7 +197,8 @@ def test_no_weight_hides(name, kind, cache, export, tmp_path):
     for at in range(first, first + 128 * tensors, 128):
         tensor_name, offset, _, type, *_ = INFO.unpack_from(raw, at)
         tensor_name = tensor_name.rstrip(b"\0").decode()
-        bad = NO_NUMBER[type]
+        bad = number[type]
+        offset += len(bad)
         kept, raw[offset : offset + len(bad)] = raw[offset : offset + len(bad)], bad
         model.write_bytes(raw)
         raw[offset : offset + len(bad)] = kept
@@ -207,6 +208,9 @@ def test_no_weight_hides(name, kind, cache, export, tmp_path):
             done = run("--ids", PROMPT, "-k", cache, "--logits", tmp_path / "logits", model=model,
                        env={**os.environ, "MLA_PATH": path})
             assert done.returncode == FAILED and (tensor_name if type == 0 else "logits are not numbers").encode() in done.stderr, (tensor_name, path)
+        if tensor_name.endswith("w_uk_t") and cache != "full":  # a sound prompt, and each token behind it is not
+            refused_at_last = run("--ids", PROMPT, "-k", cache, "-n", 3, "-t", 0, model=model)
+            assert refused_at_last.returncode == FAILED and b"logits are not numbers" in refused_at_last.stderr
 
 
 # ---- signals, clock, locale, standard input ----------------------------------------------------------------------------------------
