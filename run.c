@@ -476,7 +476,7 @@ static void echo_prompt(Run *r, const Prompt *p) {
 /* What a stop text kept from being written when the session was put away: the last `cut` bytes of its tokens. */
 static void write_cut(Run *r, size_t tokens, size_t cut) {
     const int32_t *ids = r->sequence.ids;
-    size_t from = tokens, bytes = 0, first = 0, n = 0; /* first: token with text */
+    size_t from = tokens, bytes = 0, first = 0, n = 0; /* first: the first token with text */
     for (; first < tokens && n == 0; first += n == 0)
         token_bytes(r, ids[first], false, &n);
     for (; from > 0 && bytes < cut; bytes += n) {

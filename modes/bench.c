@@ -169,7 +169,7 @@ static void bench_prefill(Bench *b, size_t from, size_t to) {
     Profile profile;
     Result r = {.test = "prefill", .context = from, .rows = to - from};
     size_t times = r.rows > SHORT_PREFILL ? 1 : SHORT_TIMES;
-    double seconds_of[SHORT_TIMES];
+    double seconds_of[SHORT_TIMES] = {0};
     if (times > 1)
         prefill(b, from, to, &r.bytes); /* pages that are touched for the first time */
     start_profile(b, &profile);
