@@ -39,7 +39,7 @@ FLAGS_avxvnni  = $(FLAGS_avx2) -mavxvnni
 FLAGS_avx512   = -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c -mprefer-vector-width=512
 FLAGS_neon     = -march=armv8.2-a+dotprod
 
-SOURCES  = run.c mla.c indexer.c rope.c state.c tokenizer.c unicode.c checkpoint.c sampler.c kernels/dispatch.c kernels/team.c kernels/linear.c $(wildcard modes/*.c)
+SOURCES  = run.c mla.c tokenizer.c $(wildcard engine/*.c) kernels/dispatch.c kernels/team.c kernels/linear.c $(wildcard cli/*.c)
 OBJECTS  = $(SOURCES:%.c=$(BUILD)/%.o) $(ISAS:%=$(BUILD)/kernels/kernels_%.o)
 
 $(PROGRAM): $(OBJECTS)
@@ -62,10 +62,10 @@ TESTS    = $(BUILD)/test_kernels $(BUILD)/test_attention $(BUILD)/tokenizer_driv
 $(BUILD)/test_kernels $(BUILD)/test_attention: $(BUILD)/%: $(BUILD)/tests/%.o $(KERNELS)
 	$(CC) $(CFLAGS) $(OPENMP) $(LDFLAGS) -pthread -o $@ $^ -lm
 
-$(BUILD)/tokenizer_driver: $(BUILD)/tests/tokenizer_driver.o $(BUILD)/tokenizer.o $(BUILD)/unicode.o
+$(BUILD)/tokenizer_driver: $(BUILD)/tests/tokenizer_driver.o $(BUILD)/tokenizer.o $(BUILD)/engine/unicode.o
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lm
 
-$(BUILD)/rope_driver: $(BUILD)/tests/rope_driver.o $(BUILD)/rope.o
+$(BUILD)/rope_driver: $(BUILD)/tests/rope_driver.o $(BUILD)/engine/rope.o
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lm
 
 $(BUILD)/sequences_driver: $(BUILD)/tests/sequences_driver.o $(filter-out $(BUILD)/run.o,$(OBJECTS))
@@ -108,7 +108,7 @@ $(BUILD)/fuzz_%: $(BUILD)/tests/fuzz/fuzz_%.o $(BUILD)/tests/fuzz/fuzz.o $(OBJEC
 
 analyse:
 	cppcheck --quiet --enable=warning,portability,performance --error-exitcode=1 --inline-suppr --std=c11 --suppress=missingIncludeSystem -I. \
-		-DISA_portable -DISAS='"portable"' -DMLA_VERSION='""' *.c modes/*.c kernels/*.c
+		-DISA_portable -DISAS='"portable"' -DMLA_VERSION='""' *.c engine/*.c cli/*.c kernels/*.c
 
 # make matrix HASHES=--write makes tests/hashes.json anew, with ./run on one thread.
 matrix: $(PROGRAM)

@@ -1,14 +1,17 @@
 #!/usr/bin/env python3
-"""Makes model.bin, the checkpoint that ./run reads, out of a published model, or one with random weights out of a published shape.
+"""Makes model.bin, the checkpoint that ./run reads, out of a published model, or one with random weights out
+of a published shape.
 
     python export.py SOURCE OUT [--type mixed|f32|bf16|q8|q4] [--mtp] [--no-rotation]
     python export.py --random SHAPE OUT [--layers N] [--type ...] [--seed N]
 
-SOURCE is a directory as on Hugging Face (config.json and *.safetensors; or params.json and consolidated*.safetensors, Mistral's form), or a GGUF
-file. Streams: whatever the model's size, a few slabs of rows are in memory at a time. Refuses what it does not understand. The parts, in exporter/:
-sources.py reads safetensors, gguf_source.py GGUF; config.py reads the configuration, gguf_config.py and mistral.py put theirs into its words;
-tokenizer.py reads the tokenizer, chat.py the chat template; plan.py lists the checkpoint's tensors; quantise.py packs them; writer.py writes the
-file; shapes.py holds the published shapes. Needs numpy; a chat template needs jinja2.
+SOURCE is a directory as on Hugging Face (config.json and *.safetensors; or params.json and
+consolidated*.safetensors, Mistral's form), or a GGUF file. Streams: whatever the model's size, a few slabs of
+rows are in memory at a time. Refuses what it does not understand. The parts, in exporter/: sources.py reads
+safetensors, gguf_source.py GGUF; config.py reads the configuration, gguf_config.py and mistral.py put theirs
+into its words; tokenizer.py reads the tokenizer, chat.py the chat template; plan.py lists the checkpoint's
+tensors; quantise.py packs them; writer.py writes the file; shapes.py holds the published shapes. Needs numpy;
+a chat template needs jinja2.
 """
 
 import argparse
@@ -38,9 +41,11 @@ from exporter.shapes import SHAPES
 from exporter.sources import CONVERT, PICKLES, Safetensors, read_json
 from exporter.writer import Output, tensor_bytes, write_checkpoint
 
-SLAB = 1 << 16       # weights packed at once: the temporaries stay in a core's cache, and malloc reuses them
-RANDOM_STD = 0.02    # initializer_range of the published models
-RANDOM_PANELS = 61   # different panels of 16 random rows for each type and width; a prime, so that no pattern lines up
+SLAB = 1 << 16  # weights packed at once: the temporaries stay in a core's cache, and malloc reuses them
+RANDOM_STD = 0.02  # initializer_range of the published models
+RANDOM_PANELS = (
+    61  # different panels of 16 random rows for each type and width; a prime, so that no pattern lines up
+)
 
 
 def warn(text):
@@ -62,11 +67,17 @@ class Progress:
             rate = self.done / 1e6 / max(now - self.begin, 1e-9)
             end = "\n" if self.done == self.total else ""
             percent = 100 * self.done // max(self.total, 1)
-            print(f"\r{percent:3d} % of {self.total / 1e6:.0f} MB, {rate:.0f} MB/s ", end=end, file=sys.stderr, flush=True)
+            print(
+                f"\r{percent:3d} % of {self.total / 1e6:.0f} MB, {rate:.0f} MB/s ",
+                end=end,
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def in_order(pool, work, ahead):
-    """The results of `work` (calls to make), in order; at most `ahead` calls are made before their results are taken."""
+    """The results of `work` (calls to make), in order; at most `ahead` calls are made before their results
+    are taken."""
     running = collections.deque()
     for call in work:
         running.append(pool.submit(*call))
@@ -77,7 +88,8 @@ def in_order(pool, work, ahead):
 
 
 def slabs(entry):
-    """(matrix, first row, last row + 1) pieces of a tensor: whole panels, at most about SLAB weights, or as many rows as are rotated together."""
+    """(matrix, first row, last row + 1) pieces of a tensor: whole panels, at most about SLAB weights, or as
+    many rows as are rotated together."""
     step = max(16, SLAB // entry.cols // 16 * 16)
     if entry.hadamard_rows:
         unit = max(16, entry.hadamard)  # both are powers of two
@@ -88,8 +100,8 @@ def slabs(entry):
 
 
 def scale_of(entry, source):
-    """(the tensor's multiplier, is it carried over as it is?); looks at all its numbers, so that infinities and what is not a number are found before
-    they are packed."""
+    """(the tensor's multiplier, is it carried over as it is?); looks at all its numbers, so that infinities
+    and what is not a number are found before they are packed."""
     if not entry.source:
         return 1.0, False
     if entry.keeps_groups():
@@ -101,7 +113,7 @@ def scale_of(entry, source):
         largest *= max(1.0, float(np.abs(entry.factor).max()))
     largest *= max(1.0, entry.times)
     if entry.hadamard:
-        largest *= entry.hadamard ** 0.5  # more than any does become, but a scale has room
+        largest *= entry.hadamard**0.5  # more than any does become, but a scale has room
     if entry.gain:
         largest *= source.largest(entry.gain)
     if largest > 3.3e38:
@@ -114,11 +126,19 @@ def packed(entry, source, scale, kept, m, low, high):
     if kept:
         begin, end, which = entry.place(m, low, high)
         q, scales = source.tensors[entry.source].integers(begin, end)
-        return scale, codebook(entry, UNIFORM), pack_integers(q[which], scales[which] / np.float32(scale), entry.type)
+        return (
+            scale,
+            codebook(entry, UNIFORM),
+            pack_integers(q[which], scales[which] / np.float32(scale), entry.type),
+        )
     values = entry.load(source, m, low, high)
     if entry.type == VECTOR:
         return 1.0, b"", np.ascontiguousarray(values, np.float32)
-    return scale, codebook(entry, CODEBOOK), pack(values * np.float32(1 / scale) if scale != 1 else values, entry.type)
+    return (
+        scale,
+        codebook(entry, CODEBOOK),
+        pack(values * np.float32(1 / scale) if scale != 1 else values, entry.type),
+    )
 
 
 def codebook(entry, values):
@@ -130,7 +150,9 @@ def source_tensors(entries, source, pool, progress):
     ahead = 2 * os.cpu_count()
 
     def work():
-        for entry, scale in zip(entries, in_order(pool, ((scale_of, entry, source) for entry in entries), ahead)):
+        for entry, scale in zip(
+            entries, in_order(pool, ((scale_of, entry, source) for entry in entries), ahead)
+        ):
             for slab in slabs(entry):
                 yield packed, entry, source, *scale, *slab
 
@@ -149,8 +171,8 @@ def random_vector(entry):
 
 
 def random_tensors(entries, seed, progress):
-    """For write_checkpoint: normally distributed weights. A few panels are drawn for each type and width and then repeated in random order:
-    writing is then all that takes time, and no kernel can tell."""
+    """For write_checkpoint: normally distributed weights. A few panels are drawn for each type and width and
+    then repeated in random order: writing is then all that takes time, and no kernel can tell."""
     random = np.random.default_rng(seed)
     scale_for = {kind: multiplier(8 * RANDOM_STD, kind) for kind in TYPE_NAMES.values()}
     panels = {}
@@ -170,7 +192,11 @@ def random_tensors(entries, seed, progress):
         for _, low, high in slabs(entry):
             whole, rest = divmod(high - low, 16)
             if whole:
-                yield scale, codebook(entry, CODEBOOK), panels[key][random.integers(RANDOM_PANELS, size=whole)]
+                yield (
+                    scale,
+                    codebook(entry, CODEBOOK),
+                    panels[key][random.integers(RANDOM_PANELS, size=whole)],
+                )
             if rest:
                 yield scale, codebook(entry, CODEBOOK), draw(entry, rest)
 
@@ -180,9 +206,11 @@ def random_tensors(entries, seed, progress):
 
 
 def compiled_tokenizer(source, directory):
-    """The tokenizer section; empty, with a warning, if the source has none that can be used: the model still runs on --ids."""
+    """The tokenizer section; empty, with a warning, if the source has none that can be used: the model still
+    runs on --ids."""
     try:
         from exporter.tokenizer import compile_gguf_tokenizer, compile_tokenizer
+
         section = compile_tokenizer(directory) if directory else compile_gguf_tokenizer(source.metadata)
     except Exception as error:  # whatever is wrong with a tokenizer must not cost the weights
         text = str(error) or type(error).__name__
@@ -194,7 +222,8 @@ def compiled_tokenizer(source, directory):
 
 
 def open_source(path):
-    """(source, its config.json or what that would say, where that is written, the directory with other texts or None)."""
+    """(source, its config.json or what that would say, where that is written, the directory with other texts
+    or None)."""
     if os.path.isfile(path):
         if path.endswith(PICKLES):
             raise ExportError(f"{path}: {CONVERT}")
@@ -211,7 +240,12 @@ def open_source(path):
     if os.path.exists(params_path) and not os.path.exists(config_path):
         source = Safetensors(path, "consolidated", mistral.transformers_name)
         return source, mistral.config(read_json(params_path), params_path), params_path, path
-    return Safetensors(path), model_config.language_model(read_json(config_path), config_path), config_path, path
+    return (
+        Safetensors(path),
+        model_config.language_model(read_json(config_path), config_path),
+        config_path,
+        path,
+    )
 
 
 def export_source(path, out_path, type_name, mtp, rotation):
@@ -226,7 +260,11 @@ def export_source(path, out_path, type_name, mtp, rotation):
     tokenizer = compiled_tokenizer(source, directory)
 
     def template():
-        return find_template(directory, values.get("model_type")) if directory else gguf_template(source.metadata)
+        return (
+            find_template(directory, values.get("model_type"))
+            if directory
+            else gguf_template(source.metadata)
+        )
 
     chat = compile_chat(template, warn) if tokenizer else b""
     with Output(out_path) as out, ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -244,7 +282,14 @@ def export_random(shape, out_path, type_name, layers, seed):
     config.fields["num_hidden_layers"] = layers or config.published_layers
     entries = make_plan(config, type_name)
     with Output(out_path) as out:
-        write_checkpoint(out, config, b"", b"", entries, random_tensors(entries, seed, Progress(sum(map(tensor_bytes, entries)))))
+        write_checkpoint(
+            out,
+            config,
+            b"",
+            b"",
+            entries,
+            random_tensors(entries, seed, Progress(sum(map(tensor_bytes, entries)))),
+        )
 
 
 class Parser(argparse.ArgumentParser):
@@ -253,14 +298,31 @@ class Parser(argparse.ArgumentParser):
 
 
 def arguments(argv):
-    parser = Parser(prog="export.py", usage="export.py SOURCE OUT [options]\n       export.py --random SHAPE OUT [options]", allow_abbrev=False,
-                    description="Makes the checkpoint OUT of the model in SOURCE, or one with random weights in a published SHAPE.")
-    parser.add_argument("paths", nargs="*", metavar="SOURCE OUT", help="directory with config.json and *.safetensors, or GGUF file; file to write")
-    parser.add_argument("--type", default="mixed", choices=["mixed", *TYPE_NAMES],
-                        help="of every matrix; mixed (the default): 4 bits for MLPs and experts, 8 for the rest")
+    parser = Parser(
+        prog="export.py",
+        usage="export.py SOURCE OUT [options]\n       export.py --random SHAPE OUT [options]",
+        allow_abbrev=False,
+        description="Makes the checkpoint OUT of the model in SOURCE, or one with random weights in a published SHAPE.",
+    )
+    parser.add_argument(
+        "paths",
+        nargs="*",
+        metavar="SOURCE OUT",
+        help="directory with config.json and *.safetensors, or GGUF file; file to write",
+    )
+    parser.add_argument(
+        "--type",
+        default="mixed",
+        choices=["mixed", *TYPE_NAMES],
+        help="of every matrix; mixed (the default): 4 bits for MLPs and experts, 8 for the rest",
+    )
     parser.add_argument("--mtp", action="store_true", help="carry the multi-token prediction layer along")
-    parser.add_argument("--no-rotation", action="store_true", help="leave the latent as it is; q8, q4 and mixed rotate it (f32 and bf16 never do), "
-                        "so that ./run -k q6 and q4 lose less")
+    parser.add_argument(
+        "--no-rotation",
+        action="store_true",
+        help="leave the latent as it is; q8, q4 and mixed rotate it (f32 and bf16 never do), "
+        "so that ./run -k q6 and q4 lose less",
+    )
     parser.add_argument("--random", metavar="SHAPE", choices=SHAPES, help="one of " + ", ".join(SHAPES))
     parser.add_argument("--layers", type=int, metavar="N", help="with --random: the first N layers alone")
     parser.add_argument("--seed", type=int, metavar="N", help="with --random: another draw (default 0)")
@@ -277,7 +339,9 @@ def arguments(argv):
         if not 1 <= args.layers <= shape.num_hidden_layers:
             parser.error(f"--layers {args.layers}: {args.random} has {shape.num_hidden_layers}")
         if shape.shortcut_moe and args.layers % 2:
-            parser.error(f"--layers {args.layers}: the layers of {args.random} are pairs, give an even number")
+            parser.error(
+                f"--layers {args.layers}: the layers of {args.random} are pairs, give an even number"
+            )
     if args.seed is not None and args.seed < 0:
         parser.error(f"--seed {args.seed}: an integer from 0 on expected")
     return args
@@ -309,7 +373,10 @@ def main(argv):
     except Exception as error:  # a defect of this program, whatever the source is like
         at = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{os.path.basename(at.filename)}:{at.lineno}"
-        print(f"export.py: {type(error).__name__} at {where}: {printable(error)}; please report this", file=sys.stderr)
+        print(
+            f"export.py: {type(error).__name__} at {where}: {printable(error)}; please report this",
+            file=sys.stderr,
+        )
     return 1
 
 

@@ -1,39 +1,41 @@
-/* generate.h: one sequence that is read and written (run.c), whether a single text or a conversation (modes/chat.c). */
+/* generate.h: one sequence that is read and written (run.c), whether a single text or a conversation
+ * (cli/chat.c). */
 #ifndef GENERATE_H
 #define GENERATE_H
 
+#include "cli/output.h"
+#include "cli/session.h"
+#include "engine/sampler.h"
 #include "model.h"
-#include "modes/output.h"
-#include "modes/session.h"
-#include "sampler.h"
 
 typedef struct {
     const Model *model;
     const Options *options;
     State *state;
     Sampler *sampler;
-    Sequence sequence;      /* ids [context + 1]: session, prompt and text so far */
-    Row *rows;              /* [state->chunk] of the prompt */
-    Text text;              /* on standard output */
-    int32_t turn_end;       /* ends a text as the model's end tokens do; -1: none */
-    size_t ids_printed;     /* without tokenizer */
-    size_t read, written;   /* tokens of prompts and of texts */
-    size_t decoded;         /* forward calls for texts: a prompt's last row gives the first token for nothing */
+    Sequence sequence;    /* ids [context + 1]: session, prompt and text so far */
+    Row *rows;            /* [state->chunk] of the prompt */
+    Text text;            /* on standard output */
+    int32_t turn_end;     /* ends a text as the model's end tokens do; -1: none */
+    size_t ids_printed;   /* without tokenizer */
+    size_t read, written; /* tokens of prompts and of texts */
+    /* forward calls for texts: a prompt's last row gives the first token for nothing */
+    size_t decoded;
     double read_seconds, write_seconds;
 } Run;
 
 typedef enum { ENDED, CONTEXT_FULL, CAUGHT, NOT_NUMBERS } End;
 
-/* With model, options, state and the sequence of session_open in place: everything else that a run needs, before the first byte of text. DONE,
- * or an exit status after a report. */
+/* With model, options, state and the sequence of session_open in place: everything else that a run needs,
+ * before the first byte of text. DONE, or an exit status after a report. */
 int run_open(Run *r, Session *session);
 
-/* Computes the tokens of the sequence that are not in the cache yet, at least one unless a session brought logits, then writes at most
- * options->tokens. */
+/* Computes the tokens of the sequence that are not in the cache yet, at least one unless a session brought
+ * logits, then writes at most options->tokens. */
 End generate(Run *r);
 
-/* The bytes of token `at` of the sequence. Special tokens are marks between texts and have none, unless the user works with them (--special) or
- * sees thoughts. */
+/* The bytes of token `at` of the sequence. Special tokens are marks between texts and have none, unless
+ * the user works with them (--special) or sees thoughts. */
 const char *token_text(const Run *r, size_t at, size_t *n);
 
 /* At most the first `rows` rows of the cache count: what the sequence holds behind them is to be computed. */

@@ -1,26 +1,28 @@
-/* run.c: the story. forward (a transformer with latent attention and mixtures of experts), generate, main. Read it from top to bottom
- * with model.h beside it.
+/* run.c: the story. forward (a transformer with latent attention and mixtures of experts), generate, main.
+ * Read it from top to bottom with model.h beside it.
  *
- * The attention is in mla.c, its choice of rows in indexer.c, the inner loops in kernels/, the file in checkpoint.c, buffers in state.c,
- * text <-> ids in tokenizer.c, and everything that is beside the story (options, conversations, perplexity, information) in modes/. There is one
- * forward: prefill is many rows of one sequence, decode is one row; weight types and cache types are the kernels' and mla.c's business. */
+ * The attention is in mla.c, its choice of rows in engine/indexer.c, the inner loops in kernels/, the file
+ * in engine/checkpoint.c, buffers in engine/state.c, text <-> ids in tokenizer.c, and everything that is
+ * beside the story (options, conversations, perplexity, information) in cli/. There is one forward:
+ * prefill is many rows of one sequence, decode is one row; weight types and cache types are the kernels'
+ * and mla.c's business. */
 #include <stdlib.h>
 #include <string.h>
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 
-#include "checkpoint.h"
+#include "cli/modes.h"
+#include "cli/prompt.h"
+#include "cli/system.h"
+#include "engine/checkpoint.h"
+#include "engine/rope.h"
 #include "generate.h"
 #include "kernels/linear.h"
 #include "mla.h"
 #include "model.h"
-#include "modes/modes.h"
-#include "modes/prompt.h"
-#include "modes/system.h"
-#include "rope.h"
 
-/* ---- router --------------------------------------------------------------------------------------------------------------- */
+/* ---- router --------------------------------------------------------------------------------- */
 
 /* The index of the largest of n values that `taken` does not mark; the first of equals. */
 static size_t largest(const float *x, const bool *taken, size_t n) {
@@ -31,7 +33,8 @@ static size_t largest(const float *x, const bool *taken, size_t n) {
     return best;
 }
 
-/* Marks the experts of all but the best topk_group groups as taken. A group's score is its largest value, or the sum of its two largest. */
+/* Marks the experts of all but the best topk_group groups as taken. A group's score is its largest value,
+ * or the sum of its two largest. */
 static void limit_groups(const Config *c, const float *biased, bool *taken) {
     size_t size = c->n_routed_experts / c->n_group;
     float score[MAX_GROUPS];
@@ -51,9 +54,11 @@ static void limit_groups(const Config *c, const float *biased, bool *taken) {
         taken[e] = !kept[e / size];
 }
 
-/* Which experts a row is sent to, and with which weights. scores [E + Z] are the router's outputs, changed in place. The bias takes part in
- * choosing, not in weighing (DeepSeek-V3, arXiv 2412.19437, section 2.1.2). */
-static void choose_experts(const Model *m, float *scores, const float *bias, uint32_t *chosen, float *weight) {
+/* Which experts a row is sent to, and with which weights. scores [E + Z] are the router's outputs, changed
+ * in place. The bias takes part in choosing, not in weighing (DeepSeek-V3, arXiv 2412.19437, section
+ * 2.1.2). */
+static void choose_experts(const Model *m, float *scores, const float *bias, uint32_t *chosen,
+                           float *weight) {
     const Config *c = &m->config;
     size_t E = router_rows(c), K = c->num_experts_per_tok;
     float biased[MAX_EXPERTS], sum = 0;
@@ -75,15 +80,18 @@ static void choose_experts(const Model *m, float *scores, const float *bias, uin
         sum += scores[e];
     }
     for (size_t k = 0; k < K; k++)
-        weight[k] = (c->norm_topk_prob ? weight[k] / (sum + 1e-20f) : weight[k]) * c->routed_scaling_factor + none;
+        weight[k] =
+            (c->norm_topk_prob ? weight[k] / (sum + 1e-20f) : weight[k]) * c->routed_scaling_factor + none;
 }
 
-/* ---- MLPs: experts, shared experts, dense layers --------------------------------------------------------------------------------- */
+/* ---- MLPs: experts, shared experts, dense layers -------------------------------------------- */
 
 enum { MLP_TASK_COLUMNS = 64, MLP_TASKS_AT_ONCE = MLP_ROW / MLP_TASK_COLUMNS };
 
 /* Tasks of the jobs up to this one. */
-static size_t tasks_until(const MlpJob *job) { return job->task + (job->hidden.cols + MLP_TASK_COLUMNS - 1) / MLP_TASK_COLUMNS; }
+static size_t tasks_until(const MlpJob *job) {
+    return job->task + (job->hidden.cols + MLP_TASK_COLUMNS - 1) / MLP_TASK_COLUMNS;
+}
 
 /* An MLP for the rows in slots slot .. slot + rows - 1; its hidden rows begin at element *hidden. */
 static void add_job(State *s, const Mlp *mlp, size_t rows, size_t slot, size_t *hidden) {
@@ -92,14 +100,16 @@ static void add_job(State *s, const Mlp *mlp, size_t rows, size_t slot, size_t *
     job->mlp = mlp, job->rows = rows, job->slot = slot;
     job->task = s->job_count ? tasks_until(job - 1) : 0;
     /* an MLP that all rows use reads them where they are */
-    job->in = rows == s->n ? s->normed : acts_view(&s->gathered, slot * s->gathered.stride, rows, s->gathered.cols);
+    job->in =
+        rows == s->n ? s->normed : acts_view(&s->gathered, slot * s->gathered.stride, rows, s->gathered.cols);
     job->hidden = acts_view(&s->hidden, *hidden, rows, width);
     *hidden += rows * job->hidden.stride;
     s->job_count++;
 }
 
-/* The MLPs of a layer and their rows. An expert comes once, with all rows that chose it, so that its weights are read once; experts in
- * ascending order, then the shared ones: the order of the additions. Identity experts have no MLP: add_identities. */
+/* The MLPs of a layer and their rows. An expert comes once, with all rows that chose it, so that its
+ * weights are read once; experts in ascending order, then the shared ones: the order of the additions.
+ * Identity experts have no MLP: add_identities. */
 static void plan_mlps(const Model *m, State *s, const Layer *L) {
     const Config *c = &m->config;
     size_t K = c->num_experts_per_tok, slot = 0, hidden = 0;
@@ -136,10 +146,11 @@ static void relu2(float *x, size_t n) {
         x[i] = x[i] < 0 ? x[i] - x[i] : x[i] * x[i];
 }
 
-/* hidden = silu(W_gate x) * (W_up x), or relu(W_up x)^2 without a gate, tasks `from` .. `to` - 1 of a job: MLP_TASK_COLUMNS columns each, for
- * all its rows. */
+/* hidden = silu(W_gate x) * (W_up x), or relu(W_up x)^2 without a gate, tasks `from` .. `to` - 1 of a job:
+ * MLP_TASK_COLUMNS columns each, for all its rows. */
 static void hidden_columns(const Model *m, MlpJob *job, size_t from, size_t to, Scratch *z) {
-    size_t column = from * MLP_TASK_COLUMNS, end = to * MLP_TASK_COLUMNS < job->hidden.cols ? to * MLP_TASK_COLUMNS : job->hidden.cols;
+    size_t column = from * MLP_TASK_COLUMNS,
+           end = to * MLP_TASK_COLUMNS < job->hidden.cols ? to * MLP_TASK_COLUMNS : job->hidden.cols;
     size_t panel = column / PANEL, panels = (end - column + PANEL - 1) / PANEL, stride = panels * PANEL;
     bool gated = m->config.hidden_act == ACT_SILU;
     m->k->matmul(z->a, stride, &job->mlp->up, panel, panels, &job->in);
@@ -155,8 +166,8 @@ static void hidden_columns(const Model *m, MlpJob *job, size_t from, size_t to, 
     }
 }
 
-/* The hidden rows of all jobs. One row: every thread streams through its share of the weights, in long stretches. More rows: experts have
- * uneven numbers of them, and whoever is free takes the next task. */
+/* The hidden rows of all jobs. One row: every thread streams through its share of the weights, in long
+ * stretches. More rows: experts have uneven numbers of them, and whoever is free takes the next task. */
 static void run_hidden(const Model *m, State *s, Thread *t) {
     Scratch *z = &s->scratch[t->id];
     size_t tasks = s->job_count ? tasks_until(&s->jobs[s->job_count - 1]) : 0, from, to;
@@ -176,7 +187,8 @@ static void run_hidden(const Model *m, State *s, Thread *t) {
     }
 }
 
-/* Experts E .. E + Z - 1 give back what they are given: experts_out += weight * normed, in the columns that linear_add gives this thread. */
+/* Experts E .. E + Z - 1 give back what they are given: experts_out += weight * normed, in the columns
+ * that linear_add gives this thread. */
 static void add_identities(const Model *m, State *s, const Thread *t) {
     const Config *c = &m->config;
     size_t D = c->hidden_size, K = c->num_experts_per_tok, from, to;
@@ -184,7 +196,8 @@ static void add_identities(const Model *m, State *s, const Thread *t) {
     from *= PANEL, to = to * PANEL < D ? to * PANEL : D;
     for (size_t i = 0; i < s->n * K && from < to; i++)
         if (s->chosen[i] >= c->n_routed_experts)
-            m->k->axpy(s->experts_out + i / K * s->x_stride + from, s->chosen_weight[i], s->normed.f + i / K * s->normed.stride + from, to - from);
+            m->k->axpy(s->experts_out + i / K * s->x_stride + from, s->chosen_weight[i],
+                       s->normed.f + i / K * s->normed.stride + from, to - from);
 }
 
 /* out += W_down hidden for every MLP of the layer, weighed. */
@@ -202,7 +215,8 @@ static void run_mlps(const Model *m, State *s, const Layer *L, Thread *t) {
     for (i = 0; i < s->job_count; i++) {
         const MlpJob *job = &s->jobs[i];
         float *out = job->mlp == &L->mlp ? s->out : s->experts_out;
-        linear_add(m->k, out, s->x_stride, &job->mlp->down, &job->hidden, s->slot_row + job->slot, s->slot_weight + job->slot, z->a, t);
+        linear_add(m->k, out, s->x_stride, &job->mlp->down, &job->hidden, s->slot_row + job->slot,
+                   s->slot_weight + job->slot, z->a, t);
     }
     if (L->experts && m->config.zero_expert_num)
         add_identities(m, s, t);
@@ -221,7 +235,8 @@ static void mlp(const Model *m, State *s, const Layer *L, Thread *t) {
         if (few) /* not worth meeting for: thread 0, which plans, chooses for all */
             from = 0, to = t->id == 0 ? s->n : 0;
         for (size_t i = from; i < to; i++)
-            choose_experts(m, s->scores + i * stride, L->router_bias, s->chosen + i * K, s->chosen_weight + i * K);
+            choose_experts(m, s->scores + i * stride, L->router_bias, s->chosen + i * K,
+                           s->chosen_weight + i * K);
         if (!few)
             sync_threads(t);
     }
@@ -231,7 +246,7 @@ static void mlp(const Model *m, State *s, const Layer *L, Thread *t) {
     run_mlps(m, s, L, t);
 }
 
-/* ---- forward ---------------------------------------------------------------------------------------------------------------------- */
+/* ---- forward -------------------------------------------------------------------------------- */
 
 /* normed = RMSNorm(x) * weight */
 static void norm(const Model *m, State *s, const float *weight, Thread *t) {
@@ -305,14 +320,15 @@ static void forward_thread(const Model *m, State *s, Thread *t) {
         const Layer *L = &m->layers[l];
         if (l == atomic_load(&s->stop_before))
             return;
-        if (t->id == 0 && s->stop && s->stop()) /* seen by all threads after the next barrier: before the next layer */
+        /* seen by all threads after the next barrier: before the next layer */
+        if (t->id == 0 && s->stop && s->stop())
             atomic_store(&s->stop_before, l + 1);
         norm(m, s, L->input_norm, t);
-        mla_attention(m, s, l, t);    /* x += attention(norm(x)) */
-        if (c->sandwich_norm)         /* x += norm(attention(norm(x))) */
+        mla_attention(m, s, l, t); /* x += attention(norm(x)) */
+        if (c->sandwich_norm)      /* x += norm(attention(norm(x))) */
             add_branch(m, s, L->attention_out_norm, t);
         norm(m, s, L->post_norm, t);
-        mlp(m, s, L, t);              /* x += mlp(norm(x)), or experts */
+        mlp(m, s, L, t); /* x += mlp(norm(x)), or experts */
         if (c->sandwich_norm || (c->shortcut_moe && l % 2))
             add_branch(m, s, L->mlp_out_norm, t);
     }
@@ -340,10 +356,10 @@ const float *forward(const Model *m, State *s, const Row *rows, size_t n) {
     return NULL;
 }
 
-/* ---- generate ---------------------------------------------------------------------------------------------------------------- */
+/* ---- generate ------------------------------------------------------------------------------- */
 
-/* Computes the tokens that are not in the cache yet, a chunk of rows at a time: a prompt, or the one token that was written last. Only the
- * last row needs logits; they are returned. */
+/* Computes the tokens that are not in the cache yet, a chunk of rows at a time: a prompt, or the one token
+ * that was written last. Only the last row needs logits; they are returned. */
 static const float *read_tokens(Run *r) {
     Sequence *q = &r->sequence;
     size_t chunk = r->state->chunk, first = q->position, all = q->count - first;
@@ -375,7 +391,8 @@ static bool is_end_token(const Run *r, int32_t token) {
 static const char *token_bytes(const Run *r, int32_t token, bool first, size_t *n) {
     bool special;
     const char *bytes = tokenizer_decode(r->model->tokenizer, token, first, n, &special);
-    if (special && !r->options->typed[OPT_SPECIAL] && !thought_begins(&r->text, bytes, *n) && !thought_ends(&r->text, bytes, *n))
+    if (special && !r->options->typed[OPT_SPECIAL] && !thought_begins(&r->text, bytes, *n) &&
+        !thought_ends(&r->text, bytes, *n))
         *n = 0;
     return bytes;
 }
@@ -407,7 +424,8 @@ static bool write_token(Run *r) {
     return text_token(&r->text, bytes, n);
 }
 
-/* Writes at most `most` tokens (-1: as many as the context has room for), the first one from the logits after the prompt. */
+/* Writes at most `most` tokens (-1: as many as the context has room for), the first one from the logits
+ * after the prompt. */
 static End write_text(Run *r, const float *logits, int64_t most) {
     Sequence *q = &r->sequence;
     for (int64_t left = most; left != 0; left--) {
@@ -418,7 +436,8 @@ static End write_text(Run *r, const float *logits, int64_t most) {
         if (token < 0)
             return NOT_NUMBERS;
         if (is_end_token(r, token)) {
-            sampler_resume(r->sampler, random); /* it is no part of the text: a session that goes on from here chooses again */
+            /* it is no part of the text: a session that goes on from here chooses again */
+            sampler_resume(r->sampler, random);
             return ENDED;
         }
         q->ids[q->count++] = token;
@@ -441,7 +460,7 @@ End generate(Run *r) {
     bool complete = r->sequence.position == r->sequence.count; /* else there are no logits */
     End end = complete && !are_numbers(logits, r->model->config.vocab_size) ? NOT_NUMBERS
               : interrupted()                                               ? CAUGHT
-                                                                            : write_text(r, logits, r->options->tokens);
+                              : write_text(r, logits, r->options->tokens);
     r->read_seconds += middle - start;
     r->write_seconds += seconds() - middle;
     return end;
@@ -455,7 +474,7 @@ void run_rewind(Run *r, size_t rows) {
         sampler_saw(r->sampler, q->ids[i]);
 }
 
-/* ---- main ----------------------------------------------------------------------------------------------------------------------- */
+/* ---- main ----------------------------------------------------------------------------------- */
 
 /* --echo: the prompt as it was given; of ids what they stand for. */
 static void echo_prompt(Run *r, const Prompt *p) {
@@ -473,7 +492,8 @@ static void echo_prompt(Run *r, const Prompt *p) {
     }
 }
 
-/* What a stop text kept from being written when the session was put away: the last `cut` bytes of its tokens. */
+/* What a stop text kept from being written when the session was put away: the last `cut` bytes of its
+ * tokens. */
 static void write_cut(Run *r, size_t tokens, size_t cut) {
     const int32_t *ids = r->sequence.ids;
     size_t from = tokens, bytes = 0, first = 0, n = 0; /* first: the first token with text */
@@ -489,23 +509,24 @@ static void write_cut(Run *r, size_t tokens, size_t cut) {
     }
 }
 
-static double rate(size_t tokens, double time) {
-    return time > 0 ? (double)tokens / time : 0;
-}
+static double rate(size_t tokens, double time) { return time > 0 ? (double)tokens / time : 0; }
 
 static int tell(const Run *r, End end) {
     if (end == CONTEXT_FULL)
         note("the context of %zu tokens is full", r->state->context);
-    if (end == ENDED && !r->written && r->options->tokens && r->options->typed[OPT_SESSION] && r->options->mode == MODE_GENERATE)
+    if (end == ENDED && !r->written && r->options->tokens && r->options->typed[OPT_SESSION] &&
+        r->options->mode == MODE_GENERATE)
         note("the model has nothing to add: a prompt or --ignore-eos goes on");
     if (end == NOT_NUMBERS)
         return not_numbers(r->model);
-    note("prompt %zu tokens, %.1f tokens/s; text %zu tokens, %.1f tokens/s; seed %llu", r->read, rate(r->read, r->read_seconds), r->written,
-         rate(r->decoded, r->write_seconds), (unsigned long long)r->sequence.seed);
+    note("prompt %zu tokens, %.1f tokens/s; text %zu tokens, %.1f tokens/s; seed %llu", r->read,
+         rate(r->read, r->read_seconds), r->written, rate(r->decoded, r->write_seconds),
+         (unsigned long long)r->sequence.seed);
     return end == CAUGHT ? interrupt_status() : DONE;
 }
 
-/* What was not given on the command line comes from the checkpoint, and the seed from the session or the system. */
+/* What was not given on the command line comes from the checkpoint, and the seed from the session or the
+ * system. */
 static bool sampling(const Config *c, const Options *o, const Sequence *q, SamplerOptions *s) {
     *s = (SamplerOptions){
         .temperature = o->temperature < 0 ? c->temperature : (float)o->temperature,
@@ -518,7 +539,8 @@ static bool sampling(const Config *c, const Options *o, const Sequence *q, Sampl
     return o->typed[OPT_SEED] || q->count || random_seed(&s->seed);
 }
 
-/* The sampler as it was when the session was put away, unless -s begins anew, and the tokens for it to penalise. */
+/* The sampler as it was when the session was put away, unless -s begins anew, and the tokens for it to
+ * penalise. */
 static bool open_sampler(Run *r, const SamplerOptions *so) {
     Sequence *q = &r->sequence;
     r->sampler = sampler_open(r->model->k, r->model->config.vocab_size, so);
@@ -537,7 +559,8 @@ int run_open(Run *r, Session *session) {
     SamplerOptions so;
     r->turn_end = -1;
     if (o->stop_count && !m->tokenizer)
-        return failed(FAILED, "%s: %s compares text, and the checkpoint has no tokenizer to make any", m->path, o->typed[OPT_STOP]);
+        return failed(FAILED, "%s: %s compares text, and the checkpoint has no tokenizer to make any",
+                      m->path, o->typed[OPT_STOP]);
     if (!sampling(&m->config, o, &r->sequence, &so))
         return failed(FAILED, "the system has no /dev/urandom to take a seed from: give one with --seed");
     r->state->stop = interrupted;
@@ -545,7 +568,8 @@ int run_open(Run *r, Session *session) {
     if (ids)
         r->sequence.ids = ids;
     r->rows = malloc(r->state->chunk * sizeof *r->rows);
-    if (!text_open(&r->text, o->stops, o->stop_bytes, o->stop_count) || !ids || !r->rows || !open_sampler(r, &so))
+    if (!text_open(&r->text, o->stops, o->stop_bytes, o->stop_count) || !ids || !r->rows ||
+        !open_sampler(r, &so))
         return failed(FAILED, "out of memory");
     return session_load(session, &r->sequence, r->state);
 }
@@ -608,8 +632,9 @@ static int mode_generate(const Model *m, const Options *given) {
 
 int main(int argc, char **argv) {
     static int (*const modes[])(const Model *, const Options *) = {
-        [MODE_GENERATE] = mode_generate, [MODE_CHAT] = mode_chat,         [MODE_LOGITS] = mode_logits, [MODE_PERPLEXITY] = mode_perplexity,
-        [MODE_TOKENIZE] = mode_tokenize, [MODE_INFO] = mode_info, [MODE_CHECK] = mode_check,   [MODE_BENCH] = mode_bench,
+        [MODE_GENERATE] = mode_generate,     [MODE_CHAT] = mode_chat,         [MODE_LOGITS] = mode_logits,
+        [MODE_PERPLEXITY] = mode_perplexity, [MODE_TOKENIZE] = mode_tokenize, [MODE_INFO] = mode_info,
+        [MODE_CHECK] = mode_check,           [MODE_BENCH] = mode_bench,
     };
     Options o;
     Model m;

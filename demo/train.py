@@ -1,12 +1,14 @@
-"""Trains a model like the one that ships: DeepSeek-V3's architecture (Multi-head Latent Attention, a mixture of experts with a sigmoid router,
-one layer of multi-token prediction) with 11 million parameters, on stories. It doubles as an explanation of MLA in PyTorch: read Attention first.
+"""Trains a model like the one that ships: DeepSeek-V3's architecture (Multi-head Latent Attention, a mixture
+of experts with a sigmoid router, one layer of multi-token prediction) with 11 million parameters, on
+stories. It doubles as an explanation of MLA in PyTorch: read Attention first.
 
     pip install torch tokenizers safetensors numpy
     python demo/train.py stories.txt build/stories --minutes 150
     python export.py build/stories stories.bin
 
-TEXT is stories with a line <|endoftext|> between them; one in thirty is held out to measure the loss on. OUT becomes a Hugging Face directory:
-export.py reads it, and so does transformers. There is no distributed training, no resuming and no search for hyperparameters here."""
+TEXT is stories with a line <|endoftext|> between them; one in thirty is held out to measure the loss on. OUT
+becomes a Hugging Face directory: export.py reads it, and so does transformers. There is no distributed
+training, no resuming and no search for hyperparameters here."""
 
 import argparse
 import json
@@ -78,20 +80,28 @@ PATTERNS = [
 ]
 
 
-# ---- text ------------------------------------------------------------------------------------------------------------------
+# ---- text
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def train_tokenizer(stories):
     """Byte-level BPE: every text can be written with its ids, whatever it was trained on."""
     tokenizer = Tokenizer(models.BPE())
     splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PATTERNS]
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=c.vocab_size, special_tokens=[BOS, EOS, PAD], initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
+        vocab_size=c.vocab_size,
+        special_tokens=[BOS, EOS, PAD],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(stories, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, c.bos_token_id)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, c.bos_token_id)]
+    )
     return tokenizer
 
 
@@ -109,7 +119,8 @@ def windows(ids, count, generator=None):
     return torch.stack([ids[start : start + T + 2] for start in starts])
 
 
-# ---- the model -------------------------------------------------------------------------------------------------------------
+# ---- the model
+# -------------------------------------------------------------------------------------------------------------
 # The modules carry the names of the published tensors, so that state_dict() is the checkpoint.
 
 
@@ -142,8 +153,9 @@ def rope(x, rotation):
 
 
 class Attention(nn.Module):
-    """Multi-head Latent Attention. Keys and values of all heads are linear functions of one latent vector per token; to continue a text it is enough to
-    have kept the latent (r numbers) and one rotated key (p), here 80 numbers instead of the H * (n + p + v) = 640 that heads read."""
+    """Multi-head Latent Attention. Keys and values of all heads are linear functions of one latent vector per
+    token; to continue a text it is enough to have kept the latent (r numbers) and one rotated key (p),
+    here 80 numbers instead of the H * (n + p + v) = 640 that heads read."""
 
     def __init__(self):
         super().__init__()
@@ -165,7 +177,9 @@ class Attention(nn.Module):
             return y.unflatten(-1, (c.num_attention_heads, -1)).transpose(1, 2)
 
         q_nope, q_rope = heads(self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))).split((n, p), -1)
-        latent, k_rope = self.kv_a_proj_with_mqa(x).split((r, p), -1)  # what a cache holds: normed and rotated
+        latent, k_rope = self.kv_a_proj_with_mqa(x).split(
+            (r, p), -1
+        )  # what a cache holds: normed and rotated
         latent = self.kv_a_layernorm(latent)
         k_rope = rope(k_rope, self.rotation).unsqueeze(1)  # one for all heads
 
@@ -190,13 +204,17 @@ class MLP(nn.Module):
 class Router(nn.Module):
     def __init__(self):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(c.n_routed_experts, c.hidden_size) * 0.6 / math.sqrt(c.hidden_size))
+        self.weight = nn.Parameter(
+            torch.randn(c.n_routed_experts, c.hidden_size) * 0.6 / math.sqrt(c.hidden_size)
+        )
         self.register_buffer("e_score_correction_bias", torch.zeros(c.n_routed_experts))
 
     def forward(self, x):  # [tokens, D] -> experts and their weights, both [tokens, num_experts_per_tok]
         with torch.autocast(x.device.type, enabled=False):
             scores = torch.sigmoid(F.linear(x.float(), self.weight))
-        chosen = (scores.detach() + self.e_score_correction_bias).topk(c.num_experts_per_tok).indices  # the bias chooses, it does not weigh
+        chosen = (
+            (scores.detach() + self.e_score_correction_bias).topk(c.num_experts_per_tok).indices
+        )  # the bias chooses, it does not weigh
         weights = scores.gather(1, chosen)
         return chosen, c.routed_scaling_factor * weights / weights.sum(-1, keepdim=True)
 
@@ -207,7 +225,9 @@ class MoE(nn.Module):
         self.gate = Router()
         self.experts = nn.ModuleList(MLP(c.moe_intermediate_size) for _ in range(c.n_routed_experts))
         self.shared_experts = MLP(c.n_shared_experts * c.moe_intermediate_size)
-        self.register_buffer("load", torch.zeros(c.n_routed_experts), persistent=False)  # tokens per expert since the last balance()
+        self.register_buffer(
+            "load", torch.zeros(c.n_routed_experts), persistent=False
+        )  # tokens per expert since the last balance()
 
     def forward(self, x):
         flat = x.flatten(0, -2)
@@ -220,7 +240,8 @@ class MoE(nn.Module):
         return out.view_as(x)
 
     def balance(self, speed):
-        """Balance without an auxiliary loss: experts with too many tokens become a little less eligible, the others a little more."""
+        """Balance without an auxiliary loss: experts with too many tokens become a little less eligible, the
+        others a little more."""
         self.gate.e_score_correction_bias += speed * torch.sign(self.load.mean() - self.load)
         self.load.zero_()
 
@@ -239,8 +260,8 @@ class Layer(nn.Module):
 
 
 class MTPLayer(Layer):
-    """Multi-token prediction: from the state at a position and the token after it, the token after that. Trains the layers below to look
-    further ahead; at inference it can draft tokens, or be left out."""
+    """Multi-token prediction: from the state at a position and the token after it, the token after that.
+    Trains the layers below to look further ahead; at inference it can draft tokens, or be left out."""
 
     def __init__(self, index):
         super().__init__(index)
@@ -277,15 +298,21 @@ class Model(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
 
-# ---- training --------------------------------------------------------------------------------------------------------------
+# ---- training
+# --------------------------------------------------------------------------------------------------------------
 
 
 def optimizers(model, rate):
-    """Muon for the matrices of the layers, AdamW for the rest; with this scaling of Muon one learning rate serves both."""
+    """Muon for the matrices of the layers, AdamW for the rest; with this scaling of Muon one learning rate
+    serves both."""
     matrices, rest = [], []
     for name, p in model.named_parameters():
-        (matrices if p.ndim == 2 and "embed" not in name and "mlp.gate.weight" not in name else rest).append(p)
-    muon = torch.optim.Muon(matrices, lr=rate, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+        (matrices if p.ndim == 2 and "embed" not in name and "mlp.gate.weight" not in name else rest).append(
+            p
+        )
+    muon = torch.optim.Muon(
+        matrices, lr=rate, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+    )
     return muon, torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
 
 
@@ -299,7 +326,9 @@ def evaluate(model, ids, device, batches=8):
 
 def write(model, out):
     tensors = {f"model.{name}": t.detach().cpu() for name, t in model.state_dict().items()}
-    tensors = {name: (t.float() if "bias" in name else t.bfloat16()).contiguous() for name, t in tensors.items()}
+    tensors = {
+        name: (t.float() if "bias" in name else t.bfloat16()).contiguous() for name, t in tensors.items()
+    }
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -318,31 +347,70 @@ def prepare(text, out):
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(out / "tokenizer.json"))
     write_json(
-        out / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast", bos_token=BOS, eos_token=EOS, pad_token=PAD,
-        add_bos_token=True, add_eos_token=False, clean_up_tokenization_spaces=False, model_max_length=T,
+        out / "tokenizer_config.json",
+        tokenizer_class="PreTrainedTokenizerFast",
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        add_bos_token=True,
+        add_eos_token=False,
+        clean_up_tokenization_spaces=False,
+        model_max_length=T,
     )
-    write_json(out / "generation_config.json", bos_token_id=c.bos_token_id, eos_token_id=c.eos_token_id, do_sample=True, temperature=0.8, top_p=0.95)
+    write_json(
+        out / "generation_config.json",
+        bos_token_id=c.bos_token_id,
+        eos_token_id=c.eos_token_id,
+        do_sample=True,
+        temperature=0.8,
+        top_p=0.95,
+    )
     write_json(out / "config.json", **CONFIG)
     return encode(tokenizer, stories), encode(tokenizer, held_out)
 
 
 def main():
     options = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    options.add_argument("text", type=Path, metavar="TEXT", help=f"stories with a line {SEPARATOR} between them")
-    options.add_argument("out", type=Path, metavar="OUT", nargs="?", default=Path("build/stories"), help="the directory to write (default %(default)s)")
-    options.add_argument("--minutes", type=float, default=150, help="how long to train; the learning rate follows the clock (default %(default)s)")
-    options.add_argument("--batch", type=int, default=8, help=f"windows of {T} tokens a step (default %(default)s)")
-    options.add_argument("--rate", type=float, default=3e-3, help="highest learning rate (default %(default)s)")
-    options.add_argument("--bf16", action="store_true", help="compute in bf16: faster where the machine has it")
+    options.add_argument(
+        "text", type=Path, metavar="TEXT", help=f"stories with a line {SEPARATOR} between them"
+    )
+    options.add_argument(
+        "out",
+        type=Path,
+        metavar="OUT",
+        nargs="?",
+        default=Path("build/stories"),
+        help="the directory to write (default %(default)s)",
+    )
+    options.add_argument(
+        "--minutes",
+        type=float,
+        default=150,
+        help="how long to train; the learning rate follows the clock (default %(default)s)",
+    )
+    options.add_argument(
+        "--batch", type=int, default=8, help=f"windows of {T} tokens a step (default %(default)s)"
+    )
+    options.add_argument(
+        "--rate", type=float, default=3e-3, help="highest learning rate (default %(default)s)"
+    )
+    options.add_argument(
+        "--bf16", action="store_true", help="compute in bf16: faster where the machine has it"
+    )
     args = options.parse_args()
 
     torch.manual_seed(1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     train, held_out = prepare(args.text, args.out)
     if min(len(train), len(held_out)) < T + 2:
-        options.error(f"{args.text} is too short: {len(train)} tokens to train on and {len(held_out)} held out, at least {T + 2} of each are needed")
+        options.error(
+            f"{args.text} is too short: {len(train)} tokens to train on and {len(held_out)} held out, at least {T + 2} of each are needed"
+        )
     model = Model().to(device)
-    print(f"{len(train):,} tokens, {len(held_out):,} held out; {sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
+    print(
+        f"{len(train):,} tokens, {len(held_out):,} held out; {sum(p.numel() for p in model.parameters()):,} parameters",
+        flush=True,
+    )
 
     muon_and_adamw = optimizers(model, args.rate)
     begin, step = time.time(), 0
@@ -367,7 +435,10 @@ def main():
         step += 1
         if step % 20 == 0:
             speed = step * args.batch * T / (time.time() - begin)
-            print(f"step {step}, {progress:.0%}: loss {next_loss.item():.3f}, mtp {mtp_loss.item():.3f}, {speed:.0f} tokens/s", flush=True)
+            print(
+                f"step {step}, {progress:.0%}: loss {next_loss.item():.3f}, mtp {mtp_loss.item():.3f}, {speed:.0f} tokens/s",
+                flush=True,
+            )
         if step % 500 == 0:
             write(model, args.out)  # a run that is ended early leaves a model too
 

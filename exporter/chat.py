@@ -1,11 +1,14 @@
-"""Takes a model's chat template apart into the pieces that the chat section of model.bin holds (the head of modes/chat.c describes it).
+"""Takes a model's chat template apart into the pieces that the chat section of model.bin holds (the head of
+cli/chat.c describes it).
 
-A template is a Jinja program, and from outside: it runs in jinja2's sandbox, with what transformers gives to templates, in a process of its own
-with bounded time and memory. It is rendered with conversations of marked texts; what stands between the marks are the pieces. They are believed
-only if they give, put together, what the template gives for other conversations. Tools, pictures, thinking switches: never given, so that the
+A template is a Jinja program, and from outside: it runs in jinja2's sandbox, with what transformers gives to
+templates, in a process of its own with bounded time and memory. It is rendered with conversations of marked
+texts; what stands between the marks are the pieces. They are believed only if they give, put together, what
+the template gives for other conversations. Tools, pictures, thinking switches: never given, so that the
 template's defaults hold.
 
-What was thought is not sent back, only what was said: answers go into the history without their <think> parts, if the template knows such.
+What was thought is not sent back, only what was said: answers go into the history without their <think>
+parts, if the template knows such.
 """
 
 import json
@@ -21,7 +24,8 @@ OPEN, SYSTEM_BEFORE, SYSTEM_AFTER, PROMPT, ANSWER, NEXT = range(6)
 NO_SYSTEM, STRIP_SYSTEM, STRIP_USER, STRIP_ANSWER, DROP_THOUGHTS, DROP_LINES = (1 << i for i in range(6))
 SECONDS, MEMORY, LONGEST = 5, 1 << 30, 1 << 20  # of the process; characters of a rendered conversation
 
-# DeepSeek-V3.2's repository has an encoder script (encoding_dsv32.py) in place of a template: what it writes in its mode "chat".
+# DeepSeek-V3.2's repository has an encoder script (encoding_dsv32.py) in place of a template: what it writes
+# in its mode "chat".
 DEEPSEEK_V32 = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}"
     "{% elif m.role == 'user' %}<｜User｜>{{ m.content }}{% if add_generation_prompt or not loop.last %}<｜Assistant｜></think>{% endif %}"
@@ -29,8 +33,15 @@ DEEPSEEK_V32 = (
 )
 
 # What anybody may say. Each role says each of them.
-TEXTS = ["Hello", " two  spaces ", "\n\nlines\nand\n\n", "{{ braces }} {% if %} {# x #}", "\u3000\u4f60\u597d \U0001f600\u00a0",
-         "<b>&amp;'\"\\n\\</b>\t", "user: assistant:"]
+TEXTS = [
+    "Hello",
+    " two  spaces ",
+    "\n\nlines\nand\n\n",
+    "{{ braces }} {% if %} {# x #}",
+    "\u3000\u4f60\u597d \U0001f600\u00a0",
+    "<b>&amp;'\"\\n\\</b>\t",
+    "user: assistant:",
+]
 THOUGHT = "<think>\nbecause\n</think>\n\n"
 
 
@@ -38,11 +49,13 @@ class UnsupportedTemplate(ExportError):
     """The template has something that pieces cannot say. The text names it."""
 
 
-# ---- in the process of its own ---------------------------------------------------------------------------------------------------------
+# ---- in the process of its own
+# ---------------------------------------------------------------------------------------------------------
 
 
 def compiled(template):
-    """The template in an environment as transformers makes it, and a list that is not empty once it has asked for the date."""
+    """The template in an environment as transformers makes it, and a list that is not empty once it has asked
+    for the date."""
     import jinja2.ext
     import jinja2.sandbox
     from datetime import datetime
@@ -58,7 +71,9 @@ def compiled(template):
         raise jinja2.TemplateError(message)
 
     def tojson(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-        return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+        return json.dumps(
+            x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+        )
 
     dated = []
 
@@ -66,7 +81,9 @@ def compiled(template):
         dated.append(form)
         return datetime.now().strftime(form)
 
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols])
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
+    )
     environment.filters["tojson"] = tojson
     environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
     return environment.from_string(template), dated
@@ -105,7 +122,7 @@ def take_apart(render):
 
 
 def put_together(pieces, flags, messages):
-    """What modes/chat.c makes of a conversation."""
+    """What cli/chat.c makes of a conversation."""
     strip = {"system": STRIP_SYSTEM, "user": STRIP_USER, "assistant": STRIP_ANSWER}
     text = "" if messages[0][0] == "system" else pieces[OPEN]
     for i, (role, said) in enumerate(messages):
@@ -113,8 +130,14 @@ def put_together(pieces, flags, messages):
             said = said.rsplit("</think>", 1)[-1]
             said = said.lstrip("\n") if flags & DROP_LINES else said
         said = said.strip() if flags & strip[role] else said
-        before = {"system": SYSTEM_BEFORE, "assistant": ANSWER}.get(role, NEXT if i and messages[i - 1][0] == "assistant" else None)
-        text += (pieces[before] if before is not None else "") + said + (pieces[SYSTEM_AFTER] if role == "system" else "")
+        before = {"system": SYSTEM_BEFORE, "assistant": ANSWER}.get(
+            role, NEXT if i and messages[i - 1][0] == "assistant" else None
+        )
+        text += (
+            (pieces[before] if before is not None else "")
+            + said
+            + (pieces[SYSTEM_AFTER] if role == "system" else "")
+        )
     return text + pieces[PROMPT]
 
 
@@ -145,7 +168,9 @@ def proved(template, special):
     def render(messages):
         messages = [{"role": role, "content": said} for role, said in messages]
         try:
-            text = program.render(messages=messages, tools=None, documents=None, add_generation_prompt=True, **special)
+            text = program.render(
+                messages=messages, tools=None, documents=None, add_generation_prompt=True, **special
+            )
         except Exception as error:  # whatever a template does
             raise UnsupportedTemplate(f"it fails: {type(error).__name__}: {error}") from error
         if len(text) > LONGEST:
@@ -155,9 +180,15 @@ def proved(template, special):
     pieces, no_system = take_apart(render)
     plain = [(messages, render(messages)) for messages in conversations(not no_system)]
     knows = "</think>" in template or "<think>" in pieces[PROMPT]
-    with_thoughts = [(messages, render(messages)) for messages in conversations(not no_system, THOUGHT)] if knows else []
+    with_thoughts = (
+        [(messages, render(messages)) for messages in conversations(not no_system, THOUGHT)] if knows else []
+    )
     # Where a template keeps the thoughts it is given, it is not given any.
-    trials = [(DROP_THOUGHTS, with_thoughts), (DROP_THOUGHTS | DROP_LINES, with_thoughts), (DROP_THOUGHTS, [])] if knows else [(0, [])]
+    trials = (
+        [(DROP_THOUGHTS, with_thoughts), (DROP_THOUGHTS | DROP_LINES, with_thoughts), (DROP_THOUGHTS, [])]
+        if knows
+        else [(0, [])]
+    )
     first = None
     for thoughts, more in trials:
         for strip in range(0, 16, 2):  # STRIP_SYSTEM, STRIP_USER, STRIP_ANSWER
@@ -172,6 +203,7 @@ def proved(template, special):
 def main():
     try:
         import resource
+
         resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     except (ImportError, ValueError, OSError):
@@ -179,24 +211,39 @@ def main():
     try:
         json.dump(proved(**json.load(sys.stdin)), sys.stdout)
     except Exception as error:
-        json.dump(str(error) if isinstance(error, UnsupportedTemplate) else f"{type(error).__name__}: {error}", sys.stdout)
+        json.dump(
+            str(error) if isinstance(error, UnsupportedTemplate) else f"{type(error).__name__}: {error}",
+            sys.stdout,
+        )
 
 
-# ---- in export.py's process ------------------------------------------------------------------------------------------------------------
+# ---- in export.py's process
+# ------------------------------------------------------------------------------------------------------------
 
 
 def compile_template(template, special, warn):
     """The chat section for a template. `special`: {"bos_token": text, ...}. Raises UnsupportedTemplate."""
     try:
         import jinja2
-        safe = tuple(map(int, jinja2.__version__.split(".")[:3])) >= (3, 1, 6)  # there are ways out of older sandboxes
+
+        safe = tuple(map(int, jinja2.__version__.split(".")[:3])) >= (
+            3,
+            1,
+            6,
+        )  # there are ways out of older sandboxes
     except ImportError:
         safe = False
     if not safe:
         raise UnsupportedTemplate("reading it needs jinja2 3.1.6 or newer: pip install -U jinja2")
     try:
-        done = subprocess.run([sys.executable, "-m", "exporter.chat"], input=json.dumps({"template": template, "special": special}), text=True,
-                              capture_output=True, cwd=Path(__file__).resolve().parent.parent, timeout=2 * SECONDS)
+        done = subprocess.run(
+            [sys.executable, "-m", "exporter.chat"],
+            input=json.dumps({"template": template, "special": special}),
+            text=True,
+            capture_output=True,
+            cwd=Path(__file__).resolve().parent.parent,
+            timeout=2 * SECONDS,
+        )
     except subprocess.TimeoutExpired:
         raise UnsupportedTemplate("it does not come to an end") from None
     if done.returncode:
@@ -220,7 +267,11 @@ def find_template(directory, model_type=None):
     folder = Path(directory)
     config = read(folder / "tokenizer_config.json")
     tokens = read(folder / "special_tokens_map.json") | config
-    special = {key: value["content"] if isinstance(value, dict) else value for key, value in tokens.items() if key.endswith("_token")}
+    special = {
+        key: value["content"] if isinstance(value, dict) else value
+        for key, value in tokens.items()
+        if key.endswith("_token")
+    }
     special = {key: value for key, value in special.items() if isinstance(value, str)}
     if (folder / "chat_template.jinja").exists():
         return (folder / "chat_template.jinja").read_text(encoding="utf-8"), special
@@ -236,12 +287,14 @@ def gguf_template(metadata):
     """The same of a GGUF file."""
     tokens = metadata.get("tokenizer.ggml.tokens", [])
     ids = {f"{key}_token": metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("bos", "eos")}
-    return metadata.get("tokenizer.chat_template"), {key: tokens[i] for key, i in ids.items() if type(i) is int and 0 <= i < len(tokens)}
+    return metadata.get("tokenizer.chat_template"), {
+        key: tokens[i] for key, i in ids.items() if type(i) is int and 0 <= i < len(tokens)
+    }
 
 
 def compile_chat(find, warn):
-    """The chat section for what `find` gives, (template or None, special tokens); empty if there is no template or, with a warning, none that pieces
-    can say."""
+    """The chat section for what `find` gives, (template or None, special tokens); empty if there is no
+    template or, with a warning, none that pieces can say."""
     try:
         template, special = find()
         return compile_template(template, special, warn) if template else b""

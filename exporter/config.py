@@ -31,7 +31,8 @@ GROUP_MAX, GROUP_TOP2_SUM = 0, 1
 LATENT_NORM_EPS = 1e-6
 
 # Keys that say nothing about the arithmetic of inference.
-HARMLESS = set("""
+HARMLESS = set(
+    """
 architectures auto_map model_type name_or_path _name_or_path torch_dtype dtype transformers_version use_cache is_decoder is_encoder_decoder
 attention_dropout hidden_dropout embd_pdrop resid_pdrop initializer_range embedding_initializer_range aux_loss_alpha seq_aux
 router_aux_loss_coef output_router_logits pretraining_tp ep_size num_key_value_heads pad_token_id sep_token_id cls_token_id
@@ -42,22 +43,33 @@ num_beam_groups diversity_penalty temperature top_k top_p typical_p repetition_p
 encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores forced_bos_token_id forced_eos_token_id
 remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
 moe_router_dtype index_share_for_mtp_iteration
-""".split())
+""".split()
+)
 
 # What some refused keys mean, for a better message than "unknown".
 MEANING = {
-    "linear_attn_config": "linear attention layers", "layer_group_size": "linear attention layers", "sliding_window": "sliding window attention",
-    "hc_mult": "hyper-connections", "ngram_vocab_size_ratio": "n-gram embeddings",
+    "linear_attn_config": "linear attention layers",
+    "layer_group_size": "linear attention layers",
+    "sliding_window": "sliding window attention",
+    "hc_mult": "hyper-connections",
+    "ngram_vocab_size_ratio": "n-gram embeddings",
 }
 
 # Other spellings, and what they are called here.
 ALIASES = {
     # LongCat-Flash
-    "ffn_hidden_size": "intermediate_size", "expert_ffn_hidden_size": "moe_intermediate_size", "moe_topk": "num_experts_per_tok",
+    "ffn_hidden_size": "intermediate_size",
+    "expert_ffn_hidden_size": "moe_intermediate_size",
+    "moe_topk": "num_experts_per_tok",
     # the first release of openPangu-Ultra-MoE
-    "attention_q_lora_dim": "q_lora_rank", "attention_kv_lora_dim": "kv_lora_rank", "attention_qk_dim": "qk_nope_head_dim",
-    "attention_qk_rope_dim": "qk_rope_head_dim", "attention_v_dim": "v_head_dim", "num_routed_experts": "n_routed_experts",
-    "num_shared_experts": "n_shared_experts", "num_dense_layers": "first_k_dense_replace",
+    "attention_q_lora_dim": "q_lora_rank",
+    "attention_kv_lora_dim": "kv_lora_rank",
+    "attention_qk_dim": "qk_nope_head_dim",
+    "attention_qk_rope_dim": "qk_rope_head_dim",
+    "attention_v_dim": "v_head_dim",
+    "num_routed_experts": "n_routed_experts",
+    "num_shared_experts": "n_shared_experts",
+    "num_dense_layers": "first_k_dense_replace",
 }
 
 # What absent keys mean, where a model's own class says something else than DeepSeek's. topk_method: "greedy" with sigmoid is a router without
@@ -65,21 +77,54 @@ ALIASES = {
 DEFAULTS = {
     "minicpm3": {"rope_interleave": False, "scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256},
     "mistral4": {"scoring_func": "softmax", "norm_topk_prob": True, "routed_scaling_factor": 1.0},
-    "longcat_flash": {"scoring_func": "softmax", "topk_method": "noaux_tc", "norm_topk_prob": False, "first_k_dense_replace": 0,
-                      "moe_layer_freq": 2, "mla_scale_q_lora": True, "mla_scale_kv_lora": True},
+    "longcat_flash": {
+        "scoring_func": "softmax",
+        "topk_method": "noaux_tc",
+        "norm_topk_prob": False,
+        "first_k_dense_replace": 0,
+        "moe_layer_freq": 2,
+        "mla_scale_q_lora": True,
+        "mla_scale_kv_lora": True,
+    },
     "pangu_ultra_moe": {"scoring_func": "sigmoid", "topk_method": "greedy"},
 }
 
 # Of a larger model that holds a language model in its text_config: what belongs to images.
-SEEING = {"vision_config", "media_placeholder_token_id", "image_token_index", "image_token_id", "image_placeholder", "video_placeholder",
-          "use_unified_vision_chunk", "projector_hidden_act", "multimodal_projector_bias", "spatial_merge_size", "vision_feature_layer",
-          "ignore_index"}
+SEEING = {
+    "vision_config",
+    "media_placeholder_token_id",
+    "image_token_index",
+    "image_token_id",
+    "image_placeholder",
+    "video_placeholder",
+    "use_unified_vision_chunk",
+    "projector_hidden_act",
+    "multimodal_projector_bias",
+    "spatial_merge_size",
+    "vision_feature_layer",
+    "ignore_index",
+}
 
-# The largest that ./run accepts (checkpoint.c), far above any published model.
-LIMITS = {"hidden_size": 1 << 17, "num_hidden_layers": 1 << 10, "num_attention_heads": 1 << 12, "q_lora_rank": 1 << 17, "kv_lora_rank": 1 << 14,
-          "qk_nope_head_dim": 1 << 12, "qk_rope_head_dim": 1 << 12, "v_head_dim": 1 << 12, "intermediate_size": 1 << 20, "vocab_size": 1 << 24,
-          "max_position_embeddings": 1 << 24, "n_routed_experts": 1 << 10, "n_group": 64, "n_shared_experts": 64, "moe_intermediate_size": 1 << 17,
-          "index_n_heads": 1 << 12, "index_head_dim": 1 << 12}
+# The largest that ./run accepts (engine/checkpoint.c), far above any published model.
+LIMITS = {
+    "hidden_size": 1 << 17,
+    "num_hidden_layers": 1 << 10,
+    "num_attention_heads": 1 << 12,
+    "q_lora_rank": 1 << 17,
+    "kv_lora_rank": 1 << 14,
+    "qk_nope_head_dim": 1 << 12,
+    "qk_rope_head_dim": 1 << 12,
+    "v_head_dim": 1 << 12,
+    "intermediate_size": 1 << 20,
+    "vocab_size": 1 << 24,
+    "max_position_embeddings": 1 << 24,
+    "n_routed_experts": 1 << 10,
+    "n_group": 64,
+    "n_shared_experts": 64,
+    "moe_intermediate_size": 1 << 17,
+    "index_n_heads": 1 << 12,
+    "index_head_dim": 1 << 12,
+}
 
 REQUIRED = object()
 
@@ -103,7 +148,9 @@ class Keys:
         self.read.add(key)
         value = self.values.get(key)
         if value is None and default is REQUIRED:
-            raise ExportError(f"{self.where}: {key} is missing; is this a configuration{self.kind()} with multi-head latent attention?")
+            raise ExportError(
+                f"{self.where}: {key} is missing; is this a configuration{self.kind()} with multi-head latent attention?"
+            )
         return default if value is None else value
 
     def integer(self, key, default=REQUIRED, least=1, most=None):
@@ -136,8 +183,10 @@ class Keys:
 
     def refuse(self, key):
         meaning = f" ({MEANING[key]})" if key in MEANING else ""
-        raise ExportError(f"{self.where}: key {printable(key)}{meaning} is not supported: what it changes in the arithmetic{self.kind()} "
-                          "is not implemented")
+        raise ExportError(
+            f"{self.where}: key {printable(key)}{meaning} is not supported: what it changes in the arithmetic{self.kind()} "
+            "is not implemented"
+        )
 
     def rename(self, other, key):
         """Reads `other` as another spelling of `key`."""
@@ -156,18 +205,18 @@ class Keys:
 
 @dataclass
 class ModelConfig:
-    fields: dict            # Config, by name
-    inv_freq: np.ndarray    # [p / 2] float32
-    query_scale: np.ndarray # [max_position_embeddings / query_scale_span, rounded up] float32, or None
+    fields: dict  # Config, by name
+    inv_freq: np.ndarray  # [p / 2] float32
+    query_scale: np.ndarray  # [max_position_embeddings / query_scale_span, rounded up] float32, or None
     # folded into the weights:
     rope_multiplier: float  # of cos and sin
-    query_factor: float     # of queries, whatever their position
-    latent_factor: float    # of the normed latent
+    query_factor: float  # of queries, whatever their position
+    latent_factor: float  # of the normed latent
     residual_factor: float  # of what attention and MLP add
-    head_factor: float      # of the normed state before the head
-    rope_interleave: bool   # False: rotated rows are stored half-split and must be permuted
-    router_bias: bool       # the router has a correction bias
-    block: tuple            # rows, columns that share an FP8 scale
+    head_factor: float  # of the normed state before the head
+    rope_interleave: bool  # False: rotated rows are stored half-split and must be permuted
+    router_bias: bool  # the router has a correction bias
+    block: tuple  # rows, columns that share an FP8 scale
     index_rope_interleave: bool  # the same of the indexer's rows
 
     def __getattr__(self, name):  # config.hidden_size
@@ -177,10 +226,17 @@ class ModelConfig:
             raise AttributeError(name) from None
 
     def is_moe(self, layer):
-        return bool(self.n_routed_experts) and layer >= self.first_k_dense_replace and layer % self.moe_layer_freq == 0
+        return (
+            bool(self.n_routed_experts)
+            and layer >= self.first_k_dense_replace
+            and layer % self.moe_layer_freq == 0
+        )
 
     def has_indexer(self, layer):
-        return bool(self.index_n_heads) and max(layer - self.index_skip_topk_offset + 1, 0) % self.index_topk_freq == 0
+        return (
+            bool(self.index_n_heads)
+            and max(layer - self.index_skip_topk_offset + 1, 0) % self.index_topk_freq == 0
+        )
 
     def packed(self):
         """Config as bytes."""
@@ -188,7 +244,9 @@ class ModelConfig:
         for field in FIELDS.split():
             name, form = field.split(":")
             value = self.fields[name]
-            out += struct.pack("<" + form, *value) if isinstance(value, list) else struct.pack("<" + form, value)
+            out += (
+                struct.pack("<" + form, *value) if isinstance(value, list) else struct.pack("<" + form, value)
+            )
         return out
 
 
@@ -204,19 +262,24 @@ def yarn_inv_freq(p, theta, factor, beta_fast, beta_slow, original):
     def corrected(beta):
         return p * math.log(original / (beta * 2 * math.pi)) / (2 * math.log(theta))
 
-    low, high = max(math.floor(corrected(beta_fast)), 0), min(math.ceil(corrected(beta_slow)), p - 1)  # p - 1, not p / 2 - 1: as published
+    low, high = (
+        max(math.floor(corrected(beta_fast)), 0),
+        min(math.ceil(corrected(beta_slow)), p - 1),
+    )  # p - 1, not p / 2 - 1: as published
     ramp = np.clip((np.arange(p // 2) - low) / ((high - low) or 0.001), 0, 1)
     return extra / factor * ramp + extra * (1 - ramp)
 
 
 @dataclass
 class Rope:
-    inv_freq: np.ndarray        # [p / 2]
+    inv_freq: np.ndarray  # [p / 2]
     theta: float
-    factor: float = 1.0         # by which the context was extended
-    multiplier: float = 1.0     # of cos and sin
+    factor: float = 1.0  # by which the context was extended
+    multiplier: float = 1.0  # of cos and sin
     softmax_factor: float = 1.0
-    query_span: int = 0         # queries are multiplied by 1 + beta * ln(1 + position / span), rounded down; 0: they are not
+    query_span: int = (
+        0  # queries are multiplied by 1 + beta * ln(1 + position / span), rounded down; 0: they are not
+    )
     query_beta: float = 0.0
 
 
@@ -227,12 +290,23 @@ def _longrope(block, plain, limit):
     block.number("factor", factor)
     lists = {key: block.get(key) for key in ("short_factor", "long_factor")}
     for key, values in lists.items():
-        if not isinstance(values, list) or len(values) != len(plain) or not all(type(x) in (int, float) and 1e-6 <= x <= 1e9 for x in values):
+        if (
+            not isinstance(values, list)
+            or len(values) != len(plain)
+            or not all(type(x) in (int, float) and 1e-6 <= x <= 1e9 for x in values)
+        ):
             block.fail(key, f"{len(plain)} numbers were expected")
     if factor > 1 and lists["short_factor"] != lists["long_factor"]:
-        block.fail("long_factor", "short_factor must be the same: frequencies that change with the length of the context are not supported")
+        block.fail(
+            "long_factor",
+            "short_factor must be the same: frequencies that change with the length of the context are not supported",
+        )
     stretched = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
-    return plain / np.array(lists["short_factor"]), factor, block.number("attention_factor", stretched, least=1e-6)
+    return (
+        plain / np.array(lists["short_factor"]),
+        factor,
+        block.number("attention_factor", stretched, least=1e-6),
+    )
 
 
 def _rope(keys, f):
@@ -246,7 +320,9 @@ def _rope(keys, f):
         keys.fail(where, "an object was expected")
     block = Keys(block, f"{keys.where}: {where}")
     absent = 10000.0 if keys.model_type == "minicpm3" else REQUIRED
-    theta = block.number("rope_theta", None, least=1.000001) or keys.number("rope_theta", absent, least=1.000001)
+    theta = block.number("rope_theta", None, least=1.000001) or keys.number(
+        "rope_theta", absent, least=1.000001
+    )
     if keys.number("rope_theta", theta) != theta:
         keys.fail("rope_theta", f"{where} says {theta:g}")
     keys.only("partial_rotary_factor", 1.0)
@@ -259,16 +335,26 @@ def _rope(keys, f):
     if rope.query_beta:
         rope.query_span = block.integer("original_max_position_embeddings")
     if kind == "longrope":
-        rope.inv_freq, rope.factor, rope.multiplier = _longrope(block, rope.inv_freq, f["max_position_embeddings"])
+        rope.inv_freq, rope.factor, rope.multiplier = _longrope(
+            block, rope.inv_freq, f["max_position_embeddings"]
+        )
     elif kind == "yarn":
         rope.factor = factor = block.number("factor", least=1e-6)
         original = block.integer("original_max_position_embeddings")
         block.get("max_position_embeddings", None)  # for people: factor has it already
         mscale, all_dim = block.number("mscale", 1.0), block.number("mscale_all_dim", 0.0)
         block.only("truncate", True)
-        rope.inv_freq = yarn_inv_freq(p, theta, factor, block.number("beta_fast", 32.0, least=1e-6), block.number("beta_slow", 1.0, least=1e-6),
-                                      original)
-        rope.multiplier = block.number("attention_factor", _mscale(factor, mscale) / _mscale(factor, all_dim), least=1e-6)
+        rope.inv_freq = yarn_inv_freq(
+            p,
+            theta,
+            factor,
+            block.number("beta_fast", 32.0, least=1e-6),
+            block.number("beta_slow", 1.0, least=1e-6),
+            original,
+        )
+        rope.multiplier = block.number(
+            "attention_factor", _mscale(factor, mscale) / _mscale(factor, all_dim), least=1e-6
+        )
         # Models whose queries grow with the position were published with "apply_scale": false, and carry the two mscales all the same.
         rope.softmax_factor = _mscale(factor, all_dim) ** 2 if all_dim and not rope.query_beta else 1.0
     block.finish()
@@ -282,7 +368,11 @@ def _moe_layers(keys, layers):
     key = "moe_layer_freq" if isinstance(freq, list) else "mlp_layer_types"
     if not isinstance(freq, list) and kinds is None:
         return keys.integer("first_k_dense_replace", least=0), keys.integer("moe_layer_freq", 1)
-    moe = freq if isinstance(freq, list) else [{"dense": 0, "sparse": 1}.get(kind) if isinstance(kind, str) else None for kind in kinds]
+    moe = (
+        freq
+        if isinstance(freq, list)
+        else [{"dense": 0, "sparse": 1}.get(kind) if isinstance(kind, str) else None for kind in kinds]
+    )
     if len(moe) < layers or any(flag not in (0, 1) for flag in moe):
         keys.fail(key, f"one entry for each of {layers} layers was expected")
     moe = [bool(flag) for flag in moe[:layers]]
@@ -297,13 +387,43 @@ def _moe_layers(keys, layers):
     keys.fail(key, "dense layers first and then every n-th layer a mixture is supported, and nothing else")
 
 
-NO_INDEXER = dict(index_n_heads=0, index_head_dim=0, index_topk=0, index_topk_freq=1, index_skip_topk_offset=0)
-NO_EXPERTS = dict(n_routed_experts=0, num_experts_per_tok=0, n_shared_experts=0, moe_intermediate_size=0, first_k_dense_replace=0,
-                  moe_layer_freq=1, zero_expert_num=0, shortcut_moe=0, n_group=1, topk_group=1, scoring_func=SCORE_SOFTMAX,
-                  group_score=GROUP_MAX, norm_topk_prob=0, routed_scaling_factor=1.0)
-EXPERT_KEYS = ["n_routed_experts", "num_experts_per_tok", "n_shared_experts", "moe_intermediate_size", "first_k_dense_replace", "moe_layer_freq",
-               "mlp_layer_types", "n_group", "topk_group", "scoring_func", "topk_method", "norm_topk_prob", "routed_scaling_factor",
-               "zero_expert_num", "zero_expert_type", "router_bias"]
+NO_INDEXER = dict(
+    index_n_heads=0, index_head_dim=0, index_topk=0, index_topk_freq=1, index_skip_topk_offset=0
+)
+NO_EXPERTS = dict(
+    n_routed_experts=0,
+    num_experts_per_tok=0,
+    n_shared_experts=0,
+    moe_intermediate_size=0,
+    first_k_dense_replace=0,
+    moe_layer_freq=1,
+    zero_expert_num=0,
+    shortcut_moe=0,
+    n_group=1,
+    topk_group=1,
+    scoring_func=SCORE_SOFTMAX,
+    group_score=GROUP_MAX,
+    norm_topk_prob=0,
+    routed_scaling_factor=1.0,
+)
+EXPERT_KEYS = [
+    "n_routed_experts",
+    "num_experts_per_tok",
+    "n_shared_experts",
+    "moe_intermediate_size",
+    "first_k_dense_replace",
+    "moe_layer_freq",
+    "mlp_layer_types",
+    "n_group",
+    "topk_group",
+    "scoring_func",
+    "topk_method",
+    "norm_topk_prob",
+    "routed_scaling_factor",
+    "zero_expert_num",
+    "zero_expert_type",
+    "router_bias",
+]
 
 
 def _router_kind(keys, has):
@@ -320,9 +440,14 @@ def _router_kind(keys, has):
         scoring = "sigmoid" if method == "noaux_tc" else "softmax"
     known = [("softmax", "greedy"), ("softmax", "group_limited_greedy"), ("sigmoid", "noaux_tc")]
     own = DEFAULTS.get(keys.model_type, {})
-    if (scoring, method) not in known and (scoring, method) != (own.get("scoring_func"), own.get("topk_method")):
-        raise ExportError(f"{keys.where}: scoring_func {printable(scoring)} with topk_method {printable(method)} is not supported; "
-                          "softmax with greedy or group_limited_greedy, and sigmoid with noaux_tc, are")
+    if (scoring, method) not in known and (scoring, method) != (
+        own.get("scoring_func"),
+        own.get("topk_method"),
+    ):
+        raise ExportError(
+            f"{keys.where}: scoring_func {printable(scoring)} with topk_method {printable(method)} is not supported; "
+            "softmax with greedy or group_limited_greedy, and sigmoid with noaux_tc, are"
+        )
     return scoring, method
 
 
@@ -347,30 +472,64 @@ def _experts(keys, layers, shortcut, has):
         # V2: normalising and scaling exclude each other, and one expert alone is not normalised
         normalise = normalise and per_token > 1
         scaling = 1.0 if normalise else scaling
-    groups, chosen = (1, 1) if method == "greedy" else (keys.integer("n_group", 1), keys.integer("topk_group", 1))
-    if experts % groups or chosen > groups or per_token > experts // groups * chosen + zero or \
-            (groups > 1 and (zero or not softmax and experts // groups < 2)):
-        raise ExportError(f"{keys.where}: {per_token} of {experts} experts cannot be chosen from {chosen} of {groups} groups")
-    fields = dict(n_routed_experts=experts, num_experts_per_tok=per_token, n_shared_experts=keys.integer("n_shared_experts", 0, least=0),
-                  moe_intermediate_size=keys.integer("moe_intermediate_size"), first_k_dense_replace=placement[0], moe_layer_freq=placement[1],
-                  zero_expert_num=zero, shortcut_moe=int(shortcut), n_group=groups, topk_group=chosen,
-                  scoring_func=SCORE_SOFTMAX if softmax else SCORE_SIGMOID, group_score=GROUP_MAX if softmax else GROUP_TOP2_SUM,
-                  norm_topk_prob=int(normalise), routed_scaling_factor=scaling)
+    groups, chosen = (
+        (1, 1) if method == "greedy" else (keys.integer("n_group", 1), keys.integer("topk_group", 1))
+    )
+    if (
+        experts % groups
+        or chosen > groups
+        or per_token > experts // groups * chosen + zero
+        or (groups > 1 and (zero or not softmax and experts // groups < 2))
+    ):
+        raise ExportError(
+            f"{keys.where}: {per_token} of {experts} experts cannot be chosen from {chosen} of {groups} groups"
+        )
+    fields = dict(
+        n_routed_experts=experts,
+        num_experts_per_tok=per_token,
+        n_shared_experts=keys.integer("n_shared_experts", 0, least=0),
+        moe_intermediate_size=keys.integer("moe_intermediate_size"),
+        first_k_dense_replace=placement[0],
+        moe_layer_freq=placement[1],
+        zero_expert_num=zero,
+        shortcut_moe=int(shortcut),
+        n_group=groups,
+        topk_group=chosen,
+        scoring_func=SCORE_SOFTMAX if softmax else SCORE_SIGMOID,
+        group_score=GROUP_MAX if softmax else GROUP_TOP2_SUM,
+        norm_topk_prob=int(normalise),
+        routed_scaling_factor=scaling,
+    )
     return fields, method == "noaux_tc"
 
 
-INDEX_KEYS = ["index_n_heads", "index_head_dim", "index_topk", "index_topk_freq", "index_skip_topk_offset", "index_topk_pattern", "indexer_types",
-              "indexer_rope_interleave", "layer_types"]
+INDEX_KEYS = [
+    "index_n_heads",
+    "index_head_dim",
+    "index_topk",
+    "index_topk_freq",
+    "index_skip_topk_offset",
+    "index_topk_pattern",
+    "indexer_types",
+    "indexer_rope_interleave",
+    "layer_types",
+]
 
 
 def _index_layers(keys, layers):
     """(index_topk_freq, index_skip_topk_offset): which layers have an indexer. Some configurations list the layers instead, or as well."""
-    key = next((key for key in ("indexer_types", "index_topk_pattern") if keys.get(key, None) is not None), None)
+    key = next(
+        (key for key in ("indexer_types", "index_topk_pattern") if keys.get(key, None) is not None), None
+    )
     if key is None:
         return keys.integer("index_topk_freq", 1), keys.integer("index_skip_topk_offset", 2, least=0)
     kinds = keys.get(key)  # ["full", "shared", ...] or "FS..."
     known = {"full": 1, "F": 1, "shared": 0, "S": 0}
-    has = [known.get(kind) if isinstance(kind, str) else None for kind in kinds] if isinstance(kinds, (list, str)) else []
+    has = (
+        [known.get(kind) if isinstance(kind, str) else None for kind in kinds]
+        if isinstance(kinds, (list, str))
+        else []
+    )
     if len(has) < layers or None in has:
         keys.fail(key, f"one entry, full or shared, for each of {layers} layers was expected")
     has = has[:layers]
@@ -391,13 +550,23 @@ def _indexer(keys, layers, p):
         keys.fail("layer_types", "indexed_attention in all layers is supported, and nothing else")
     freq, offset = _index_layers(keys, layers)
     if offset == 0 and freq > 1:
-        keys.fail("index_skip_topk_offset", "the first layer has no indexer, and none before it to share with")
+        keys.fail(
+            "index_skip_topk_offset", "the first layer has no indexer, and none before it to share with"
+        )
     if not keys.integer("q_lora_rank", 0, least=0):
-        keys.fail("index_topk", "an indexer without q_lora_rank is not supported: its queries come from the compressed ones")
+        keys.fail(
+            "index_topk",
+            "an indexer without q_lora_rank is not supported: its queries come from the compressed ones",
+        )
     # One published class turns interleaved pairs without having to be told, and the others halves.
     interleave = keys.boolean("indexer_rope_interleave", keys.values.get("model_type") == "glm_moe_dsa")
-    return dict(index_n_heads=keys.integer("index_n_heads"), index_head_dim=keys.integer("index_head_dim", least=p),
-                index_topk=keys.integer("index_topk"), index_topk_freq=freq, index_skip_topk_offset=offset), interleave
+    return dict(
+        index_n_heads=keys.integer("index_n_heads"),
+        index_head_dim=keys.integer("index_head_dim", least=p),
+        index_topk=keys.integer("index_topk"),
+        index_topk_freq=freq,
+        index_skip_topk_offset=offset,
+    ), interleave
 
 
 WHOLE = 1 << 40  # more rows and columns than a tensor has: one scale for all of it
@@ -417,13 +586,26 @@ def _fp8_block(keys):
     block = _block(quant, "weight_block_size") if quant.get("weight_block_size", None) else (WHOLE, WHOLE)
     quant.only("expert_dtype", "fp8")
     # How activations are quantised elsewhere, how the scales were rounded, and which modules are not FP8 (their type says so).
-    quant.finish({"activation_scheme", "scale_fmt", "modules_to_not_convert", "modules_to_convert", "ignored_layers", "dequantize"})
+    quant.finish(
+        {
+            "activation_scheme",
+            "scale_fmt",
+            "modules_to_not_convert",
+            "modules_to_convert",
+            "ignored_layers",
+            "dequantize",
+        }
+    )
     return block
 
 
 def _block(quant, key):
     block = quant.get(key)
-    if not isinstance(block, list) or len(block) != 2 or any(type(n) is not int or not 1 <= n <= 1 << 20 for n in block):
+    if (
+        not isinstance(block, list)
+        or len(block) != 2
+        or any(type(n) is not int or not 1 <= n <= 1 << 20 for n in block)
+    ):
         quant.fail(key, "two positive integers were expected")
     return tuple(block)
 
@@ -431,7 +613,9 @@ def _block(quant, key):
 def _compressed(quant):
     """The same of the compressed-tensors format, whose groups of modules may be FP8 or integers of four bits."""
     groups = quant.get("config_groups")
-    if not isinstance(groups, dict) or not all(isinstance(group, dict) and isinstance(group.get("weights"), dict) for group in groups.values()):
+    if not isinstance(groups, dict) or not all(
+        isinstance(group, dict) and isinstance(group.get("weights"), dict) for group in groups.values()
+    ):
         quant.fail("config_groups", "groups with their weights were expected")
     blocks = set()
     for group in groups.values():
@@ -442,11 +626,25 @@ def _compressed(quant):
         weights.only("num_bits", 4 if kind == "int" else 8)
         if kind == "float":
             strategy = weights.only("strategy", "tensor", "channel", "block")
-            blocks.add(_block(weights, "block_structure") if strategy == "block" else (1 if strategy == "channel" else WHOLE, WHOLE))
+            blocks.add(
+                _block(weights, "block_structure")
+                if strategy == "block"
+                else (1 if strategy == "channel" else WHOLE, WHOLE)
+            )
         else:
             weights.only("strategy", "group", "channel")
         # A group's size the shapes say; an order of columns would come with a tensor of its own.
-        weights.finish({"group_size", "block_structure", "observer", "observer_kwargs", "actorder", "scale_dtype", "zp_dtype"})
+        weights.finish(
+            {
+                "group_size",
+                "block_structure",
+                "observer",
+                "observer_kwargs",
+                "actorder",
+                "scale_dtype",
+                "zp_dtype",
+            }
+        )
     if len(blocks) > 1:
         quant.fail("config_groups", "all FP8 tensors must have scales for blocks of the same size")
     quant.only("format", None, "float-quantized", "pack-quantized", "mixed-precision")
@@ -484,8 +682,12 @@ def _folded(keys, f):
     latent = (D / r) ** 0.5 if keys.boolean("mla_scale_kv_lora", False) else 1.0
     depth = keys.number("scale_depth", None, least=1e-6)
     base = keys.number("dim_model_base", None, least=1e-6)
-    return dict(query_factor=query, latent_factor=latent, residual_factor=depth / math.sqrt(f["num_hidden_layers"]) if depth else 1.0,
-                head_factor=base / D if base else 1.0)
+    return dict(
+        query_factor=query,
+        latent_factor=latent,
+        residual_factor=depth / math.sqrt(f["num_hidden_layers"]) if depth else 1.0,
+        head_factor=base / D if base else 1.0,
+    )
 
 
 def parse(values, name, where="config.json", has=lambda suffix: False):
@@ -496,12 +698,26 @@ def parse(values, name, where="config.json", has=lambda suffix: False):
             keys.refuse(key)
     for other, key in ALIASES.items():
         keys.rename(other, key)
-    f = {key: keys.integer(key) for key in ("hidden_size", "num_attention_heads", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim",
-                                            "intermediate_size", "vocab_size", "max_position_embeddings")}
+    f = {
+        key: keys.integer(key)
+        for key in (
+            "hidden_size",
+            "num_attention_heads",
+            "kv_lora_rank",
+            "qk_nope_head_dim",
+            "qk_rope_head_dim",
+            "intermediate_size",
+            "vocab_size",
+            "max_position_embeddings",
+        )
+    }
     n, p = f["qk_nope_head_dim"], f["qk_rope_head_dim"]
     if p % 2:
         keys.fail("qk_rope_head_dim", "it must be even: rotations turn pairs")
-    f["v_head_dim"] = keys.integer("v_head_dim", f["hidden_size"] // f["num_attention_heads"] if keys.model_type == "minicpm3" else REQUIRED)
+    f["v_head_dim"] = keys.integer(
+        "v_head_dim",
+        f["hidden_size"] // f["num_attention_heads"] if keys.model_type == "minicpm3" else REQUIRED,
+    )
     f["q_lora_rank"] = keys.integer("q_lora_rank", 0, least=0)
     f["num_hidden_layers"], shortcut = _layers(keys)
     f["published_layers"] = f["num_hidden_layers"]
@@ -509,10 +725,16 @@ def parse(values, name, where="config.json", has=lambda suffix: False):
     f["tie_word_embeddings"] = _tied(keys, has)
     experts, router_bias = _experts(keys, f["num_hidden_layers"], shortcut, has)
     rope = _rope(keys, f)
-    f.update(experts, rope_theta=rope.theta, rope_factor=rope.factor, softmax_scale=(n + p) ** -0.5 * rope.softmax_factor,
-             query_scale_span=rope.query_span, embed_scale=keys.number("scale_emb", 1.0, least=1e-6),
-             hidden_act=ACT_RELU2 if keys.only("hidden_act", "silu", "relu2") == "relu2" else ACT_SILU,
-             sandwich_norm=int(keys.boolean("sandwich_norm", False)))
+    f.update(
+        experts,
+        rope_theta=rope.theta,
+        rope_factor=rope.factor,
+        softmax_scale=(n + p) ** -0.5 * rope.softmax_factor,
+        query_scale_span=rope.query_span,
+        embed_scale=keys.number("scale_emb", 1.0, least=1e-6),
+        hidden_act=ACT_RELU2 if keys.only("hidden_act", "silu", "relu2") == "relu2" else ACT_SILU,
+        sandwich_norm=int(keys.boolean("sandwich_norm", False)),
+    )
     indexer, index_rope_interleave = _indexer(keys, f["num_hidden_layers"], p)
     f.update(indexer)
     keys.only("qk_head_dim", n + p)
@@ -526,9 +748,17 @@ def parse(values, name, where="config.json", has=lambda suffix: False):
     if rope.query_span:
         stretches = np.arange(-(-f["max_position_embeddings"] // rope.query_span))
         query_scale = (1 + rope.query_beta * np.log1p(stretches)).astype(np.float32)
-    config = ModelConfig(f, rope.inv_freq.astype(np.float32), query_scale, rope.multiplier, **_folded(keys, f),
-                         rope_interleave=keys.boolean("rope_interleave", True), router_bias=router_bias, block=_fp8_block(keys),
-                         index_rope_interleave=index_rope_interleave)
+    config = ModelConfig(
+        f,
+        rope.inv_freq.astype(np.float32),
+        query_scale,
+        rope.multiplier,
+        **_folded(keys, f),
+        rope_interleave=keys.boolean("rope_interleave", True),
+        router_bias=router_bias,
+        block=_fp8_block(keys),
+        index_rope_interleave=index_rope_interleave,
+    )
     # Begin and end tokens are text_fields()'s; MTP layers are declared by models that do not ship them, so the tensors decide.
     keys.read.update(("bos_token_id", "add_bos_token", "eos_token_id", "num_nextn_predict_layers"))
     keys.finish(HARMLESS)
@@ -555,7 +785,9 @@ def text_fields(config, values, directory=None):
     f["bos_token_id"] = bos
     tokenizer_path = os.path.join(directory, "tokenizer_config.json") if directory else ""
     if os.path.exists(tokenizer_path):
-        f["add_bos_token"] = int(Keys(read_json(tokenizer_path), tokenizer_path).boolean("add_bos_token", False) and bos >= 0)
+        f["add_bos_token"] = int(
+            Keys(read_json(tokenizer_path), tokenizer_path).boolean("add_bos_token", False) and bos >= 0
+        )
     else:
         f["add_bos_token"] = int(model.boolean("add_bos_token", True) and bos >= 0)
 

@@ -1,7 +1,7 @@
 """What a GGUF's keys and tensors are called in transformers: the metadata as a config.json, and names.
 
-A GGUF leaves things out that llama.cpp does not compute or has built in. They are taken from the published configuration of the same shape
-(shapes.py); where there is none, the assumption is told.
+A GGUF leaves things out that llama.cpp does not compute or has built in. They are taken from the published
+configuration of the same shape (shapes.py); where there is none, the assumption is told.
 """
 
 import re
@@ -10,18 +10,47 @@ from .config import Keys
 from .errors import ExportError, printable
 from .shapes import SHAPES
 
-TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head", "rope_freqs": "rotary_emb.inv_freq"}
+TOP = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "rope_freqs": "rotary_emb.inv_freq",
+}
 LAYER = {
-    "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj", "attn_q_a": "self_attn.q_a_proj",
-    "attn_q_a_norm": "self_attn.q_a_layernorm", "attn_q_b": "self_attn.q_b_proj", "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
-    "attn_kv_a_norm": "self_attn.kv_a_layernorm", "attn_kv_b": "self_attn.kv_b_proj", "attn_k_b": "self_attn.kv_b_proj",
-    "attn_v_b": "self_attn.kv_b_proj", "attn_output": "self_attn.o_proj", "attn_rot_embd": "rotary_emb.inv_freq", "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj", "ffn_gate_inp": "mlp.gate", "ffn_gate_shexp": "mlp.shared_experts.gate_proj",
-    "ffn_up_shexp": "mlp.shared_experts.up_proj", "ffn_down_shexp": "mlp.shared_experts.down_proj", "nextn.eh_proj": "eh_proj",
-    "nextn.enorm": "enorm", "nextn.hnorm": "hnorm", "nextn.embed_tokens": "embed_tokens", "nextn.shared_head_norm": "shared_head.norm",
-    "nextn.shared_head_head": "shared_head.head"}
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_q_a": "self_attn.q_a_proj",
+    "attn_q_a_norm": "self_attn.q_a_layernorm",
+    "attn_q_b": "self_attn.q_b_proj",
+    "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
+    "attn_kv_a_norm": "self_attn.kv_a_layernorm",
+    "attn_kv_b": "self_attn.kv_b_proj",
+    "attn_k_b": "self_attn.kv_b_proj",
+    "attn_v_b": "self_attn.kv_b_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_rot_embd": "rotary_emb.inv_freq",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_shexp": "mlp.shared_experts.gate_proj",
+    "ffn_up_shexp": "mlp.shared_experts.up_proj",
+    "ffn_down_shexp": "mlp.shared_experts.down_proj",
+    "nextn.eh_proj": "eh_proj",
+    "nextn.enorm": "enorm",
+    "nextn.hnorm": "hnorm",
+    "nextn.embed_tokens": "embed_tokens",
+    "nextn.shared_head_norm": "shared_head.norm",
+    "nextn.shared_head_head": "shared_head.head",
+}
 # All experts stacked [E, rows, columns]; the last has both matrices of one expert one below the other.
-EXPERTS = {"ffn_gate_exps": ["gate_proj"], "ffn_up_exps": ["up_proj"], "ffn_down_exps": ["down_proj"], "ffn_gate_up_exps": ["gate_proj", "up_proj"]}
+EXPERTS = {
+    "ffn_gate_exps": ["gate_proj"],
+    "ffn_up_exps": ["up_proj"],
+    "ffn_down_exps": ["down_proj"],
+    "ffn_gate_up_exps": ["gate_proj", "up_proj"],
+}
 
 
 def transformers_name(name):
@@ -63,24 +92,40 @@ def config(source):
     """(what config.json would say, [what had to be assumed]) for a GGUF."""
     keys = Metadata(source.metadata, source.directory)
     if keys.architecture not in ("deepseek2", "minicpm3", "plm"):
-        raise ExportError(f"{source.directory}: general.architecture is {printable(keys.architecture)}; deepseek2, minicpm3 and plm are supported")
+        raise ExportError(
+            f"{source.directory}: general.architecture is {printable(keys.architecture)}; deepseek2, minicpm3 and plm are supported"
+        )
     embed = source.tensors.get("model.embed_tokens.weight")
     if embed is None:
         raise ExportError(f"{source.directory}: tensor token_embd.weight is missing; is this a model?")
     p = keys.natural("rope.dimension_count")
     heads, hidden = keys.natural("attention.head_count"), keys.natural("embedding_length")
     values = {
-        "hidden_size": hidden, "num_hidden_layers": keys.natural("block_count") - keys.natural("nextn_predict_layers", 0),
-        "num_attention_heads": heads, "q_lora_rank": keys.natural("attention.q_lora_rank", 0) or None,
+        "hidden_size": hidden,
+        "num_hidden_layers": keys.natural("block_count") - keys.natural("nextn_predict_layers", 0),
+        "num_attention_heads": heads,
+        "q_lora_rank": keys.natural("attention.q_lora_rank", 0) or None,
         "kv_lora_rank": keys.natural("attention.kv_lora_rank"),
         # Files for the latent cache state the sizes of its rows, and the heads' own under other keys.
-        "qk_nope_head_dim": (keys.natural("attention.key_length_mla", 0) or keys.natural("attention.key_length")) - p, "qk_rope_head_dim": p,
-        "v_head_dim": keys.natural("attention.value_length_mla", 0) or keys.natural("attention.value_length", 0) or hidden // max(1, heads),
-        "intermediate_size": keys.natural("feed_forward_length"), "vocab_size": embed.shape[0],
-        "max_position_embeddings": keys.natural("context_length"), "rms_norm_eps": keys.real("attention.layer_norm_rms_epsilon"),
-        "rope_theta": keys.real("rope.freq_base", 10000.0), "bos_token_id": keys.get("tokenizer.ggml.bos_token_id", None)}
+        "qk_nope_head_dim": (
+            keys.natural("attention.key_length_mla", 0) or keys.natural("attention.key_length")
+        )
+        - p,
+        "qk_rope_head_dim": p,
+        "v_head_dim": keys.natural("attention.value_length_mla", 0)
+        or keys.natural("attention.value_length", 0)
+        or hidden // max(1, heads),
+        "intermediate_size": keys.natural("feed_forward_length"),
+        "vocab_size": embed.shape[0],
+        "max_position_embeddings": keys.natural("context_length"),
+        "rms_norm_eps": keys.real("attention.layer_norm_rms_epsilon"),
+        "rope_theta": keys.real("rope.freq_base", 10000.0),
+        "bos_token_id": keys.get("tokenizer.ggml.bos_token_id", None),
+    }
     # Without the key, llama.cpp begins with this token where the vocabulary is SentencePiece's.
-    values["add_bos_token"] = keys.boolean("tokenizer.ggml.add_bos_token", keys.get("tokenizer.ggml.model", "") == "llama")
+    values["add_bos_token"] = keys.boolean(
+        "tokenizer.ggml.add_bos_token", keys.get("tokenizer.ggml.model", "") == "llama"
+    )
     ends = [keys.integer(f"tokenizer.ggml.{key}_token_id", None, least=0) for key in ("eos", "eot", "eom")]
     values["eos_token_id"] = list(dict.fromkeys(end for end in ends if end is not None))
     notes = _experts(keys, values) if keys.natural("expert_count", 0) else []
@@ -96,8 +141,16 @@ def config(source):
 
 def _published(values):
     """The published configuration of this shape, or nothing."""
-    same = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "n_routed_experts")
-    return next((shape for shape in SHAPES.values() if all(shape.get(key) == values.get(key) for key in same)), {})
+    same = (
+        "num_hidden_layers",
+        "hidden_size",
+        "num_attention_heads",
+        "intermediate_size",
+        "n_routed_experts",
+    )
+    return next(
+        (shape for shape in SHAPES.values() if all(shape.get(key) == values.get(key) for key in same)), {}
+    )
 
 
 def _experts(keys, values):
@@ -106,14 +159,25 @@ def _experts(keys, values):
     if scoring not in (0, 1, 2):
         keys.fail(f"{keys.architecture}.expert_gating_func", "1 (softmax) or 2 (sigmoid) was expected")
     values |= {
-        "n_routed_experts": keys.natural("expert_count"), "num_experts_per_tok": keys.natural("expert_used_count"),
-        "n_shared_experts": keys.natural("expert_shared_count", 0), "moe_intermediate_size": keys.natural("expert_feed_forward_length"),
-        "first_k_dense_replace": keys.natural("leading_dense_block_count", 0), "scoring_func": {0: None, 1: "softmax", 2: "sigmoid"}[scoring],
+        "n_routed_experts": keys.natural("expert_count"),
+        "num_experts_per_tok": keys.natural("expert_used_count"),
+        "n_shared_experts": keys.natural("expert_shared_count", 0),
+        "moe_intermediate_size": keys.natural("expert_feed_forward_length"),
+        "first_k_dense_replace": keys.natural("leading_dense_block_count", 0),
+        "scoring_func": {0: None, 1: "softmax", 2: "sigmoid"}[scoring],
         "routed_scaling_factor": keys.real("expert_weights_scale", 0.0) or None,
         "norm_topk_prob": keys.arch(keys.boolean, "expert_weights_norm", None),
-        "n_group": keys.natural("expert_group_count", 0) or None, "topk_group": keys.natural("expert_group_used_count", 0) or None}
+        "n_group": keys.natural("expert_group_count", 0) or None,
+        "topk_group": keys.natural("expert_group_used_count", 0) or None,
+    }
     published, notes = _published(values), []
-    for key, default in (("n_group", 1), ("topk_group", 1), ("routed_scaling_factor", 1.0), ("norm_topk_prob", False), ("scoring_func", None)):
+    for key, default in (
+        ("n_group", 1),
+        ("topk_group", 1),
+        ("routed_scaling_factor", 1.0),
+        ("norm_topk_prob", False),
+        ("scoring_func", None),
+    ):
         if values[key] is None:
             values[key] = published.get(key, default)
             if not published and values[key] is not None:
@@ -122,17 +186,26 @@ def _experts(keys, values):
 
 
 def _yarn(keys, values, published):
-    """Adds rope_scaling or, where queries are scaled by their position, rope_parameters. Converters write 0.1 * mscale_all_dim; mscale is the same
-    in every published configuration, so that cosine and sine are left alone."""
+    """Adds rope_scaling or, where queries are scaled by their position, rope_parameters. Converters write 0.1
+    * mscale_all_dim; mscale is the same in every published configuration, so that cosine and sine are left
+    alone."""
     factor = keys.real("rope.scaling.factor")
-    rope = {"type": keys.arch(keys.get, "rope.scaling.type"), "factor": factor,
-            "original_max_position_embeddings": keys.natural("rope.scaling.original_context_length"),
-            "beta_fast": keys.real("rope.scaling.yarn_beta_fast", published.get("beta_fast", 32.0)),
-            "beta_slow": keys.real("rope.scaling.yarn_beta_slow", published.get("beta_slow", 1.0))}
+    rope = {
+        "type": keys.arch(keys.get, "rope.scaling.type"),
+        "factor": factor,
+        "original_max_position_embeddings": keys.natural("rope.scaling.original_context_length"),
+        "beta_fast": keys.real("rope.scaling.yarn_beta_fast", published.get("beta_fast", 32.0)),
+        "beta_slow": keys.real("rope.scaling.yarn_beta_slow", published.get("beta_slow", 1.0)),
+    }
     beta = keys.real("attention.temperature_scale", 0.0)
     if beta:
-        rope |= {"rope_type": rope.pop("type"), "rope_theta": values.pop("rope_theta"), "attention_factor": 1.0, "mscale_all_dim": 0.0,
-                 "llama_4_scaling_beta": beta}
+        rope |= {
+            "rope_type": rope.pop("type"),
+            "rope_theta": values.pop("rope_theta"),
+            "attention_factor": 1.0,
+            "mscale_all_dim": 0.0,
+            "llama_4_scaling_beta": beta,
+        }
         values |= {"model_type": "mistral4", "rope_parameters": rope}
         return
     log = keys.real("rope.scaling.yarn_log_multiplier", None)
@@ -146,8 +219,19 @@ def _minicpm3(source, values):
     for kind in ("long", "short"):
         tensor = source.tensors.pop(f"rope_factors_{kind}.weight", None)
         if tensor is None or tensor.dtype != "F32" or tensor.shape != (values["qk_rope_head_dim"] // 2,):
-            raise ExportError(f"{source.directory}: tensor rope_factors_{kind}.weight is missing, or not one F32 number for each pair")
+            raise ExportError(
+                f"{source.directory}: tensor rope_factors_{kind}.weight is missing, or not one F32 number for each pair"
+            )
         tensor.largest(0, 1)
         factors[f"{kind}_factor"] = [float(str(x)) for x in tensor.floats(0, 1)[0]]
-    return {"model_type": "minicpm3", "scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256,
-            "rope_scaling": {"type": "longrope", "original_max_position_embeddings": values["max_position_embeddings"], **factors}}
+    return {
+        "model_type": "minicpm3",
+        "scale_emb": 12,
+        "scale_depth": 1.4,
+        "dim_model_base": 256,
+        "rope_scaling": {
+            "type": "longrope",
+            "original_max_position_embeddings": values["max_position_embeddings"],
+            **factors,
+        },
+    }

@@ -1,8 +1,9 @@
-"""A GGUF file, or several that are one model, as a source: tensors under transformers' names, and the metadata.
+"""A GGUF file, or several that are one model, as a source: tensors under transformers' names, and the
+metadata.
 
-F32, F16, BF16, Q8_0 and Q4_0 are read here; for every other type that the gguf package can turn into numbers, that package is asked for. The
-header's reader is our own: the package's believes every length and count that a file claims. Reads slabs of rows and keeps none. Which keys and
-names a model has is gguf_config.py's.
+F32, F16, BF16, Q8_0 and Q4_0 are read here; for every other type that the gguf package can turn into numbers,
+that package is asked for. The header's reader is our own: the package's believes every length and count that
+a file claims. Reads slabs of rows and keeps none. Which keys and names a model has is gguf_config.py's.
 """
 
 import math
@@ -15,7 +16,19 @@ from .errors import ExportError, printable
 from .gguf_config import EXPERTS, transformers_name
 from .sources import File, Integers, Source, Tensor, parts
 
-SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+SCALARS = {
+    0: "<B",
+    1: "<b",
+    2: "<H",
+    3: "<h",
+    4: "<I",
+    5: "<i",
+    6: "<f",
+    7: "<?",
+    10: "<Q",
+    11: "<q",
+    12: "<d",
+}
 FLOAT32, STRING, ARRAY = 6, 8, 9
 PLAIN = {0: "F32", 1: "F16", 30: "BF16"}
 Q4_0, Q8_0 = 2, 8
@@ -30,7 +43,9 @@ class Header:
 
     def take(self, count):
         if count > self.file.size - self.at:
-            raise ExportError(f"{self.file.path}: cut short or damaged: {count} bytes expected at {self.at}, and the file has {self.file.size}")
+            raise ExportError(
+                f"{self.file.path}: cut short or damaged: {count} bytes expected at {self.at}, and the file has {self.file.size}"
+            )
         if self.at + count > self.begin + len(self.window):
             self.begin = self.at
             self.window = self.file.pread(min(max(count, 1 << 20), self.file.size - self.at), self.at)
@@ -51,18 +66,25 @@ class Header:
             if count > COUNT_LIMIT:
                 raise ExportError(f"{self.file.path}: an array of {count} values; this file is damaged")
             if kind in SCALARS:
-                return np.frombuffer(self.take(count * struct.calcsize(SCALARS[kind])), SCALARS[kind]).tolist()
+                return np.frombuffer(
+                    self.take(count * struct.calcsize(SCALARS[kind])), SCALARS[kind]
+                ).tolist()
             if kind == STRING:
                 return [self.string() for _ in range(count)]
         elif kind == FLOAT32:
-            return float(str(np.float32(self.number("<f"))))  # the decimal that was meant: 0.1, not 0.10000000149
+            return float(
+                str(np.float32(self.number("<f")))
+            )  # the decimal that was meant: 0.1, not 0.10000000149
         elif kind in SCALARS:
             return self.number(SCALARS[kind])
-        raise ExportError(f"{self.file.path}: a value of unknown type {kind}; damaged, or newer than this program")
+        raise ExportError(
+            f"{self.file.path}: a value of unknown type {kind}; damaged, or newer than this program"
+        )
 
 
 class Blocks(Integers):
-    """A tensor in blocks of 32 columns, each an f16 scale and 32 integers: Q8_0, or Q4_0, where byte i has columns i (low) and 16 + i (high)."""
+    """A tensor in blocks of 32 columns, each an f16 scale and 32 integers: Q8_0, or Q4_0, where byte i has
+    columns i (low) and 16 + i (high)."""
 
     group = 32
 
@@ -87,12 +109,16 @@ class Dequantised(Integers):
         try:
             import gguf.quants
         except ImportError:
-            raise ExportError(f"{file.path}: tensor {printable(name)} has type {kind}, which the gguf package may know: pip install gguf") from None
+            raise ExportError(
+                f"{file.path}: tensor {printable(name)} has type {kind}, which the gguf package may know: pip install gguf"
+            ) from None
         self.package = gguf
         try:
             self.kind = gguf.GGMLQuantizationType(kind)
         except ValueError:
-            raise ExportError(f"{file.path}: tensor {printable(name)} has type {kind}, which the gguf package does not know") from None
+            raise ExportError(
+                f"{file.path}: tensor {printable(name)} has type {kind}, which the gguf package does not know"
+            ) from None
         super().__init__(file, name, self.kind.name, shape, offset)
         self.block, self.block_bytes = gguf.GGML_QUANT_SIZES[self.kind]
         self.row_bytes = self.cols // self.block * self.block_bytes
@@ -105,7 +131,8 @@ class Dequantised(Integers):
 
 
 class Joined(Tensor):
-    """kv_b_proj, each head's n rows of keys and then its v rows of values, which converters cut into k_b [H, r, n], transposed, and v_b [H, v, r]."""
+    """kv_b_proj, each head's n rows of keys and then its v rows of values, which converters cut into k_b [H,
+    r, n], transposed, and v_b [H, v, r]."""
 
     def __init__(self, name, k, v, heads):
         r, n, values = v.cols, k.cols, v.rows // heads
@@ -113,10 +140,14 @@ class Joined(Tensor):
         if (k.rows, v.rows) != (heads * r, heads * values):
             self.fail(f": attn_k_b {list(k.shape)} and attn_v_b {list(v.shape)} do not fit {heads} heads")
         self.k, self.v, self.head = k, v, (n, values, r)
-        self.bits, self.group = v.bits, v.group  # of the values: their rows are as they were, and keys are turned
+        self.bits, self.group = (
+            v.bits,
+            v.group,
+        )  # of the values: their rows are as they were, and keys are turned
 
     def pieces(self, low, high):
-        """(part, its first row, last + 1, which of its columns or None for all) of each run of rows within one head's keys or values."""
+        """(part, its first row, last + 1, which of its columns or None for all) of each run of rows within
+        one head's keys or values."""
         n, values, r = self.head
         while low < high:
             head, row = divmod(low, n + values)
@@ -156,19 +187,25 @@ def read_gguf(file):
     for _ in range(tensors):
         name, dimensions = header.string(), header.number("<I")
         if name in infos or not 1 <= dimensions <= 4:
-            raise ExportError(f"{file.path}: tensor {printable(name)}: is there twice, or its entry is damaged")
+            raise ExportError(
+                f"{file.path}: tensor {printable(name)}: is there twice, or its entry is damaged"
+            )
         shape = [header.number("<Q") for _ in range(dimensions)][::-1]  # rows of `shape`[-1] numbers
         infos[name] = shape, header.number("<I"), header.number("<Q")
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or not 1 <= alignment <= 1 << 20:
         raise ExportError(f"{file.path}: general.alignment is {printable(alignment)}; this file is damaged")
     data = -(-header.at // alignment) * alignment
-    return metadata, {name: _tensor(file, name, kind, shape, data + offset) for name, (shape, kind, offset) in infos.items()}
+    return metadata, {
+        name: _tensor(file, name, kind, shape, data + offset) for name, (shape, kind, offset) in infos.items()
+    }
 
 
 def _tensor(file, name, kind, shape, offset):
     if any(n >= 1 << 40 for n in shape):
-        raise ExportError(f"{file.path}: tensor {printable(name)}: shape {shape} is not possible; this file is damaged")
+        raise ExportError(
+            f"{file.path}: tensor {printable(name)}: shape {shape} is not possible; this file is damaged"
+        )
     if kind in PLAIN:
         tensor, block = Tensor(file, name, PLAIN[kind], shape, offset), 1
     elif kind in (Q4_0, Q8_0):
@@ -179,7 +216,9 @@ def _tensor(file, name, kind, shape, offset):
     if tensor.cols % block:
         tensor.fail(f": rows of {tensor.cols} numbers cannot be of type {tensor.dtype}")
     if offset + math.prod(shape[:-1]) * tensor.row_bytes > file.size:
-        tensor.fail(f" ends after the file's {file.size} bytes: it is cut short or damaged; download it again")
+        tensor.fail(
+            f" ends after the file's {file.size} bytes: it is cut short or damaged; download it again"
+        )
     return tensor
 
 
@@ -198,7 +237,9 @@ class Gguf(Source):
                 found[name] = tensor
         declared = self.metadata.get("split.tensors.count", len(found))
         if declared != len(found):
-            raise ExportError(f"{path}: {declared} tensors are declared, and {len(found)} are there; download the model again")
+            raise ExportError(
+                f"{path}: {declared} tensors are declared, and {len(found)} are there; download the model again"
+            )
         self.architecture = self.metadata.get("general.architecture")
         for name, tensor in found.items():
             self._take(name, tensor, found)
@@ -211,21 +252,30 @@ class Gguf(Source):
             raise ExportError(f"{path}: part of a model in {len(files)} files; give the first, {files[0]}")
         for file in files:
             if not os.path.exists(os.path.join(directory, file)):
-                raise ExportError(f"{os.path.join(directory, file)}: no such file; all {len(files)} parts must be in one directory")
+                raise ExportError(
+                    f"{os.path.join(directory, file)}: no such file; all {len(files)} parts must be in one directory"
+                )
         return [os.path.join(directory, file) for file in files]
 
     def _take(self, name, tensor, found):
-        """Adds a tensor under transformers' name or names: stacked experts are taken apart, the two parts of kv_b_proj put together."""
+        """Adds a tensor under transformers' name or names: stacked experts are taken apart, the two parts of
+        kv_b_proj put together."""
         ours = transformers_name(name)
         stem, _, kind = name.removesuffix(".weight").rpartition(".")
         if kind == "attn_k_b":
-            v, heads = found.get(f"{stem}.attn_v_b.weight"), self.metadata.get(f"{self.architecture}.attention.head_count")
+            v, heads = (
+                found.get(f"{stem}.attn_v_b.weight"),
+                self.metadata.get(f"{self.architecture}.attention.head_count"),
+            )
             if f"{stem}.attn_kv_b.weight" not in found and v is not None and type(heads) is int and heads > 0:
                 self.add(ours, Joined(ours, tensor, v, heads))
         elif kind in EXPERTS and len(tensor.shape) == 3:
             matrices = EXPERTS[kind]
             rows = tensor.shape[1] // len(matrices)
             for i in range(tensor.shape[0] * len(matrices)):
-                self.add(ours.format(e=i // len(matrices), matrix=matrices[i % len(matrices)]), tensor.part(i * rows, rows))
+                self.add(
+                    ours.format(e=i // len(matrices), matrix=matrices[i % len(matrices)]),
+                    tensor.part(i * rows, rows),
+                )
         elif kind != "attn_v_b":
             self.add(ours, tensor)

@@ -1,4 +1,5 @@
-"""The normal forms that tokenizers bring text into, as tables for unicode.c: canonical composition (NFC), and SentencePiece's sign for a space."""
+"""The normal forms that tokenizers bring text into, as tables for engine/unicode.c: canonical composition
+(NFC), and SentencePiece's sign for a space."""
 
 import functools
 import unicodedata
@@ -12,7 +13,8 @@ SPACE = "\u2581"  # SentencePiece writes a space so
 
 
 def canonical_pair(code):
-    """The two characters whose composition is `code`, or None. The last one stands alone in the full decomposition, too."""
+    """The two characters whose composition is `code`, or None. The last one stands alone in the full
+    decomposition, too."""
     letters = unicodedata.normalize("NFD", chr(code))
     first = unicodedata.normalize("NFC", letters[:-1])
     pair = (ord(first), ord(letters[-1])) if len(first) == 1 and len(letters) > 1 else None
@@ -21,7 +23,8 @@ def canonical_pair(code):
 
 @functools.cache
 def composed():
-    """NFC, as the Hugging Face library has it: of Unicode 9.0, and no character's normal form has changed since."""
+    """NFC, as the Hugging Face library has it: of Unicode 9.0, and no character's normal form has changed
+    since."""
     codes = [int(c) for c in np.flatnonzero(unicode_sets()["NFC"])]
     pairs = {code: pair for code in codes if (pair := canonical_pair(code))}
     seconds = {second for _, second in pairs.values()}

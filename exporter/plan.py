@@ -1,7 +1,8 @@
-"""The list of a checkpoint's tensors, in the order of checkpoint.h, each with its type and where its numbers come from.
+"""The list of a checkpoint's tensors, in the order of engine/checkpoint.h, each with its type and where its
+numbers come from.
 
-Nothing is read here: the plan is made from the configuration and the names, shapes and types that the source declares, so that a
-missing, left over or wrongly shaped tensor is known before the first byte is written.
+Nothing is read here: the plan is made from the configuration and the names, shapes and types that the source
+declares, so that a missing, left over or wrongly shaped tensor is known before the first byte is written.
 """
 
 import math
@@ -16,8 +17,8 @@ from .errors import ExportError, printable
 VECTOR, F32, BF16, Q8, Q4 = range(5)  # Type in kernels/kernels.h
 TYPE_NAMES = {"f32": F32, "bf16": BF16, "q8": Q8, "q4": Q4}
 
-# What --type mixed means, the default: the experts and MLPs are most of the weights and bear four bits; the low-rank attention
-# matrices, which every token passes through, the embedding and the head do not.
+# What --type mixed means, the default: the experts and MLPs are most of the weights and bear four bits; the
+# low-rank attention matrices, which every token passes through, the embedding and the head do not.
 MIXED = {"embed": Q8, "head": Q8, "attention": Q8, "w_uk": Q8, "mlp": Q4, "shared": Q4, "experts": Q4}
 
 FOLLOWS, EXPERT_PAGE = 64, 4096  # alignment in the file
@@ -34,21 +35,24 @@ def types(name):
 
 @dataclass
 class Entry:
-    """One tensor of the checkpoint: `count` matrices [rows, cols] whose numbers are rows of the source's tensor `source`.
+    """One tensor of the checkpoint: `count` matrices [rows, cols] whose numbers are rows of the source's
+    tensor `source`.
 
-    Row i of matrix m is `times` the source's row first + m * stride + i, or first + order[i] times factor[i] where these are given, or
-    column i of the `cols` source rows from first + m * stride on if `transposed`. `spread` = (groups, width): each group of `width` source
-    columns begins on a multiple of 32, with zeros behind it.
+    Row i of matrix m is `times` the source's row first + m * stride + i, or first + order[i] times factor[i]
+    where these are given, or column i of the `cols` source rows from first + m * stride on if `transposed`.
+    `spread` = (groups, width): each group of `width` source columns begins on a multiple of 32, with zeros
+    behind it.
 
-    The latent's rotation, in blocks of `hadamard`: the first `hadamard_rows` rows are rotated together; or, where `gain` names the latent norm's
-    weight, each of the source's rows is multiplied by it and rotated.
+    The latent's rotation, in blocks of `hadamard`: the first `hadamard_rows` rows are rotated together; or,
+    where `gain` names the latent norm's weight, each of the source's rows is multiplied by it and rotated.
     """
+
     name: str
     type: int
     rows: int
     cols: int
-    source: str = ""           # "": `constant`
-    shape: tuple = ()          # that the source's tensor must have
+    source: str = ""  # "": `constant`
+    shape: tuple = ()  # that the source's tensor must have
     count: int = 1
     first: int = 0
     stride: int = 0
@@ -59,7 +63,7 @@ class Entry:
     spread: tuple = ()
     constant: np.ndarray = None
     align: int = FOLLOWS
-    hadamard: int = 0          # size of its blocks; 0: not rotated
+    hadamard: int = 0  # size of its blocks; 0: not rotated
     hadamard_rows: int = 0
     gain: str = ""
 
@@ -102,7 +106,12 @@ class Entry:
         begin, end, which = self.place(m, low, high)
         values = source.rows(self.source, begin, end)[which]
         if self.hadamard_rows > low:
-            values = np.concatenate([hadamard(values[:self.hadamard_rows - low].T, self.hadamard).T, values[self.hadamard_rows - low:]])
+            values = np.concatenate(
+                [
+                    hadamard(values[: self.hadamard_rows - low].T, self.hadamard).T,
+                    values[self.hadamard_rows - low :],
+                ]
+            )
         values = self.rotate_columns(source, values)
         if self.spread:
             groups, width = self.spread
@@ -113,7 +122,11 @@ class Entry:
 
     def rotate_columns(self, source, values):
         """W diag(gain) R^T"""
-        return hadamard(values * source.rows(self.gain, 0, 1).reshape(-1), self.hadamard) if self.gain else values
+        return (
+            hadamard(values * source.rows(self.gain, 0, 1).reshape(-1), self.hadamard)
+            if self.gain
+            else values
+        )
 
 
 def hadamard_block(r):
@@ -122,9 +135,10 @@ def hadamard_block(r):
 
 
 def hadamard(x, block):
-    """x R^T with the rotation R of the latent's r numbers, x [rows, r]: blocks of a Hadamard matrix, whose entries are +-1 / sqrt(block), on the
-    diagonal. It spreads what one number stands out with over its whole block, so that few bits with one scale serve them all. Sums in float64, in a
-    fixed order: the same file everywhere."""
+    """x R^T with the rotation R of the latent's r numbers, x [rows, r]: blocks of a Hadamard matrix, whose
+    entries are +-1 / sqrt(block), on the diagonal. It spreads what one number stands out with over its
+    whole block, so that few bits with one scale serve them all. Sums in float64, in a fixed order: the
+    same file everywhere."""
     shape, half = x.shape, 1
     x = x.astype(np.float64)
     while half < block:
@@ -135,16 +149,17 @@ def hadamard(x, block):
 
 
 def interleave(p):
-    """Half-split rotated rows (pair i is rows i and i + p / 2) in the order of interleaved pairs (2i, 2i + 1)."""
+    """Half-split rotated rows (pair i is rows i and i + p / 2) in the order of interleaved pairs (2i, 2i +
+    1)."""
     return np.arange(p).reshape(2, p // 2).T.reshape(-1)
 
 
 @dataclass
 class Plan:
-    config: object             # config.ModelConfig
-    types: dict                # role -> type
-    has: object                # name -> is there such a tensor in the source
-    rotation: bool             # of the latent
+    config: object  # config.ModelConfig
+    types: dict  # role -> type
+    has: object  # name -> is there such a tensor in the source
+    rotation: bool  # of the latent
     entries: list = field(default_factory=list)
 
     def vector(self, name, n, source="", **keys):
@@ -152,10 +167,13 @@ class Plan:
 
     def matrix(self, name, role, rows, cols, source, **keys):
         keys.setdefault("shape", (rows, cols))
-        self.entries.append(Entry(name, role if isinstance(role, int) else self.types[role], rows, cols, source, **keys))
+        self.entries.append(
+            Entry(name, role if isinstance(role, int) else self.types[role], rows, cols, source, **keys)
+        )
 
     def rotated(self, fixed, p, repeat):
-        """order and factor of `repeat` groups of `fixed` rows without position and p rotated ones; nothing where nothing changes."""
+        """order and factor of `repeat` groups of `fixed` rows without position and p rotated ones; nothing
+        where nothing changes."""
         c = self.config
         keys = {}
         if not c.rope_interleave:
@@ -167,22 +185,28 @@ class Plan:
         return keys
 
     def index_rows(self, heads):
-        """order and factor of the rows of an indexer's heads, whose rotated numbers are the first ones in the source and the last ones here."""
+        """order and factor of the rows of an indexer's heads, whose rotated numbers are the first ones in the
+        source and the last ones here."""
         c = self.config
         di, p = c.index_head_dim, c.qk_rope_head_dim
         head = np.concatenate([np.arange(p, di), np.arange(p) if c.index_rope_interleave else interleave(p)])
         keys = dict(order=(np.arange(heads)[:, None] * di + head).reshape(-1))
         if c.rope_multiplier != 1:
-            keys["factor"] = np.tile(np.concatenate([np.ones(di - p), np.full(p, c.rope_multiplier)]), heads).astype(np.float32)
+            keys["factor"] = np.tile(
+                np.concatenate([np.ones(di - p), np.full(p, c.rope_multiplier)]), heads
+            ).astype(np.float32)
         return keys
 
     def indexer(self, name, source):
         c = self.config
         D, heads, di = c.hidden_size, c.index_n_heads, c.index_head_dim
         queries, key = self.index_rows(heads), self.index_rows(1)
-        self.matrix(name + "index_q", "attention", heads * di, c.q_lora_rank, source + "wq_b.weight", **queries)
+        self.matrix(
+            name + "index_q", "attention", heads * di, c.q_lora_rank, source + "wq_b.weight", **queries
+        )
         self.matrix(name + "index_k", "attention", di, D, source + "wk.weight", order=key["order"])
-        # the mean and the variance of a LayerNorm do not mind the order; what multiplies a rotation comes after it
+        # the mean and the variance of a LayerNorm do not mind the order; what multiplies a rotation comes
+        # after it
         self.vector(name + "index_k_norm", di, source + "k_norm.weight", **key)
         self.vector(name + "index_k_bias", di, source + "k_norm.bias", **key)
         self.matrix(name + "index_weights", F32, heads, D, source + "weights_proj.weight")
@@ -207,10 +231,14 @@ class Plan:
         else:
             self.matrix(name + "q", "attention", H * (n + p), D, source + "q_proj.weight", **q)
         # kv_b_proj holds the keys and the values of head 0, then of head 1, ...
-        kv_a, kv_b = self.rotated(r, p, 1), dict(source=source + "kv_b_proj.weight", shape=(H * (n + v), r), count=H, stride=n + v)
+        kv_a, kv_b = (
+            self.rotated(r, p, 1),
+            dict(source=source + "kv_b_proj.weight", shape=(H * (n + v), r), count=H, stride=n + v),
+        )
         gain, ones = source + "kv_a_layernorm.weight", None
         if self.rotation:
-            # With c = x / rms(x) * gain, x = W_kva h: W c = (W diag(gain) R^T) (R x) / rms(R x), because a rotation leaves rms alone.
+            # With c = x / rms(x) * gain, x = W_kva h: W c = (W diag(gain) R^T) (R x) / rms(R x), because a
+            # rotation leaves rms alone.
             ones, block = np.ones(r, np.float32), hadamard_block(r)
             kv_a |= dict(hadamard=block, hadamard_rows=r)
             kv_b |= dict(hadamard=block, gain=gain)
@@ -219,21 +247,41 @@ class Plan:
         self.matrix(name + "w_uk", "w_uk", n, r, **kv_b)
         self.matrix(name + "w_uk_t", "w_uk", r, n, transposed=True, **kv_b)
         self.matrix(name + "w_uv", "attention", v, r, first=n, **kv_b)
-        # each head's values begin on a block of 32 columns, so that threads quantise what their heads found without waiting
-        self.matrix(name + "o", "attention", D, H * (-(-v // 32) * 32), source + "o_proj.weight", shape=(D, H * v), spread=(H, v),
-                    times=c.residual_factor)
+        # each head's values begin on a block of 32 columns, so that threads quantise what their heads found
+        # without waiting
+        self.matrix(
+            name + "o",
+            "attention",
+            D,
+            H * (-(-v // 32) * 32),
+            source + "o_proj.weight",
+            shape=(D, H * v),
+            spread=(H, v),
+            times=c.residual_factor,
+        )
 
     def experts(self, name, source):
         c = self.config
         D, E, M = c.hidden_size, c.n_routed_experts, c.moe_intermediate_size
-        fused = source + "gate_up_proj"  # [E, 2M, D], gate's rows first: how transformers 5 saves them; [E + Z, ...] with Z identity experts
+        fused = (
+            source + "gate_up_proj"
+        )  # [E, 2M, D], gate's rows first: how transformers 5 saves them; [E + Z, ...] with Z identity experts
         for e in range(E):
             begin = len(self.entries)
             if self.has(fused):
                 gate_up = dict(source=fused, shape=(E + c.zero_expert_num, 2 * M, D))
                 self.matrix(f"{name}{e}.gate", "experts", M, D, first=e * 2 * M, **gate_up)
                 self.matrix(f"{name}{e}.up", "experts", M, D, first=e * 2 * M + M, **gate_up)
-                self.matrix(f"{name}{e}.down", "experts", D, M, source + "down_proj", shape=(E, D, M), first=e * D, times=c.residual_factor)
+                self.matrix(
+                    f"{name}{e}.down",
+                    "experts",
+                    D,
+                    M,
+                    source + "down_proj",
+                    shape=(E, D, M),
+                    first=e * D,
+                    times=c.residual_factor,
+                )
             else:
                 self.mlp(f"{name}{e}.", "experts", M, f"{source}{e}.")
             self.entries[begin].align = EXPERT_PAGE
@@ -256,13 +304,20 @@ class Plan:
             self.mlp(name, "mlp", c.intermediate_size, f"{source}mlps{half}." if half else mlp)
         if moe:
             gate = mlp + ("router." if c.shortcut_moe else "gate.")
-            self.matrix(name + "router", F32, choices, D, gate + ("classifier.weight" if c.shortcut_moe else "weight"))
+            self.matrix(
+                name + "router", F32, choices, D, gate + ("classifier.weight" if c.shortcut_moe else "weight")
+            )
             if c.router_bias:
                 self.vector(name + "router_bias", choices, gate + "e_score_correction_bias")
             else:
                 self.vector(name + "router_bias", choices, constant=np.zeros(choices, np.float32))
             if c.n_shared_experts:
-                self.mlp(name + "shared.", "shared", c.n_shared_experts * c.moe_intermediate_size, mlp + "shared_experts.")
+                self.mlp(
+                    name + "shared.",
+                    "shared",
+                    c.n_shared_experts * c.moe_intermediate_size,
+                    mlp + "shared_experts.",
+                )
             self.experts(name + "experts.", mlp + "experts.")
         if c.sandwich_norm:
             self.vector(name + "mlp_out_norm", D, source + "post_mlp_layernorm.weight")
@@ -279,7 +334,9 @@ class Plan:
             self.vector("query_scale", len(c.query_scale), constant=c.query_scale)
         for i in range(L):
             if c.shortcut_moe:
-                self.layer(f"layers.{i}.", f"model.layers.{i // 2}.", c.is_moe(i), c.has_indexer(i), half=f".{i % 2}")
+                self.layer(
+                    f"layers.{i}.", f"model.layers.{i // 2}.", c.is_moe(i), c.has_indexer(i), half=f".{i % 2}"
+                )
             else:
                 self.layer(f"layers.{i}.", f"model.layers.{i}.", c.is_moe(i), c.has_indexer(i))
         if mtp:
@@ -300,12 +357,17 @@ def make_plan(config, type_name, has=lambda name: False, mtp=False, rotation=Fal
 
 def parameters(entries):
     """Numbers of the model itself: what the source holds, each once."""
-    return sum(e.count * e.rows * (e.shape[-1] if e.spread else e.cols) for e in entries if e.source and not e.transposed)
+    return sum(
+        e.count * e.rows * (e.shape[-1] if e.spread else e.cols)
+        for e in entries
+        if e.source and not e.transposed
+    )
 
 
 def _ignored(name, config, mtp):
-    """May a tensor stay behind? MTP layers come after the others (and repeat embedding and head) or have a name of their own; inv_freq is computed;
-    identity experts may be stored as if they were others, and an indexer in layers that do not use it."""
+    """May a tensor stay behind? MTP layers come after the others (and repeat embedding and head) or have a
+    name of their own; inv_freq is computed; identity experts may be stored as if they were others, and an
+    indexer in layers that do not use it."""
     layers, experts = config.num_hidden_layers, config.n_routed_experts
     if name.endswith("rotary_emb.inv_freq") or name.startswith("model.mtp.") and not mtp:
         return True
@@ -313,11 +375,20 @@ def _ignored(name, config, mtp):
     if expert and experts <= int(expert.group(1)) < experts + config.zero_expert_num:
         return True
     match = re.match(r"model\.layers\.(\d{1,9})\.(.*)", name)
-    if match and config.index_n_heads and match.group(2).startswith("self_attn.indexer.") and int(match.group(1)) < layers:
+    if (
+        match
+        and config.index_n_heads
+        and match.group(2).startswith("self_attn.indexer.")
+        and int(match.group(1)) < layers
+    ):
         return not config.has_indexer(int(match.group(1)))
     if not match or int(match.group(1)) < layers:
         return False
-    return not mtp or int(match.group(1)) > layers or match.group(2) in ("embed_tokens.weight", "shared_head.head.weight")
+    return (
+        not mtp
+        or int(match.group(1)) > layers
+        or match.group(2) in ("embed_tokens.weight", "shared_head.head.weight")
+    )
 
 
 def check_plan(entries, source, config, mtp):
@@ -328,14 +399,22 @@ def check_plan(entries, source, config, mtp):
             continue
         tensor = source.tensors.get(entry.source)
         if tensor is None:
-            hint = "; the model has no MTP layer: export without --mtp" if entry.name.startswith("mtp.") else ""
-            raise ExportError(f"{source.directory}: tensor {entry.source} is missing (needed for {entry.name}){hint}")
+            hint = (
+                "; the model has no MTP layer: export without --mtp" if entry.name.startswith("mtp.") else ""
+            )
+            raise ExportError(
+                f"{source.directory}: tensor {entry.source} is missing (needed for {entry.name}){hint}"
+            )
         if tensor.shape != entry.shape:
-            raise ExportError(f"{tensor.shard.path}: tensor {entry.source} has shape {list(tensor.shape)}, "
-                              f"and config.json implies {list(entry.shape)}")
+            raise ExportError(
+                f"{tensor.shard.path}: tensor {entry.source} has shape {list(tensor.shape)}, "
+                f"and config.json implies {list(entry.shape)}"
+            )
         used.add(entry.source)
     left = [name for name in source.tensors if name not in used and not _ignored(name, config, mtp)]
     if left:
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-        raise ExportError(f"{source.directory}: tensor {printable(left[0])}{more}: nothing in config.json asks for it; "
-                          "what it computes is not implemented")
+        raise ExportError(
+            f"{source.directory}: tensor {printable(left[0])}{more}: nothing in config.json asks for it; "
+            "what it computes is not implemented"
+        )

@@ -1,9 +1,12 @@
-"""Compiles the regular expressions of a pre-tokenizer for the matcher in tokenizer.c, whose head describes the result.
+"""Compiles the regular expressions of a pre-tokenizer for the matcher in tokenizer.c, whose head describes
+the result.
 
-Published pre-tokenizers use a small part of what regular expressions can do: sets of characters with a repetition, alternatives, optional groups, a
-look-ahead at one character, the end of a line. parse() reads that part, with the meaning that it has in Oniguruma (the Hugging Face library's engine), and
-refuses everything else. Characters become classes: two code points that are in the same sets of all expressions are the same to every one of them, so the
-file needs one table from code points to a few dozen classes, and no knowledge of Unicode is left in C.
+Published pre-tokenizers use a small part of what regular expressions can do: sets of characters with a
+repetition, alternatives, optional groups, a look-ahead at one character, the end of a line. parse() reads
+that part, with the meaning that it has in Oniguruma (the Hugging Face library's engine), and refuses
+everything else. Characters become classes: two code points that are in the same sets of all expressions are
+the same to every one of them, so the file needs one table from code points to a few dozen classes, and no
+knowledge of Unicode is left in C.
 """
 
 import functools
@@ -26,12 +29,14 @@ class UnsupportedTokenizer(ExportError):
     """The source's tokenizer has something that cannot be compiled. The text names it."""
 
 
-# ---- sets of code points: numpy arrays of CODES booleans -------------------------------------------------------------------------
+# ---- sets of code points: numpy arrays of CODES booleans
+# -------------------------------------------------------------------------
 
 
 @functools.cache
 def unicode_sets():
-    """{name: set} of the general categories, their first letters (L, N, ...) and Han, as in Unicode 16.0.0; NFC: what normalizer.py composes."""
+    """{name: set} of the general categories, their first letters (L, N, ...) and Han, as in Unicode 16.0.0;
+    NFC: what normalizer.py composes."""
     sets = {"Cn": np.ones(CODES, bool)}
     text = (Path(__file__).parent / "unicode-16.0.txt").read_text(encoding="ascii")
     for line in re.sub(r"#.*\n", "", text).replace("\n  ", " ").splitlines():
@@ -43,7 +48,9 @@ def unicode_sets():
         if name not in ("Han", "NFC"):
             sets["Cn"] &= ~sets[name]
     for letter in "LMNPSZC":
-        sets[letter] = np.logical_or.reduce([s for name, s in sets.items() if len(name) == 2 and name[0] == letter])
+        sets[letter] = np.logical_or.reduce(
+            [s for name, s in sets.items() if len(name) == 2 and name[0] == letter]
+        )
     sets["L&"] = sets["LC"] = sets["Lu"] | sets["Ll"] | sets["Lt"]
     return sets
 
@@ -74,7 +81,8 @@ def case_folds():
     return folds
 
 
-# ---- parser ------------------------------------------------------------------------------------------------------------------------
+# ---- parser
+# ------------------------------------------------------------------------------------------------------------------------
 #
 # An expression is a list of branches, a branch a list of parts:
 #   ("run", set, least, most, keep)   ("not_ahead", set)   ("line_end",)   ("group", branches, optional)
@@ -85,7 +93,9 @@ class Parser:
         self.pattern, self.at, self.ignore_case = pattern, 0, False
 
     def fail(self, what):
-        raise UnsupportedTokenizer(f"the pre-tokenizer's expression {printable(self.pattern, 60)} has {what} at character {self.at}")
+        raise UnsupportedTokenizer(
+            f"the pre-tokenizer's expression {printable(self.pattern, 60)} has {what} at character {self.at}"
+        )
 
     def peek(self, text):
         return self.pattern.startswith(text, self.at)
@@ -122,7 +132,9 @@ class Parser:
 
     def check_folds(self, parts):
         """Oniguruma lets one character stand for several that it folds to (ß for ss): no expression needs it."""
-        letters = "".join(chr(int(np.argmax(p[1]))).casefold() if p[0] == "run" and p[1].sum() < 9 else "\0" for p in parts)
+        letters = "".join(
+            chr(int(np.argmax(p[1]))).casefold() if p[0] == "run" and p[1].sum() < 9 else "\0" for p in parts
+        )
         if self.ignore_case and any(len(fold) > 1 and fold in letters for fold in case_folds()):
             self.fail("letters that one character can stand for")
 
@@ -138,7 +150,12 @@ class Parser:
         if self.accept("("):
             return self.group()
         set_ = self.atom()
-        return ("run", set_, *self.repetition(), self.accept("+"))  # a + behind a repetition: it gives nothing back
+        return (
+            "run",
+            set_,
+            *self.repetition(),
+            self.accept("+"),
+        )  # a + behind a repetition: it gives nothing back
 
     def group(self):
         outside = self.ignore_case
@@ -207,7 +224,9 @@ class Parser:
 
     def escaped_code(self):
         r"""The code point after a backslash; None if it is a set like \s."""
-        found = re.compile(r"x\{([0-9A-Fa-f]{1,6})\}|x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})").match(self.pattern, self.at)
+        found = re.compile(r"x\{([0-9A-Fa-f]{1,6})\}|x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})").match(
+            self.pattern, self.at
+        )
         if found:
             self.at = found.end()
             code = int(found[1] or found[2] or found[3], 16)
@@ -274,7 +293,8 @@ class Parser:
         return ord(self.next())
 
 
-# ---- compiler ----------------------------------------------------------------------------------------------------------------------
+# ---- compiler
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 def can_be_empty(parts):
@@ -310,8 +330,8 @@ def emit(parts, items):
 
 
 def emit_group(branches, optional, items):
-    """Each branch but the last begins with a way to the next and ends with a jump behind the group. In an optional group the last branch begins
-    with a way behind the group."""
+    """Each branch but the last begins with a way to the next and ends with a jump behind the group. In an
+    optional group the last branch begins with a way behind the group."""
     jumps = []
     for i, parts in enumerate(branches):
         split = None
@@ -339,20 +359,25 @@ def classify(sets):
         class_of = np.unique(key, return_inverse=True)[1].reshape(-1).astype(np.uint64)
     count = int(class_of.max()) + 1
     if count > MAX_CLASSES:
-        raise UnsupportedTokenizer(f"the pre-tokenizer tells {count} kinds of characters apart; {MAX_CLASSES} are possible")
+        raise UnsupportedTokenizer(
+            f"the pre-tokenizer tells {count} kinds of characters apart; {MAX_CLASSES} are possible"
+        )
     class_of = class_of.astype(np.uint8) + 1
     member = [np.unique(class_of[s]) for s in sets]
     return class_of, [sum(1 << int(c) for c in m) for m in member]
 
 
 def compile_steps(patterns):
-    """(header numbers (pages, steps, alternatives, items), bytes) of the pre-tokenizer: `patterns`, one after the other."""
+    """(header numbers (pages, steps, alternatives, items), bytes) of the pre-tokenizer: `patterns`, one after
+    the other."""
     steps = []
     for pattern in patterns:
         alternatives = []
         for parts in flatten(Parser(pattern).expression()):
             if can_be_empty(parts):
-                raise UnsupportedTokenizer(f"the pre-tokenizer's expression {printable(pattern, 60)} can match nothing at all")
+                raise UnsupportedTokenizer(
+                    f"the pre-tokenizer's expression {printable(pattern, 60)} can match nothing at all"
+                )
             items = []
             emit(parts, items)
             alternatives.append(items + [[MATCH, 0, 0, None]])
@@ -370,7 +395,12 @@ def compile_steps(patterns):
     def starts(lists):
         return np.cumsum([0] + [len(x) for x in lists]).astype("<u4").tobytes()
 
-    data = page_of.reshape(-1).astype("<u2").tobytes() + pages.astype(np.uint8).tobytes() + starts(steps) + starts(alternatives)
+    data = (
+        page_of.reshape(-1).astype("<u2").tobytes()
+        + pages.astype(np.uint8).tobytes()
+        + starts(steps)
+        + starts(alternatives)
+    )
     for op, a, b, s in items:
         mask = bits[s.tobytes()] if s is not None else 0
         data += struct.pack("<5I", op, a, b, mask & 0xFFFFFFFF, mask >> 32)

@@ -1,6 +1,7 @@
 """float32 rows -> panels of 16 rows, as kernels/kernels.h lays them out: f32, bf16, q8 and q4.
 
-Whole arrays at a time, so that numpy's loops do the work; callers bring so few rows that the arrays stay in a core's cache.
+Whole arrays at a time, so that numpy's loops do the work; callers bring so few rows that the arrays stay in a
+core's cache.
 """
 
 import numpy as np
@@ -10,14 +11,18 @@ from .sources import steps
 
 PANEL, BLOCK, GROUP = 16, 64, 32
 
-# The sixteen values of a q4 weight, before its scale. Dense near zero, where most weights are: these minimise the squared error of
-# normally distributed weights when every 32 of them have the best of all scales (found by Lloyd's alternation of "best scales for
-# the values" and "best values for the scales", then rounded). The scale may be negative: the longer side then serves either sign.
+# The sixteen values of a q4 weight, before its scale. Dense near zero, where most weights are: these minimise
+# the squared error of normally distributed weights when every 32 of them have the best of all scales (found
+# by Lloyd's alternation of "best scales for the values" and "best values for the scales", then rounded). The
+# scale may be negative: the longer side then serves either sign.
 CODEBOOK = np.array([-127, -99, -78, -61, -47, -34, -21, -9, 2, 13, 24, 36, 49, 64, 82, 105], np.int8)
 
-UNIFORM = np.arange(-8, 8, dtype=np.int8)  # the codebook of four-bit integers that are kept as the source has them
+UNIFORM = np.arange(
+    -8, 8, dtype=np.int8
+)  # the codebook of four-bit integers that are kept as the source has them
 
-# The scale of 32 weights is searched among those that put the one of largest magnitude at these values, which lie around both ends.
+# The scale of 32 weights is searched among those that put the one of largest magnitude at these values, which
+# lie around both ends.
 TRIES = (-140, -130, -120, -110, 95, 105, 115)
 
 
@@ -37,21 +42,24 @@ NEAREST_VALUE = _pairs(CODEBOOK[_nearest()].astype(np.float32), np.float64)
 
 
 def multiplier(largest, kind):
-    """The factor that a quantised tensor's scales leave out: a power of two that puts the largest of them near 2^9. Halves then have 23
-    binades of full precision below it."""
+    """The factor that a quantised tensor's scales leave out: a power of two that puts the largest of them
+    near 2^9. Halves then have 23 binades of full precision below it."""
     if kind not in (Q8, Q4) or largest == 0:
         return 1.0
     return float(2.0 ** np.clip(np.floor(np.log2(largest)) - 15, -126, 127))
 
 
 def kept_multiplier(tensor, ranges, kind):
-    """The multiplier with which the rows in `ranges` [(first, last + 1)] of `tensor`, integers with one scale for each 32 of a row, can be packed as
-    they are: every integer is one that `kind` has, and every scale a half. None where that is not so, and its numbers must be rounded."""
+    """The multiplier with which the rows in `ranges` [(first, last + 1)] of `tensor`, integers with one scale
+    for each 32 of a row, can be packed as they are: every integer is one that `kind` has, and every scale
+    a half. None where that is not so, and its numbers must be rounded."""
     if tensor.group != GROUP or tensor.bits not in {Q8: (4, 8), Q4: (4,)}.get(kind, ()):
         return None
 
     def pieces():
-        return (tensor.integers(begin, end) for low, high in ranges for begin, end in steps(tensor, low, high))
+        return (
+            tensor.integers(begin, end) for low, high in ranges for begin, end in steps(tensor, low, high)
+        )
 
     def fits(scale, factor):
         with np.errstate(all="ignore"):
@@ -71,15 +79,22 @@ def kept_multiplier(tensor, ranges, kind):
 
 
 def pack_integers(q, scale, kind):
-    """The panels of integers q [rows, cols] int8 with their scales [rows, cols / 32], as they are; of Q4 with the codebook UNIFORM."""
+    """The panels of integers q [rows, cols] int8 with their scales [rows, cols / 32], as they are; of Q4 with
+    the codebook UNIFORM."""
     q, scale = _padded(q, PANEL, BLOCK), _padded(scale.astype(np.float16), PANEL, BLOCK // GROUP)
-    return _blocks_q8(q, scale) if kind == Q8 else _blocks_q4((q.reshape(-1, GROUP).T + np.int8(8)).view(np.uint8), scale)
+    return (
+        _blocks_q8(q, scale)
+        if kind == Q8
+        else _blocks_q4((q.reshape(-1, GROUP).T + np.int8(8)).view(np.uint8), scale)
+    )
 
 
 def pack(x, kind):
     """x [rows, cols] float32 -> its panels as bytes [panels, bytes of a panel]."""
     cols = x.shape[1]
-    return {F32: _pack_f32, BF16: _pack_bf16, Q8: _pack_q8, Q4: _pack_q4}[kind](_padded(x, PANEL, BLOCK if kind in (Q8, Q4) else 1), cols)
+    return {F32: _pack_f32, BF16: _pack_bf16, Q8: _pack_q8, Q4: _pack_q4}[kind](
+        _padded(x, PANEL, BLOCK if kind in (Q8, Q4) else 1), cols
+    )
 
 
 def _padded(x, rows, cols):
@@ -92,20 +107,31 @@ def _padded(x, rows, cols):
 
 
 def _pack_f32(x, cols):
-    return np.ascontiguousarray(x.reshape(-1, PANEL, cols).transpose(0, 2, 1)).view(np.uint8).reshape(-1, cols * PANEL * 4)
+    return (
+        np.ascontiguousarray(x.reshape(-1, PANEL, cols).transpose(0, 2, 1))
+        .view(np.uint8)
+        .reshape(-1, cols * PANEL * 4)
+    )
 
 
 def _pack_bf16(x, cols):
     bits = x.view(np.uint32)
     bits = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)  # to nearest, ties to even
-    return np.ascontiguousarray(bits.reshape(-1, PANEL, cols).transpose(0, 2, 1)).view(np.uint8).reshape(-1, cols * PANEL * 2)
+    return (
+        np.ascontiguousarray(bits.reshape(-1, PANEL, cols).transpose(0, 2, 1))
+        .view(np.uint8)
+        .reshape(-1, cols * PANEL * 2)
+    )
 
 
 def _blocks(scale, words, unit_words):
-    """scale [rows, groups of 32] f16 and words [rows, blocks * unit_words] uint32 (4 bytes of one row each) -> panels."""
+    """scale [rows, groups of 32] f16 and words [rows, blocks * unit_words] uint32 (4 bytes of one row each)
+    -> panels."""
     panels, blocks = scale.shape[0] // PANEL, scale.shape[1] // 2
     out = np.empty((panels, blocks, 16 + 16 * unit_words), np.uint32)
-    out[:, :, 16:] = words.reshape(panels, PANEL, blocks, unit_words).transpose(0, 2, 3, 1).reshape(panels, blocks, -1)
+    out[:, :, 16:] = (
+        words.reshape(panels, PANEL, blocks, unit_words).transpose(0, 2, 3, 1).reshape(panels, blocks, -1)
+    )
     halves = scale.reshape(panels, PANEL, blocks, 2).transpose(0, 2, 3, 1).reshape(panels, blocks, -1)
     out[:, :, :16] = np.ascontiguousarray(halves).view(np.uint32)
     return out.view(np.uint8).reshape(panels, -1)
@@ -119,7 +145,9 @@ def _inverse(scale):
 
 def _pack_q8(x, cols):
     groups = x.reshape(x.shape[0], -1, GROUP)
-    scale = (np.maximum(groups.max(axis=2), -groups.min(axis=2)) / 127).astype(np.float16)  # rounded first, then the integers
+    scale = (np.maximum(groups.max(axis=2), -groups.min(axis=2)) / 127).astype(
+        np.float16
+    )  # rounded first, then the integers
     q = groups * _inverse(scale)[:, :, None]
     np.clip(np.rint(q, out=q), -127, 127, out=q)
     return _blocks_q8(q.reshape(x.shape).astype(np.int8), scale)
@@ -130,15 +158,17 @@ def _blocks_q8(q, scale):
 
 
 class Trial:
-    """n groups of 32 weights, x [32, n], and the arrays that trying a scale on them needs, allocated once: fresh memory for every try
-    would cost as much as the arithmetic. present [32, n] is 0 where a weight is only padding, or None."""
+    """n groups of 32 weights, x [32, n], and the arrays that trying a scale on them needs, allocated once:
+    fresh memory for every try would cost as much as the arithmetic. present [32, n] is 0 where a weight is
+    only padding, or None."""
 
     def __init__(self, x, present):
         self.x, self.present = x, present
         self.value, self.code = np.empty_like(x), np.empty(x.shape, np.int8)
 
     def round(self, inverse, clip):
-        """x * inverse as int8, two bytes at a time, which index NEAREST. Without `clip` all must be below 127.5 as they are."""
+        """x * inverse as int8, two bytes at a time, which index NEAREST. Without `clip` all must be below
+        127.5 as they are."""
         np.multiply(self.x, inverse, out=self.value)
         if clip:
             np.clip(self.value, -127, 127, out=self.value)
@@ -147,7 +177,8 @@ class Trial:
         return self.code.view(np.uint16)
 
     def fit(self, inverse, clip=True):
-        """The best scale for the codes that 1 / inverse gives, and by how much it lowers the squared error: (scale, gain)."""
+        """The best scale for the codes that 1 / inverse gives, and by how much it lowers the squared error:
+        (scale, gain)."""
         np.take(NEAREST_VALUE, self.round(inverse, clip), out=self.value.view(np.float64), mode="clip")
         value = self.value
         if self.present is not None:
@@ -170,13 +201,20 @@ class Trial:
 
 def _pack_q4(x, cols):
     rows = x.shape[0]
-    groups = np.ascontiguousarray(x.reshape(-1, GROUP).T)  # [32, rows * groups]: sums then run over whole arrays
+    groups = np.ascontiguousarray(
+        x.reshape(-1, GROUP).T
+    )  # [32, rows * groups]: sums then run over whole arrays
     present = None
     if cols % GROUP:
-        present = np.broadcast_to(np.arange(x.shape[1]) < cols, x.shape).reshape(-1, GROUP).T.astype(np.float32)
+        present = (
+            np.broadcast_to(np.arange(x.shape[1]) < cols, x.shape).reshape(-1, GROUP).T.astype(np.float32)
+        )
     trial = Trial(groups, present)
     scale = trial.search()
-    return _blocks_q4(np.take(NEAREST, trial.round(_inverse(scale), True), mode="clip").view(np.uint8), scale.reshape(rows, -1))
+    return _blocks_q4(
+        np.take(NEAREST, trial.round(_inverse(scale), True), mode="clip").view(np.uint8),
+        scale.reshape(rows, -1),
+    )
 
 
 def _blocks_q4(codes, scale):

@@ -1,7 +1,9 @@
-"""Reads tokenizers that are lists of ranked tokens, as tiktoken has them: tiktoken.model (Kimi), qwen.tiktoken (OpenSeek), tekken.json (Mistral).
+"""Reads tokenizers that are lists of ranked tokens, as tiktoken has them: tiktoken.model (Kimi),
+qwen.tiktoken (OpenSeek), tekken.json (Mistral).
 
-Such a tokenizer merges the adjacent pair whose joined bytes are the token with the lowest rank. That is byte-pair encoding with every way to cut a
-token into two tokens as a merge of that rank, and so it is compiled; a word that is a token is taken whole, as tiktoken does.
+Such a tokenizer merges the adjacent pair whose joined bytes are the token with the lowest rank. That is
+byte-pair encoding with every way to cut a token into two tokens as a merge of that rank, and so it is
+compiled; a word that is a token is taken whole, as tiktoken does.
 """
 
 import base64
@@ -17,13 +19,19 @@ RESERVED = 256  # Kimi's ids behind the ranks
 
 
 def rank_merges(ranks):
-    """(left, right, id, rank) of every cut of a token into two; ranks: {bytes: id}, the ids in the order of the ranks."""
+    """(left, right, id, rank) of every cut of a token into two; ranks: {bytes: id}, the ids in the order of
+    the ranks."""
     cuts = ((token[:i], token[i:], rank) for token, rank in ranks.items() for i in range(1, len(token)))
-    return [(ranks[left], ranks[right], rank, rank) for left, right, rank in cuts if left in ranks and right in ranks]
+    return [
+        (ranks[left], ranks[right], rank, rank)
+        for left, right, rank in cuts
+        if left in ranks and right in ranks
+    ]
 
 
 def ranked(ranks, patterns, special, control=None, form=None):
-    """The tokenizer of `ranks` ({bytes: id}) and special tokens ({id: text}), of which `control` (all, if None) are marks and no text."""
+    """The tokenizer of `ranks` ({bytes: id}) and special tokens ({id: text}), of which `control` (all, if
+    None) are marks and no text."""
     if any(bytes([b]) not in ranks for b in range(256)):
         raise UnsupportedTokenizer("a list of ranks without all 256 bytes is not supported")
     if set(ranks.values()) & set(special):
@@ -32,29 +40,40 @@ def ranked(ranks, patterns, special, control=None, form=None):
     tokens = {i: token for token, i in ranks.items()} | {a.id: a.text for a in added}
     byte_id = [ranks[bytes([b])] for b in range(256)]
     special_ids = set(special if control is None else control)
-    return Tokenizer(tokens, byte_id, rank_merges(ranks), patterns, added, special_ids, True, form=form or NormalForm())
+    return Tokenizer(
+        tokens, byte_id, rank_merges(ranks), patterns, added, special_ids, True, form=form or NormalForm()
+    )
 
 
 def read_ranks(path):
     """{bytes: rank} of a file with a line `base64 rank` for each token."""
-    found = [re.fullmatch(rb"(\S+) (\d{1,8})\s*", line) for line in path.read_bytes().splitlines() if line.strip()]
+    found = [
+        re.fullmatch(rb"(\S+) (\d{1,8})\s*", line) for line in path.read_bytes().splitlines() if line.strip()
+    ]
     if not all(found) or not found:
         raise UnsupportedTokenizer(f"{path} is not a list of tokens in base64 with their ranks")
     return {base64.b64decode(f[1], validate=True): int(f[2]) for f in found}
 
 
 def added_tokens(path):
-    """tokenizer_config.json beside `path` ({} if there is none), and the entries of its added_tokens_decoder as tokenizer.json writes them."""
+    """tokenizer_config.json beside `path` ({} if there is none), and the entries of its added_tokens_decoder
+    as tokenizer.json writes them."""
     beside = path.parent / "tokenizer_config.json"
     config = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
-    return config, [token | dict(id=int(i)) for i, token in (config.get("added_tokens_decoder") or {}).items()]
+    return config, [
+        token | dict(id=int(i)) for i, token in (config.get("added_tokens_decoder") or {}).items()
+    ]
 
 
 def read_kimi(path):
-    """All ids behind the ranks are special tokens to Kimi's encoder; what its configuration does not name is reserved."""
+    """All ids behind the ranks are special tokens to Kimi's encoder; what its configuration does not name is
+    reserved."""
     ranks = read_ranks(path)
     names = {t["id"]: t for t in added_tokens(path)[1]}
-    special = {i: names[i]["content"] if i in names else f"<|reserved_token_{i}|>" for i in range(len(ranks), len(ranks) + RESERVED)}
+    special = {
+        i: names[i]["content"] if i in names else f"<|reserved_token_{i}|>"
+        for i in range(len(ranks), len(ranks) + RESERVED)
+    }
     control = {i for i in special if i not in names or names[i].get("special")}
     return ranked(ranks, PATTERNS["Kimi"], special, control)
 
@@ -76,9 +95,15 @@ def read_tekken(path):
     data = json.loads(path.read_text(encoding="utf-8"))
     config = data["config"]
     count = config["default_num_special_tokens"]
-    named = data.get("special_tokens") or [dict(rank=i, token_str=text, is_control=True) for i, text in enumerate(TEKKEN_SPECIAL)]
+    named = data.get("special_tokens") or [
+        dict(rank=i, token_str=text, is_control=True) for i, text in enumerate(TEKKEN_SPECIAL)
+    ]
     special = {i: f"<SPECIAL_{i}>" for i in range(count)} | {t["rank"]: t["token_str"] for t in named}
     control = set(special) - {t["rank"] for t in named if not t["is_control"]}
     size = config["default_vocab_size"] - count
-    ranks = {base64.b64decode(t["token_bytes"], validate=True): count + t["rank"] for t in data["vocab"] if t["rank"] < size}
+    ranks = {
+        base64.b64decode(t["token_bytes"], validate=True): count + t["rank"]
+        for t in data["vocab"]
+        if t["rank"] < size
+    }
     return ranked(ranks, [config["pattern"]], special, control)

@@ -1,5 +1,5 @@
-"""The tokenizer section of model.bin, as the head of tokenizer.c describes it: Tokenizer is what the readers (tokenizer.py) make of a source, pack()
-its bytes."""
+"""The tokenizer section of model.bin, as the head of tokenizer.c describes it: Tokenizer is what the readers
+(tokenizer.py) make of a source, pack() its bytes."""
 
 import struct
 from dataclasses import dataclass, field
@@ -26,9 +26,11 @@ class Added:
 
 @dataclass
 class NormalForm:
-    """What is done with text before it is cut into words (unicode.h); normalizer.py makes it."""
+    """What is done with text before it is cut into words (engine/unicode.h); normalizer.py makes it."""
 
-    replacements: list[tuple[int, int, int, list[int]]] = field(default_factory=list)  # (code, combining class, check, at most 4 codes)
+    replacements: list[tuple[int, int, int, list[int]]] = field(
+        default_factory=list
+    )  # (code, combining class, check, at most 4 codes)
     compositions: list[tuple[int, int, int]] = field(default_factory=list)  # (first, second, code)
     prefix: int = 0  # a code point put before the text; 0: none
     options: int = 0  # PREFIX_FIRST, PREFIX_ONCE, NORMALIZE_LAST
@@ -43,7 +45,9 @@ class Tokenizer:
     added: list[Added] = field(default_factory=list)
     special: set[int] = field(default_factory=set)
     whole_words: bool = False  # a word that is a token is taken without merging
-    units: list[tuple[bytes, int]] = field(default_factory=list)  # what is spelled by one id and is no single byte
+    units: list[tuple[bytes, int]] = field(
+        default_factory=list
+    )  # what is spelled by one id and is no single byte
     form: NormalForm = field(default_factory=NormalForm)
     drop_space: bool = False  # decoding leaves out a space at the begin of a text
 
@@ -72,7 +76,8 @@ def pack_merges(merges, vocabulary):
 
 
 def pack_texts(texts, tokens, text, token_start):
-    """The entries {start, bytes, id} of a table; a text that differs from what the token decodes to is appended to `text`."""
+    """The entries {start, bytes, id} of a table; a text that differs from what the token decodes to is
+    appended to `text`."""
     entries = []
     for bytes_, token in sorted(texts):
         if tokens.get(token) == bytes_:
@@ -85,18 +90,25 @@ def pack_texts(texts, tokens, text, token_start):
 
 
 def pack_form(form):
-    replacements = [(code, order, check, *to, *[0] * (4 - len(to))) for code, order, check, to in sorted(form.replacements)]
+    replacements = [
+        (code, order, check, *to, *[0] * (4 - len(to)))
+        for code, order, check, to in sorted(form.replacements)
+    ]
     return numbers(replacements), numbers(sorted(form.compositions))
 
 
 def pack(t: Tokenizer) -> bytes:
     vocabulary = max(t.tokens) + 1
     if min(t.tokens) < 0 or vocabulary > MAX_IDS:
-        raise UnsupportedTokenizer(f"tokens have ids from {min(t.tokens)} to {vocabulary - 1}; 0 to {MAX_IDS - 1} are possible")
+        raise UnsupportedTokenizer(
+            f"tokens have ids from {min(t.tokens)} to {vocabulary - 1}; 0 to {MAX_IDS - 1} are possible"
+        )
     tokens = [t.tokens.get(i, b"") for i in range(vocabulary)]
     text = bytearray(b"".join(tokens))
     token_start = np.concatenate([[0], np.cumsum([len(x) for x in tokens])])
-    tables = [[(a.text, a.id) for a in t.added if a.late == late and a.text] for late in (False, True)] + [t.units]
+    tables = [[(a.text, a.id) for a in t.added if a.late == late and a.text] for late in (False, True)] + [
+        t.units
+    ]
     texts = [pack_texts(table, t.tokens, text, token_start) for table in tables]
     flags = bytes(int(i in t.special) for i in range(vocabulary))
     own_place = {a.id for a in t.added}  # an added token is never the result of plain text
@@ -104,10 +116,35 @@ def pack(t: Tokenizer) -> bytes:
     by_text.sort(key=lambda i: tokens[i])
     merge_count, merge_start, merges = pack_merges(t.merges, vocabulary)
     counts, pretokenizer = compile_steps(t.patterns)
-    form = [len(t.form.replacements), len(t.form.compositions), t.form.prefix, t.form.options | t.drop_space * DROP_SPACE]
+    form = [
+        len(t.form.replacements),
+        len(t.form.compositions),
+        t.form.prefix,
+        t.form.options | t.drop_space * DROP_SPACE,
+    ]
 
-    arrays = [numbers(token_start), bytes(text), flags, numbers(t.byte_id), merge_start, merges, numbers(by_text), *texts, *pack_form(t.form)]
+    arrays = [
+        numbers(token_start),
+        bytes(text),
+        flags,
+        numbers(t.byte_id),
+        merge_start,
+        merges,
+        numbers(by_text),
+        *texts,
+        *pack_form(t.form),
+    ]
     arrays.append(pretokenizer)
     body = b"".join(map(padded, arrays))
-    header = HEADER.pack(TAG, HEADER.size + len(body), vocabulary, len(text), merge_count, len(by_text), *map(len, tables), *form, *counts)
+    header = HEADER.pack(
+        TAG,
+        HEADER.size + len(body),
+        vocabulary,
+        len(text),
+        merge_count,
+        len(by_text),
+        *map(len, tables),
+        *form,
+        *counts,
+    )
     return header + body

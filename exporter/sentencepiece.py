@@ -1,7 +1,9 @@
-"""Reads SentencePiece models of byte-pair encoding with byte fallback: tokenizer.model, and the same vocabulary in a GGUF file.
+"""Reads SentencePiece models of byte-pair encoding with byte fallback: tokenizer.model, and the same
+vocabulary in a GGUF file.
 
-SentencePiece merges characters, over the whole text, by the score of the joined piece. That is byte-pair encoding with every way to cut a piece
-into two pieces as a merge, ranked by score; what no piece spells is written as bytes.
+SentencePiece merges characters, over the whole text, by the score of the joined piece. That is byte-pair
+encoding with every way to cut a piece into two pieces as a merge, ranked by score; what no piece spells is
+written as bytes.
 """
 
 import struct
@@ -46,11 +48,14 @@ def fields(data):
 
 
 def read_model(path):
-    """(pieces [(text, score, type)], trainer, normalizer) of a tokenizer.model; the latter two are {field number: value}."""
+    """(pieces [(text, score, type)], trainer, normalizer) of a tokenizer.model; the latter two are {field
+    number: value}."""
     model = list(fields(path.read_bytes()))
     pieces = []
     for piece in (dict(fields(value)) for number, value in model if number == 1):
-        pieces.append((piece[1].decode("utf-8"), struct.unpack("<f", piece.get(2, bytes(4)))[0], piece.get(3, NORMAL)))
+        pieces.append(
+            (piece[1].decode("utf-8"), struct.unpack("<f", piece.get(2, bytes(4)))[0], piece.get(3, NORMAL))
+        )
     message = dict(model)
     return pieces, dict(fields(message.get(2, b""))), dict(fields(message.get(3, b"")))
 
@@ -67,40 +72,69 @@ def merges(pieces):
     found = []
     for i, (text, score, kind) in enumerate(pieces):
         cuts = [(text[:c], text[c:]) for c in range(1, len(text)) if kind in (NORMAL, UNUSED)]
-        pairs = [(normal[left], normal[right], i, rank[score]) for left, right in cuts if left in normal and right in normal]
+        pairs = [
+            (normal[left], normal[right], i, rank[score])
+            for left, right in cuts
+            if left in normal and right in normal
+        ]
         if (kind == UNUSED and pairs) or (kind == NORMAL and not known.issuperset(text)):
-            raise UnsupportedTokenizer(f"the piece {printable(text)} is unused, or has a character that is no piece: not supported")
+            raise UnsupportedTokenizer(
+                f"the piece {printable(text)} is unused, or has a character that is no piece: not supported"
+            )
         found += pairs
     return found
 
 
 def sentencepiece(pieces, prefixed, options=0, added=(), special=()):
-    """`added`: tokens of trusted text, beside those that the model itself reserves; user-defined pieces that are not among them are whole in any
-    text."""
+    """`added`: tokens of trusted text, beside those that the model itself reserves; user-defined pieces that
+    are not among them are whole in any text."""
     tokens = {i: decoded(text) for i, (text, _, kind) in enumerate(pieces) if kind != UNUSED}
     bytes_ = {text: i for i, (text, _, kind) in enumerate(pieces) if kind == BYTE}
     names = [f"<0x{b:02X}>" for b in range(256)]
     if any(name not in bytes_ for name in names):
         raise UnsupportedTokenizer("a SentencePiece model without byte fallback is not supported")
     tokens |= {bytes_[name]: bytes([b]) for b, name in enumerate(names)} | {a.id: a.text for a in added}
-    reserved = {i: text for i, (text, _, kind) in enumerate(pieces) if kind in (UNKNOWN, CONTROL) and i not in {a.id for a in added}}
+    reserved = {
+        i: text
+        for i, (text, _, kind) in enumerate(pieces)
+        if kind in (UNKNOWN, CONTROL) and i not in {a.id for a in added}
+    }
     added = [*added, *(Added(i, text.encode("utf-8"), False) for i, text in reserved.items())]
     own_place = {a.id for a in added}
-    whole = [(i, text) for i, (text, _, kind) in enumerate(pieces) if kind == USER_DEFINED or (kind == NORMAL and len(text) == 1)]
+    whole = [
+        (i, text)
+        for i, (text, _, kind) in enumerate(pieces)
+        if kind == USER_DEFINED or (kind == NORMAL and len(text) == 1)
+    ]
     units = [(text.encode("utf-8"), i) for i, text in whole if text and i not in own_place]
     form = spaces(prefixed, options)
     pairs = [m for m in merges(pieces) if m[2] not in own_place]
-    return Tokenizer(tokens, [bytes_[n] for n in names], pairs, [], added, {*special, *reserved}, units=units, form=form, drop_space=prefixed)
+    return Tokenizer(
+        tokens,
+        [bytes_[n] for n in names],
+        pairs,
+        [],
+        added,
+        {*special, *reserved},
+        units=units,
+        form=form,
+        drop_space=prefixed,
+    )
 
 
 def read_sentencepiece(path):
-    """tokenizer.model, with the added tokens of tokenizer_config.json. As in the Hugging Face library, text behind an added token gets a space before
-    it like the begin of the text, unless the configuration says "legacy": false."""
+    """tokenizer.model, with the added tokens of tokenizer_config.json. As in the Hugging Face library, text
+    behind an added token gets a space before it like the begin of the text, unless the configuration says
+    "legacy": false."""
     pieces, trainer, normalizer = read_model(path)
     if trainer.get(3, 1) != BPE or trainer.get(24):
-        raise UnsupportedTokenizer(f"{path}: a SentencePiece model of another kind than byte-pair encoding is not supported")
+        raise UnsupportedTokenizer(
+            f"{path}: a SentencePiece model of another kind than byte-pair encoding is not supported"
+        )
     if normalizer.get(2) or normalizer.get(4, 1) or not normalizer.get(5, 1):
-        raise UnsupportedTokenizer(f"{path}: a SentencePiece model that normalises text or removes spaces is not supported")
+        raise UnsupportedTokenizer(
+            f"{path}: a SentencePiece model that normalises text or removes spaces is not supported"
+        )
     config, tokens = added_tokens(path)
     added = [Added(t["id"], t["content"].encode("utf-8"), False) for t in tokens]
     prefixed = bool(normalizer.get(3, 1)) and config.get("add_prefix_space") is not False

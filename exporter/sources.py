@@ -1,9 +1,11 @@
 """Safetensors as a set of named tensors, and what every source has in common.
 
-A source hands out rows of a tensor as float32, whatever the stored type: F32, F16, BF16, FP8 E4M3 with its scales, four-bit integers with theirs.
-Integers that stand in groups with one scale can also be had as they are. Own parser of the header: nothing in a file is believed before it
-is checked. It reads what it is asked for and keeps nothing, so memory does not grow with the model. It knows no model: names and shapes are
-plan.py's. GGUF files are gguf_source.py's, Mistral's own names mistral.py's; pickles are refused, because reading one runs the code in it.
+A source hands out rows of a tensor as float32, whatever the stored type: F32, F16, BF16, FP8 E4M3 with its
+scales, four-bit integers with theirs. Integers that stand in groups with one scale can also be had as they
+are. Own parser of the header: nothing in a file is believed before it is checked. It reads what it is asked
+for and keeps nothing, so memory does not grow with the model. It knows no model: names and shapes are
+plan.py's. GGUF files are gguf_source.py's, Mistral's own names mistral.py's; pickles are refused, because
+reading one runs the code in it.
 """
 
 import copy
@@ -17,12 +19,34 @@ import numpy as np
 from .errors import ExportError, printable
 
 HEADER_LIMIT = 100_000_000  # bytes of JSON; the safetensors library has the same limit
-JSON_LIMIT = 200_000_000    # an index of a 1T model is 20 MB
-CHUNK = 1 << 18             # elements read at once when a whole tensor is looked at
+JSON_LIMIT = 200_000_000  # an index of a 1T model is 20 MB
+CHUNK = 1 << 18  # elements read at once when a whole tensor is looked at
 
-ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I64": 8, "I32": 4, "I16": 2, "I8": 1,
-              "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1}
-READABLE = {"F32": np.dtype("<u4"), "F16": np.dtype("<u2"), "BF16": np.dtype("<u2"), "F8_E4M3": np.dtype("u1"), "F8_E8M0": np.dtype("u1")}
+ITEM_BYTES = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "F8_E8M0": 1,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U64": 8,
+    "U32": 4,
+    "U16": 2,
+    "U8": 1,
+    "BOOL": 1,
+}
+READABLE = {
+    "F32": np.dtype("<u4"),
+    "F16": np.dtype("<u2"),
+    "BF16": np.dtype("<u2"),
+    "F8_E4M3": np.dtype("u1"),
+    "F8_E8M0": np.dtype("u1"),
+}
 # Bits without the sign (E8M0 has none): from this value on they are infinite or not a number.
 NOT_FINITE = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80, "F8_E4M3": 0x7F, "F8_E8M0": 0xFF}
 MAGNITUDE = {"F32": 0x7FFFFFFF, "F16": 0x7FFF, "BF16": 0x7FFF, "F8_E4M3": 0x7F, "F8_E8M0": 0xFF}
@@ -31,10 +55,13 @@ MAGNITUDE = {"F32": 0x7FFFFFFF, "F16": 0x7FFF, "BF16": 0x7FFF, "F8_E4M3": 0x7F, 
 OF_ACTIVATIONS = ("activation_scale", ".input_scale", ".output_scale", ".qscale_act", ".k_scale", ".v_scale")
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-CONVERT = ("PyTorch's pickles are not read, because reading one runs the code in it; have transformers write safetensors: "
-           'AutoModelForCausalLM.from_pretrained("SOURCE", dtype="auto").save_pretrained("NEW")')
+CONVERT = (
+    "PyTorch's pickles are not read, because reading one runs the code in it; have transformers write safetensors: "
+    'AutoModelForCausalLM.from_pretrained("SOURCE", dtype="auto").save_pretrained("NEW")'
+)
 
-INSIDE = "language_model."  # begins the names of a language model's tensors where they are part of a model that sees
+# begins the names of a language model's tensors where they are part of a model that sees
+INSIDE = "language_model."
 SEEING = ("vision_tower.", "vision_model.", "mm_projector.", "multi_modal_projector.")
 
 
@@ -48,7 +75,9 @@ def _e4m3_table():
 
 
 E4M3 = _e4m3_table()
-E8M0 = np.append(2.0 ** np.arange(-127, 128), np.nan).astype(np.float32)  # powers of two alone; 0xFF is not a number
+E8M0 = np.append(2.0 ** np.arange(-127, 128), np.nan).astype(
+    np.float32
+)  # powers of two alone; 0xFF is not a number
 
 
 def _unique(pairs):
@@ -80,7 +109,9 @@ def read_json(path, required=True):
     with open(path, "rb") as file:
         text = file.read(JSON_LIMIT + 1)
     if len(text) > JSON_LIMIT:
-        raise ExportError(f"{path}: larger than {JSON_LIMIT} bytes; this is not a model's {os.path.basename(path)}")
+        raise ExportError(
+            f"{path}: larger than {JSON_LIMIT} bytes; this is not a model's {os.path.basename(path)}"
+        )
     return parse_json(text, path)
 
 
@@ -167,10 +198,12 @@ def steps(tensor, low, high):
 
 
 class Integers(Tensor):
-    """A tensor of integers [rows, cols] with one scale for each `group` of a row. A kind of it says how they are stored: integers()."""
+    """A tensor of integers [rows, cols] with one scale for each `group` of a row. A kind of it says how they
+    are stored: integers()."""
 
     def integers(self, low, high):
-        """Rows low .. high - 1: (int8 [high - low, columns], their scales as float32 [high - low, columns / group])."""
+        """Rows low .. high - 1: (int8 [high - low, columns], their scales as float32 [high - low, columns /
+        group])."""
         raise NotImplementedError
 
     def floats(self, low, high):
@@ -184,7 +217,9 @@ class Integers(Tensor):
         for begin, end in steps(self, low, high):
             with np.errstate(all="ignore"):
                 values = self.floats(begin, end)
-                piece = float(np.maximum(values.max(initial=0), -values.min(initial=0)))  # numpy's, and not Python's, passes on what is not a number
+                piece = float(
+                    np.maximum(values.max(initial=0), -values.min(initial=0))
+                )  # numpy's, and not Python's, passes on what is not a number
             if not np.isfinite(piece):
                 self.not_finite()
             top = max(top, piece)
@@ -192,37 +227,55 @@ class Integers(Tensor):
 
 
 class Packed(Integers):
-    """compressed-tensors' "pack-quantized" with four bits: eight columns in an int32, first column lowest, each as value + 8."""
+    """compressed-tensors' "pack-quantized" with four bits: eight columns in an int32, first column lowest,
+    each as value + 8."""
 
     bits = 4
 
     def __init__(self, name, packed, scale, shape):
         super().__init__(packed.shard, name, "INT4", (0, 0), 0)
-        if packed.dtype != "I32" or shape.shape != (2,) or shape.dtype not in ("I32", "I64") or len(scale.shape) != 2:
+        if (
+            packed.dtype != "I32"
+            or shape.shape != (2,)
+            or shape.dtype not in ("I32", "I64")
+            or len(scale.shape) != 2
+        ):
             self.fail(": only four-bit integers in words of 32 bits with their scales in rows can be read")
         raw = shape.shard.pread(2 * ITEM_BYTES[shape.dtype], shape.offset)
         rows, cols = (int(n) for n in np.frombuffer(raw, {"I32": "<i4", "I64": "<i8"}[shape.dtype]))
         groups = scale.shape[1]
-        if packed.shape != (rows, -(-cols // 8)) or scale.shape[0] != rows or groups < 1 or cols < groups or cols % groups:
-            self.fail(f": {list(packed.shape)} words and {list(scale.shape)} scales do not hold {rows} x {cols} four-bit integers")
+        if (
+            packed.shape != (rows, -(-cols // 8))
+            or scale.shape[0] != rows
+            or groups < 1
+            or cols < groups
+            or cols % groups
+        ):
+            self.fail(
+                f": {list(packed.shape)} words and {list(scale.shape)} scales do not hold {rows} x {cols} four-bit integers"
+            )
         self.packed, self.scale, self.group = packed, scale, cols // groups
         self.shape, self.rows, self.cols = (rows, cols), rows, cols
 
     def integers(self, low, high):
         pairs = self.packed.raw(low, high)
-        integers = np.stack([pairs & 15, pairs >> 4], axis=2).reshape(high - low, -1)[:, : self.cols].view(np.int8) - np.int8(8)
+        integers = np.stack([pairs & 15, pairs >> 4], axis=2).reshape(high - low, -1)[:, : self.cols].view(
+            np.int8
+        ) - np.int8(8)
         return integers, self.scale.floats(low, high)
 
 
 class Scaled(Tensor):
-    """FP8 numbers, each to be multiplied with the scale of its block (also where that is called "scale_inv"). `block` = (rows, columns) that
-    share a scale; larger than the tensor for one scale in all."""
+    """FP8 numbers, each to be multiplied with the scale of its block (also where that is called "scale_inv").
+    `block` = (rows, columns) that share a scale; larger than the tensor for one scale in all."""
 
     def __init__(self, weight, scale, block):
         super().__init__(weight.shard, weight.name, weight.dtype, weight.shape, weight.offset)
         wanted = (*self.shape[:-2], *(-(-n // b) for n, b in zip(self.shape[-2:], block)))
         if len(self.shape) < 2 or [n for n in scale.shape if n != 1] != [n for n in wanted if n != 1]:
-            scale.fail(f" has shape {list(scale.shape)}, and {list(self.shape)} in blocks of {block[0]} x {block[1]} needs {list(wanted)}")
+            scale.fail(
+                f" has shape {list(scale.shape)}, and {list(self.shape)} in blocks of {block[0]} x {block[1]} needs {list(wanted)}"
+            )
         self.block, self.scale = block, Tensor(scale.shard, scale.name, scale.dtype, wanted, scale.offset)
 
     def scale_rows(self, rows):
@@ -242,11 +295,14 @@ class Scaled(Tensor):
     def largest(self, low, high):
         if low >= high:
             return 0.0
-        return super().largest(low, high) * self.scale.largest(self.scale_rows(low), self.scale_rows(high - 1) + 1)
+        return super().largest(low, high) * self.scale.largest(
+            self.scale_rows(low), self.scale_rows(high - 1) + 1
+        )
 
 
 class Source:
-    """Named tensors, by the names that transformers gives them. `directory`: where they are from, for messages; it may be a file."""
+    """Named tensors, by the names that transformers gives them. `directory`: where they are from, for
+    messages; it may be a file."""
 
     def __init__(self, directory):
         self.directory, self.tensors = directory, {}
@@ -257,7 +313,9 @@ class Source:
 
     def add(self, name, tensor):
         if name in self.tensors:
-            raise ExportError(f"{tensor.shard.path}: tensor {printable(name)} is also in {self.tensors[name].shard.path}")
+            raise ExportError(
+                f"{tensor.shard.path}: tensor {printable(name)} is also in {self.tensors[name].shard.path}"
+            )
         self.tensors[name] = tensor
 
     def rows(self, name, low, high):
@@ -265,11 +323,13 @@ class Source:
         return self.tensors[name].floats(low, high)
 
     def largest(self, name, low=0, high=1):
-        """An upper bound of the magnitudes in rows low .. high - 1; refuses infinities and what is not a number."""
+        """An upper bound of the magnitudes in rows low .. high - 1; refuses infinities and what is not a
+        number."""
         return self.tensors[name].largest(low, high)
 
     def decode(self, block):
-        """Puts what a quantised tensor is made of behind its one name. `block` = (rows, columns) that share one scale of an FP8 tensor."""
+        """Puts what a quantised tensor is made of behind its one name. `block` = (rows, columns) that share
+        one scale of an FP8 tensor."""
         for name in [name for name in self.tensors if name.endswith(OF_ACTIVATIONS)]:
             del self.tensors[name]
         for name, tensor in list(self.tensors.items()):
@@ -288,8 +348,9 @@ class Source:
 
 
 class Safetensors(Source):
-    """The safetensors of a directory: `stem`.safetensors, or what `stem`.safetensors.index.json lists, or all that there are. `rename`: a tensor's
-    name -> what transformers calls it, or None for one that is left behind."""
+    """The safetensors of a directory: `stem`.safetensors, or what `stem`.safetensors.index.json lists, or all
+    that there are. `rename`: a tensor's name -> what transformers calls it, or None for one that is left
+    behind."""
 
     def __init__(self, directory, stem="model", rename=lambda name: name):
         super().__init__(directory)
@@ -301,22 +362,32 @@ class Safetensors(Source):
                     self.add(rename(name), tensor)
             for name in index.get(shard, ()):
                 if name not in tensors:
-                    raise ExportError(f"{os.path.join(directory, shard)}: the index says that tensor {printable(name)} is here, and it is not; "
-                                      "download both again")
+                    raise ExportError(
+                        f"{os.path.join(directory, shard)}: the index says that tensor {printable(name)} is here, and it is not; "
+                        "download both again"
+                    )
         if any(name.startswith(INSIDE) for name in self.tensors):
             self._take_out()
 
     def _take_out(self):
-        """A language model inside a larger one: its tensors get the names that they have alone, and what sees is left behind."""
-        self.tensors = {name.removeprefix(INSIDE): tensor for name, tensor in self.tensors.items() if not name.startswith(SEEING)}
+        """A language model inside a larger one: its tensors get the names that they have alone, and what sees
+        is left behind."""
+        self.tensors = {
+            name.removeprefix(INSIDE): tensor
+            for name, tensor in self.tensors.items()
+            if not name.startswith(SEEING)
+        }
 
 
 def read_header(file):
-    """{name: Tensor} of one safetensors file: 8 bytes length of the header, the header (JSON), the tensors' bytes."""
+    """{name: Tensor} of one safetensors file: 8 bytes length of the header, the header (JSON), the tensors'
+    bytes."""
     length = int.from_bytes(file.pread(8, 0), "little") if file.size >= 8 else 0
     if length < 2 or length > HEADER_LIMIT or length > file.size - 8:
-        raise ExportError(f"{file.path}: not a safetensors file, or cut short: its header is said to be {length} bytes long, "
-                          f"and the file has {file.size}")
+        raise ExportError(
+            f"{file.path}: not a safetensors file, or cut short: its header is said to be {length} bytes long, "
+            f"and the file has {file.size}"
+        )
     header = parse_json(file.pread(length, 8), file.path)
     header.pop("__metadata__", None)
     return {name: _tensor(file, 8 + length, name, entry) for name, entry in header.items()}
@@ -324,6 +395,7 @@ def read_header(file):
 
 def _tensor(file, data, name, entry):
     """The header's `entry` as a Tensor; the tensors' bytes begin at `data`."""
+
     def fail(what):
         raise ExportError(f"{file.path}: tensor {printable(name)}: {what}")
 
@@ -331,13 +403,19 @@ def _tensor(file, data, name, entry):
         right_length = isinstance(value, list) and len(value) in ([count] if count else range(9))
         return right_length and all(type(n) is int and 0 <= n < 1 << 60 for n in value)
 
-    if not isinstance(entry, dict) or not naturals(entry.get("shape")) or not naturals(entry.get("data_offsets"), 2):
+    if (
+        not isinstance(entry, dict)
+        or not naturals(entry.get("shape"))
+        or not naturals(entry.get("data_offsets"), 2)
+    ):
         fail("its header entry is damaged")
     dtype, shape, (begin, end) = entry.get("dtype"), entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         fail(f"unknown type {printable(dtype)}")
     if begin > end or end > file.size - data:
-        fail(f"lies at {begin} .. {end} of {file.size - data} bytes of data: the file is cut short or damaged; download it again")
+        fail(
+            f"lies at {begin} .. {end} of {file.size - data} bytes of data: the file is cut short or damaged; download it again"
+        )
     if math.prod(shape) * ITEM_BYTES[dtype] != end - begin:
         fail(f"shape {shape} of {dtype} does not take {end - begin} bytes")
     return Tensor(file, name, dtype, shape, data + begin)
@@ -348,13 +426,20 @@ def _shards(directory, stem):
     index_path = os.path.join(directory, f"{stem}.safetensors.index.json")
     names = os.listdir(directory)
     # Some models come in both forms, transformers' and Mistral's, in one directory.
-    files = sorted(name for name in names if name.endswith(".safetensors") and name.startswith("consolidated") == (stem == "consolidated"))
+    files = sorted(
+        name
+        for name in names
+        if name.endswith(".safetensors") and name.startswith("consolidated") == (stem == "consolidated")
+    )
     if f"{stem}.safetensors" in files:
         return [f"{stem}.safetensors"], {}
     if not os.path.exists(index_path):
         if not files:
             pickles = [name for name in names if name.endswith(PICKLES)]
-            raise ExportError(f"{directory}: no *.safetensors in it" + (f", but {printable(pickles[0])}: {CONVERT}" if pickles else ""))
+            raise ExportError(
+                f"{directory}: no *.safetensors in it"
+                + (f", but {printable(pickles[0])}: {CONVERT}" if pickles else "")
+            )
         _complete(directory, files)
         return files, {}
     index = {}
@@ -364,18 +449,26 @@ def _shards(directory, stem):
     for tensor, name in weight_map.items():
         # A name, and nothing that could lead out of the directory (where a download cache may still link to).
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*", name):
-            raise ExportError(f"{index_path}: tensor {printable(tensor)} is said to be in {printable(name)!r}, which is not a plain file name")
+            raise ExportError(
+                f"{index_path}: tensor {printable(tensor)} is said to be in {printable(name)!r}, which is not a plain file name"
+            )
         index.setdefault(name, []).append(tensor)
     missing = [name for name in sorted(index) if name not in files]
     if missing:
-        raise ExportError(f"{directory}: {len(missing)} of {len(index)} files are missing, the first is {missing[0]}; download the model completely")
+        raise ExportError(
+            f"{directory}: {len(missing)} of {len(index)} files are missing, the first is {missing[0]}; download the model completely"
+        )
     return sorted(index), index
 
 
 def parts(name, ending):
     """The files that belong together with one named ...-00001-of-00003`ending`, in order; [name] for another."""
     match = re.fullmatch(r"(.*-)(\d{5})-of-(\d{5})" + re.escape(ending), name)
-    return [f"{match.group(1)}{i:05d}-of-{match.group(3)}{ending}" for i in range(1, int(match.group(3)) + 1)] if match else [name]
+    return (
+        [f"{match.group(1)}{i:05d}-of-{match.group(3)}{ending}" for i in range(1, int(match.group(3)) + 1)]
+        if match
+        else [name]
+    )
 
 
 def _complete(directory, files):

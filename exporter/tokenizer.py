@@ -1,9 +1,11 @@
-"""Compiles a published tokenizer into the tokenizer section of model.bin (section.py, and the head of tokenizer.c).
+"""Compiles a published tokenizer into the tokenizer section of model.bin (section.py, and the head of
+tokenizer.c).
 
-It reads tokenizer.json of a Hugging Face directory, as far as models with Multi-head Latent Attention use it: BPE of bytes with a sequence of
-splitting expressions (pretokenizer.py), and SentencePiece's BPE of characters. Where there is none, ranks.py and sentencepiece.py read the formats
-of other libraries; GGUF metadata is brought into the form of tokenizer.json. What is not known is refused with UnsupportedTokenizer; nothing is
-guessed, because ids that are nearly right give text that is nearly right.
+It reads tokenizer.json of a Hugging Face directory, as far as models with Multi-head Latent Attention use it:
+BPE of bytes with a sequence of splitting expressions (pretokenizer.py), and SentencePiece's BPE of
+characters. Where there is none, ranks.py and sentencepiece.py read the formats of other libraries; GGUF
+metadata is brought into the form of tokenizer.json. What is not known is refused with UnsupportedTokenizer;
+nothing is guessed, because ids that are nearly right give text that is nearly right.
 """
 
 import json
@@ -16,14 +18,26 @@ from exporter.normalizer import SPACE, composed, spaces
 from exporter.patterns import PATTERNS
 from exporter.pretokenizer import UnsupportedTokenizer
 from exporter.ranks import rank_merges, read_kimi, read_qwen, read_tekken
-from exporter.section import MAX_IDS, NONE, NORMALIZE_LAST, PREFIX_FIRST, PREFIX_ONCE, Added, NormalForm, Tokenizer, pack
+from exporter.section import (
+    MAX_IDS,
+    NONE,
+    NORMALIZE_LAST,
+    PREFIX_FIRST,
+    PREFIX_ONCE,
+    Added,
+    NormalForm,
+    Tokenizer,
+    pack,
+)
 from exporter.sentencepiece import decoded, read_sentencepiece, sentencepiece
 
-# ---- tokenizer.json ------------------------------------------------------------------------------------------------------------------
+# ---- tokenizer.json
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def byte_letters():
-    """GPT-2's alphabet, in which tokenizer.json writes bytes: {letter: byte}. Printable bytes stand for themselves, the others follow from U+0100 on."""
+    """GPT-2's alphabet, in which tokenizer.json writes bytes: {letter: byte}. Printable bytes stand for
+    themselves, the others follow from U+0100 on."""
     printable_bytes = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in printable_bytes]
     return {chr(b): b for b in printable_bytes} | {chr(0x100 + i): b for i, b in enumerate(others)}
@@ -68,8 +82,12 @@ def read_pretokenizer(p):
         elif kind == "ByteLevel" and i == len(steps) - 1 and not step.get("add_prefix_space"):
             return patterns + (PATTERNS["GPT-2"] if step.get("use_regex", True) else [])
         else:
-            raise UnsupportedTokenizer(f"the pre-tokenizer's step {printable(kind)} {printable(step.get('behavior', ''))} is not supported")
-    raise UnsupportedTokenizer("only byte-level tokenizers are supported (the pre-tokenizer must end in ByteLevel)")
+            raise UnsupportedTokenizer(
+                f"the pre-tokenizer's step {printable(kind)} {printable(step.get('behavior', ''))} is not supported"
+            )
+    raise UnsupportedTokenizer(
+        "only byte-level tokenizers are supported (the pre-tokenizer must end in ByteLevel)"
+    )
 
 
 def split_pattern(pattern):
@@ -80,7 +98,9 @@ def split_pattern(pattern):
 
 def check_model(model):
     if model.get("type", "BPE") != "BPE":
-        raise UnsupportedTokenizer(f"a tokenizer of type {printable(model['type'])} is not supported, only BPE")
+        raise UnsupportedTokenizer(
+            f"a tokenizer of type {printable(model['type'])} is not supported, only BPE"
+        )
     other = ("unk_token",) if not model.get("byte_fallback") else ("ignore_merges",)
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", *other):
         if model.get(key):
@@ -88,22 +108,28 @@ def check_model(model):
 
 
 def read_merges(model, added):
-    """(left, right, id, rank). A merge that would spell an added token is left out: plain text must not become one."""
+    """(left, right, id, rank). A merge that would spell an added token is left out: plain text must not
+    become one."""
     vocabulary, merges = model["vocab"], []
     for rank, pair in enumerate(model["merges"]):
         left, right = pair.split(" ") if isinstance(pair, str) else pair
         if any(x not in vocabulary for x in (left, right, left + right)):
-            raise UnsupportedTokenizer(f"the merge {printable(left)} {printable(right)} has parts that are not in the vocabulary")
+            raise UnsupportedTokenizer(
+                f"the merge {printable(left)} {printable(right)} has parts that are not in the vocabulary"
+            )
         if vocabulary[left + right] not in added:
             merges.append((vocabulary[left], vocabulary[right], vocabulary[left + right], rank))
     return merges
 
 
 def read_added(tokens, vocabulary, normal):
-    """The entries of added_tokens, and the ids of those that are special. `normal`: what the normal form makes of a text."""
+    """The entries of added_tokens, and the ids of those that are special. `normal`: what the normal form
+    makes of a text."""
     for t in tokens:
         if t.get("single_word") or t.get("lstrip") or t.get("rstrip"):
-            raise UnsupportedTokenizer(f"the added token {printable(t['content'])} with single_word, lstrip or rstrip is not supported")
+            raise UnsupportedTokenizer(
+                f"the added token {printable(t['content'])} with single_word, lstrip or rstrip is not supported"
+            )
         if vocabulary.get(t["content"], t["id"]) != t["id"]:
             raise UnsupportedTokenizer(f"the added token {printable(t['content'])} has two ids")
     added = []
@@ -115,10 +141,15 @@ def read_added(tokens, vocabulary, normal):
 
 def read_bytes(data, vocabulary, added_tokens):
     """What is particular to BPE of bytes, written in GPT-2's alphabet."""
-    # Where the vocabulary has no token for a byte that UTF-8 never uses, an added token may be written as that byte's letter.
+    # Where the vocabulary has no token for a byte that UTF-8 never uses, an added token may be written as
+    # that byte's letter.
     letters = {t["content"]: t["id"] for t in added_tokens} | vocabulary
     byte_id = [letters.get(letter, NONE) for letter, _ in sorted(LETTERS.items(), key=lambda item: item[1])]
-    return dict(byte_id=byte_id, patterns=read_pretokenizer(data.get("pre_tokenizer")), whole_words=bool(data["model"].get("ignore_merges")))
+    return dict(
+        byte_id=byte_id,
+        patterns=read_pretokenizer(data.get("pre_tokenizer")),
+        whole_words=bool(data["model"].get("ignore_merges")),
+    )
 
 
 def read_metaspace(p, form):
@@ -127,9 +158,18 @@ def read_metaspace(p, form):
         return form
     # Older files say add_prefix_space instead of prepend_scheme.
     scheme = p.get("prepend_scheme") or ("always" if p.get("add_prefix_space", True) else "never")
-    if p.get("type") != "Metaspace" or p.get("replacement") != SPACE or p.get("split", True) or form != NormalForm():
-        raise UnsupportedTokenizer(f"the pre-tokenizer {printable(p.get('type'))} of a tokenizer with byte_fallback is not supported")
-    return spaces(scheme != "never", NORMALIZE_LAST | PREFIX_ONCE | (PREFIX_FIRST if scheme == "first" else 0))
+    if (
+        p.get("type") != "Metaspace"
+        or p.get("replacement") != SPACE
+        or p.get("split", True)
+        or form != NormalForm()
+    ):
+        raise UnsupportedTokenizer(
+            f"the pre-tokenizer {printable(p.get('type'))} of a tokenizer with byte_fallback is not supported"
+        )
+    return spaces(
+        scheme != "never", NORMALIZE_LAST | PREFIX_ONCE | (PREFIX_FIRST if scheme == "first" else 0)
+    )
 
 
 def read_characters(data, vocabulary, own_place, form):
@@ -137,10 +177,20 @@ def read_characters(data, vocabulary, own_place, form):
     byte_id = [vocabulary.get(f"<0x{b:02X}>") for b in range(256)]
     decoder = (data.get("decoder") or {}).get("decoders", [])
     strip = dict(type="Strip", content=" ", start=1, stop=0)
-    usual = [dict(type="Replace", pattern={"String": SPACE}, content=" "), dict(type="ByteFallback"), dict(type="Fuse")]
+    usual = [
+        dict(type="Replace", pattern={"String": SPACE}, content=" "),
+        dict(type="ByteFallback"),
+        dict(type="Fuse"),
+    ]
     if None in byte_id or decoder[:3] != usual or decoder[3:] not in ([], [strip]):
-        raise UnsupportedTokenizer("a tokenizer with byte_fallback lacks bytes or decodes in another way than SentencePiece's")
-    units = [(token.encode("utf-8"), i) for token, i in vocabulary.items() if len(token) == 1 and i not in own_place]
+        raise UnsupportedTokenizer(
+            "a tokenizer with byte_fallback lacks bytes or decodes in another way than SentencePiece's"
+        )
+    units = [
+        (token.encode("utf-8"), i)
+        for token, i in vocabulary.items()
+        if len(token) == 1 and i not in own_place
+    ]
     form = read_metaspace(data.get("pre_tokenizer"), form)
     return dict(byte_id=byte_id, units=units, form=form, drop_space=decoder[3:] == [strip])
 
@@ -154,9 +204,13 @@ def read_tokenizer(data) -> Tokenizer:
     added, special = read_added(added_tokens, vocabulary, normal)
     own_place = {a.id for a in added}
     bytes_of = decoded if model.get("byte_fallback") else spelled
-    tokens = {i: bytes_of(token) for token, i in vocabulary.items()} | {a.id: bytes_of(a.text.decode("utf-8")) for a in added}
+    tokens = {i: bytes_of(token) for token, i in vocabulary.items()} | {
+        a.id: bytes_of(a.text.decode("utf-8")) for a in added
+    }
     if not tokens or not all(type(i) is int and 0 <= i < MAX_IDS for i in tokens):
-        raise UnsupportedTokenizer(f"there is no vocabulary, or it has ids that are not numbers below {MAX_IDS}")
+        raise UnsupportedTokenizer(
+            f"there is no vocabulary, or it has ids that are not numbers below {MAX_IDS}"
+        )
     kind = dict(form=form)
     if model.get("byte_fallback"):
         kind |= read_characters(data, vocabulary, own_place, form)
@@ -170,7 +224,8 @@ def read_tokenizer_json(path):
     return read_tokenizer(json.loads(path.read_text(encoding="utf-8")))
 
 
-# ---- GGUF ------------------------------------------------------------------------------------------------------------------------------
+# ---- GGUF
+# ------------------------------------------------------------------------------------------------------------------------------
 
 # tokenizer.ggml.pre, and whose expressions it stands for.
 PRE_TYPES = {
@@ -179,13 +234,23 @@ PRE_TYPES = {
     "bailingmoe": "Bailing", "bailingmoe2": "Bailing",
 }  # fmt: skip
 RANKED = ("Kimi", "tekken")  # their merges are ranks of tokens, of which a GGUF has one cut each
-GGUF_NORMAL, GGUF_CONTROL, GGUF_USER_DEFINED = 1, 3, 4  # tokenizer.ggml.token_type; the same numbers as SentencePiece's
+GGUF_NORMAL, GGUF_CONTROL, GGUF_USER_DEFINED = (
+    1,
+    3,
+    4,
+)  # tokenizer.ggml.token_type; the same numbers as SentencePiece's
 
 
 def gguf_tokens(metadata):
     """[(text, type)] of the ids."""
     tokens = [str(t) for t in metadata["tokenizer.ggml.tokens"]]
-    return list(zip(tokens, map(int, metadata.get("tokenizer.ggml.token_type", [GGUF_NORMAL] * len(tokens))), strict=True))
+    return list(
+        zip(
+            tokens,
+            map(int, metadata.get("tokenizer.ggml.token_type", [GGUF_NORMAL] * len(tokens))),
+            strict=True,
+        )
+    )
 
 
 def gguf_added(tokens):
@@ -203,7 +268,9 @@ def read_gguf_bytes(metadata):
         raise UnsupportedTokenizer(f"the pre-tokenizer type {printable(pre)} is not known")
     name, tokens = PRE_TYPES[pre], gguf_tokens(metadata)
     vocabulary = {text: i for i, (text, kind) in enumerate(tokens) if kind == GGUF_NORMAL}
-    steps = [dict(type="Split", pattern={"Regex": p}, behavior="Isolated") for p in PATTERNS[name]] + [dict(type="ByteLevel", use_regex=False)]
+    steps = [dict(type="Split", pattern={"Regex": p}, behavior="Isolated") for p in PATTERNS[name]] + [
+        dict(type="ByteLevel", use_regex=False)
+    ]
     ranks = {spelled(text): i for text, i in vocabulary.items()} if name in RANKED else {}
     merges = [] if ranks else metadata["tokenizer.ggml.merges"]
     tokenizer = read_tokenizer(dict(
@@ -222,7 +289,8 @@ def read_gguf_pieces(metadata):
     return sentencepiece(pieces, bool(metadata.get("tokenizer.ggml.add_space_prefix", True)), added=added)
 
 
-# ---- entry -----------------------------------------------------------------------------------------------------------------------------
+# ---- entry
+# -----------------------------------------------------------------------------------------------------------------------------
 
 FILES = {
     "tokenizer.json": read_tokenizer_json, "tiktoken.model": read_kimi, "qwen.tiktoken": read_qwen, "tekken.json": read_tekken,
@@ -240,7 +308,8 @@ def compiled(where, read, source) -> bytes:
 
 
 def compile_tokenizer(directory) -> bytes | None:
-    """The tokenizer section of the first of FILES in a directory; None if it has none. Raises UnsupportedTokenizer."""
+    """The tokenizer section of the first of FILES in a directory; None if it has none. Raises
+    UnsupportedTokenizer."""
     for name, read in FILES.items():
         path = Path(directory) / name
         if path.exists():
@@ -249,7 +318,8 @@ def compile_tokenizer(directory) -> bytes | None:
 
 
 def compile_gguf_tokenizer(metadata: dict) -> bytes | None:
-    """The tokenizer section of GGUF metadata ({key: value}, arrays as lists); None if there is no tokenizer in it. Raises UnsupportedTokenizer."""
+    """The tokenizer section of GGUF metadata ({key: value}, arrays as lists); None if there is no tokenizer
+    in it. Raises UnsupportedTokenizer."""
     kinds = {"gpt2": read_gguf_bytes, "llama": read_gguf_pieces}
     model = metadata.get("tokenizer.ggml.model")
     if model in (None, "none"):

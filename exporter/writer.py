@@ -1,7 +1,7 @@
-"""Writes model.bin as checkpoint.h says: header, Config, tokenizer, table of tensors, tensors.
+"""Writes model.bin as engine/checkpoint.h says: header, Config, tokenizer, table of tensors, tensors.
 
-The tensors are streamed: what they need to be known in the table (offset, checksum, scale) is noted as they pass, and the front of the file
-is written last. The file appears under its name only when it is complete.
+The tensors are streamed: what they need to be known in the table (offset, checksum, scale) is noted as they
+pass, and the front of the file is written last. The file appears under its name only when it is complete.
 """
 
 import os
@@ -14,8 +14,8 @@ from .plan import BF16, F32, Q4, Q8, VECTOR
 from .quantise import PANEL
 
 MAGIC, VERSION = b"MLA.C\r\n\x1a", 2
-HEADER = struct.Struct("<8sIIQQIIII16x")           # FileHeader
-TENSOR = struct.Struct("<56sQQIIIIfI16s16x")      # TensorInfo
+HEADER = struct.Struct("<8sIIQQIIII16x")  # FileHeader
+TENSOR = struct.Struct("<56sQQIIIIfI16s16x")  # TensorInfo
 PAGE = 4096
 
 
@@ -39,7 +39,8 @@ def tensor_bytes(entry):
 
 
 def layout(entries, config_bytes, tokenizer_bytes, chat_bytes):
-    """(offset of the tokenizer, of the chat template, of the table, of the first tensor, of each tensor; bytes of the file)."""
+    """(offset of the tokenizer, of the chat template, of the table, of the first tensor, of each tensor;
+    bytes of the file)."""
     tokenizer = round_up(HEADER.size + config_bytes, 64)
     chat = round_up(tokenizer + tokenizer_bytes, 64)
     table = round_up(chat + chat_bytes, 64)
@@ -52,7 +53,8 @@ def layout(entries, config_bytes, tokenizer_bytes, chat_bytes):
 
 
 class Output:
-    """The file at `path` while it is made: under a temporary name in the same directory, which is removed if anything goes wrong."""
+    """The file at `path` while it is made: under a temporary name in the same directory, which is removed if
+    anything goes wrong."""
 
     def __init__(self, path):
         self.path, self.temporary = path, f"{path}.{os.getpid()}.tmp"
@@ -79,7 +81,7 @@ class Output:
     def write(self, data):
         view = memoryview(data).cast("B")
         while view:
-            view = view[self.file.write(view):]
+            view = view[self.file.write(view) :]
 
     def seek(self, offset):
         """What is passed over reads as zeros."""
@@ -87,10 +89,13 @@ class Output:
 
 
 def write_checkpoint(out, config, tokenizer, chat, entries, tensors):
-    """`tensors`: for each entry an iterable of (scale, codebook, bytes), its pieces in order; scale and codebook (empty if it is not Q4) are the same
-    in all pieces of a tensor. `tokenizer`, `chat`: their sections as bytes, or empty."""
+    """`tensors`: for each entry an iterable of (scale, codebook, bytes), its pieces in order; scale and
+    codebook (empty if it is not Q4) are the same in all pieces of a tensor. `tokenizer`, `chat`: their
+    sections as bytes, or empty."""
     config_bytes = config.packed()
-    tokenizer_at, chat_at, table_at, data_at, offsets, file_bytes = layout(entries, len(config_bytes), len(tokenizer), len(chat))
+    tokenizer_at, chat_at, table_at, data_at, offsets, file_bytes = layout(
+        entries, len(config_bytes), len(tokenizer), len(chat)
+    )
     table = []
     for entry, offset, pieces in zip(entries, offsets, tensors):
         out.seek(offset)
@@ -99,7 +104,20 @@ def write_checkpoint(out, config, tokenizer, chat, entries, tensors):
             out.write(piece)
             checksum, written = zlib.crc32(piece, checksum), written + piece.nbytes
         assert written == tensor_bytes(entry), entry.name
-        table.append(TENSOR.pack(entry.name.encode(), offset, written, entry.type, entry.count, entry.rows, entry.cols, scale, checksum, codebook))
+        table.append(
+            TENSOR.pack(
+                entry.name.encode(),
+                offset,
+                written,
+                entry.type,
+                entry.count,
+                entry.rows,
+                entry.cols,
+                scale,
+                checksum,
+                codebook,
+            )
+        )
     front = bytearray(data_at)
     front[HEADER.size : HEADER.size + len(config_bytes)] = config_bytes
     front[tokenizer_at : tokenizer_at + len(tokenizer)] = tokenizer
@@ -107,7 +125,17 @@ def write_checkpoint(out, config, tokenizer, chat, entries, tensors):
     front[table_at : table_at + TENSOR.size * len(table)] = b"".join(table)
 
     def header(checksum):
-        return HEADER.pack(MAGIC, VERSION, checksum, file_bytes, data_at, len(config_bytes), len(tokenizer), len(table), len(chat))
+        return HEADER.pack(
+            MAGIC,
+            VERSION,
+            checksum,
+            file_bytes,
+            data_at,
+            len(config_bytes),
+            len(tokenizer),
+            len(table),
+            len(chat),
+        )
 
     front[: HEADER.size] = header(0)
     front[: HEADER.size] = header(zlib.crc32(front))

@@ -1,19 +1,24 @@
-/* attention.h: tiles of cached rows, and sixteen queries against them. Part of kernels.c, compiled once for each instruction set on the
- * vectors of simd.h. kernels.h describes the tiles; which rows and queries there are is mla.c's business.
+/* attention.h: tiles of cached rows, and sixteen queries against them. Part of kernels.c, compiled once
+ * for each instruction set on the vectors of simd.h. kernels.h describes the tiles; which rows and queries
+ * there are is mla.c's business.
  *
- * The sixteen lanes of a vector are the sixteen queries, so that the maximum, the exponential and the sum of a softmax are plain
- * vector operations, and a row is read once for all of them. A tile of 128 rows is taken in four steps:
+ * The sixteen lanes of a vector are the sixteen queries, so that the maximum, the exponential and the sum
+ * of a softmax are plain vector operations, and a row is read once for all of them. A tile of 128 rows is
+ * taken in four steps:
  *
  *   1 scores   [row][lane] = scale * (row . query)
- *   2 softmax  (online) new maximum of each lane; where it grew, what was summed so far shrinks by exp(old - new);
+ *   2 softmax  (online) new maximum of each lane; where it grew, what was summed so far shrinks by exp(old
+ *              - new);
  *              then p = exp(score - maximum), sum += p, rows in order
- *   3 weights  q8, q6 and q4 only: p times the row's scale as an integer in 0 .. 255, its largest in this tile and lane being 255
+ *   3 weights  q8, q6 and q4 only: p times the row's scale as an integer in 0 .. 255, its largest in this
+ *              tile and lane being 255
  *   4 values   out[dim][lane] += p * value[row][dim]
  *
  * f32 and bf16: every score and every output is one chain of fma, dimensions in order and rows in order.
- * q8, q6, q4: q6 and q4 tiles are unpacked to q8 (tile.h), once for all queries. The sums over dimensions in step 1 and over rows in step 4 are
- * exact integers, whose order is free; around them stand
- *     score = fma((float)dot_b, row_scale_b * query_b, (float)dot_a * (row_scale_a * query_a)), query_x = query scale of x * scale
+ * q8, q6, q4: q6 and q4 tiles are unpacked to q8 (tile.h), once for all queries. The sums over dimensions
+ * in step 1 and over rows in step 4 are exact integers, whose order is free; around them stand
+ *     score = fma((float)dot_b, row_scale_b * query_b, (float)dot_a * (row_scale_a * query_a)), query_x =
+ *       query scale of x * scale
  *     out   = fma((float)dot, weight_step, out),  weight_step = largest (p * row_scale) / 255
  *
  * What lies in a tile past its last row is never looked at, except by sums that are then dropped. */
@@ -28,13 +33,16 @@ typedef struct {
     float p[TILE_ROWS][LANES];          /* scores, then probabilities */
     float block[TILE_ROWS][16];         /* f32, bf16: a block of rows, as f32 */
     uint8_t weights[TILE_ROWS / 4][64]; /* q8: [4 rows at a time][lane][4 rows] */
-    int8_t values[TILE_ROWS * 16];      /* q8: TILE dimensions, see value_units; TILE is at most 16, and the size must be the same in every build */
-    uint8_t unpacked[];                 /* q6, q4: the tile as q8 */
+    /* q8: TILE dimensions, see value_units; TILE is at most 16, and the size must be the same in every
+     * build */
+    int8_t values[TILE_ROWS * 16];
+    uint8_t unpacked[]; /* q6, q4: the tile as q8 */
 } Scratch;
 
 #ifdef ISA_portable /* the sizes are the same for all: once */
 size_t query_bytes(const TileShape *s) {
-    return is_int8(s->type) ? all_units(s) * UNIT + sizeof(QueryScales) : ((size_t)s->d1 + s->d2) * LANES * sizeof(float);
+    return is_int8(s->type) ? all_units(s) * UNIT + sizeof(QueryScales)
+                            : ((size_t)s->d1 + s->d2) * LANES * sizeof(float);
 }
 
 size_t attend_scratch_bytes(const TileShape *s) {
@@ -43,14 +51,16 @@ size_t attend_scratch_bytes(const TileShape *s) {
 }
 #endif
 
-/* ---- queries --------------------------------------------------------------------------------------------------------- */
+/* ---- queries -------------------------------------------------------------------------------- */
 
 static void query(const TileShape *s, void *out, const float *const a[LANES], const float *const b[LANES]) {
     if (!is_int8(s->type)) {
         for (size_t d = 0; d < s->d1; d++)
-            for (size_t i = 0; i < LANES; i++) ((float *)out)[d * LANES + i] = a[i] ? a[i][d] : 0.0f;
+            for (size_t i = 0; i < LANES; i++)
+                ((float *)out)[d * LANES + i] = a[i] ? a[i][d] : 0.0f;
         for (size_t d = 0; d < s->d2; d++)
-            for (size_t i = 0; i < LANES; i++) ((float *)out)[(s->d1 + d) * LANES + i] = a[i] ? b[i][d] : 0.0f;
+            for (size_t i = 0; i < LANES; i++)
+                ((float *)out)[(s->d1 + d) * LANES + i] = a[i] ? b[i][d] : 0.0f;
         return;
     }
     uint8_t *unit = out, *unit_b = unit + units(s->d1) * UNIT;
@@ -59,19 +69,23 @@ static void query(const TileShape *s, void *out, const float *const a[LANES], co
     memset(scales, 0, sizeof *scales);
     int32_t sum; /* only rows need theirs */
     for (size_t i = 0; i < LANES; i++) {
-        if (!a[i]) continue;
+        if (!a[i])
+            continue;
         quantize_part(unit + i * 4, a[i], s->d1, 0x80, &scales->scale[0][i], &sum);
         quantize_part(unit_b + i * 4, s->d2 ? b[i] : NULL, s->d2, 0x80, &scales->scale[1][i], &sum);
     }
 }
 
-/* ---- step 1: scores -------------------------------------------------------------------------------------------------- */
+/* ---- step 1: scores ------------------------------------------------------------------------- */
 
-/* How far ahead of the scores the tile is asked for: rows of the next tile then arrive while this one's values are summed. */
+/* How far ahead of the scores the tile is asked for: rows of the next tile then arrive while this one's
+ * values are summed. */
 enum { ATTEND_AHEAD = 8192 };
 
-/* acc[row][lane] = row . query, over the n units of one part: TILE rows of a sub-tile, beginning at `rows`, of which the first `written` are rows. */
-OP void dots(vi acc[TILE], const uint8_t *query_unit, const uint8_t *rows, size_t n, const int32_t *sum, size_t written) {
+/* acc[row][lane] = row . query, over the n units of one part: TILE rows of a sub-tile, beginning at
+ * `rows`, of which the first `written` are rows. */
+OP void dots(vi acc[TILE], const uint8_t *query_unit, const uint8_t *rows, size_t n, const int32_t *sum,
+             size_t written) {
     UNROLL for (int r = 0; r < TILE; r++) acc[r] = dot4_start((size_t)r < written ? sum[r] : 0);
     for (size_t u = 0; u < n; u++) {
         vb q = vb_load_biased(query_unit + u * 64);
@@ -83,14 +97,16 @@ OP void dots(vi acc[TILE], const uint8_t *query_unit, const uint8_t *rows, size_
 /* Sub-tile i of an int8 tile as one of q8: a packed one is unpacked to its place in x->unpacked. */
 static const uint8_t *q8_sub_tile(const TileShape *s, const uint8_t *tile, size_t i, Scratch *x) {
     TileShape q8 = {TILE_Q8, s->d1, s->d2};
-    if (!is_packed(s->type)) return tile + i * sub_tile_bytes(s);
+    if (!is_packed(s->type))
+        return tile + i * sub_tile_bytes(s);
     uint8_t *sub = x->unpacked + i * sub_tile_bytes(&q8);
     unpack_sub_tile(s, tile + i * sub_tile_bytes(s), sub);
     return sub;
 }
 
 /* Of the rows of one q8 sub-tile. */
-static void q8_scores(const TileShape *s, const uint8_t *query, const uint8_t *sub, size_t rows, float scale, float (*p)[LANES]) {
+static void q8_scores(const TileShape *s, const uint8_t *query, const uint8_t *sub, size_t rows, float scale,
+                      float (*p)[LANES]) {
     const SubTileScales *scales = sub_tile_scales(s, sub);
     const QueryScales *qs = (const QueryScales *)(query + all_units(s) * 64);
     size_t ua = units(s->d1), ub = units(s->d2);
@@ -100,22 +116,27 @@ static void q8_scores(const TileShape *s, const uint8_t *query, const uint8_t *s
         dots(acc, query, sub + row * 4, ua, scales->sum[0] + row, rows - row);
         UNROLL for (int r = 0; r < TILE; r++)
             vf_store(p[row + r], vf_mul(vi_to_float(acc[r]), vf_mul(vf_set1(scales->scale[0][row + r]), qa)));
-        if (!ub) continue;
+        if (!ub)
+            continue;
         dots(acc, query + ua * UNIT, sub + ua * UNIT + row * 4, ub, scales->sum[1] + row, rows - row);
         UNROLL for (int r = 0; r < TILE; r++)
-            vf_store(p[row + r], vf_fma(vi_to_float(acc[r]), vf_mul(vf_set1(scales->scale[1][row + r]), qb), vf_load(p[row + r])));
+            vf_store(p[row + r], vf_fma(vi_to_float(acc[r]), vf_mul(vf_set1(scales->scale[1][row + r]), qb),
+                                        vf_load(p[row + r])));
     }
 }
 
 /* A packed sub-tile is used while it is still near, and stays for the values. */
-static void int8_scores(const TileShape *s, const uint8_t *query, const uint8_t *tile, size_t rows, float scale, Scratch *x) {
+static void int8_scores(const TileShape *s, const uint8_t *query, const uint8_t *tile, size_t rows,
+                        float scale, Scratch *x) {
     TileShape q8 = {TILE_Q8, s->d1, s->d2};
     for (size_t row = 0; row < rows; row += SUB_ROWS)
-        q8_scores(&q8, query, q8_sub_tile(s, tile, row / SUB_ROWS, x), rows - row < SUB_ROWS ? rows - row : SUB_ROWS, scale, x->p + row);
+        q8_scores(&q8, query, q8_sub_tile(s, tile, row / SUB_ROWS, x),
+                  rows - row < SUB_ROWS ? rows - row : SUB_ROWS, scale, x->p + row);
 }
 
 /* f32 and bf16: `width` numbers of each row at a time, brought to f32 in `block`. */
-static void float_scores(const TileShape *s, const float *query, const void *tile, size_t rows, float scale, Scratch *x) {
+static void float_scores(const TileShape *s, const float *query, const void *tile, size_t rows, float scale,
+                         Scratch *x) {
     enum { WIDTH = 64 };
     float *block = x->block[0];
     size_t d = (size_t)s->d1 + s->d2;
@@ -128,52 +149,67 @@ static void float_scores(const TileShape *s, const float *query, const void *til
                 tile_read(s, tile, row + r < rows ? row + r : rows - 1, 0, from, n, block + r * WIDTH);
             for (size_t i = 0; i < n; i++) {
                 vf q = vf_load(query + (from + i) * LANES);
-                UNROLL for (int r = 0; r < TILE; r++) acc[r] = vf_fma(q, vf_set1(block[r * WIDTH + i]), acc[r]);
+                UNROLL for (int r = 0; r < TILE; r++) acc[r] =
+                    vf_fma(q, vf_set1(block[r * WIDTH + i]), acc[r]);
             }
         }
         UNROLL for (int r = 0; r < TILE; r++) vf_store(x->p[row + r], vf_mul(acc[r], vf_set1(scale)));
     }
 }
 
-/* ---- step 2: softmax ------------------------------------------------------------------------------------------------- */
+/* ---- step 2: softmax ------------------------------------------------------------------------ */
 
-/* exp of what is subtracted from a maximum that may still be -infinity: exp(-infinity - reference) is 0, not NaN. */
+/* exp of what is subtracted from a maximum that may still be -infinity: exp(-infinity - reference) is 0,
+ * not NaN. */
 OP vf reference_of(vf max) { return vf_max(max, vf_set1(-FLT_MAX)); }
 
-/* x * factor, and 0 in the lanes that have seen no row: their output was never written. The others have a sum of at least 1, or NaN, which stays. */
-OP vf shrink(vf x, vf factor, vf sum) { return vf_select(vf_gt(vf_set1(0.5f), sum), vf_set1(0.0f), vf_mul(x, factor)); }
+/* x * factor, and 0 in the lanes that have seen no row: their output was never written. The others have a
+ * sum of at least 1, or NaN, which stays. */
+OP vf shrink(vf x, vf factor, vf sum) {
+    return vf_select(vf_gt(vf_set1(0.5f), sum), vf_set1(0.0f), vf_mul(x, factor));
+}
 
 /* The maxima become `max`; what was summed shrinks to fit. */
 static void raise_max(Softmax *s, vf max, size_t dv) {
     vf old = vf_load(s->max);
     vm grown = vf_gt(max, old);
-    if (vf_largest(vf_select(grown, vf_set1(1.0f), vf_set1(0.0f))) == 0.0f) return; /* factors of 1: nothing changes */
+    /* factors of 1: nothing changes */
+    if (vf_largest(vf_select(grown, vf_set1(1.0f), vf_set1(0.0f))) == 0.0f)
+        return;
     vf factor = vf_exp(vf_sub(old, reference_of(max))), sum = vf_load(s->sum);
     vf_store(s->max, max);
     vf_store(s->sum, shrink(sum, factor, sum));
-    for (size_t d = 0; d < dv; d++) vf_store(s->out + d * LANES, shrink(vf_load(s->out + d * LANES), factor, sum));
+    for (size_t d = 0; d < dv; d++)
+        vf_store(s->out + d * LANES, shrink(vf_load(s->out + d * LANES), factor, sum));
 }
 
 /* What a lane may not see scores -infinity. */
 static void hide_rows(float (*p)[LANES], size_t rows, const uint16_t *seen) {
     int32_t bit[LANES];
-    for (int i = 0; i < LANES; i++) bit[i] = 1 << i;
+    for (int i = 0; i < LANES; i++)
+        bit[i] = 1 << i;
     for (size_t r = 0; r < rows; r++)
-        vf_store(p[r], vf_select(vi_gt(vi_and(vi_set1(seen[r]), vi_load(bit)), vi_set1(0)), vf_load(p[r]), vf_set1(-INFINITY)));
+        vf_store(p[r], vf_select(vi_gt(vi_and(vi_set1(seen[r]), vi_load(bit)), vi_set1(0)), vf_load(p[r]),
+                                 vf_set1(-INFINITY)));
 }
 
 /* Scores become probabilities (relative to the maximum so far); the sum grows by them. */
-static void online_softmax(float (*p)[LANES], size_t rows, const int32_t limit[LANES], Softmax *s, size_t dv) {
+static void online_softmax(float (*p)[LANES], size_t rows, const int32_t limit[LANES], Softmax *s,
+                           size_t dv) {
     size_t seen_by_all = rows;
     for (size_t i = 0; i < LANES; i++)
-        if (limit[i] < (int64_t)seen_by_all) seen_by_all = limit[i] > 0 ? (size_t)limit[i] : 0;
+        if (limit[i] < (int64_t)seen_by_all)
+            seen_by_all = limit[i] > 0 ? (size_t)limit[i] : 0;
     for (size_t r = seen_by_all; r < rows; r++)
-        vf_store(p[r], vf_select(vi_gt(vi_load(limit), vi_set1((int32_t)r)), vf_load(p[r]), vf_set1(-INFINITY)));
+        vf_store(p[r],
+                 vf_select(vi_gt(vi_load(limit), vi_set1((int32_t)r)), vf_load(p[r]), vf_set1(-INFINITY)));
 
     vf max[4]; /* four chains, because one would wait for itself */
     UNROLL for (int i = 0; i < 4; i++) max[i] = vf_load(s->max);
-    for (size_t r = 0; r + 4 <= rows; r += 4) UNROLL for (int i = 0; i < 4; i++) max[i] = vf_max(vf_load(p[r + i]), max[i]);
-    for (size_t r = rows / 4 * 4; r < rows; r++) max[0] = vf_max(vf_load(p[r]), max[0]);
+    for (size_t r = 0; r + 4 <= rows; r += 4)
+        UNROLL for (int i = 0; i < 4; i++) max[i] = vf_max(vf_load(p[r + i]), max[i]);
+    for (size_t r = rows / 4 * 4; r < rows; r++)
+        max[0] = vf_max(vf_load(p[r]), max[0]);
     max[0] = vf_max(vf_max(max[0], max[1]), vf_max(max[2], max[3]));
 
     raise_max(s, max[0], dv);
@@ -186,10 +222,10 @@ static void online_softmax(float (*p)[LANES], size_t rows, const int32_t limit[L
     vf_store(s->sum, sum);
 }
 
-/* ---- steps 3 and 4: values ------------------------------------------------------------------------------------------- */
+/* ---- steps 3 and 4: values ------------------------------------------------------------------ */
 
-/* p * row scale as integers in 0 .. 255, four rows to a vector as dot4 wants them; returns what one step is worth, for each lane: NaN if a row's
- * scale is no number. */
+/* p * row scale as integers in 0 .. 255, four rows to a vector as dot4 wants them; returns what one step
+ * is worth, for each lane: NaN if a row's scale is no number. */
 static vf quantize_weights(const TileShape *s, const uint8_t *tile, size_t rows, Scratch *x) {
     vf largest = vf_set1(1e-30f); /* 255 / largest must not overflow */
     bool numbers = true;
@@ -205,7 +241,8 @@ static vf quantize_weights(const TileShape *s, const uint8_t *tile, size_t rows,
         vi four = vi_set1(0);
         for (size_t j = 4; j-- > 0;) {
             four = vi_shl(four, 8);
-            if (r + j >= rows) continue;
+            if (r + j >= rows)
+                continue;
             vf w = vf_max(vf_mul(vf_load(x->p[r + j]), inverse), vf_set1(0.0f)); /* NaN becomes 0 */
             four = vi_add(four, vf_to_int(w));
         }
@@ -214,10 +251,12 @@ static vf quantize_weights(const TileShape *s, const uint8_t *tile, size_t rows,
     return numbers ? vf_div(largest, vf_set1(255.0f)) : vf_set1(NAN);
 }
 
-/* out[dim][lane] += step * sum over rows of weight[row][lane] * value[row][dim], for the 4 n dimensions of n units.
- * The units are turned first, from [16 rows][4 dimensions] to [4 groups][4 dimensions][4 rows], so that one dimension of four rows is what
- * dot4 reads from memory. `keep` has zeros where the last sub-tile has no row. */
-OP void value_units(int n, size_t dims, const uint8_t *unit, size_t sub_bytes, size_t rows, const uint8_t *keep, Scratch *x, vf step, float *out) {
+/* out[dim][lane] += step * sum over rows of weight[row][lane] * value[row][dim], for the 4 n dimensions of
+ * n units. The units are turned first, from [16 rows][4 dimensions] to [4 groups][4 dimensions][4 rows],
+ * so that one dimension of four rows is what dot4 reads from memory. `keep` has zeros where the last
+ * sub-tile has no row. */
+OP void value_units(int n, size_t dims, const uint8_t *unit, size_t sub_bytes, size_t rows,
+                    const uint8_t *keep, Scratch *x, vf step, float *out) {
     size_t subs = (rows + SUB_ROWS - 1) / SUB_ROWS;
     vi acc[TILE], sums[TILE / 4];
     UNROLL for (int k = 0; k < n; k++) sums[k] = vi_set1(0);
@@ -226,32 +265,39 @@ OP void value_units(int n, size_t dims, const uint8_t *unit, size_t sub_bytes, s
             int8_t *turned = x->values + (sub * n + k) * 64;
             turn_4x4(turned, unit + sub * sub_bytes + k * 64);
             if (sub == rows / SUB_ROWS)
-                for (int i = 0; i < 64; i++) turned[i] = (int8_t)(turned[i] & keep[i]);
-            if (DOT4_UNSIGNED_NEEDS_SUM) sums[k] = vi_add_bytes(sums[k], turned);
+                for (int i = 0; i < 64; i++)
+                    turned[i] = (int8_t)(turned[i] & keep[i]);
+            if (DOT4_UNSIGNED_NEEDS_SUM)
+                sums[k] = vi_add_bytes(sums[k], turned);
         }
     }
     UNROLL for (int k = 0; k < n; k++) {
         int32_t sum[LANES]; /* [4 groups of rows][4 dimensions] */
         vi_store(sum, sums[k]);
-        UNROLL for (int i = 0; i < 4; i++) acc[4 * k + i] = dot4_start_unsigned(sum[i] + sum[4 + i] + sum[8 + i] + sum[12 + i]);
+        UNROLL for (int i = 0; i < 4; i++) acc[4 * k + i] =
+            dot4_start_unsigned(sum[i] + sum[4 + i] + sum[8 + i] + sum[12 + i]);
     }
     for (size_t g = 0; g < (rows + 3) / 4; g++) {
         vb w = vb_load_biased(x->weights[g]);
         const int8_t *v = x->values + g / 4 * n * 64 + g % 4 * 16;
         UNROLL for (int i = 0; i < 4 * n; i++) acc[i] = dot4(acc[i], w, v + i / 4 * 64 + i % 4 * 4);
     }
-    UNROLL for (int i = 0; i < 4 * n; i++)
-        if ((size_t)i < dims) vf_store(out + i * LANES, vf_fma(vi_to_float(acc[i]), step, vf_load(out + i * LANES)));
+    UNROLL for (int i = 0; i < 4 * n; i++) if ((size_t)i < dims)
+        vf_store(out + i * LANES, vf_fma(vi_to_float(acc[i]), step, vf_load(out + i * LANES)));
 }
 
 /* `unpacked`: by int8_scores, of the same tile. */
-static void int8_values(const TileShape *s, const uint8_t *tile, bool unpacked, size_t rows, Scratch *x, float *out) {
-    for (size_t i = 0; i * SUB_ROWS < rows && !unpacked; i++) q8_sub_tile(s, tile, i, x);
+static void int8_values(const TileShape *s, const uint8_t *tile, bool unpacked, size_t rows, Scratch *x,
+                        float *out) {
+    for (size_t i = 0; i * SUB_ROWS < rows && !unpacked; i++)
+        q8_sub_tile(s, tile, i, x);
     TileShape q8 = {TILE_Q8, s->d1, s->d2};
-    if (is_packed(s->type)) s = &q8, tile = x->unpacked;
+    if (is_packed(s->type))
+        s = &q8, tile = x->unpacked;
     vf step = quantize_weights(s, tile, rows, x);
     uint8_t keep[64]; /* [4 groups][4 dimensions][4 rows] */
-    for (size_t i = 0; i < 64; i++) keep[i] = i / 16 * 4 + i % 4 < rows % SUB_ROWS ? 0xff : 0;
+    for (size_t i = 0; i < 64; i++)
+        keep[i] = i / 16 * 4 + i % 4 < rows % SUB_ROWS ? 0xff : 0;
     size_t u = 0, n = units(s->d1), bytes = sub_tile_bytes(s);
     for (; u + TILE / 4 <= n; u += TILE / 4)
         value_units(TILE / 4, s->d1 - u * 4, tile + u * 64, bytes, rows, keep, x, step, out + u * 4 * LANES);
@@ -264,42 +310,55 @@ static void float_values(const TileShape *s, const void *tile, size_t rows, Scra
         size_t n = s->d1 - from < TILE ? s->d1 - from : TILE;
         vf acc[TILE];
         memset(x->block, 0, sizeof x->block);
-        for (size_t r = 0; r < rows; r++) tile_read(s, tile, r, 0, from, n, x->block[r]);
-        UNROLL for (int i = 0; i < TILE; i++) acc[i] = (size_t)i < n ? vf_load(out + (from + i) * LANES) : vf_set1(0.0f);
+        for (size_t r = 0; r < rows; r++)
+            tile_read(s, tile, r, 0, from, n, x->block[r]);
+        UNROLL for (int i = 0; i < TILE; i++) acc[i] =
+            (size_t)i < n ? vf_load(out + (from + i) * LANES) : vf_set1(0.0f);
         for (size_t r = 0; r < rows; r++) {
             vf p = vf_load(x->p[r]);
             UNROLL for (int i = 0; i < TILE; i++) acc[i] = vf_fma(p, vf_set1(x->block[r][i]), acc[i]);
         }
-        UNROLL for (int i = 0; i < TILE; i++)
-            if ((size_t)i < n) vf_store(out + (from + i) * LANES, acc[i]);
+        UNROLL for (int i = 0; i < TILE; i++) if ((size_t)i < n) vf_store(out + (from + i) * LANES, acc[i]);
     }
 }
 
-/* ---- the whole -------------------------------------------------------------------------------------------------------- */
+/* ---- the whole ------------------------------------------------------------------------------ */
 
-static void attend(const TileShape *s, const void *query, const void *keys, const TileShape *values_shape, const void *values, size_t rows,
-                   const int32_t limit[LANES], const uint16_t *seen, float scale, Softmax *softmax, void *scratch) {
+static void attend(const TileShape *s, const void *query, const void *keys, const TileShape *values_shape,
+                   const void *values, size_t rows, const int32_t limit[LANES], const uint16_t *seen,
+                   float scale, Softmax *softmax, void *scratch) {
     Scratch *x = scratch;
     int32_t last = 0; /* rows that no lane sees are no work */
-    for (size_t i = 0; i < LANES; i++) last = limit[i] > last ? limit[i] : last;
-    if ((size_t)last < rows) rows = (size_t)last;
-    if (!rows) return;
-    if (is_int8(s->type)) int8_scores(s, query, keys, rows, scale, x);
-    else float_scores(s, query, keys, rows, scale, x);
-    if (seen) hide_rows(x->p, rows, seen);
+    for (size_t i = 0; i < LANES; i++)
+        last = limit[i] > last ? limit[i] : last;
+    if ((size_t)last < rows)
+        rows = (size_t)last;
+    if (!rows)
+        return;
+    if (is_int8(s->type))
+        int8_scores(s, query, keys, rows, scale, x);
+    else
+        float_scores(s, query, keys, rows, scale, x);
+    if (seen)
+        hide_rows(x->p, rows, seen);
     online_softmax(x->p, rows, limit, softmax, values_shape->d1);
-    if (is_int8(values_shape->type)) int8_values(values_shape, values, values == keys, rows, x, softmax->out);
-    else float_values(values_shape, values, rows, x, softmax->out);
+    if (is_int8(values_shape->type))
+        int8_values(values_shape, values, values == keys, rows, x, softmax->out);
+    else
+        float_values(values_shape, values, rows, x, softmax->out);
 }
 
 static void softmax_merge(Softmax *s, const Softmax *t, size_t dv) {
-    vf s_max = vf_load(s->max), t_max = vf_load(t->max), max = vf_max(s_max, t_max), reference = reference_of(max);
-    vf s_factor = vf_exp(vf_sub(s_max, reference)), t_factor = vf_exp(vf_sub(t_max, reference)), s_sum = vf_load(s->sum), t_sum = vf_load(t->sum);
+    vf s_max = vf_load(s->max), t_max = vf_load(t->max), max = vf_max(s_max, t_max),
+       reference = reference_of(max);
+    vf s_factor = vf_exp(vf_sub(s_max, reference)), t_factor = vf_exp(vf_sub(t_max, reference)),
+       s_sum = vf_load(s->sum), t_sum = vf_load(t->sum);
     vf_store(s->max, max);
     vf_store(s->sum, vf_add(shrink(s_sum, s_factor, s_sum), shrink(t_sum, t_factor, t_sum)));
     for (size_t d = 0; d < dv; d++) {
         float *out = s->out + d * LANES;
-        vf_store(out, vf_add(shrink(vf_load(out), s_factor, s_sum), shrink(vf_load(t->out + d * LANES), t_factor, t_sum)));
+        vf_store(out, vf_add(shrink(vf_load(out), s_factor, s_sum),
+                             shrink(vf_load(t->out + d * LANES), t_factor, t_sum)));
     }
 }
 
@@ -310,6 +369,7 @@ static void softmax_finish(float *out, size_t ld, const Softmax *s, size_t dv, s
     for (size_t d = 0; d < dv; d++) {
         float mean[LANES];
         vf_store(mean, vf_select(empty, zero, vf_div(vf_load(s->out + d * LANES), sum)));
-        for (size_t i = 0; i < lanes; i++) out[i * ld + d] = mean[i];
+        for (size_t i = 0; i < lanes; i++)
+            out[i * ld + d] = mean[i];
     }
 }

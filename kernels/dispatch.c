@@ -1,4 +1,5 @@
-/* dispatch.c: which of the compiled vocabularies this machine runs. The only code that asks what the processor can do. */
+/* dispatch.c: which of the compiled vocabularies this machine runs. The only code that asks what the
+ * processor can do. */
 #include "kernels.h"
 
 #include <stdbool.h>
@@ -36,8 +37,9 @@ static bool has_avxvnni(void) {
 
 static bool has_avx512(void) {
 #if defined(__x86_64__)
-    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vnni");
 #else
     return false;
 #endif
@@ -58,12 +60,10 @@ static bool always(void) { return true; }
 static const struct {
     const Kernels **kernels;
     bool (*runs_here)(void);
-} CHOICES[] = { /* fastest first */
-    {&kernels_avx512, has_avx512},
-    {&kernels_avxvnni, has_avxvnni},
-    {&kernels_avx2, has_avx2},
-    {&kernels_neon, has_neon_dot},
-    {&kernels_portable, always},
+} CHOICES[] = {
+    /* fastest first */
+    {&kernels_avx512, has_avx512}, {&kernels_avxvnni, has_avxvnni}, {&kernels_avx2, has_avx2},
+    {&kernels_neon, has_neon_dot}, {&kernels_portable, always},
 };
 
 const Kernels *kernels_choose(const char **why) {
@@ -72,14 +72,18 @@ const Kernels *kernels_choose(const char **why) {
     bool built = false;
     for (size_t i = 0; i < sizeof CHOICES / sizeof *CHOICES; i++) {
         const Kernels *k = *CHOICES[i].kernels;
-        if (!k || (wanted && strcmp(wanted, k->name) != 0)) continue;
-        if (CHOICES[i].runs_here()) return k;
+        if (!k || (wanted && strcmp(wanted, k->name) != 0))
+            continue;
+        if (CHOICES[i].runs_here())
+            return k;
         built = true;
     }
     if (built)
-        snprintf(error, sizeof error, "MLA_ISA=%.32s: this machine cannot run it; leave MLA_ISA unset", wanted);
+        snprintf(error, sizeof error, "MLA_ISA=%.32s: this machine cannot run it; leave MLA_ISA unset",
+                 wanted);
     else
-        snprintf(error, sizeof error, "MLA_ISA=%.32s: unknown; this program was built with: %s", wanted, ISAS);
+        snprintf(error, sizeof error, "MLA_ISA=%.32s: unknown; this program was built with: %s", wanted,
+                 ISAS);
     *why = error;
     return NULL;
 }

@@ -1,5 +1,6 @@
-/* kernels.c: all inner loops, compiled once for each instruction set (-DISA_portable, -DISA_avx2, ...). Each compilation exports one
- * pointer, kernels_portable, kernels_avx2, ...; dispatch.c chooses among them at start.
+/* kernels.c: all inner loops, compiled once for each instruction set (-DISA_portable, -DISA_avx2, ...).
+ * Each compilation exports one pointer, kernels_portable, kernels_avx2, ...; dispatch.c chooses among them
+ * at start.
  *
  *   simd.h       sixteen-lane vectors, where the instruction sets differ
  *   vector.h     norms, activations, quantising
@@ -19,9 +20,9 @@
 #include "index.h"
 
 #define TEXT_OF(name) #name
-#define TEXT(name) TEXT_OF(name)
+#define TEXT(name)    TEXT_OF(name)
 #define JOIN_TO(a, b) a##b
-#define JOIN(a, b) JOIN_TO(a, b)
+#define JOIN(a, b)    JOIN_TO(a, b)
 
 static const Kernels vocabulary = {
     .name = TEXT(ISA_NAME),

@@ -8,8 +8,8 @@ void linear(const Kernels *k, float *y, size_t ldy, const Matrix *w, const Acts 
         k->matmul(y + from * PANEL, ldy, w, from, to - from, x);
 }
 
-void linear_add(const Kernels *k, float *y, size_t ldy, const Matrix *w, const Acts *x, const uint32_t *rows, const float *weights, float *scratch,
-                const Thread *t) {
+void linear_add(const Kernels *k, float *y, size_t ldy, const Matrix *w, const Acts *x, const uint32_t *rows,
+                const float *weights, float *scratch, const Thread *t) {
     enum { STEP = LINEAR_ADD_COLUMNS / PANEL }; /* few enough that all rows' results stay in cache */
     size_t from, to;
     share(t, matrix_panels(w), &from, &to);
@@ -17,6 +17,7 @@ void linear_add(const Kernels *k, float *y, size_t ldy, const Matrix *w, const A
         size_t panels = to - panel < STEP ? to - panel : STEP;
         k->matmul(scratch, LINEAR_ADD_COLUMNS, w, panel, panels, x);
         for (size_t i = 0; i < x->rows; i++)
-            k->axpy(y + (rows ? rows[i] : i) * ldy + panel * PANEL, weights ? weights[i] : 1, scratch + i * LINEAR_ADD_COLUMNS, panels * PANEL);
+            k->axpy(y + (rows ? rows[i] : i) * ldy + panel * PANEL, weights ? weights[i] : 1,
+                    scratch + i * LINEAR_ADD_COLUMNS, panels * PANEL);
     }
 }

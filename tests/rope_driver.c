@@ -1,10 +1,11 @@
 /* rope_driver: rope_angles() of mla.h, alone.  rope_driver POSITION ... < inverse frequencies > rotations
  *
- * In: float32 in the machine's byte order. Out: for each position all cosines, then all sines, the same way. */
+ * In: float32 in the machine's byte order. Out: for each position all cosines, then all sines, the same
+ * way. */
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "rope.h"
+#include "engine/rope.h"
 
 enum { MOST_PAIRS = 4096 };
 
@@ -13,7 +14,8 @@ int main(int argc, char **argv) {
     size_t pairs = fread(inv_freq, sizeof *inv_freq, MOST_PAIRS, stdin);
     for (int i = 1; i < argc; i++) {
         rope_angles(cosine, sine, inv_freq, pairs, (uint32_t)strtoul(argv[i], NULL, 10));
-        if (fwrite(cosine, sizeof *cosine, pairs, stdout) != pairs || fwrite(sine, sizeof *sine, pairs, stdout) != pairs)
+        if (fwrite(cosine, sizeof *cosine, pairs, stdout) != pairs ||
+            fwrite(sine, sizeof *sine, pairs, stdout) != pairs)
             return 1;
     }
     return fflush(stdout) ? 1 : 0;

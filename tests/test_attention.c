@@ -1,9 +1,10 @@
 /* test_attention.c: tiles of cached rows and sixteen queries against them (kernels/attention.h).
  *
- * Two judges. A softmax attention in double precision, written here as the textbook has it, judges the portable build: on the
- * numbers themselves (f32), on the numbers rounded to bf16 by this file, and on the integers and scales that the tile holds (q8, q6, q4,
- * read back here by the layout that kernels.h documents). The portable build then judges every other instruction set that this
- * machine runs: byte for byte.
+ * Two judges. A softmax attention in double precision, written here as the textbook has it, judges the
+ * portable build: on the numbers themselves (f32), on the numbers rounded to bf16 by this file, and on the
+ * integers and scales that the tile holds (q8, q6, q4, read back here by the layout that kernels.h
+ * documents). The portable build then judges every other instruction set that this machine runs: byte for
+ * byte.
  *
  * Prints `ok NAME` or `FAIL NAME why` for each check; exit status 1 if one failed. */
 #include <math.h>
@@ -20,29 +21,32 @@ enum { TILES = 3, MAX_ROWS = TILES * TILE_ROWS };
 typedef struct {
     TileShape keys, values;
     bool own_values;
-    size_t rows;              /* in all tiles together */
-    int32_t limit[LANES];     /* rows that a lane sees, counted from the first tile; may be negative or above rows */
-    bool empty[LANES];        /* lanes without a query */
-    uint16_t *seen;           /* [rows] lanes that see a row; NULL: all */
+    size_t rows; /* in all tiles together */
+    /* rows that a lane sees, counted from the first tile; may be negative or above rows */
+    int32_t limit[LANES];
+    bool empty[LANES]; /* lanes without a query */
+    uint16_t *seen;    /* [rows] lanes that see a row; NULL: all */
     float scale;
-    float *key, *value;       /* [rows][d1 + d2], [rows][dv] */
-    float *query;             /* [LANES][d1 + d2] */
+    float *key, *value; /* [rows][d1 + d2], [rows][dv] */
+    float *query;       /* [LANES][d1 + d2] */
 } Case;
 
 /* What a build makes of it; everything that is compared. */
 typedef struct {
     uint8_t *keys, *values, *query;
     size_t keys_bytes, values_bytes, query_bytes;
-    Softmax part[2];          /* first tile; the others */
-    Softmax all;              /* both, merged */
-    float *out;               /* [LANES][dv] */
+    Softmax part[2]; /* first tile; the others */
+    Softmax all;     /* both, merged */
+    float *out;      /* [LANES][dv] */
 } Result;
 
 static int failures;
 
 static void report(bool ok, const char *name, const char *why) {
-    if (ok) printf("ok %s\n", name);
-    else printf("FAIL %s %s\n", name, why);
+    if (ok)
+        printf("ok %s\n", name);
+    else
+        printf("FAIL %s %s\n", name, why);
     failures += !ok;
 }
 
@@ -56,25 +60,32 @@ static uint64_t random_bits(void) { /* splitmix64 */
 static size_t below(size_t n) { return random_bits() % n; }
 static float normal(void) { /* nearly: the sum of four uniform numbers, variance 1 */
     double s = 0;
-    for (int i = 0; i < 4; i++) s += (double)(random_bits() >> 11) * 0x1p-53 - 0.5;
+    for (int i = 0; i < 4; i++)
+        s += (double)(random_bits() >> 11) * 0x1p-53 - 0.5;
     return (float)(s * 1.7320508);
 }
 
 static void *allocate(size_t bytes) {
     void *p = aligned_alloc(64, round_up(bytes ? bytes : 1, 64));
-    if (!p) { fprintf(stderr, "test_attention: out of memory\n"); exit(1); }
+    if (!p) {
+        fprintf(stderr, "test_attention: out of memory\n");
+        exit(1);
+    }
     return p;
 }
 static float *normals(size_t n, float spread) {
     float *x = allocate(n * 4);
-    for (size_t i = 0; i < n; i++) x[i] = normal() * spread;
+    for (size_t i = 0; i < n; i++)
+        x[i] = normal() * spread;
     return x;
 }
 
-/* ---- cases ------------------------------------------------------------------------------------------------------------- */
+/* ---- cases ---------------------------------------------------------------------------------- */
 
 static Case make_case(TileType type, uint32_t d1, uint32_t d2, uint32_t own_dv, float spread) {
-    Case c = {.keys = {type, d1, d2}, .values = {type, own_dv ? own_dv : d1, own_dv ? 0 : d2}, .own_values = own_dv > 0};
+    Case c = {.keys = {type, d1, d2},
+              .values = {type, own_dv ? own_dv : d1, own_dv ? 0 : d2},
+              .own_values = own_dv > 0};
     c.rows = 1 + below(MAX_ROWS);
     c.scale = 1.0f / sqrtf((float)(d1 + d2));
     for (int i = 0; i < LANES; i++) {
@@ -84,10 +95,13 @@ static Case make_case(TileType type, uint32_t d1, uint32_t d2, uint32_t own_dv, 
     c.limit[3] = 0; /* sees nothing at all */
     c.limit[4] = -2;
     if (below(2)) /* every lane sees every row, as in decode */
-        for (int i = 0; i < LANES; i++) c.limit[i] = (int32_t)c.rows;
+        for (int i = 0; i < LANES; i++)
+            c.limit[i] = (int32_t)c.rows;
     if (below(2)) {
         c.seen = allocate(c.rows * sizeof *c.seen);
-        for (size_t i = 0; i < c.rows; i++) c.seen[i] = i / TILE_ROWS == 1 ? 0 : (uint16_t)(random_bits() & random_bits()); /* a tile of none */
+        /* a tile of none */
+        for (size_t i = 0; i < c.rows; i++)
+            c.seen[i] = i / TILE_ROWS == 1 ? 0 : (uint16_t)(random_bits() & random_bits());
     }
     c.key = normals(c.rows * (d1 + d2), 1);
     c.value = own_dv ? normals(c.rows * own_dv, 1) : NULL;
@@ -97,17 +111,25 @@ static Case make_case(TileType type, uint32_t d1, uint32_t d2, uint32_t own_dv, 
     return c;
 }
 
-static void free_case(Case *c) { free(c->key); free(c->value); free(c->query); free(c->seen); }
+static void free_case(Case *c) {
+    free(c->key);
+    free(c->value);
+    free(c->query);
+    free(c->seen);
+}
 
 static bool sees(const Case *c, int lane, size_t row) {
     return (int64_t)row < c->limit[lane] && (!c->seen || c->seen[row] >> lane & 1);
 }
 
-/* Sends the case through a build. Tiles are full of `garbage` before rows are written: what is not a row must not matter. */
+/* Sends the case through a build. Tiles are full of `garbage` before rows are written: what is not a row
+ * must not matter. */
 static Result run_case(const Kernels *k, const Case *c, int garbage) {
     size_t d = c->keys.d1 + c->keys.d2, dv = c->values.d1;
     size_t key_tile = tile_bytes(&c->keys), value_tile = tile_bytes(&c->values);
-    Result r = {.keys_bytes = TILES * key_tile, .values_bytes = c->own_values ? TILES * value_tile : 0, .query_bytes = query_bytes(&c->keys)};
+    Result r = {.keys_bytes = TILES * key_tile,
+                .values_bytes = c->own_values ? TILES * value_tile : 0,
+                .query_bytes = query_bytes(&c->keys)};
     r.keys = allocate(r.keys_bytes);
     r.values = c->own_values ? allocate(r.values_bytes) : r.keys;
     r.query = allocate(r.query_bytes);
@@ -118,7 +140,9 @@ static Result run_case(const Kernels *k, const Case *c, int garbage) {
     for (size_t i = 0; i < c->rows; i++) {
         const float *key = c->key + i * d;
         k->tile_put(&c->keys, r.keys + i / TILE_ROWS * key_tile, i % TILE_ROWS, key, key + c->keys.d1);
-        if (c->own_values) k->tile_put(&c->values, r.values + i / TILE_ROWS * value_tile, i % TILE_ROWS, c->value + i * dv, NULL);
+        if (c->own_values)
+            k->tile_put(&c->values, r.values + i / TILE_ROWS * value_tile, i % TILE_ROWS, c->value + i * dv,
+                        NULL);
     }
     const float *a[LANES], *b[LANES];
     for (int i = 0; i < LANES; i++) {
@@ -131,32 +155,36 @@ static Result run_case(const Kernels *k, const Case *c, int garbage) {
     for (int i = 0; i < 3; i++) {
         s[i]->out = allocate(dv * LANES * 4);
         memset(s[i]->out, garbage, dv * LANES * 4); /* a first tile finds whatever was there */
-        for (int lane = 0; lane < LANES; lane++) s[i]->max[lane] = -INFINITY, s[i]->sum[lane] = 0;
+        for (int lane = 0; lane < LANES; lane++)
+            s[i]->max[lane] = -INFINITY, s[i]->sum[lane] = 0;
     }
     size_t of_keys = attend_scratch_bytes(&c->keys), of_values = attend_scratch_bytes(&c->values);
     void *scratch = allocate(of_keys > of_values ? of_keys : of_values);
     for (size_t t = 0; t * TILE_ROWS < c->rows; t++) {
         size_t rows = c->rows - t * TILE_ROWS < TILE_ROWS ? c->rows - t * TILE_ROWS : TILE_ROWS;
         int32_t limit[LANES];
-        for (int i = 0; i < LANES; i++) limit[i] = c->limit[i] - (int32_t)(t * TILE_ROWS);
-        k->attend(&c->keys, r.query, r.keys + t * key_tile, &c->values, r.values + t * value_tile, rows, limit,
-                  c->seen ? c->seen + t * TILE_ROWS : NULL, c->scale, s[t > 0], scratch);
+        for (int i = 0; i < LANES; i++)
+            limit[i] = c->limit[i] - (int32_t)(t * TILE_ROWS);
+        k->attend(&c->keys, r.query, r.keys + t * key_tile, &c->values, r.values + t * value_tile, rows,
+                  limit, c->seen ? c->seen + t * TILE_ROWS : NULL, c->scale, s[t > 0], scratch);
     }
     free(scratch);
-    for (int i = 0; i < 2; i++) k->softmax_merge(&r.all, &r.part[i], dv);
+    for (int i = 0; i < 2; i++)
+        k->softmax_merge(&r.all, &r.part[i], dv);
     k->softmax_finish(r.out, dv, &r.all, dv, LANES);
     return r;
 }
 
 static void free_result(Result *r, const Case *c) {
     free(r->keys);
-    if (c->own_values) free(r->values);
+    if (c->own_values)
+        free(r->values);
     free(r->query);
     free(r->out);
     free(r->part[0].out), free(r->part[1].out), free(r->all.out);
 }
 
-/* ---- the judge: softmax(scale * q k^T) v in double precision -------------------------------------------------------------- */
+/* ---- the judge: softmax(scale * q k^T) v in double precision -------------------------------- */
 
 static float to_bf16(float x) {
     uint32_t u;
@@ -170,15 +198,18 @@ static bool is_int8(uint32_t type) { return type != TILE_F32 && type != TILE_BF1
 
 static float f16_at(const uint8_t *p) {
     unsigned h = p[0] | (unsigned)p[1] << 8, exponent = h >> 10 & 31, fraction = h & 1023;
-    if (exponent == 31) return fraction ? NAN : INFINITY;
-    return exponent ? ldexpf((float)(1024 + fraction), (int)exponent - 25) : ldexpf((float)fraction, -24); /* scales have no sign */
+    if (exponent == 31)
+        return fraction ? NAN : INFINITY;
+    /* scales have no sign */
+    return exponent ? ldexpf((float)(1024 + fraction), (int)exponent - 25) : ldexpf((float)fraction, -24);
 }
 
 /* Element `dim` of row `row` of a q8, q6 or q4 tile by the layout in kernels.h: *scale is its part's. */
 static int int8_element(const TileShape *s, const uint8_t *tile, size_t row, size_t dim, float *scale) {
     static const int values[16] = {-113, -91, -72, -55, -40, -26, -12, 1, 14, 27, 41, 55, 70, 86, 105, 127};
     bool b = dim >= s->d1;
-    size_t i = b ? dim - s->d1 : dim, lane = row % 16, byte = lane * 4 + i % 4, unit = i / 4, u = unit % 4, group = i / 16;
+    size_t i = b ? dim - s->d1 : dim, lane = row % 16, byte = lane * 4 + i % 4, unit = i / 4, u = unit % 4,
+           group = i / 16;
     size_t ua = (s->d1 + 3) / 4, ub = (s->d2 + 3) / 4, ga = (s->d1 + 15) / 16, gb = (s->d2 + 15) / 16;
     if (s->type == TILE_Q8) {
         const uint8_t *sub = tile + row / 16 * ((ua + ub) * 64 + 256);
@@ -189,10 +220,12 @@ static int int8_element(const TileShape *s, const uint8_t *tile, size_t row, siz
     size_t scales = a_bytes + b_bytes + (s->type == TILE_Q4 ? ga * 16 : 0);
     const uint8_t *sub = tile + row / 16 * (scales + 64), *part = sub + (b ? a_bytes : 0);
     *scale = f16_at(sub + scales + b * 32 + lane * 2);
-    if (s->type == TILE_Q4 && b) return (int8_t)part[unit * 64 + byte];
+    if (s->type == TILE_Q4 && b)
+        return (int8_t)part[unit * 64 + byte];
     const uint8_t *in = part + group * (s->type == TILE_Q6 ? 192 : 128);
     int nibble = in[u / 2 * 64 + byte] >> u % 2 * 4 & 15;
-    if (s->type == TILE_Q6) return (int8_t)(nibble << 4 | (in[128 + byte] >> 2 * u & 3) << 2);
+    if (s->type == TILE_Q6)
+        return (int8_t)(nibble << 4 | (in[128 + byte] >> 2 * u & 3) << 2);
     return (int)floor((values[nibble] * (int8_t)sub[a_bytes + b_bytes + group * 16 + lane] + 64) / 128.0);
 }
 static double int8_number(const TileShape *s, const uint8_t *tile, size_t row, size_t dim) {
@@ -202,10 +235,13 @@ static double int8_number(const TileShape *s, const uint8_t *tile, size_t row, s
 }
 
 /* What the row's number is once it has been through the tile. */
-static double stored(const TileShape *s, const uint8_t *tiles, const float *original, size_t row, size_t dim) {
+static double stored(const TileShape *s, const uint8_t *tiles, const float *original, size_t row,
+                     size_t dim) {
     float x = original[row * (s->d1 + s->d2) + dim];
-    if (s->type == TILE_F32) return (double)x;
-    if (s->type == TILE_BF16) return (double)to_bf16(x);
+    if (s->type == TILE_F32)
+        return (double)x;
+    if (s->type == TILE_BF16)
+        return (double)to_bf16(x);
     return int8_number(s, tiles + row / TILE_ROWS * tile_bytes(s), row % TILE_ROWS, dim);
 }
 
@@ -213,57 +249,67 @@ static double stored(const TileShape *s, const uint8_t *tiles, const float *orig
 static double asked(const Case *c, int lane, size_t dim) {
     size_t d1 = c->keys.d1, d = d1 + c->keys.d2, from = dim < d1 ? 0 : d1, to = dim < d1 ? d1 : d;
     const float *q = c->query + (size_t)lane * d;
-    if (!is_int8(c->keys.type)) return (double)q[dim];
+    if (!is_int8(c->keys.type))
+        return (double)q[dim];
     float largest = 0;
-    for (size_t i = from; i < to; i++) largest = fabsf(q[i]) > largest ? fabsf(q[i]) : largest;
+    for (size_t i = from; i < to; i++)
+        largest = fabsf(q[i]) > largest ? fabsf(q[i]) : largest;
     return rint((double)q[dim] * 127 / (double)largest) * (double)largest / 127;
 }
 
-/* Largest error of a lane's output: norm of the difference over norm of sum p |v|, what the sum is made of. (Over the norm of sum p v, a sum that
- * happens to come out near zero would count as wrong.) */
+/* Largest error of a lane's output: norm of the difference over norm of sum p |v|, what the sum is made
+ * of. (Over the norm of sum p v, a sum that happens to come out near zero would count as wrong.) */
 static double error_of(const Case *c, const Result *r) {
     size_t d = c->keys.d1 + c->keys.d2, dv = c->values.d1;
     double worst = 0, *score = allocate(c->rows * sizeof *score), *q = allocate(d * sizeof *q);
     double *sum = allocate(dv * sizeof *sum), *mass = allocate(dv * sizeof *mass);
     for (int lane = 0; lane < LANES; lane++) {
         double max = -INFINITY, total = 0, difference = 0, norm = 0;
-        for (size_t j = 0; j < d; j++) q[j] = c->empty[lane] ? 0 : asked(c, lane, j);
+        for (size_t j = 0; j < d; j++)
+            q[j] = c->empty[lane] ? 0 : asked(c, lane, j);
         for (size_t i = 0; i < c->rows; i++) {
             double dot = 0;
-            for (size_t j = 0; j < d; j++) dot += q[j] * stored(&c->keys, r->keys, c->key, i, j);
+            for (size_t j = 0; j < d; j++)
+                dot += q[j] * stored(&c->keys, r->keys, c->key, i, j);
             score[i] = sees(c, lane, i) ? dot * (double)c->scale : -INFINITY;
             max = fmax(max, score[i]);
         }
-        for (size_t j = 0; j < dv; j++) sum[j] = mass[j] = 0;
+        for (size_t j = 0; j < dv; j++)
+            sum[j] = mass[j] = 0;
         for (size_t i = 0; i < c->rows && max > -INFINITY; i++) {
             double p = exp(score[i] - max);
             total += p;
             for (size_t j = 0; j < dv; j++) {
-                double v = c->own_values ? stored(&c->values, r->values, c->value, i, j) : stored(&c->keys, r->keys, c->key, i, j);
+                double v = c->own_values ? stored(&c->values, r->values, c->value, i, j)
+                                         : stored(&c->keys, r->keys, c->key, i, j);
                 sum[j] += p * v;
                 mass[j] += p * fabs(v);
             }
         }
-        if (total == 0) total = 1; /* a lane that sees nothing gives zeros */
+        if (total == 0)
+            total = 1; /* a lane that sees nothing gives zeros */
         for (size_t j = 0; j < dv; j++) {
             double error = (double)r->out[(size_t)lane * dv + j] - sum[j] / total;
             difference += error * error;
             norm += mass[j] / total * (mass[j] / total);
         }
         double error = sqrt(difference) / (norm > 0 ? sqrt(norm) : 1);
-        if (!(error <= worst)) worst = error; /* NaN is the worst */
+        if (!(error <= worst))
+            worst = error; /* NaN is the worst */
     }
     free(score), free(sum), free(mass), free(q);
     return worst;
 }
 
-/* ---- checks ------------------------------------------------------------------------------------------------------------- */
+/* ---- checks --------------------------------------------------------------------------------- */
 
 static bool same_softmax(const Softmax *a, const Softmax *b, size_t dv) {
     for (int i = 0; i < LANES; i++) { /* of a lane that has seen no row, `out` means nothing */
-        if (memcmp(&a->max[i], &b->max[i], 4) || memcmp(&a->sum[i], &b->sum[i], 4)) return false;
+        if (memcmp(&a->max[i], &b->max[i], 4) || memcmp(&a->sum[i], &b->sum[i], 4))
+            return false;
         for (size_t j = 0; j < dv && a->sum[i] > 0; j++)
-            if (memcmp(&a->out[j * LANES + i], &b->out[j * LANES + i], 4)) return false;
+            if (memcmp(&a->out[j * LANES + i], &b->out[j * LANES + i], 4))
+                return false;
     }
     return true;
 }
@@ -271,14 +317,18 @@ static bool same_softmax(const Softmax *a, const Softmax *b, size_t dv) {
 static bool same_result(const Case *c, const Result *a, const Result *b, bool tiles_too) {
     size_t dv = c->values.d1;
     bool same = !memcmp(a->query, b->query, a->query_bytes) && !memcmp(a->out, b->out, LANES * dv * 4);
-    same = same && same_softmax(&a->part[0], &b->part[0], dv) && same_softmax(&a->part[1], &b->part[1], dv) && same_softmax(&a->all, &b->all, dv);
-    if (tiles_too) same = same && !memcmp(a->keys, b->keys, a->keys_bytes) && (!c->own_values || !memcmp(a->values, b->values, a->values_bytes));
+    same = same && same_softmax(&a->part[0], &b->part[0], dv) && same_softmax(&a->part[1], &b->part[1], dv) &&
+           same_softmax(&a->all, &b->all, dv);
+    if (tiles_too)
+        same = same && !memcmp(a->keys, b->keys, a->keys_bytes) &&
+               (!c->own_values || !memcmp(a->values, b->values, a->values_bytes));
     return same;
 }
 
 /* d1, d2, and dv of values of their own (0: the keys' part a, as in the absorbed form). */
-static const uint32_t shapes[][3] = {{512, 64, 0}, {128, 64, 128}, {192, 64, 256}, {48, 16, 0}, {40, 5, 0}, {5, 3, 7},
-                                     {1, 1, 0},    {16, 0, 0},     {100, 20, 33},  {64, 32, 96}, {3, 0, 2},  {256, 8, 0}};
+static const uint32_t shapes[][3] = {{512, 64, 0},  {128, 64, 128}, {192, 64, 256}, {48, 16, 0},
+                                     {40, 5, 0},    {5, 3, 7},      {1, 1, 0},      {16, 0, 0},
+                                     {100, 20, 33}, {64, 32, 96},   {3, 0, 2},      {256, 8, 0}};
 enum { SHAPES = sizeof shapes / sizeof *shapes };
 
 /* Every build gives the portable build's bytes, and unwritten rows and excluded rows change nothing. */
@@ -291,10 +341,13 @@ static void check_bytes(const Kernels *portable, const Kernels *k, TileType type
         Case c = make_case(type, d[0], d[1], d[2], i % 3 ? 1 : 30);
         Result a = run_case(portable, &c, 0xff), b = run_case(k, &c, 0xff), g = run_case(k, &c, 0x80);
         same = same_result(&c, &a, &b, true);
-        if (!same) snprintf(why, sizeof why, "differs at shape %u+%u, values %u, rows %zu", d[0], d[1], d[2], c.rows);
+        if (!same)
+            snprintf(why, sizeof why, "differs at shape %u+%u, values %u, rows %zu", d[0], d[1], d[2],
+                     c.rows);
         if (same && !same_result(&c, &b, &g, false)) {
             same = false;
-            snprintf(why, sizeof why, "unwritten rows matter at shape %u+%u, values %u, rows %zu", d[0], d[1], d[2], c.rows);
+            snprintf(why, sizeof why, "unwritten rows matter at shape %u+%u, values %u, rows %zu", d[0], d[1],
+                     d[2], c.rows);
         }
         free_result(&a, &c), free_result(&b, &c), free_result(&g, &c);
         free_case(&c);
@@ -303,9 +356,11 @@ static void check_bytes(const Kernels *portable, const Kernels *k, TileType type
     report(same, name, why);
 }
 
-/* The portable build computes softmax attention. `spread` 1: scores of ordinary size; 30: almost one row takes it all, and scores of about
- * 100 carry a rounding error of several 1e-6, which the exponential turns into a relative one. */
-static void check_values(const Kernels *portable, TileType type, const char *type_name, float spread, double tolerance) {
+/* The portable build computes softmax attention. `spread` 1: scores of ordinary size; 30: almost one row
+ * takes it all, and scores of about 100 carry a rounding error of several 1e-6, which the exponential
+ * turns into a relative one. */
+static void check_values(const Kernels *portable, TileType type, const char *type_name, float spread,
+                         double tolerance) {
     char name[64], why[128] = "";
     double worst = 0;
     random_state = 11;
@@ -316,7 +371,8 @@ static void check_values(const Kernels *portable, TileType type, const char *typ
         double error = error_of(&c, &r);
         if (!(error <= worst)) {
             worst = error;
-            snprintf(why, sizeof why, "error %.2e, allowed %.0e, at shape %u+%u, values %u, rows %zu", error, tolerance, d[0], d[1], d[2], c.rows);
+            snprintf(why, sizeof why, "error %.2e, allowed %.0e, at shape %u+%u, values %u, rows %zu", error,
+                     tolerance, d[0], d[1], d[2], c.rows);
         }
         free_result(&r, &c);
         free_case(&c);
@@ -325,17 +381,19 @@ static void check_values(const Kernels *portable, TileType type, const char *typ
     report(worst <= tolerance, name, why);
 }
 
-/* How far a number may be from what the tile gives back, with the largest magnitudes of its part and of its sixteen dimensions. q8, q6: half
- * a step of 127 or 31, and 2 % of it for f16 scales. q4: as far as the values are from -127, and a step and a half of the row's for the
- * multiplier and the rounding. */
+/* How far a number may be from what the tile gives back, with the largest magnitudes of its part and of
+ * its sixteen dimensions. q8, q6: half a step of 127 or 31, and 2 % of it for f16 scales. q4: as far as
+ * the values are from -127, and a step and a half of the row's for the multiplier and the rounding. */
 static float allowed(TileType type, bool b, float part, float group) {
-    if (type == TILE_Q8) return part / 127 * 0.50001f;
-    if (type == TILE_Q6) return part / 31 * 0.51f;
+    if (type == TILE_Q8)
+        return part / 127 * 0.50001f;
+    if (type == TILE_Q6)
+        return part / 31 * 0.51f;
     return b ? part / 127 * 0.57f : group * 14 / 127 + part / 126 * 1.5f;
 }
 
-/* A row comes back as it was (f32), rounded to nearest even (bf16), or as near as its bits allow; a part that is not wanted is left alone. A copy
- * gives what the row gives. */
+/* A row comes back as it was (f32), rounded to nearest even (bf16), or as near as its bits allow; a part
+ * that is not wanted is left alone. A copy gives what the row gives. */
 static void check_put_get(const Kernels *k, TileType type, const char *type_name) {
     char name[64];
     bool good = true;
@@ -345,23 +403,30 @@ static void check_put_get(const Kernels *k, TileType type, const char *type_name
         size_t d = s.d1 + s.d2;
         uint8_t *tile = allocate(tile_bytes(&s)), *copy = allocate(tile_bytes(&s));
         float *x = normals(TILE_ROWS * d, 3), *y = allocate(d * 4), *z = allocate(d * 4);
-        for (size_t row = 0; row < TILE_ROWS; row++) k->tile_put(&s, tile, row, x + row * d, x + row * d + s.d1);
-        for (size_t row = 0; row < TILE_ROWS; row++) k->tile_copy(&s, copy, row * 37 % TILE_ROWS, tile, row);
+        for (size_t row = 0; row < TILE_ROWS; row++)
+            k->tile_put(&s, tile, row, x + row * d, x + row * d + s.d1);
+        for (size_t row = 0; row < TILE_ROWS; row++)
+            k->tile_copy(&s, copy, row * 37 % TILE_ROWS, tile, row);
         for (size_t row = 0; row < TILE_ROWS; row++) {
             k->tile_get(&s, copy, row * 37 % TILE_ROWS, z, z + s.d1);
             k->tile_get(&s, tile, row, y, NULL);
             k->tile_get(&s, tile, row, NULL, y + s.d1);
             good = good && !memcmp(y, z, d * 4);
             float max[2] = {0, 0};
-            for (size_t j = 0; j < d; j++) max[j >= s.d1] = fmaxf(max[j >= s.d1], fabsf(x[row * d + j]));
+            for (size_t j = 0; j < d; j++)
+                max[j >= s.d1] = fmaxf(max[j >= s.d1], fabsf(x[row * d + j]));
             for (size_t j = 0; j < d; j++) {
                 float original = x[row * d + j];
-                if (type == TILE_F32) good = good && y[j] == original;
-                if (type == TILE_BF16) good = good && y[j] == to_bf16(original);
-                if (!is_int8(type)) continue;
+                if (type == TILE_F32)
+                    good = good && y[j] == original;
+                if (type == TILE_BF16)
+                    good = good && y[j] == to_bf16(original);
+                if (!is_int8(type))
+                    continue;
                 bool b = j >= s.d1;
                 float group = 0;
-                for (size_t g = j / 16 * 16; !b && g < s.d1 && g < j / 16 * 16 + 16; g++) group = fmaxf(group, fabsf(x[row * d + g]));
+                for (size_t g = j / 16 * 16; !b && g < s.d1 && g < j / 16 * 16 + 16; g++)
+                    group = fmaxf(group, fabsf(x[row * d + g]));
                 good = good && fabsf(y[j] - original) <= allowed(type, b, max[b], group);
                 good = good && y[j] == (float)int8_number(&s, tile, row, j);
             }
@@ -372,29 +437,36 @@ static void check_put_get(const Kernels *k, TileType type, const char *type_name
     report(good, name, "a row does not come back");
 }
 
-/* A tile's part a as activations: the integers and scales of an int8 row are carried over, not rounded a second time. */
+/* A tile's part a as activations: the integers and scales of an int8 row are carried over, not rounded a
+ * second time. */
 static void check_acts(const Kernels *k, TileType type, const char *type_name) {
     char name[64];
     bool good = true;
     random_state = 17;
     for (int i = 0; i < 3 * SHAPES; i++) {
         TileShape s = {type, shapes[i % SHAPES][0], shapes[i % SHAPES][1]};
-        size_t d = s.d1 + s.d2, rows = 1 + below(TILE_ROWS), stride = round_up(s.d1, 64), blocks = stride / 32;
+        size_t d = s.d1 + s.d2, rows = 1 + below(TILE_ROWS), stride = round_up(s.d1, 64),
+               blocks = stride / 32;
         uint8_t *tile = allocate(tile_bytes(&s));
-        float *x = normals(rows * d, 3), *f = allocate(rows * stride * 4), *scale = allocate(rows * blocks * 4);
+        float *x = normals(rows * d, 3), *f = allocate(rows * stride * 4),
+              *scale = allocate(rows * blocks * 4);
         int8_t *q = allocate(rows * stride);
         int32_t *sum = allocate(rows * blocks * 4);
         memset(tile, 0x80, tile_bytes(&s));
-        for (size_t row = 0; row < rows; row++) k->tile_put(&s, tile, row, x + row * d, x + row * d + s.d1);
+        for (size_t row = 0; row < rows; row++)
+            k->tile_put(&s, tile, row, x + row * d, x + row * d + s.d1);
         Acts acts = {.rows = (uint32_t)rows, .cols = s.d1, .stride = (uint32_t)stride};
-        if (is_int8(type)) acts.q = q, acts.scale = scale, acts.sum = sum;
-        else acts.f = f;
+        if (is_int8(type))
+            acts.q = q, acts.scale = scale, acts.sum = sum;
+        else
+            acts.f = f;
         k->tile_acts(&s, tile, &acts);
         for (size_t row = 0; row < rows; row++) {
             size_t group = row / 16, in_group = rows - group * 16 < 16 ? rows - group * 16 : 16;
             for (size_t j = 0; j < stride; j++) {
                 if (!is_int8(type)) {
-                    good = good && f[row * stride + j] == (j < s.d1 ? (float)stored(&s, tile, x, row, j) : 0.0f);
+                    good =
+                        good && f[row * stride + j] == (j < s.d1 ? (float)stored(&s, tile, x, row, j) : 0.0f);
                     continue;
                 }
                 size_t at = group * 16 * blocks + j / 32 * in_group + row % 16;
@@ -402,7 +474,8 @@ static void check_acts(const Kernels *k, TileType type, const char *type_name) {
                 good = good && (float)((double)q[at * 32 + j % 32] * (double)scale[at]) == (float)want;
                 if (j % 32 == 0) {
                     int32_t total = 0;
-                    for (size_t u = 0; u < 32; u++) total += q[at * 32 + u];
+                    for (size_t u = 0; u < 32; u++)
+                        total += q[at * 32 + u];
                     good = good && sum[at] == total;
                 }
             }
@@ -413,7 +486,8 @@ static void check_acts(const Kernels *k, TileType type, const char *type_name) {
     report(good, name, "activations are not the tile's rows");
 }
 
-/* Numbers that no model should produce end in some number, never in a write out of bounds (build with ASan and UBSan to see one). */
+/* Numbers that no model should produce end in some number, never in a write out of bounds (build with ASan
+ * and UBSan to see one). */
 static void check_hostile(const Kernels *k, TileType type, const char *type_name) {
     static const float bad[] = {NAN, INFINITY, -INFINITY, 3e38f, -3e38f, 1e-45f, 0};
     char name[64];
@@ -421,8 +495,10 @@ static void check_hostile(const Kernels *k, TileType type, const char *type_name
     for (int i = 0; i < 2 * SHAPES; i++) {
         const uint32_t *d = shapes[i % SHAPES];
         Case c = make_case(type, d[0], d[1], d[2], 1);
-        for (size_t j = 0; j < c.rows * (d[0] + d[1]); j += 1 + below(40)) c.key[j] = bad[below(7)];
-        for (size_t j = 0; j < LANES * (size_t)(d[0] + d[1]); j += 1 + below(200)) c.query[j] = bad[below(7)];
+        for (size_t j = 0; j < c.rows * (d[0] + d[1]); j += 1 + below(40))
+            c.key[j] = bad[below(7)];
+        for (size_t j = 0; j < LANES * (size_t)(d[0] + d[1]); j += 1 + below(200))
+            c.query[j] = bad[below(7)];
         Result r = run_case(k, &c, 0xff);
         free_result(&r, &c);
         free_case(&c);
@@ -431,25 +507,31 @@ static void check_hostile(const Kernels *k, TileType type, const char *type_name
     report(true, name, "");
 }
 
-/* Scores of index keys: the portable build's beside sums in double precision, and every build's beside the portable one's, byte for byte. */
+/* Scores of index keys: the portable build's beside sums in double precision, and every build's beside the
+ * portable one's, byte for byte. */
 static void check_index(const Kernels *portable, const Kernels *k, TileType type, const char *type_name) {
-    static const uint32_t index_shapes[][2] = {{64, 128}, {32, 128}, {18, 16}, {9, 20}, {1, 2}, {16, 33}}; /* heads, dimensions */
+    /* heads, dimensions */
+    static const uint32_t index_shapes[][2] = {{64, 128}, {32, 128}, {18, 16}, {9, 20}, {1, 2}, {16, 33}};
     char name[64];
     bool near = true, same = true;
     random_state = 29;
     for (int i = 0; i < 18; i++) {
-        size_t heads = index_shapes[i % 6][0], d = index_shapes[i % 6][1], rows = 1 + below(TILE_ROWS), groups = (heads + 15) / 16;
+        size_t heads = index_shapes[i % 6][0], d = index_shapes[i % 6][1], rows = 1 + below(TILE_ROWS),
+               groups = (heads + 15) / 16;
         TileShape s = {type, (uint32_t)d, 0};
-        float *key = normals(rows * d, 1), *query = normals(heads * d, 1), *weight = normals(groups * 16, 1), *scratch = allocate(16 * d * 4);
+        float *key = normals(rows * d, 1), *query = normals(heads * d, 1), *weight = normals(groups * 16, 1),
+              *scratch = allocate(16 * d * 4);
         float score[2][TILE_ROWS];
         uint8_t *tile = allocate(tile_bytes(&s)), *packed = allocate(groups * query_bytes(&s));
         memset(tile, 0xff, tile_bytes(&s));
         for (int build = 0; build < 2; build++) {
             const Kernels *by = build ? k : portable;
-            for (size_t row = 0; row < rows; row++) by->tile_put(&s, tile, row, key + row * d, NULL);
+            for (size_t row = 0; row < rows; row++)
+                by->tile_put(&s, tile, row, key + row * d, NULL);
             for (size_t g = 0; g < groups; g++) {
                 const float *lanes[LANES];
-                for (size_t lane = 0; lane < LANES; lane++) lanes[lane] = g * 16 + lane < heads ? query + (g * 16 + lane) * d : NULL;
+                for (size_t lane = 0; lane < LANES; lane++)
+                    lanes[lane] = g * 16 + lane < heads ? query + (g * 16 + lane) * d : NULL;
                 by->query(&s, packed + g * query_bytes(&s), lanes, lanes);
             }
             by->index_scores(score[build], &s, packed, weight, heads, tile, rows, scratch);
@@ -459,7 +541,8 @@ static void check_index(const Kernels *portable, const Kernels *k, TileType type
             double sum = 0, mass = 0;
             for (size_t h = 0; h < heads; h++) {
                 double dot = 0;
-                for (size_t j = 0; j < d; j++) dot += (double)query[h * d + j] * stored(&s, tile, key, row, j);
+                for (size_t j = 0; j < d; j++)
+                    dot += (double)query[h * d + j] * stored(&s, tile, key, row, j);
                 sum += (double)weight[h] * fmax(dot, 0);
                 mass += fabs((double)weight[h]) * sqrt((double)d);
             }
@@ -471,11 +554,13 @@ static void check_index(const Kernels *portable, const Kernels *k, TileType type
     report(near && same, name, same ? "not the sums of the formula" : "not the portable build's bytes");
 }
 
-/* The bytes of a row that the cache types promise, and what q4 makes of normally distributed numbers: the multiplier of a group and the uneven
- * values must beat an even grid of fifteen values with a scale of its own for every sixteen numbers. */
+/* The bytes of a row that the cache types promise, and what q4 makes of normally distributed numbers: the
+ * multiplier of a group and the uneven values must beat an even grid of fifteen values with a scale of its
+ * own for every sixteen numbers. */
 static void check_sizes_and_error(const Kernels *k) {
     TileShape q6 = {TILE_Q6, 512, 64}, q4 = {TILE_Q4, 512, 64};
-    report(tile_bytes(&q6) == TILE_ROWS * 436 && tile_bytes(&q4) == TILE_ROWS * 356, "row_bytes q6, q4", "not as documented");
+    report(tile_bytes(&q6) == TILE_ROWS * 436 && tile_bytes(&q4) == TILE_ROWS * 356, "row_bytes q6, q4",
+           "not as documented");
     random_state = 23;
     uint8_t *tile = allocate(tile_bytes(&q4));
     float *x = normals(TILE_ROWS * 576, 1), a[512];
@@ -486,7 +571,8 @@ static void check_sizes_and_error(const Kernels *k) {
         k->tile_get(&q4, tile, row, a, NULL);
         for (size_t i = 0; i < 512; i += 16) {
             double max = 0;
-            for (size_t j = i; j < i + 16; j++) max = fmax(max, fabs((double)latent[j]));
+            for (size_t j = i; j < i + 16; j++)
+                max = fmax(max, fabs((double)latent[j]));
             for (size_t j = i; j < i + 16; j++) {
                 double v = (double)latent[j];
                 error += pow((double)a[j] - v, 2);
@@ -499,29 +585,42 @@ static void check_sizes_and_error(const Kernels *k) {
 }
 
 int main(void) {
-    static const char *const names[] = {"portable", "avx2", "avxvnni", "avx512", "neon"}, *const types[] = {"f32", "bf16", "q8", "q6", "q4"};
-    /* int8: the weights of the value sum are rounded to 255 steps of the largest one in a tile; the rest is exact or f32. */
-    static const double ordinary[] = {1e-6, 1e-6, 1.2e-2, 1.2e-2, 1.2e-2}, peaked[] = {5e-5, 5e-5, 1e-2, 1e-2, 1e-2};
+    static const char *const names[] = {"portable", "avx2", "avxvnni", "avx512", "neon"}, *const types[] = {
+                                                                                              "f32", "bf16",
+                                                                                              "q8", "q6",
+                                                                                              "q4"};
+    /* int8: the weights of the value sum are rounded to 255 steps of the largest one in a tile; the rest
+     * is exact or f32. */
+    static const double ordinary[] = {1e-6, 1e-6, 1.2e-2, 1.2e-2, 1.2e-2},
+                        peaked[] = {5e-5, 5e-5, 1e-2, 1e-2, 1e-2};
     const Kernels *portable = NULL;
     for (size_t n = 0; n < sizeof names / sizeof *names; n++) {
         const char *why = NULL;
         setenv("MLA_ISA", names[n], 1);
         const Kernels *k = kernels_choose(&why);
         if (!k) {
-            if (n == 0) { printf("FAIL portable %s\n", why ? why : ""); return 1; }
+            if (n == 0) {
+                printf("FAIL portable %s\n", why ? why : "");
+                return 1;
+            }
             printf("not here: %s\n", names[n]);
             continue;
         }
-        if (n == 0) portable = k;
-        if (n == 0) check_sizes_and_error(k);
+        if (n == 0)
+            portable = k;
+        if (n == 0)
+            check_sizes_and_error(k);
         for (int type = 0; type < TILE_COUNT; type++) {
-            if (n == 0) check_values(k, (TileType)type, types[type], 1, ordinary[type]);
-            if (n == 0) check_values(k, (TileType)type, types[type], 30, peaked[type]);
+            if (n == 0)
+                check_values(k, (TileType)type, types[type], 1, ordinary[type]);
+            if (n == 0)
+                check_values(k, (TileType)type, types[type], 30, peaked[type]);
             check_bytes(portable, k, (TileType)type, types[type]);
             check_put_get(k, (TileType)type, types[type]);
             check_acts(k, (TileType)type, types[type]);
             check_hostile(k, (TileType)type, types[type]);
-            if (!is_int8((uint32_t)type)) check_index(portable, k, (TileType)type, types[type]);
+            if (!is_int8((uint32_t)type))
+                check_index(portable, k, (TileType)type, types[type]);
         }
     }
     return failures > 0;

@@ -1,6 +1,7 @@
-"""Builds that no result should depend on, and what only they can see: memory errors (AddressSanitizer, UndefinedBehaviorSanitizer, valgrind), data
-races (ThreadSanitizer), what cppcheck finds, and the promise of a program without OpenMP to say that it has one thread. Every build is without a
-warning (conftest.make)."""
+"""Builds that no result should depend on, and what only they can see: memory errors (AddressSanitizer,
+UndefinedBehaviorSanitizer, valgrind), data races (ThreadSanitizer), what cppcheck finds, and the promise
+of a program without OpenMP to say that it has one thread. Every build is without a warning
+(conftest.make)."""
 
 import subprocess
 from pathlib import Path
@@ -34,18 +35,30 @@ def test_sanitizers_on_a_story(build):
 def test_valgrind_on_a_story():
     """Reads of bytes that nothing has written, which the sanitizers cannot see."""
     need("valgrind")
-    compare.run(ROOT / "demo" / "stories.bin", *STORY, "-j", "1", program=["valgrind", "-q", "--error-exitcode=9", *compare.RUN])
+    compare.run(
+        ROOT / "demo" / "stories.bin",
+        *STORY,
+        "-j",
+        "1",
+        program=["valgrind", "-q", "--error-exitcode=9", *compare.RUN],
+    )
 
 
 @pytest.mark.parametrize("options", [["-k", "q8"], ["-k", "full"]], ids=" ".join)
 def test_no_data_races(options, build):
-    """ThreadSanitizer. What OpenMP itself orders, the beginning and end of a parallel region, it is told by libarcher, which comes with clang's OpenMP."""
+    """ThreadSanitizer. What OpenMP itself orders, the beginning and end of a parallel region, it is told by
+    libarcher, which comes with clang's OpenMP."""
     program = build("threads")
-    resources = subprocess.run(["clang", "-print-resource-dir"], capture_output=True, text=True, check=True).stdout.strip()
+    resources = subprocess.run(
+        ["clang", "-print-resource-dir"], capture_output=True, text=True, check=True
+    ).stdout.strip()
     archer = Path(resources).parents[1] / "libarcher.so"
     if not archer.exists():
         pytest.skip("libarcher is not installed")
-    environment = {"OMP_TOOL_LIBRARIES": str(archer), "TSAN_OPTIONS": "ignore_noninstrumented_modules=1 exitcode=9"}
+    environment = {
+        "OMP_TOOL_LIBRARIES": str(archer),
+        "TSAN_OPTIONS": "ignore_noninstrumented_modules=1 exitcode=9",
+    }
     compare.run(ROOT / "demo" / "stories.bin", *STORY, "-j", "3", *options, program=program, **environment)
 
 

@@ -1,8 +1,10 @@
-"""--chat: the template taken apart (exporter/chat.py) and followed (modes/chat.c) gives the tokens that transformers gives for the same conversation.
+"""--chat: the template taken apart (exporter/chat.py) and followed (cli/chat.c) gives the tokens that
+transformers gives for the same conversation.
 
-The templates are those of published families in small: the same marks, the same spaces, the same treatment of thoughts. The model is random, with a
-tokenizer of single bytes, so that what it writes has one tokenisation only; its output rows prefer ASCII and the end of a thought. What a
-conversation's tokens are is read out of its session."""
+The templates are those of published families in small: the same marks, the same spaces, the same treatment of
+thoughts. The model is random, with a tokenizer of single bytes, so that what it writes has one tokenisation
+only; its output rows prefer ASCII and the end of a thought. What a conversation's tokens are is read out of
+its session."""
 
 import json
 import os
@@ -29,12 +31,24 @@ from test_session import prompt_tokens
 BOS, EOS = "<\uff5cbegin\u2581of\u2581sentence\uff5c>", "<\uff5cend\u2581of\u2581sentence\uff5c>"
 USER, ASSISTANT = "<\uff5cUser\uff5c>", "<\uff5cAssistant\uff5c>"
 MARKS = [USER, ASSISTANT, "<think>", "</think>"]  # ordinary added tokens, as DeepSeek-V3 has them
-SPECIAL = [BOS, EOS, "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|im_start|>", "<|im_end|>", "<|im_middle|>"]
+SPECIAL = [
+    BOS,
+    EOS,
+    "[gMASK]",
+    "<sop>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|im_middle|>",
+]
 VOCABULARY = 3 * 128
 EXACT = {"env": {**os.environ, "MLA_PATH": "absorbed"}}  # one path, whatever the number of new rows
 
 
-# ---- templates ---------------------------------------------------------------------------------------------------------------------
+# ---- templates
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def say(before="", after=""):
@@ -42,13 +56,31 @@ def say(before="", after=""):
 
 
 def template(system, user, answer, prompt, begin="{{ bos_token }}"):
-    return (begin + "{% for m in messages %}{% if m['role'] == 'system' %}" + system + "{% elif m['role'] == 'user' %}" + user + "{% else %}" + answer
-            + "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '" + prompt + "' }}{% endif %}")
+    return (
+        begin
+        + "{% for m in messages %}{% if m['role'] == 'system' %}"
+        + system
+        + "{% elif m['role'] == 'user' %}"
+        + user
+        + "{% else %}"
+        + answer
+        + "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '"
+        + prompt
+        + "' }}{% endif %}"
+    )
 
 
 def behind_thought(before, after, change=""):
-    return ("{% set c = m['content'] %}{% if '</think>' in c %}{% set c = c.split('</think>')[-1]" + change + " %}{% endif %}"
-            + "{{ '" + before + "' + c + '" + after + "' }}")
+    return (
+        "{% set c = m['content'] %}{% if '</think>' in c %}{% set c = c.split('</think>')[-1]"
+        + change
+        + " %}{% endif %}"
+        + "{{ '"
+        + before
+        + "' + c + '"
+        + after
+        + "' }}"
+    )
 
 
 def middle(role):
@@ -62,10 +94,19 @@ TEMPLATES = {
     "V3": template(say(), say(USER), say(ASSISTANT, EOS), ASSISTANT),
     "R1": template(say(), say(USER), behind_thought(ASSISTANT, EOS), ASSISTANT + "<think>\\n"),
     "V3.1": template(say(), say(USER), behind_thought(ASSISTANT + "</think>", EOS), ASSISTANT + "</think>"),
-    "V3.1, off": template(say(), say(USER), behind_thought(ASSISTANT + "</think>", EOS), ASSISTANT + "<think></think>"),  # as others write it
-    "Kimi": template(middle("system"), middle("user"), middle("assistant"), "<|im_start|>assistant<|im_middle|>", HELPFUL),
-    "GLM": template(say("<|system|>"), say("<|user|>"), behind_thought("<|assistant|></think>", "", ".strip()").replace("+ c +", "+ c.strip() +"),
-                    "<|assistant|><think>", "[gMASK]<sop>"),
+    "V3.1, off": template(
+        say(), say(USER), behind_thought(ASSISTANT + "</think>", EOS), ASSISTANT + "<think></think>"
+    ),  # as others write it
+    "Kimi": template(
+        middle("system"), middle("user"), middle("assistant"), "<|im_start|>assistant<|im_middle|>", HELPFUL
+    ),
+    "GLM": template(
+        say("<|system|>"),
+        say("<|user|>"),
+        behind_thought("<|assistant|></think>", "", ".strip()").replace("+ c +", "+ c.strip() +"),
+        "<|assistant|><think>",
+        "[gMASK]<sop>",
+    ),
     "MiniCPM3": template(CHATML, CHATML, CHATML, "<|im_start|>assistant\\n", ""),
 }
 
@@ -78,9 +119,13 @@ PUBLISHED = {
     "V3.1": f"{BOS}s{USER}u{ASSISTANT}</think>a{EOS}{USER}u{ASSISTANT}</think>",
     "V3.1, off": f"{BOS}s{USER}u{ASSISTANT}</think>a{EOS}{USER}u{ASSISTANT}<think></think>",
     "Kimi": "<|im_start|>system<|im_middle|>s<|im_end|><|im_start|>user<|im_middle|>u<|im_end|><|im_start|>assistant<|im_middle|>a<|im_end|>"
-            "<|im_start|>user<|im_middle|>u<|im_end|><|im_start|>assistant<|im_middle|>",
+    "<|im_start|>user<|im_middle|>u<|im_end|><|im_start|>assistant<|im_middle|>",
     "GLM": "[gMASK]<sop><|system|>s<|user|>u<|assistant|></think>a<|user|>u<|assistant|><think>",
-    "MiniCPM3": IM.format("system", "s") + IM.format("user", "u") + IM.format("assistant", "a") + IM.format("user", "u") + "<|im_start|>assistant\n",
+    "MiniCPM3": IM.format("system", "s")
+    + IM.format("user", "u")
+    + IM.format("assistant", "a")
+    + IM.format("user", "u")
+    + "<|im_start|>assistant\n",
 }
 
 
@@ -89,7 +134,10 @@ def tokenizer(merges=()):
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate([*letters, *(left + right for left, right in merges)])}
     t = Tokenizer(models.BPE(vocabulary, list(merges)))
-    t.pre_tokenizer, t.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False), decoders.ByteLevel()
+    t.pre_tokenizer, t.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        decoders.ByteLevel(),
+    )
     t.add_tokens([AddedToken(mark, normalized=False) for mark in MARKS])
     t.add_special_tokens([AddedToken(mark, special=True) for mark in SPECIAL])
     return t
@@ -124,12 +172,18 @@ def source(folder, chat_template, merges=()):
     if "think" in (chat_template or ""):
         head[t.token_to_id("</think>")] = head[t.token_to_id("A")] * 1.2
     config = json.loads((MODELS / "v2lite" / "config.json").read_text())
-    config |= {"vocab_size": VOCABULARY, "bos_token_id": t.token_to_id(BOS), "eos_token_id": t.token_to_id(EOS)}
+    config |= {
+        "vocab_size": VOCABULARY,
+        "bos_token_id": t.token_to_id(BOS),
+        "eos_token_id": t.token_to_id(EOS),
+    }
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "model.safetensors").write_bytes(safetensors(arrays))
     t.save(str(folder / "tokenizer.json"))
     tokens = {"bos_token": {"__type": "AddedToken", "content": BOS}, "eos_token": EOS, "add_bos_token": True}
-    (folder / "tokenizer_config.json").write_text(json.dumps(tokens | ({"chat_template": chat_template} if chat_template else {})))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(tokens | ({"chat_template": chat_template} if chat_template else {}))
+    )
     return folder
 
 
@@ -137,12 +191,18 @@ class Judge:
     """transformers with the same tokenizer and template."""
 
     def __init__(self, folder):
-        self.library = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), bos_token=BOS, eos_token=EOS)
-        self.library.chat_template = json.loads((folder / "tokenizer_config.json").read_text())["chat_template"]
+        self.library = PreTrainedTokenizerFast(
+            tokenizer_file=str(folder / "tokenizer.json"), bos_token=BOS, eos_token=EOS
+        )
+        self.library.chat_template = json.loads((folder / "tokenizer_config.json").read_text())[
+            "chat_template"
+        ]
 
     def ids(self, said, system=None):
         """The prompt after user, assistant, ..., user."""
-        messages = [{"role": role, "content": what} for role, what in zip(["user", "assistant"] * len(said), said)]
+        messages = [
+            {"role": role, "content": what} for role, what in zip(["user", "assistant"] * len(said), said)
+        ]
         messages = ([{"role": "system", "content": system}] if system is not None else []) + messages
         return self.library.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
 
@@ -167,7 +227,7 @@ def chat_model(tmp_path_factory):
 
 def session_ids(path):
     raw = path.read_bytes()
-    (count,) = struct.unpack_from("<I", raw, 136)  # SessionHeader.tokens, modes/session.c
+    (count,) = struct.unpack_from("<I", raw, 136)  # SessionHeader.tokens, cli/session.c
     return list(struct.unpack_from(f"<{count}i", raw, 192))
 
 
@@ -175,7 +235,8 @@ def chat(model, *options, **how):
     return text("--chat", "-k", "f32", *options, model=model, **{**EXACT, **how})
 
 
-# ---- the same tokens as transformers -----------------------------------------------------------------------------------------------
+# ---- the same tokens as transformers
+# -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", TEMPLATES)
@@ -188,8 +249,9 @@ def test_templates_are_the_published_ones(family, chat_model):
 @pytest.mark.parametrize("system", [None, "Be brief."])
 @pytest.mark.parametrize("family", TEMPLATES)
 def test_conversation(family, system, chat_model, tmp_path):
-    """Turn after turn, a session holds what transformers makes of all that was said, and the model goes on from exactly that: what it writes in the
-    end is what it writes after those ids. Thoughts leave the history where the template drops them."""
+    """Turn after turn, a session holds what transformers makes of all that was said, and the model goes on
+    from exactly that: what it writes in the end is what it writes after those ids. Thoughts leave the
+    history where the template drops them."""
     model, judge = chat_model(family)
     session, said = tmp_path / "session", []
     begun = {"R1": "<think>\n", "GLM": "<think>"}.get(family, "")
@@ -198,10 +260,29 @@ def test_conversation(family, system, chat_model, tmp_path):
         before = session_ids(session) if turn else []
         prompt = judge.ids([*said, user], system)
         assert before == prompt[: len(before)]
-        answer = chat(model, "-p", user, *sampled, "-s", turn, "--session", session, *(["--system", system] if system and not turn else [])).decode()
+        answer = chat(
+            model,
+            "-p",
+            user,
+            *sampled,
+            "-s",
+            turn,
+            "--session",
+            session,
+            *(["--system", system] if system and not turn else []),
+        ).decode()
         said += [user, answer[:-1]]
-    assert answer == begun + text("--ids", " ".join(map(str, prompt)), *sampled, "-s", turn, "-k", "f32", model=model, **EXACT).decode() + "\n"
-    assert any("</think>" in answer for answer in said[1:-1:2]) == (family in ("R1", "V3.1", "V3.1, off", "GLM"))  # or there were no thoughts to drop
+    assert (
+        answer
+        == begun
+        + text(
+            "--ids", " ".join(map(str, prompt)), *sampled, "-s", turn, "-k", "f32", model=model, **EXACT
+        ).decode()
+        + "\n"
+    )
+    assert any("</think>" in answer for answer in said[1:-1:2]) == (
+        family in ("R1", "V3.1", "V3.1, off", "GLM")
+    )  # or there were no thoughts to drop
 
 
 def test_one_string_between_marks(chat_model, tmp_path):
@@ -209,9 +290,16 @@ def test_one_string_between_marks(chat_model, tmp_path):
     merges = (("\u0120", "H"), (":", "\u0120"), ("o", "\u010a"), ("\u010a", "\u010a"))
     model, judge = chat_model("V2", merges)
     chat(model, "-p", "Hello", "-n", 0, "--session", tmp_path / "session")
-    want = judge.library.apply_chat_template([{"role": "user", "content": "Hello"}, {"role": "assistant", "content": ""}])["input_ids"]
-    assert session_ids(tmp_path / "session") == want[:-1]  # without the end token, which comes with the next turn
-    assert {judge.library.convert_tokens_to_ids("o\u010a"), judge.library.convert_tokens_to_ids(":\u0120")} <= set(want)
+    want = judge.library.apply_chat_template(
+        [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": ""}]
+    )["input_ids"]
+    assert (
+        session_ids(tmp_path / "session") == want[:-1]
+    )  # without the end token, which comes with the next turn
+    assert {
+        judge.library.convert_tokens_to_ids("o\u010a"),
+        judge.library.convert_tokens_to_ids(":\u0120"),
+    } <= set(want)
 
 
 @pytest.mark.parametrize("said", [USER, EOS + BOS, f"a<think>b</think>{ASSISTANT}c", "<|user|>\n<|im_end|>"])
@@ -219,24 +307,32 @@ def test_what_is_said_is_no_mark(said, chat_model, tmp_path):
     """Marks in the words of the user are words."""
     model, judge = chat_model("V3")
     chat(model, "-p", said, "--system", said, "-n", 0, "--session", tmp_path / "session")
-    spelled = [judge.library.convert_tokens_to_ids(c) for c in tokenizer().pre_tokenizer.pre_tokenize_str(said)[0][0]]
+    spelled = [
+        judge.library.convert_tokens_to_ids(c) for c in tokenizer().pre_tokenizer.pre_tokenize_str(said)[0][0]
+    ]
     bos, user, assistant = (judge.library.convert_tokens_to_ids(mark) for mark in (BOS, USER, ASSISTANT))
     assert session_ids(tmp_path / "session") == [bos, *spelled, user, *spelled, assistant]
 
 
-# ---- lines in, answers out ---------------------------------------------------------------------------------------------------------
+# ---- lines in, answers out
+# ---------------------------------------------------------------------------------------------------------
 
 SAMPLED = ["-t", 1, "--top-k", 8, "-s", 5, "-n", 20]
 
 
 def test_lines_are_turns(chat_model, tmp_path):
-    """Each line is a turn and each answer ends with a newline; a backslash at the end goes on in the next line, empty lines are nothing. One pipe, a
-    file, and one run for each turn with a session between them give the same."""
+    """Each line is a turn and each answer ends with a newline; a backslash at the end goes on in the next
+    line, empty lines are nothing. One pipe, a file, and one run for each turn with a session between them
+    give the same."""
     model, _ = chat_model("R1")
     lines = b"one\n\ntwo \\\nlines\\\n\nthree"
     whole = chat(model, *SAMPLED, stdin=lines)
     (tmp_path / "lines").write_bytes(lines)
-    assert chat(model, *SAMPLED, "-f", tmp_path / "lines") == chat(model, *SAMPLED, "-f", "-", stdin=lines) == whole
+    assert (
+        chat(model, *SAMPLED, "-f", tmp_path / "lines")
+        == chat(model, *SAMPLED, "-f", "-", stdin=lines)
+        == whole
+    )
     pieces = b""
     for i, turn in enumerate(["one", "two \nlines\n", "three"]):
         options = SAMPLED[:4] + SAMPLED[6:] if i else SAMPLED
@@ -255,7 +351,8 @@ def test_only_the_new_is_computed(chat_model, tmp_path):
 
 
 def test_penalty_and_session(chat_model, tmp_path):
-    """The tokens that the penalty is about are those of the history, whether thoughts were dropped in this run or in an earlier one."""
+    """The tokens that the penalty is about are those of the history, whether thoughts were dropped in this
+    run or in an earlier one."""
     model, _ = chat_model("R1")
     penalty = ["--repeat-penalty", "1.3", "-t", 1, "--top-k", 8, "-n", 30]
     whole = chat(model, *penalty, "-s", 3, stdin=b"one\ntwo\nthree\n")
@@ -264,7 +361,8 @@ def test_penalty_and_session(chat_model, tmp_path):
 
 
 def test_stop_text(chat_model, tmp_path):
-    """An answer ends before the stop text, which is no part of the history, and the next one may have it again."""
+    """An answer ends before the stop text, which is no part of the history, and the next one may have it
+    again."""
     model, judge = chat_model("V3")
     whole = chat(model, *SAMPLED, "-p", "one")[:-1].decode()
     stop, session = whole[4:6], tmp_path / "session"
@@ -278,7 +376,11 @@ def test_context_full(chat_model):
     """Ends with a note when nothing more fits; a first turn that does not fit fails."""
     model, _ = chat_model("V3")
     done = run("--chat", "-c", 40, "-t", 0, "--ignore-eos", model=model, stdin=b"one\ntwo\n")
-    assert done.returncode == 0 and b"context of 40 tokens is full" in done.stderr and done.stdout.count(b"\n") >= 1
+    assert (
+        done.returncode == 0
+        and b"context of 40 tokens is full" in done.stderr
+        and done.stdout.count(b"\n") >= 1
+    )
     done = run("--chat", "-c", 40, "-t", 0, "-n", 5, model=model, stdin=b"one\n" + b"x" * 50 + b"\ntwo\n")
     assert done.returncode == 0 and b"is full" in done.stderr and done.stdout.count(b"\n") == 1
     refused(run("--chat", "-c", 40, "-p", "x" * 50, model=model), FAILED, "40", "-c")
@@ -290,7 +392,8 @@ def test_quiet_and_statistics(chat_model):
     assert run("--chat", *SAMPLED, model=model, stdin=b"a\nb\n").stderr.count(b"\n") == 1
 
 
-# ---- a terminal --------------------------------------------------------------------------------------------------------------------
+# ---- a terminal
+# --------------------------------------------------------------------------------------------------------------------
 
 
 class Talk:
@@ -299,8 +402,14 @@ class Talk:
     def __init__(self, *options):
         self.master, slave = pty.openpty()
         command = [str(word) for word in (RUN, *options)]
-        self.process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
-                                        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+        self.process = subprocess.Popen(
+            command,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
         os.close(slave)
         self.shown = b""
 
@@ -324,7 +433,8 @@ class Talk:
 
 
 def test_terminal(chat_model):
-    """A mark where the user is to write, thoughts dim, and what a pipe gets otherwise. The end of input ends it well."""
+    """A mark where the user is to write, thoughts dim, and what a pipe gets otherwise. The end of input ends
+    it well."""
     model, _ = chat_model("R1")
     plain = chat(model, *SAMPLED, stdin=b"one\n")
     talk = Talk(model, "--chat", "-k", "f32", *SAMPLED)
@@ -346,7 +456,8 @@ def test_terminal(chat_model):
 
 
 def test_interrupt(chat_model, tmp_path):
-    """Ctrl-C ends the answer, and the conversation goes on; where the user is to write it ends the conversation, which is put away whole."""
+    """Ctrl-C ends the answer, and the conversation goes on; where the user is to write it ends the
+    conversation, which is put away whole."""
     model, _ = chat_model("V3")
     session = tmp_path / "session"
     talk = Talk(model, "--chat", "--ignore-eos", "-t", 1, "-s", 1, "--session", session, "-c", 2500)
@@ -383,7 +494,8 @@ def test_terminated(turn, chat_model, tmp_path):
     assert (len(session_ids(session)) > before + 5) == bool(turn)
 
 
-# ---- refusals ----------------------------------------------------------------------------------------------------------------------
+# ---- refusals
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 def test_no_template(export):
@@ -392,8 +504,13 @@ def test_no_template(export):
 
 
 WRONG = [
-    (["--system", "x"], "--system"), (["--chat", "--ids", "1"], "--ids"), (["--chat", "--info"], "--chat"), (["--chat", "--echo"], "--echo"),
-    (["--chat", "-p", "a", "-f", "b"], "-f"), (["--chat", "--special"], "--special"), (["--chat", "-e", "--system", "\\q"], "--system"),
+    (["--system", "x"], "--system"),
+    (["--chat", "--ids", "1"], "--ids"),
+    (["--chat", "--info"], "--chat"),
+    (["--chat", "--echo"], "--echo"),
+    (["--chat", "-p", "a", "-f", "b"], "-f"),
+    (["--chat", "--special"], "--special"),
+    (["--chat", "-e", "--system", "\\q"], "--system"),
 ]
 
 
@@ -407,15 +524,25 @@ def test_sessions_refused(chat_model, tmp_path):
     """A text is no conversation, and a conversation has its system text already."""
     model, _ = chat_model("V3")
     text("-p", "a", "-n", 1, "--session", tmp_path / "text", model=model)
-    refused(run("--chat", "-p", "a", "--session", tmp_path / "text", model=model), FAILED, "no conversation", "--session")
+    refused(
+        run("--chat", "-p", "a", "--session", tmp_path / "text", model=model),
+        FAILED,
+        "no conversation",
+        "--session",
+    )
     chat(model, "-p", "a", "-n", 1, "--session", tmp_path / "chat")
-    refused(run("--chat", "-p", "a", "--system", "s", "--session", tmp_path / "chat", model=model), FAILED, "--system")
+    refused(
+        run("--chat", "-p", "a", "--system", "s", "--session", tmp_path / "chat", model=model),
+        FAILED,
+        "--system",
+    )
     refused(run("--chat", "-p", "a", "-c", 3, "--session", tmp_path / "chat", model=model), FAILED, "-c")
     refused(run("--chat", "-f", tmp_path / "none", model=model), FAILED, "none")
 
 
 def test_damaged_section(chat_model, tmp_path):
-    """A section that contradicts itself is refused where it is needed, and --check finds it; the rest of the checkpoint works."""
+    """A section that contradicts itself is refused where it is needed, and --check finds it; the rest of the
+    checkpoint works."""
     model, _ = chat_model("V3")
     whole = model.read_bytes()
     at = whole.index(b"CHT1")
@@ -431,9 +558,15 @@ def test_damaged_section(chat_model, tmp_path):
         text("-p", "a", "-n", 1, model=tmp_path / "model")
 
 
-# ---- export ------------------------------------------------------------------------------------------------------------------------
+# ---- export
+# ------------------------------------------------------------------------------------------------------------------------
 
-ROUNDS = template(say("SYSTEM:"), "{{ '[Round ' ~ loop.index0 ~ '] USER:' + m['content'] }}", say(" ASSISTANT:"), " ASSISTANT:")
+ROUNDS = template(
+    say("SYSTEM:"),
+    "{{ '[Round ' ~ loop.index0 ~ '] USER:' + m['content'] }}",
+    say(" ASSISTANT:"),
+    " ASSISTANT:",
+)
 NOT_SUPPORTED = {
     "counts": (ROUNDS, "Round"),
     "twice": (template(say(), say(USER) * 2, say(ASSISTANT), ASSISTANT), "2 times"),
@@ -450,22 +583,30 @@ def test_templates_refused(name, tmp_path):
     """What pieces cannot say, or what does harm, costs the template alone, and one line says why."""
     chat_template, says = NOT_SUPPORTED[name]
     folder = source(tmp_path / "model", chat_template)
-    done = subprocess.run([sys.executable, ROOT / "export.py", folder, tmp_path / "model.bin"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, ROOT / "export.py", folder, tmp_path / "model.bin"], capture_output=True, text=True
+    )
     assert done.returncode == 0 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith("export.py: warning: no chat template in the checkpoint: ") and says in done.stderr
+    assert (
+        done.stderr.startswith("export.py: warning: no chat template in the checkpoint: ")
+        and says in done.stderr
+    )
     refused(run("--chat", "-p", "a", model=tmp_path / "model.bin"), FAILED, "no chat template")
 
 
 def test_no_system_text(tmp_path):
     """A template that refuses system texts works without, and --system is refused."""
-    folder = source(tmp_path / "model", template("{{ raise_exception('no') }}", say(USER), say(ASSISTANT, EOS), ASSISTANT))
+    folder = source(
+        tmp_path / "model", template("{{ raise_exception('no') }}", say(USER), say(ASSISTANT, EOS), ASSISTANT)
+    )
     compare.export(folder, tmp_path / "model.bin")
     assert chat(tmp_path / "model.bin", "-p", "a", "-n", 3)
     refused(run("--chat", "--system", "s", "-p", "a", model=tmp_path / "model.bin"), FAILED, "--system")
 
 
 def test_where_templates_are(tmp_path):
-    """In tokenizer_config.json, by itself or under the name "default", or in a file of its own; none of DeepSeek-V3.2's, but its encoder is known."""
+    """In tokenizer_config.json, by itself or under the name "default", or in a file of its own; none of
+    DeepSeek-V3.2's, but its encoder is known."""
     folder = source(tmp_path / "model", None)
     config = json.loads((folder / "tokenizer_config.json").read_text())
     special = {"bos_token": BOS, "eos_token": EOS}
@@ -482,4 +623,7 @@ def test_deepseek_v32():
     """The form that its encoder script writes in chat mode, after the vectors published beside it."""
     flags, pieces, _ = proved(DEEPSEEK_V32, {"bos_token": BOS})
     messages = [("system", "s"), ("user", "u"), ("assistant", "a"), ("user", "u")]
-    assert put_together(pieces, flags, messages) == f"{BOS}s{USER}u{ASSISTANT}</think>a{EOS}{USER}u{ASSISTANT}</think>"
+    assert (
+        put_together(pieces, flags, messages)
+        == f"{BOS}s{USER}u{ASSISTANT}</think>a{EOS}{USER}u{ASSISTANT}</think>"
+    )

@@ -1,7 +1,9 @@
-"""What the command line promises, byte by byte: standard output, standard error, exit status, terminals, signals.
+"""What the command line promises, byte by byte: standard output, standard error, exit status, terminals,
+signals.
 
-Everything runs ./run as a user would, on the model that ships (or the one that MLA_MODEL names) and on a tiny one without tokenizer. What a
-right answer is comes from the contract or from a second way to ask for the same thing, never from an earlier run's output."""
+Everything runs ./run as a user would, on the model that ships (or the one that MLA_MODEL names) and on a tiny
+one without tokenizer. What a right answer is comes from the contract or from a second way to ask for the same
+thing, never from an earlier run's output."""
 
 import json
 import os
@@ -27,8 +29,12 @@ USAGE, FAILED, INTERRUPTED = 2, 1, 130
 
 def run(*options, model=MODEL, stdin=b"", **how):
     command = [RUN, *([model] if model else []), *options]
-    return subprocess.run([os.fspath(word) if not isinstance(word, int) else str(word) for word in command], input=stdin, timeout=120,
-                          **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **how})
+    return subprocess.run(
+        [os.fspath(word) if not isinstance(word, int) else str(word) for word in command],
+        input=stdin,
+        timeout=120,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **how},
+    )
 
 
 def text(*options, **how):
@@ -48,10 +54,14 @@ def refused(done, status, *words):
 
 
 def start(*options, **how):
-    """A run that goes on while the test does something to it. A test run in the background may have SIGINT ignored; the program must not."""
-    return subprocess.Popen([RUN, MODEL, *options], stdin=subprocess.DEVNULL,
-                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-                            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **how})
+    """A run that goes on while the test does something to it. A test run in the background may have SIGINT
+    ignored; the program must not."""
+    return subprocess.Popen(
+        [RUN, MODEL, *options],
+        stdin=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **how},
+    )
 
 
 def on_terminal(command, stdin=subprocess.DEVNULL):
@@ -85,25 +95,59 @@ def story():
     return text(*STORY, "-n", "40")
 
 
-# ---- wrong usage -------------------------------------------------------------------------------------------------------------------
+# ---- wrong usage
+# -------------------------------------------------------------------------------------------------------------------
 
 WRONG = [
-    (["-n", "12x"], "-n"), (["-n", "-2"], "-n"), (["-n", ""], "-n"), (["-n", "1.5"], "-n"), (["--tokens", " 5"], "--tokens"),
-    (["-t", "nan"], "-t"), (["-t", "-1"], "-t"), (["-t", "inf"], "-t"), (["-t", "1e999"], "-t"), (["-t", "0x1"], "-t"), (["-t", "0,5"], "-t"),
-    (["--top-p", "1.5"], "--top-p"), (["--top-k", "-1"], "--top-k"), (["--min-p", "-0.1"], "--min-p"),
-    (["--repeat-penalty", "0"], "--repeat-penalty"), (["-j", "0"], "-j"), (["--threads=two"], "--threads"), (["-c", "-5"], "-c"),
-    (["-c", "0"], "-c"), (["-c", "4000000000"], "-c"), (["-s", "-1"], "-s"), (["-s", "18446744073709551616"], "-s"), (["-k", "f64"], "-k"),
-    (["--ids", "1 x"], "--ids"), (["--ids", ""], "--ids"), (["--ids", "-1"], "--ids"), (["--ids", "99999999999999999999"], "--ids"),
-    (["--stop", ""], "--stop"), (["--stop"], "--stop"), (["--frobnicate"], "--frobnicate"), (["-x"], "-x"), (["--echo=1"], "--echo"),
-    (["-e"], "-e"), (["-e", "-p", "\\q"], "-p"), (["-e", "-p", "\\x4"], "-p"), (["-e", "-p", "\\ud800"], "-p"), (["-e", "-p", "a\\"], "-p"),
-    (["-p", "a", "-f", "b"], "-f"), (["--info", "--check"], "--check"), (["--info", "-t", "0"], "-t"), (["--no-bos"], "--no-bos"),
+    (["-n", "12x"], "-n"),
+    (["-n", "-2"], "-n"),
+    (["-n", ""], "-n"),
+    (["-n", "1.5"], "-n"),
+    (["--tokens", " 5"], "--tokens"),
+    (["-t", "nan"], "-t"),
+    (["-t", "-1"], "-t"),
+    (["-t", "inf"], "-t"),
+    (["-t", "1e999"], "-t"),
+    (["-t", "0x1"], "-t"),
+    (["-t", "0,5"], "-t"),
+    (["--top-p", "1.5"], "--top-p"),
+    (["--top-k", "-1"], "--top-k"),
+    (["--min-p", "-0.1"], "--min-p"),
+    (["--repeat-penalty", "0"], "--repeat-penalty"),
+    (["-j", "0"], "-j"),
+    (["--threads=two"], "--threads"),
+    (["-c", "-5"], "-c"),
+    (["-c", "0"], "-c"),
+    (["-c", "4000000000"], "-c"),
+    (["-s", "-1"], "-s"),
+    (["-s", "18446744073709551616"], "-s"),
+    (["-k", "f64"], "-k"),
+    (["--ids", "1 x"], "--ids"),
+    (["--ids", ""], "--ids"),
+    (["--ids", "-1"], "--ids"),
+    (["--ids", "99999999999999999999"], "--ids"),
+    (["--stop", ""], "--stop"),
+    (["--stop"], "--stop"),
+    (["--frobnicate"], "--frobnicate"),
+    (["-x"], "-x"),
+    (["--echo=1"], "--echo"),
+    (["-e"], "-e"),
+    (["-e", "-p", "\\q"], "-p"),
+    (["-e", "-p", "\\x4"], "-p"),
+    (["-e", "-p", "\\ud800"], "-p"),
+    (["-e", "-p", "a\\"], "-p"),
+    (["-p", "a", "-f", "b"], "-f"),
+    (["--info", "--check"], "--check"),
+    (["--info", "-t", "0"], "-t"),
+    (["--no-bos"], "--no-bos"),
     (["a prompt"], "-p"),
 ]
 
 
 @pytest.mark.parametrize("options, named", WRONG, ids=lambda x: " ".join(x) if isinstance(x, list) else None)
 def test_wrong_usage(options, named):
-    """A value that is not entirely what the option takes, or an option without effect, is refused by name and never guessed at."""
+    """A value that is not entirely what the option takes, or an option without effect, is refused by name and
+    never guessed at."""
     refused(run(*options), USAGE, named)
 
 
@@ -120,16 +164,36 @@ def test_help_and_version():
     for option in ("-h", "--help"):
         out = text(option, model=None).decode()
         assert out.startswith("usage: run MODEL")
-    for option in ("--escape", "--ids", "--chat", "--system", "--ignore-eos", "--repeat-penalty", "--logits", "--perplexity", "--tokenize", "--check", "--cache"):
+    for option in (
+        "--escape",
+        "--ids",
+        "--chat",
+        "--system",
+        "--ignore-eos",
+        "--repeat-penalty",
+        "--logits",
+        "--perplexity",
+        "--tokenize",
+        "--check",
+        "--cache",
+    ):
         assert option in out
     assert re.fullmatch(r"mla\.c \d+\.\d+\.\d+\n", text("--version", model=None).decode())
 
 
-# ---- files that are no models ------------------------------------------------------------------------------------------------------
+# ---- files that are no models
+# ------------------------------------------------------------------------------------------------------
+
 
 def test_a_file_that_is_no_checkpoint(tmp_path):
     whole = MODEL.read_bytes()
-    cases = {"missing": None, "empty": b"", "text": b"Once upon a time", "short": whole[: len(whole) // 2], "header": whole[:70] + b"\xff" + whole[71:]}
+    cases = {
+        "missing": None,
+        "empty": b"",
+        "text": b"Once upon a time",
+        "short": whole[: len(whole) // 2],
+        "header": whole[:70] + b"\xff" + whole[71:],
+    }
     for name, content in cases.items():
         path = tmp_path / name
         if content is not None:
@@ -147,10 +211,13 @@ def test_check(tmp_path):
     refused(run("--check", model=tmp_path / "damaged"), FAILED, "damaged", "tensor", "checksum")
 
 
-# ---- standard output ---------------------------------------------------------------------------------------------------------------
+# ---- standard output
+# ---------------------------------------------------------------------------------------------------------------
+
 
 def test_the_text_alone(story, tmp_path):
-    """Nothing before and nothing behind it, to a pipe and to a file; statistics go elsewhere and -q silences them."""
+    """Nothing before and nothing behind it, to a pipe and to a file; statistics go elsewhere and -q silences
+    them."""
     assert story and not story.endswith(b"\n\n")
     with open(tmp_path / "out", "wb") as out:
         run(*STORY, "-n", "40", stdout=out)
@@ -179,7 +246,8 @@ def test_escapes():
 
 
 def test_prompt_by_text_file_and_ids(story, tmp_path):
-    """Three ways to give a prompt, one text. --tokenize adds nothing, --ids adds nothing: the begin token is the difference."""
+    """Three ways to give a prompt, one text. --tokenize adds nothing, --ids adds nothing: the begin token is
+    the difference."""
     (tmp_path / "prompt").write_bytes(b"Once upon a time")
     greedy = ["-t", "0", "-n", "40"]
     assert text("-f", tmp_path / "prompt", *greedy) == story
@@ -199,19 +267,25 @@ def test_special_tokens_are_matched_on_request_only():
 
 
 def test_standard_input_is_left_alone(story):
-    """Without `-f -` nothing reads it: a script that pipes into its own `read` loses nothing, and an open pipe blocks nothing."""
+    """Without `-f -` nothing reads it: a script that pipes into its own `read` loses nothing, and an open
+    pipe blocks nothing."""
     read, write = os.pipe()
     os.write(write, b"mine")
     done = subprocess.run([RUN, MODEL, *STORY, "-n", "40"], stdin=read, capture_output=True, timeout=60)
     assert done.stdout == story and os.read(read, 9) == b"mine"
 
 
-# ---- how a text ends ---------------------------------------------------------------------------------------------------------------
+# ---- how a text ends
+# ---------------------------------------------------------------------------------------------------------------
+
 
 def test_stop_text(story):
     for stop in (story[7:12], story[-3:], story[:1], story):
         assert text(*STORY, "-n", "40", "--stop", stop.decode()) == story[: story.index(stop)]
-    assert text(*STORY, "-n", "40", "--stop", "\u00e9\u00e9", "--stop", story[9:11].decode()) == story[: story.index(story[9:11])]
+    assert (
+        text(*STORY, "-n", "40", "--stop", "\u00e9\u00e9", "--stop", story[9:11].decode())
+        == story[: story.index(story[9:11])]
+    )
     assert text(*STORY, "-n", "40", "--stop", story[-8:].decode() + "never") == story
     assert text(*STORY, "-n", "40", "-e", "--stop", f"\\x{story[5]:02x}") == story[: story.index(story[5:6])]
 
@@ -251,10 +325,13 @@ def test_unreadable_prompt(tmp_path):
     refused(run("-f", tmp_path), FAILED, str(tmp_path))
 
 
-# ---- chance ------------------------------------------------------------------------------------------------------------------------
+# ---- chance
+# ------------------------------------------------------------------------------------------------------------------------
+
 
 def test_seeds():
-    """The same seed gives the same text whatever the number of threads, another one another; a random one is told and can be used again."""
+    """The same seed gives the same text whatever the number of threads, another one another; a random one is
+    told and can be used again."""
     sample = ["-p", "Once upon a time", "-n", "40", "-t", "1"]
     first = text(*sample, "-s", "18446744073709551615", "-j", "1")
     assert first == text(*sample, "-s", "18446744073709551615", "-j", "2") != text(*sample, "-s", "1")
@@ -264,9 +341,13 @@ def test_seeds():
     assert seed.encode() not in other.stderr
 
 
-# ---- streams that fail -------------------------------------------------------------------------------------------------------------
+# ---- streams that fail
+# -------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("options", [STORY, ["--info"], ["--help"], ["--tokenize", "a"], ["--check"]], ids=lambda o: o[0])
+
+@pytest.mark.parametrize(
+    "options", [STORY, ["--info"], ["--help"], ["--tokenize", "a"], ["--check"]], ids=lambda o: o[0]
+)
 def test_full_disk(options):
     with open("/dev/full", "wb") as full:
         done = run(*options, stdout=full)
@@ -291,7 +372,8 @@ def test_reader_that_leaves():
 
 
 def test_closed_streams():
-    """A checkpoint opened as file 1 must not be what text is written to; text that cannot be written is a failure."""
+    """A checkpoint opened as file 1 must not be what text is written to; text that cannot be written is a
+    failure."""
     before = MODEL.read_bytes()
     done = subprocess.run(["sh", "-c", '"$0" "$1" -n 3 >&- 2>&-', RUN, MODEL])
     assert done.returncode == FAILED and MODEL.read_bytes() == before
@@ -307,7 +389,9 @@ def test_interrupt():
     assert text(*STORY, "-n", "-1", "--ignore-eos", "-k", "full").startswith(first + out)
 
 
-# ---- terminals ---------------------------------------------------------------------------------------------------------------------
+# ---- terminals
+# ---------------------------------------------------------------------------------------------------------------------
+
 
 def test_a_newline_on_a_terminal_only(story):
     assert on_terminal([RUN, MODEL, *STORY, "-n", "40"]) == (story + b"\n", 0)
@@ -329,7 +413,19 @@ def test_progress_on_a_terminal_only():
 @pytest.fixture(scope="module")
 def text_driver(tmp_path_factory):
     program = tmp_path_factory.mktemp("driver") / "text_driver"
-    subprocess.run(["cc", "-std=gnu11", "-I", ROOT, "-o", program, ROOT / "tests" / "text_driver.c", ROOT / "modes" / "output.c"], check=True)
+    subprocess.run(
+        [
+            "cc",
+            "-std=gnu11",
+            "-I",
+            ROOT,
+            "-o",
+            program,
+            ROOT / "tests" / "text_driver.c",
+            ROOT / "cli" / "output.c",
+        ],
+        check=True,
+    )
     return program
 
 
@@ -337,7 +433,9 @@ class Driver:
     """Tokens into text_driver, one by one; what stands on its standard output after each."""
 
     def __init__(self, program, stops, out):
-        self.process = subprocess.Popen([program, *stops], stdin=subprocess.PIPE, stdout=out, stderr=subprocess.PIPE)
+        self.process = subprocess.Popen(
+            [program, *stops], stdin=subprocess.PIPE, stdout=out, stderr=subprocess.PIPE
+        )
 
     def token(self, token):
         self.process.stdin.write(bytes([len(token)]) + token)
@@ -355,10 +453,19 @@ def waiting(fd, seconds=0.02):
 
 
 def test_characters_on_a_terminal(text_driver):
-    """Half a character is held back until the rest comes; bytes that begin none, or whose rest never comes, are passed on."""
+    """Half a character is held back until the rest comes; bytes that begin none, or whose rest never comes,
+    are passed on."""
     steps = [
-        (b"a\xc3", b"a"), (b"\xa9", b"\xc3\xa9"), (b"\xe4", b""), (b"\xb8", b""), (b"\x96b", b"\xe4\xb8\x96b"),
-        (b"\xf0\x9f\x98", b""), (b"\x80\xf0", b"\xf0\x9f\x98\x80"), (b"c", b"\xf0c"), (b"\x80\xff", b"\x80\xff"), (b"\xe2\x82", b""),
+        (b"a\xc3", b"a"),
+        (b"\xa9", b"\xc3\xa9"),
+        (b"\xe4", b""),
+        (b"\xb8", b""),
+        (b"\x96b", b"\xe4\xb8\x96b"),
+        (b"\xf0\x9f\x98", b""),
+        (b"\x80\xf0", b"\xf0\x9f\x98\x80"),
+        (b"c", b"\xf0c"),
+        (b"\x80\xff", b"\x80\xff"),
+        (b"\xe2\x82", b""),
     ]
     master, slave = pty.openpty()
     driver = Driver(text_driver, [], slave)
@@ -371,7 +478,8 @@ def test_characters_on_a_terminal(text_driver):
 
 
 def plain_stop(written, stops):
-    """The text so far, cut before the first stop text to be complete, the longest if several are; and whether one is."""
+    """The text so far, cut before the first stop text to be complete, the longest if several are; and whether
+    one is."""
     for end in range(1, len(written) + 1):
         if complete := [s for s in stops if written[:end].endswith(s)]:
             return written[: end - max(map(len, complete))], True
@@ -379,7 +487,8 @@ def plain_stop(written, stops):
 
 
 def test_stop_texts_split_anywhere(text_driver):
-    """Against a plain definition, on random texts, stop texts and splits: never a byte of a stop text, never one held back for nothing."""
+    """Against a plain definition, on random texts, stop texts and splits: never a byte of a stop text, never
+    one held back for nothing."""
     chance = random.Random(1)
     for _ in range(60):
         letters = lambda most: bytes(chance.choices(b"ab", k=chance.randint(1, most)))
@@ -392,7 +501,13 @@ def test_stop_texts_split_anywhere(text_driver):
             given += token
             go_on = driver.token(token)
             want, stopped = plain_stop(given, stops)
-            held = 0 if stopped else max(n for n in range(len(want) + 1) if n == 0 or any(s.startswith(want[-n:]) for s in stops))
+            held = (
+                0
+                if stopped
+                else max(
+                    n for n in range(len(want) + 1) if n == 0 or any(s.startswith(want[-n:]) for s in stops)
+                )
+            )
             seen += waiting(read, 0)
             assert (seen, go_on) == (want[: len(want) - held], not stopped), (stops, given)
         driver.end()
@@ -401,7 +516,9 @@ def test_stop_texts_split_anywhere(text_driver):
         os.close(read), os.close(write)
 
 
-# ---- numbers -----------------------------------------------------------------------------------------------------------------------
+# ---- numbers
+# -----------------------------------------------------------------------------------------------------------------------
+
 
 def log_softmax(x):
     x = x.astype(np.float64)
@@ -410,7 +527,8 @@ def log_softmax(x):
 
 
 def test_logits_file(tmp_path, story):
-    """[T, V] in float32; the largest of the last row is the first greedy token. A file that exists is replaced when all is well, and only then."""
+    """[T, V] in float32; the largest of the last row is the first greedy token. A file that exists is
+    replaced when all is well, and only then."""
     ids = [int(i) for i in text("--tokenize", "Once upon a time").split()]
     out = tmp_path / "logits"
     out.write_bytes(b"old")
@@ -425,7 +543,8 @@ def test_logits_file(tmp_path, story):
 
 
 def test_perplexity(tmp_path):
-    """The same figure as from --logits of each window: a begin token, then c - 1 tokens, each of them scored once."""
+    """The same figure as from --logits of each window: a begin token, then c - 1 tokens, each of them scored
+    once."""
     c, sample = 48, compare.TEXT.encode()
     (tmp_path / "text").write_bytes(sample)
     ids = [int(i) for i in text("--tokenize", sample.decode()).split()]
@@ -436,7 +555,10 @@ def test_perplexity(tmp_path):
             window = start + ids[i : i + c - 1]
             p = log_softmax(compare.logits(MODEL, window, "-k", "f32"))
             losses += [-p[t, window[t + 1]] for t in range(len(window) - 1)]
-        want, error = np.exp(np.mean(losses)), np.exp(np.mean(losses)) * np.std(losses, ddof=1) / len(losses) ** 0.5
+        want, error = (
+            np.exp(np.mean(losses)),
+            np.exp(np.mean(losses)) * np.std(losses, ddof=1) / len(losses) ** 0.5,
+        )
         line = text("--perplexity", tmp_path / "text", "-c", c, "-k", "f32", *options).decode()
         got = re.fullmatch(r"perplexity (\d+\.\d+) \+- (\d+\.\d+) tokens (\d+)\n", line)
         assert int(got[3]) == len(losses)
@@ -449,18 +571,30 @@ def test_perplexity(tmp_path):
 
 
 def test_against(tmp_path):
-    """Kullback-Leibler divergence and equal likeliest tokens, as from the logits that both cache types give; a type against itself differs by nothing."""
+    """Kullback-Leibler divergence and equal likeliest tokens, as from the logits that both cache types give;
+    a type against itself differs by nothing."""
     sample = compare.TEXT[:200]
     (tmp_path / "text").write_text(sample)
     ids = [int(re.search(rb"begin (\d+)", text("--info"))[1]), *map(int, text("--tokenize", sample).split())]
     p, q = (log_softmax(compare.logits(MODEL, ids, "-k", cache)[:-1]) for cache in ("f32", "q4"))
     kl, top = (np.exp(p) * (p - q)).sum(axis=1).mean(), 100 * (p.argmax(axis=1) == q.argmax(axis=1)).mean()
     alone = text("--perplexity", tmp_path / "text", "-k", "f32").split()
-    first, second = text("--perplexity", tmp_path / "text", "-k", "q4", "--against", "f32").decode().splitlines()
+    first, second = (
+        text("--perplexity", tmp_path / "text", "-k", "q4", "--against", "f32").decode().splitlines()
+    )
     got = re.fullmatch(r"against f32: perplexity (\d+\.\d+) kl (\d+\.\d+) top (\d+\.\d+)%", second)
-    assert first == text("--perplexity", tmp_path / "text", "-k", "q4").decode().strip() and got[1] == alone[1].decode()
-    assert float(got[2]) == pytest.approx(kl, rel=1e-2) and kl > 0 and float(got[3]) == pytest.approx(top, abs=0.01)
-    assert text("--perplexity", tmp_path / "text", "-k", "q6", "--against", "q6").endswith(b" kl 0.000000 top 100.00%\n")
+    assert (
+        first == text("--perplexity", tmp_path / "text", "-k", "q4").decode().strip()
+        and got[1] == alone[1].decode()
+    )
+    assert (
+        float(got[2]) == pytest.approx(kl, rel=1e-2)
+        and kl > 0
+        and float(got[3]) == pytest.approx(top, abs=0.01)
+    )
+    assert text("--perplexity", tmp_path / "text", "-k", "q6", "--against", "q6").endswith(
+        b" kl 0.000000 top 100.00%\n"
+    )
 
 
 def test_info(export):
@@ -468,30 +602,59 @@ def test_info(export):
     source = MODELS / "v2lite"
     config = json.loads((source / "config.json").read_text())
     out = text("--info", model=export(source, "f32")).decode()
-    H, n, p, v = (config[key] for key in ("num_attention_heads", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"))
+    H, n, p, v = (
+        config[key] for key in ("num_attention_heads", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+    )
     r, layers, latent = config["kv_lora_rank"], config["num_hidden_layers"], config["kv_lora_rank"] + p
-    # 6 bits a number; 4 bits and a byte for 16 of the latent, 8 bits of the key; both: in groups of 16, with two halves a row
+    # 6 bits a number; 4 bits and a byte for 16 of the latent, 8 bits of the key; both: in groups of 16, with
+    # two halves a row
     q6, q4 = 12 * -(-r // 16) + 12 * -(-p // 16) + 4, 9 * -(-r // 16) + 16 * -(-p // 16) + 4
-    for line, numbers, size in (("-k q6", latent, q6 / latent), ("-k q4", latent, q4 / latent),
-                                ("-k f32", latent, 4), ("-k bf16", latent, 2), ("-k full", H * (n + p + v), 4), ("full K and V", H * (n + p + v), 2),
-                                ("MHA", H * (n + v), 2), ("GQA-8", 8 * (n + v), 2), ("MQA", n + v, 2)):
+    for line, numbers, size in (
+        ("-k q6", latent, q6 / latent),
+        ("-k q4", latent, q4 / latent),
+        ("-k f32", latent, 4),
+        ("-k bf16", latent, 2),
+        ("-k full", H * (n + p + v), 4),
+        ("full K and V", H * (n + p + v), 2),
+        ("MHA", H * (n + v), 2),
+        ("GQA-8", 8 * (n + v), 2),
+        ("MQA", n + v, 2),
+    ):
         row = next(row for row in out.splitlines() if row.startswith(line))
         token = round(numbers * size * layers)
-        assert f" {numbers * layers:,} " in row and f" {token:,} " in row and f" {token * config['max_position_embeddings']:,} " in row, row
+        assert (
+            f" {numbers * layers:,} " in row
+            and f" {token:,} " in row
+            and f" {token * config['max_position_embeddings']:,} " in row
+        ), row
 
 
 def test_bench():
-    """A line for each measurement that the context has room for: the speed of memory, prefill, decode; rows a second and seconds agree."""
+    """A line for each measurement that the context has room for: the speed of memory, prefill, decode; rows a
+    second and seconds agree."""
     done = run("--bench", "-c", 96, "--csv", "--profile")
     head, *lines = [line.split(",") for line in done.stdout.decode().splitlines()]
-    assert done.returncode == 0 and head == "test,context,rows,seconds,tokens_per_s,gb_per_s,of_read_bandwidth".split(",")
-    assert [line[:3] for line in lines] == [["bandwidth", "0", "0"], ["prefill", "0", "64"], ["bandwidth", "0", "0"], ["decode", "0", "1"]]
-    assert all(float(rows) / float(seconds) == pytest.approx(float(rate), rel=0.05) for _, _, rows, seconds, rate, _, _ in lines)
+    assert (
+        done.returncode == 0
+        and head == "test,context,rows,seconds,tokens_per_s,gb_per_s,of_read_bandwidth".split(",")
+    )
+    assert [line[:3] for line in lines] == [
+        ["bandwidth", "0", "0"],
+        ["prefill", "0", "64"],
+        ["bandwidth", "0", "0"],
+        ["decode", "0", "1"],
+    ]
+    assert all(
+        float(rows) / float(seconds) == pytest.approx(float(rate), rel=0.05)
+        for _, _, rows, seconds, rate, _, _ in lines
+    )
     assert all(stage in done.stderr for stage in (b"attention", b"experts", b"head", b"waiting"))
     assert text("--bench", "-c", 16).count(b"\n") == 2  # no room for a prefill
 
 
-# ---- a checkpoint without tokenizer ------------------------------------------------------------------------------------------------
+# ---- a checkpoint without tokenizer
+# ------------------------------------------------------------------------------------------------
+
 
 def test_ids_in_ids_out(without_tokenizer):
     """Ids separated by spaces, one newline, on a terminal too; greedy ones are those of the logits."""

@@ -1,11 +1,13 @@
-"""export.py, judged by a second reader of the format: `Checkpoint` below is written from checkpoint.h, model.h and kernels/kernels.h (Config's fields
-are parsed out of model.h itself) and shares no code with the exporter. What the tests protect:
+"""export.py, judged by a second reader of the format: `Checkpoint` below is written from engine/checkpoint.h,
+model.h and kernels/kernels.h (Config's fields are parsed out of model.h itself) and shares no code with
+the exporter. What the tests protect:
 
     contents    every number of the source arrives, in its place: exactly as f32 and bf16, within the rounding of q8 and q4
     format      offsets, alignment, checksums, zeros where there is nothing
     rotation    of the latent, where it belongs and nowhere else; it does not change what the model computes
     knowledge   YaRN, routers, parameter totals: against published numbers
-    refusals    what is damaged, missing or unknown is one line on standard error, exit status 1, and no file"""
+    refusals    what is damaged, missing or unknown is one line on standard error, exit status 1, and no file
+"""
 
 import json
 import re
@@ -29,7 +31,8 @@ from exporter.quantise import CODEBOOK
 from exporter.shapes import SHAPES
 from exporter.sources import E4M3
 
-# ---- a reader of the format ---------------------------------------------------------------------------------------------------
+# ---- a reader of the format
+# ---------------------------------------------------------------------------------------------------
 
 VECTOR, F32, BF16, Q8, Q4 = range(5)
 
@@ -37,18 +40,24 @@ VECTOR, F32, BF16, Q8, Q4 = range(5)
 def config_fields():
     """[(name, struct format)] of Config, from model.h."""
     text = (compare.ROOT / "model.h").read_text()
-    body = re.search(r"typedef struct \{([^}]*)\} Config;", re.sub(r"/\*.*?\*/", "", text, flags=re.S)).group(1)
+    body = re.search(r"typedef struct \{([^}]*)\} Config;", re.sub(r"/\*.*?\*/", "", text, flags=re.S)).group(
+        1
+    )
     fields = []
     for kind, names in re.findall(r"(char|uint32_t|int32_t|float) ([^;]*);", body):
         for name, count in re.findall(r"(\w+)(?:\[(\d+)\])?", names):
-            fields.append((name, {"char": "64s", "uint32_t": "I", "int32_t": (count or "") + "i", "float": "f"}[kind]))
+            fields.append(
+                (name, {"char": "64s", "uint32_t": "I", "int32_t": (count or "") + "i", "float": "f"}[kind])
+            )
     return fields
 
 
 class Checkpoint:
     def __init__(self, path):
         self.file = file = path.read_bytes()
-        magic, version, self.checksum, size, self.data, config_bytes, tokenizer, count, chat = struct.unpack_from("<8sIIQQIIII", file)
+        magic, version, self.checksum, size, self.data, config_bytes, tokenizer, count, chat = (
+            struct.unpack_from("<8sIIQQIIII", file)
+        )
         assert (magic, version, size) == (b"MLA.C\r\n\x1a", 2, len(file)) and self.data % 4096 == 0
         self.config, at = {}, 64
         for name, form in config_fields():
@@ -60,7 +69,9 @@ class Checkpoint:
         at = -(-at // 64) * 64 + chat
         at = -(-at // 64) * 64
         keys = "name offset bytes type count rows cols scale checksum codebook".split()
-        self.infos = [dict(zip(keys, struct.unpack_from("<56sQQIIIIfI16s", file, at + 128 * i))) for i in range(count)]
+        self.infos = [
+            dict(zip(keys, struct.unpack_from("<56sQQIIIIfI16s", file, at + 128 * i))) for i in range(count)
+        ]
         for info in self.infos:
             info["name"] = info["name"].rstrip(b"\0").decode()
         self.names = {info["name"]: info for info in self.infos}
@@ -79,16 +90,32 @@ class Checkpoint:
         if kind == F32:
             x = data.view(np.float32).reshape(panels, cols, 16).transpose(0, 2, 1)
         elif kind == BF16:
-            x = (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(panels, cols, 16).transpose(0, 2, 1)
+            x = (
+                (data.view(np.uint16).astype(np.uint32) << 16)
+                .view(np.float32)
+                .reshape(panels, cols, 16)
+                .transpose(0, 2, 1)
+            )
         else:
-            x = self.integers(data.reshape(panels, -(-cols // 64), -1), kind, np.frombuffer(info["codebook"], np.int8)) * info["scale"]
+            x = (
+                self.integers(
+                    data.reshape(panels, -(-cols // 64), -1), kind, np.frombuffer(info["codebook"], np.int8)
+                )
+                * info["scale"]
+            )
         return x.reshape(info["count"], -1, x.shape[2])[:, :rows, :cols].astype(np.float64)
 
     @staticmethod
     def integers(blocks, kind, codebook):
-        """Blocks of 64 columns [panels, blocks, bytes] -> integer * scale [panels, 16, columns]: the picture in kernels.h, byte for byte."""
+        """Blocks of 64 columns [panels, blocks, bytes] -> integer * scale [panels, 16, columns]: the picture
+        in kernels.h, byte for byte."""
         panels, count, _ = blocks.shape
-        scale = np.ascontiguousarray(blocks[:, :, :64]).view(np.float16).reshape(panels, count, 2, 16).astype(np.float64)
+        scale = (
+            np.ascontiguousarray(blocks[:, :, :64])
+            .view(np.float16)
+            .reshape(panels, count, 2, 16)
+            .astype(np.float64)
+        )
         x = np.empty((panels, 16, count, 64))
         for u in range(16 if kind == Q8 else 8):
             for row in range(16):
@@ -104,16 +131,44 @@ class Checkpoint:
         return x.reshape(panels, 16, -1)
 
 
-# ---- a source ----------------------------------------------------------------------------------------------------------------------
+# ---- a source
+# ----------------------------------------------------------------------------------------------------------------------
 
 # Two layers, dense and mixture; sizes that are no multiples of 16, 32 or 64, so that everything is padded.
 CONFIG = {
-    "model_type": "deepseek_v3", "hidden_size": 72, "num_hidden_layers": 2, "num_attention_heads": 3, "q_lora_rank": 40, "kv_lora_rank": 24,
-    "qk_nope_head_dim": 20, "qk_rope_head_dim": 8, "v_head_dim": 12, "intermediate_size": 100, "vocab_size": 37, "max_position_embeddings": 512,
-    "rms_norm_eps": 1e-5, "rope_theta": 10000, "rope_scaling": None, "tie_word_embeddings": False, "hidden_act": "silu", "attention_bias": False,
-    "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 2, "moe_intermediate_size": 36, "first_k_dense_replace": 1,
-    "moe_layer_freq": 1, "n_group": 2, "topk_group": 1, "scoring_func": "sigmoid", "topk_method": "noaux_tc", "norm_topk_prob": True,
-    "routed_scaling_factor": 2.5, "bos_token_id": 1, "eos_token_id": 2, "num_nextn_predict_layers": 1,
+    "model_type": "deepseek_v3",
+    "hidden_size": 72,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "q_lora_rank": 40,
+    "kv_lora_rank": 24,
+    "qk_nope_head_dim": 20,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 12,
+    "intermediate_size": 100,
+    "vocab_size": 37,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000,
+    "rope_scaling": None,
+    "tie_word_embeddings": False,
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 2,
+    "moe_intermediate_size": 36,
+    "first_k_dense_replace": 1,
+    "moe_layer_freq": 1,
+    "n_group": 2,
+    "topk_group": 1,
+    "scoring_func": "sigmoid",
+    "topk_method": "noaux_tc",
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 2.5,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "num_nextn_predict_layers": 1,
 }
 
 
@@ -122,30 +177,62 @@ def to_bf16(x):
 
 
 def tensors():
-    """The tensors of CONFIG with its MTP layer, by their published names: float32 values that bf16 holds exactly."""
+    """The tensors of CONFIG with its MTP layer, by their published names: float32 values that bf16 holds
+    exactly."""
     c, rng = CONFIG, np.random.default_rng(7)
-    D, H, r, ql, E = c["hidden_size"], c["num_attention_heads"], c["kv_lora_rank"], c["q_lora_rank"], c["n_routed_experts"]
+    D, H, r, ql, E = (
+        c["hidden_size"],
+        c["num_attention_heads"],
+        c["kv_lora_rank"],
+        c["q_lora_rank"],
+        c["n_routed_experts"],
+    )
     n, p, v, M = c["qk_nope_head_dim"], c["qk_rope_head_dim"], c["v_head_dim"], c["moe_intermediate_size"]
     shapes = {"model.embed_tokens.weight": (37, D), "lm_head.weight": (37, D), "model.norm.weight": (D,)}
     for i in range(3):
         at = f"model.layers.{i}."
-        attention = {"q_a_proj": (ql, D), "q_a_layernorm": (ql,), "q_b_proj": (H * (n + p), ql), "kv_a_proj_with_mqa": (r + p, D),
-                     "kv_a_layernorm": (r,), "kv_b_proj": (H * (n + v), r), "o_proj": (D, H * v)}
+        attention = {
+            "q_a_proj": (ql, D),
+            "q_a_layernorm": (ql,),
+            "q_b_proj": (H * (n + p), ql),
+            "kv_a_proj_with_mqa": (r + p, D),
+            "kv_a_layernorm": (r,),
+            "kv_b_proj": (H * (n + v), r),
+            "o_proj": (D, H * v),
+        }
         shapes |= {f"{at}self_attn.{name}.weight": shape for name, shape in attention.items()}
         shapes |= {at + "input_layernorm.weight": (D,), at + "post_attention_layernorm.weight": (D,)}
-        mlps = {"mlp.": 100} if i == 0 else {"mlp.shared_experts.": 2 * M} | {f"mlp.experts.{e}.": M for e in range(E)}
+        mlps = (
+            {"mlp.": 100}
+            if i == 0
+            else {"mlp.shared_experts.": 2 * M} | {f"mlp.experts.{e}.": M for e in range(E)}
+        )
         for mlp, width in mlps.items():
-            shapes |= {f"{at}{mlp}gate_proj.weight": (width, D), f"{at}{mlp}up_proj.weight": (width, D), f"{at}{mlp}down_proj.weight": (D, width)}
+            shapes |= {
+                f"{at}{mlp}gate_proj.weight": (width, D),
+                f"{at}{mlp}up_proj.weight": (width, D),
+                f"{at}{mlp}down_proj.weight": (D, width),
+            }
         if i:
             shapes |= {at + "mlp.gate.weight": (E, D), at + "mlp.gate.e_score_correction_bias": (E,)}
     last = "model.layers.2."
-    shapes |= {last + "enorm.weight": (D,), last + "hnorm.weight": (D,), last + "eh_proj.weight": (D, 2 * D), last + "shared_head.norm.weight": (D,),
-               last + "embed_tokens.weight": (37, D), last + "shared_head.head.weight": (37, D)}
-    return {name: (to_bf16(rng.standard_normal(shape) * 0.05).astype(np.uint32) << 16).view(np.float32) for name, shape in shapes.items()}
+    shapes |= {
+        last + "enorm.weight": (D,),
+        last + "hnorm.weight": (D,),
+        last + "eh_proj.weight": (D, 2 * D),
+        last + "shared_head.norm.weight": (D,),
+        last + "embed_tokens.weight": (37, D),
+        last + "shared_head.head.weight": (37, D),
+    }
+    return {
+        name: (to_bf16(rng.standard_normal(shape) * 0.05).astype(np.uint32) << 16).view(np.float32)
+        for name, shape in shapes.items()
+    }
 
 
 def safetensors(arrays):
-    """The bytes of a file that holds `arrays`: (type, bits), or float32 as BF16, uint8 as FP8, except names that end in _inv or bias, F32."""
+    """The bytes of a file that holds `arrays`: (type, bits), or float32 as BF16, uint8 as FP8, except names
+    that end in _inv or bias, F32."""
     header, data = {}, b""
     for name, x in arrays.items():
         if isinstance(x, tuple):
@@ -154,7 +241,11 @@ def safetensors(arrays):
         else:
             kind = "F8_E4M3" if x.dtype == np.uint8 else "F32" if name.endswith(("_inv", "bias")) else "BF16"
             raw = to_bf16(x).tobytes() if kind == "BF16" else x.tobytes()
-        header[name] = {"dtype": kind, "shape": list(x.shape), "data_offsets": [len(data), len(data) + len(raw)]}
+        header[name] = {
+            "dtype": kind,
+            "shape": list(x.shape),
+            "data_offsets": [len(data), len(data) + len(raw)],
+        }
         data += raw
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + data
@@ -167,8 +258,12 @@ def source(tmp_path):
 
     def write(config={}, changes={}):
         folder.mkdir(exist_ok=True)
-        (folder / "config.json").write_text(json.dumps({k: v for k, v in {**CONFIG, **config}.items() if v is not None}))
-        (folder / "model.safetensors").write_bytes(safetensors({k: v for k, v in {**tensors(), **changes}.items() if v is not None}))
+        (folder / "config.json").write_text(
+            json.dumps({k: v for k, v in {**CONFIG, **config}.items() if v is not None})
+        )
+        (folder / "model.safetensors").write_bytes(
+            safetensors({k: v for k, v in {**tensors(), **changes}.items() if v is not None})
+        )
         return folder
 
     return write
@@ -176,7 +271,8 @@ def source(tmp_path):
 
 @pytest.fixture
 def export(tmp_path, capsys):
-    """export(arguments ...): what export.py writes, as a Checkpoint; or its message, where it fails with status 1."""
+    """export(arguments ...): what export.py writes, as a Checkpoint; or its message, where it fails with
+    status 1."""
 
     def run(*arguments):
         out = tmp_path / "model.bin"
@@ -187,7 +283,12 @@ def export(tmp_path, capsys):
         if status == 0:
             assert not message
             return Checkpoint(out)
-        assert status == 1 and len(message) == 1 and message[0].startswith("export.py: ") and len(message[0]) < 700
+        assert (
+            status == 1
+            and len(message) == 1
+            and message[0].startswith("export.py: ")
+            and len(message[0]) < 700
+        )
         assert not list(tmp_path.glob("model.bin*"))  # neither the file nor a part of it
         return message[0]
 
@@ -195,38 +296,71 @@ def export(tmp_path, capsys):
 
 
 def expected():
-    """{name in the checkpoint: array [count, rows, cols] or [n]} of the tiny model, from its published tensors."""
+    """{name in the checkpoint: array [count, rows, cols] or [n]} of the tiny model, from its published
+    tensors."""
     t, want = tensors(), {}
     c = CONFIG
     H, n, v = c["num_attention_heads"], c["qk_nope_head_dim"], c["v_head_dim"]
 
     def layer(to, at, moe):
-        names = {"input_norm": "input_layernorm", "post_norm": "post_attention_layernorm", "q_a": "self_attn.q_a_proj", "q_a_norm": "self_attn.q_a_layernorm",
-                 "q_b": "self_attn.q_b_proj", "kv_a": "self_attn.kv_a_proj_with_mqa", "kv_a_norm": "self_attn.kv_a_layernorm"}
-        mlps = {"shared.": "mlp.shared_experts."} | {f"experts.{e}.": f"mlp.experts.{e}." for e in range(4)} if moe else {"": "mlp."}
-        names |= {mlp + part: f"{source}{part}_proj" for mlp, source in mlps.items() for part in ("gate", "up", "down")}
+        names = {
+            "input_norm": "input_layernorm",
+            "post_norm": "post_attention_layernorm",
+            "q_a": "self_attn.q_a_proj",
+            "q_a_norm": "self_attn.q_a_layernorm",
+            "q_b": "self_attn.q_b_proj",
+            "kv_a": "self_attn.kv_a_proj_with_mqa",
+            "kv_a_norm": "self_attn.kv_a_layernorm",
+        }
+        mlps = (
+            {"shared.": "mlp.shared_experts."} | {f"experts.{e}.": f"mlp.experts.{e}." for e in range(4)}
+            if moe
+            else {"": "mlp."}
+        )
+        names |= {
+            mlp + part: f"{source}{part}_proj"
+            for mlp, source in mlps.items()
+            for part in ("gate", "up", "down")
+        }
         names |= {"router": "mlp.gate"} if moe else {}
         want.update({to + name: t[f"{at}{source}.weight"] for name, source in names.items()})
         heads = t[at + "self_attn.kv_b_proj.weight"].reshape(H, n + v, -1)
-        want.update({to + "w_uk": heads[:, :n], to + "w_uk_t": heads[:, :n].transpose(0, 2, 1), to + "w_uv": heads[:, n:]})
+        want.update(
+            {
+                to + "w_uk": heads[:, :n],
+                to + "w_uk_t": heads[:, :n].transpose(0, 2, 1),
+                to + "w_uv": heads[:, n:],
+            }
+        )
         # Each head's 12 columns begin a block of 32, with zeros behind them.
-        want[to + "o"] = np.pad(t[at + "self_attn.o_proj.weight"].reshape(-1, H, v), ((0, 0), (0, 0), (0, 32 - v))).reshape(-1, H * 32)
+        want[to + "o"] = np.pad(
+            t[at + "self_attn.o_proj.weight"].reshape(-1, H, v), ((0, 0), (0, 0), (0, 32 - v))
+        ).reshape(-1, H * 32)
         if moe:
             want[to + "router_bias"] = t[at + "mlp.gate.e_score_correction_bias"]
 
-    want |= {"embed": t["model.embed_tokens.weight"], "head": t["lm_head.weight"], "norm": t["model.norm.weight"],
-             "inv_freq": 10000.0 ** (-np.arange(4) / 4)}
+    want |= {
+        "embed": t["model.embed_tokens.weight"],
+        "head": t["lm_head.weight"],
+        "norm": t["model.norm.weight"],
+        "inv_freq": 10000.0 ** (-np.arange(4) / 4),
+    }
     layer("layers.0.", "model.layers.0.", False)
     layer("layers.1.", "model.layers.1.", True)
     at = "model.layers.2."
-    want |= {"mtp.enorm": t[at + "enorm.weight"], "mtp.hnorm": t[at + "hnorm.weight"], "mtp.eh_proj": t[at + "eh_proj.weight"]}
+    want |= {
+        "mtp.enorm": t[at + "enorm.weight"],
+        "mtp.hnorm": t[at + "hnorm.weight"],
+        "mtp.eh_proj": t[at + "eh_proj.weight"],
+    }
     layer("mtp.", at, True)
     want["mtp.norm"] = t[at + "shared_head.norm.weight"]
     return {name: x if x.ndim == 3 or x.ndim == 1 else x[None] for name, x in want.items()}
 
 
 def rotated(want):
-    """The same model with every latent c replaced by R c: R is block-diagonal, its blocks Hadamard matrices of the largest power of two that divides r."""
+    """The same model with every latent c replaced by R c: R is block-diagonal, its blocks Hadamard matrices
+    of the largest power of two that divides r."""
     r = CONFIG["kv_lora_rank"]
     block = next(size for size in (64, 32, 16, 8, 4, 2, 1) if r % size == 0)
     signs = [[(-1) ** (i & j).bit_count() for j in range(block)] for i in range(block)]
@@ -243,7 +377,9 @@ def rotated(want):
     return want
 
 
-# ---- contents ------------------------------------------------------------------------------------------------------------------------
+# ---- contents
+# ------------------------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("type", ["f32", "bf16"])
 def test_every_number_arrives(type, source, export):
@@ -251,7 +387,9 @@ def test_every_number_arrives(type, source, export):
     assert got.names.keys() == want.keys()
     for name, x in want.items():
         # inv_freq is computed, and rounded to f32 once.
-        np.testing.assert_allclose(got.read(name), x, rtol=1e-7 if name == "inv_freq" else 0, atol=0, err_msg=name)
+        np.testing.assert_allclose(
+            got.read(name), x, rtol=1e-7 if name == "inv_freq" else 0, atol=0, err_msg=name
+        )
 
 
 @pytest.mark.parametrize("rotation", [True, False], ids=["rotated", "not rotated"])
@@ -266,30 +404,45 @@ def test_quantised_numbers_are_near(type, rotation, source, export):
             np.testing.assert_allclose(y, x, rtol=1e-7, err_msg=name)
             continue
         for begin in range(0, x.shape[2], 32):
-            a, b = x[:, :, begin:begin + 32], y[:, :, begin:begin + 32]
+            a, b = x[:, :, begin : begin + 32], y[:, :, begin : begin + 32]
             largest = np.abs(a).max(axis=2)
-            # q8: half a step, and the scale's own rounding to f16. q4: no worse than half of the widest gap of the best fixed scale.
+            # q8: half a step, and the scale's own rounding to f16. q4: no worse than half of the widest gap
+            # of the best fixed scale.
             bound = largest * (0.5 / 127 + 2.0**-11 + 1e-6) if kind == Q8 else largest * 0.2
             assert (np.abs(a - b).max(axis=2) <= bound).all(), name
 
 
 def test_types(source, export):
-    """What --type says of each matrix; norms, the router and its bias stay f32, and both copies of W_uk are q8 in a q4 file."""
+    """What --type says of each matrix; norms, the router and its bias stay f32, and both copies of W_uk are
+    q8 in a q4 file."""
     q4 = export(source(), "--type", "q4")
     kinds = {name.split(".")[-1]: info["type"] for name, info in q4.names.items()}
-    assert {name for name, kind in kinds.items() if kind == VECTOR} == {"norm", "inv_freq", "input_norm", "q_a_norm", "kv_a_norm", "post_norm", "router_bias"}
+    assert {name for name, kind in kinds.items() if kind == VECTOR} == {
+        "norm",
+        "inv_freq",
+        "input_norm",
+        "q_a_norm",
+        "kv_a_norm",
+        "post_norm",
+        "router_bias",
+    }
     assert {name for name, kind in kinds.items() if kind == F32} == {"router"}
     assert {name for name, kind in kinds.items() if kind == Q8} == {"w_uk", "w_uk_t"}
 
 
 def test_q4_is_better_than_uniform():
-    """On normally distributed weights: better than the usual symmetric four bits (an f16 scale of max / -8 for 32 weights)."""
+    """On normally distributed weights: better than the usual symmetric four bits (an f16 scale of max / -8
+    for 32 weights)."""
     x = np.random.default_rng(3).standard_normal((64, 2048)).astype(np.float32) * 0.02
     scale = command.multiplier(0.1, Q4)
     blocks = command.pack(x / np.float32(scale), Q4).reshape(4, 32, -1)
     y = Checkpoint.integers(blocks, Q4, CODEBOOK) * scale
     groups = x.reshape(-1, 32)
-    d = (groups[np.arange(len(groups)), np.abs(groups).argmax(axis=1)] / -8).astype(np.float16).astype(np.float32)[:, None]
+    d = (
+        (groups[np.arange(len(groups)), np.abs(groups).argmax(axis=1)] / -8)
+        .astype(np.float16)
+        .astype(np.float32)[:, None]
+    )
     uniform = (np.clip(np.floor(groups / d + 8.5), 0, 15) - 8) * d
 
     def error(z):
@@ -300,7 +453,8 @@ def test_q4_is_better_than_uniform():
 
 @pytest.mark.parametrize("magnitude", [1e-30, 1e-6, 1.0, 1e30])
 def test_scales_stay_in_range(magnitude, source, export):
-    """Weights far from 1 keep their precision: the tensor's multiplier takes the magnitude out of the f16 scales."""
+    """Weights far from 1 keep their precision: the tensor's multiplier takes the magnitude out of the f16
+    scales."""
     name = "model.layers.0.mlp.up_proj.weight"
     x = (to_bf16(tensors()[name] * magnitude).astype(np.uint32) << 16).view(np.float32)
     got = export(source(changes={name: x}), "--type", "q8").read("layers.0.up")[0]
@@ -325,21 +479,56 @@ def test_layout(source, export):
 
 def test_configuration(source, export):
     c = export(source()).config
-    for key in ("hidden_size", "num_hidden_layers", "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "intermediate_size",
-                "vocab_size", "n_routed_experts", "n_shared_experts", "moe_intermediate_size", "n_group", "topk_group", "bos_token_id", "routed_scaling_factor"):
+    for key in (
+        "hidden_size",
+        "num_hidden_layers",
+        "q_lora_rank",
+        "kv_lora_rank",
+        "qk_nope_head_dim",
+        "qk_rope_head_dim",
+        "v_head_dim",
+        "intermediate_size",
+        "vocab_size",
+        "n_routed_experts",
+        "n_shared_experts",
+        "moe_intermediate_size",
+        "n_group",
+        "topk_group",
+        "bos_token_id",
+        "routed_scaling_factor",
+    ):
         assert c[key] == CONFIG[key], key
-    assert (c["name"].rstrip(b"\0"), c["published_layers"], c["mtp_layers"], c["scoring_func"], c["group_score"], c["norm_topk_prob"]) == (b"source", 2, 0, 1, 1, 1)
-    assert c["softmax_scale"] == np.float32(28**-0.5) and c["rms_norm_eps"] == np.float32(1e-5) and c["latent_norm_eps"] == np.float32(1e-6)
+    assert (
+        c["name"].rstrip(b"\0"),
+        c["published_layers"],
+        c["mtp_layers"],
+        c["scoring_func"],
+        c["group_score"],
+        c["norm_topk_prob"],
+    ) == (b"source", 2, 0, 1, 1, 1)
+    assert (
+        c["softmax_scale"] == np.float32(28**-0.5)
+        and c["rms_norm_eps"] == np.float32(1e-5)
+        and c["latent_norm_eps"] == np.float32(1e-6)
+    )
     assert (c["eos_tokens"], c["eos_token_id"][0], c["add_bos_token"]) == (1, 2, 1)
     assert (c["temperature"], c["top_p"], c["top_k"]) == (np.float32(0.8), np.float32(0.95), 0)
 
 
 def test_sampling_defaults(source, export):
     folder = source()
-    (folder / "generation_config.json").write_text('{"do_sample": false, "top_k": 20, "top_p": 0.5, "eos_token_id": [5, 6], "bos_token_id": 4}')
+    (folder / "generation_config.json").write_text(
+        '{"do_sample": false, "top_k": 20, "top_p": 0.5, "eos_token_id": [5, 6], "bos_token_id": 4}'
+    )
     (folder / "tokenizer_config.json").write_text('{"add_bos_token": false}')
     c = export(folder).config
-    assert (c["temperature"], c["top_p"], c["top_k"], c["bos_token_id"], c["add_bos_token"]) == (0, 0.5, 20, 4, 0)
+    assert (c["temperature"], c["top_p"], c["top_k"], c["bos_token_id"], c["add_bos_token"]) == (
+        0,
+        0.5,
+        20,
+        4,
+        0,
+    )
     assert c["eos_tokens"] == 2 and c["eos_token_id"][:2] == [5, 6]
 
 
@@ -349,42 +538,72 @@ def test_fused_experts(source, export):
     changes = {}
     for i in (1, 2):
         at = f"model.layers.{i}.mlp.experts."
-        parts = {part: np.stack([t[f"{at}{e}.{part}_proj.weight"] for e in range(4)]) for part in ("gate", "up", "down")}
+        parts = {
+            part: np.stack([t[f"{at}{e}.{part}_proj.weight"] for e in range(4)])
+            for part in ("gate", "up", "down")
+        }
         changes |= {name: None for name in t if name.startswith(at)}
-        changes |= {at + "gate_up_proj": np.concatenate([parts["gate"], parts["up"]], axis=1), at + "down_proj": parts["down"]}
+        changes |= {
+            at + "gate_up_proj": np.concatenate([parts["gate"], parts["up"]], axis=1),
+            at + "down_proj": parts["down"],
+        }
     assert export(source(), "--mtp").file == export(source(changes=changes), "--mtp").file
 
 
 def test_language_model_inside_another(source, export):
-    """Kimi-K2.5 and Mistral publish models that see: the configuration is in text_config, or beside it, and images cost nothing."""
+    """Kimi-K2.5 and Mistral publish models that see: the configuration is in text_config, or beside it, and
+    images cost nothing."""
     beside = ("tie_word_embeddings", "bos_token_id")
     inner = {key: value for key, value in CONFIG.items() if key not in beside}
-    outer = {**dict.fromkeys(CONFIG), **{key: CONFIG[key] for key in beside}, "model_type": "kimi_k25", "vision_config": {"depth": 2}, "text_config": inner}
+    outer = {
+        **dict.fromkeys(CONFIG),
+        **{key: CONFIG[key] for key in beside},
+        "model_type": "kimi_k25",
+        "vision_config": {"depth": 2},
+        "text_config": inner,
+    }
     changes = {"language_model." + name: x for name, x in tensors().items()} | dict.fromkeys(tensors())
-    changes |= {"vision_tower.patch_embed.weight": np.ones((4, 4), np.float32), "mm_projector.bias": np.ones(4, np.float32)}
-    assert "audio_tower.x: nothing" in export(source(outer, changes | {"audio_tower.x": np.ones(4, np.float32)}))
+    changes |= {
+        "vision_tower.patch_embed.weight": np.ones((4, 4), np.float32),
+        "mm_projector.bias": np.ones(4, np.float32),
+    }
+    assert "audio_tower.x: nothing" in export(
+        source(outer, changes | {"audio_tower.x": np.ones(4, np.float32)})
+    )
     assert export(source(outer, changes)).file == export(source()).file
 
 
 def test_first_spelling(tmp_path, export):
     """openPangu-Ultra's first release has names of its own for DeepSeek's keys."""
-    old = {"q_lora_rank": "attention_q_lora_dim", "kv_lora_rank": "attention_kv_lora_dim", "qk_nope_head_dim": "attention_qk_dim",
-           "qk_rope_head_dim": "attention_qk_rope_dim", "v_head_dim": "attention_v_dim", "n_routed_experts": "num_routed_experts",
-           "n_shared_experts": "num_shared_experts", "first_k_dense_replace": "num_dense_layers"}
+    old = {
+        "q_lora_rank": "attention_q_lora_dim",
+        "kv_lora_rank": "attention_kv_lora_dim",
+        "qk_nope_head_dim": "attention_qk_dim",
+        "qk_rope_head_dim": "attention_qk_rope_dim",
+        "v_head_dim": "attention_v_dim",
+        "n_routed_experts": "num_routed_experts",
+        "n_shared_experts": "num_shared_experts",
+        "first_k_dense_replace": "num_dense_layers",
+    }
     folder = shutil.copytree(MODELS / "sandwich", tmp_path / "sandwich")
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({old.get(key, key): value for key, value in config.items()}))
+    (folder / "config.json").write_text(
+        json.dumps({old.get(key, key): value for key, value in config.items()})
+    )
     assert export(folder).file == export(MODELS / "sandwich").file
 
 
 def test_what_identity_experts_are_stored_with_stays_behind(tmp_path, export):
-    """transformers writes matrices for LongCat-Flash's identity experts too (here 4 to 6), and MTP layers have a name of their own."""
+    """transformers writes matrices for LongCat-Flash's identity experts too (here 4 to 6), and MTP layers
+    have a name of their own."""
     folder = shutil.copytree(MODELS / "longcat", tmp_path / "longcat")
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
     other = {"model.layers.0.mlp.experts.7.gate_proj.weight": np.ones((16, 32), np.float32)}
     (folder / "model-00002-of-00002.safetensors").write_bytes(safetensors(other))
     assert "experts.7.gate_proj.weight: nothing" in export(folder)
-    unused = {f"model.layers.0.mlp.experts.{e}.gate_proj.weight": np.ones((16, 32), np.float32) for e in (4, 5, 6)} | {"model.mtp.norm.weight": np.ones(32, np.float32)}
+    unused = {
+        f"model.layers.0.mlp.experts.{e}.gate_proj.weight": np.ones((16, 32), np.float32) for e in (4, 5, 6)
+    } | {"model.mtp.norm.weight": np.ones(32, np.float32)}
     (folder / "model-00002-of-00002.safetensors").write_bytes(safetensors(unused))
     assert export(folder).file == export(MODELS / "longcat").file
 
@@ -408,17 +627,28 @@ def test_rotation_changes_nothing(name, tmp_path):
 
 
 def test_half_split_rotation(source, export):
-    """rope_interleave false: pair i is rows i and i + p / 2; the checkpoint has them side by side, in every head and in the shared key."""
+    """rope_interleave false: pair i is rows i and i + p / 2; the checkpoint has them side by side, in every
+    head and in the shared key."""
     got, want = export(source({"rope_interleave": False}), "--type", "f32"), expected()
     order = [0, 4, 1, 5, 2, 6, 3, 7]
     q, k = want["layers.0.q_b"][0].reshape(3, 28, -1), want["layers.0.kv_a"][0]
-    np.testing.assert_array_equal(got.read("layers.0.q_b")[0].reshape(3, 28, -1), np.concatenate([q[:, :20], q[:, 20:][:, order]], axis=1))
+    np.testing.assert_array_equal(
+        got.read("layers.0.q_b")[0].reshape(3, 28, -1),
+        np.concatenate([q[:, :20], q[:, 20:][:, order]], axis=1),
+    )
     np.testing.assert_array_equal(got.read("layers.0.kv_a")[0], np.concatenate([k[:24], k[24:][order]]))
 
 
 def test_rotation_multiplier_is_folded(source, export):
-    """mscale and mscale_all_dim differ: cosine and sine are multiplied by g(mscale) / g(mscale_all_dim), here by scaling what is rotated."""
-    yarn = {"type": "yarn", "factor": 40, "mscale": 1.0, "mscale_all_dim": 0.5, "original_max_position_embeddings": 128}
+    """mscale and mscale_all_dim differ: cosine and sine are multiplied by g(mscale) / g(mscale_all_dim), here
+    by scaling what is rotated."""
+    yarn = {
+        "type": "yarn",
+        "factor": 40,
+        "mscale": 1.0,
+        "mscale_all_dim": 0.5,
+        "original_max_position_embeddings": 128,
+    }
     got, want = export(source({"rope_scaling": yarn}), "--type", "f32"), expected()
     a = (0.1 * np.log(40) + 1) / (0.05 * np.log(40) + 1)
     k = want["layers.0.kv_a"][0].astype(np.float64)
@@ -434,19 +664,46 @@ def test_shared_embedding(source, export):
 
 def test_fp8():
     """E4M3's values, from the OCP 8-bit floating point specification, table 2."""
-    known = {0x00: 0.0, 0x01: 2.0**-9, 0x07: 7 * 2.0**-9, 0x08: 2.0**-6, 0x38: 1.0, 0x3C: 1.5, 0x7E: 448.0, 0x81: -(2.0**-9), 0xC0: -2.0, 0xFE: -448.0}
-    assert {code: float(E4M3[code]) for code in known} == known and np.isnan(E4M3[[0x7F, 0xFF]]).all() and np.isnan(E4M3).sum() == 2
+    known = {
+        0x00: 0.0,
+        0x01: 2.0**-9,
+        0x07: 7 * 2.0**-9,
+        0x08: 2.0**-6,
+        0x38: 1.0,
+        0x3C: 1.5,
+        0x7E: 448.0,
+        0x81: -(2.0**-9),
+        0xC0: -2.0,
+        0xFE: -448.0,
+    }
+    assert (
+        {code: float(E4M3[code]) for code in known} == known
+        and np.isnan(E4M3[[0x7F, 0xFF]]).all()
+        and np.isnan(E4M3).sum() == 2
+    )
 
 
 def test_fp8_blocks(source, export):
-    """One scale for each 128 x 128 block, the last ones partial; blocks of 32 here, so that a small tensor has several."""
+    """One scale for each 128 x 128 block, the last ones partial; blocks of 32 here, so that a small tensor
+    has several."""
     rng = np.random.default_rng(5)
     code = rng.integers(0, 0x7F, (72, 36), np.uint8) | rng.integers(0, 2, (72, 36), np.uint8) << 7
     scale = rng.random((3, 2)).astype(np.float32) * 1e-3
     name = "model.layers.0.self_attn.o_proj.weight"
-    quantised = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [32, 32], "activation_scheme": "dynamic"}
-    got = export(source({"quantization_config": quantised}, {name: code, name + "_scale_inv": scale}), "--type", "f32")
-    np.testing.assert_allclose(got.read("layers.0.o").reshape(72, 3, 32)[:, :, :12].reshape(72, 36), E4M3[code] * np.kron(scale, np.ones((32, 32)))[:72, :36], rtol=1e-7)
+    quantised = {
+        "quant_method": "fp8",
+        "fmt": "e4m3",
+        "weight_block_size": [32, 32],
+        "activation_scheme": "dynamic",
+    }
+    got = export(
+        source({"quantization_config": quantised}, {name: code, name + "_scale_inv": scale}), "--type", "f32"
+    )
+    np.testing.assert_allclose(
+        got.read("layers.0.o").reshape(72, 3, 32)[:, :, :12].reshape(72, 36),
+        E4M3[code] * np.kron(scale, np.ones((32, 32)))[:72, :36],
+        rtol=1e-7,
+    )
 
 
 def test_many_files(source, export, tmp_path):
@@ -454,7 +711,10 @@ def test_many_files(source, export, tmp_path):
     folder, t = source(), tensors()
     whole = export(folder).file
     (folder / "model.safetensors").unlink()
-    files = {"model-00001-of-00002.safetensors": list(t)[::2], "model-00002-of-00002.safetensors": list(t)[1::2]}
+    files = {
+        "model-00001-of-00002.safetensors": list(t)[::2],
+        "model-00002-of-00002.safetensors": list(t)[1::2],
+    }
     for name, some in files.items():
         (folder / name).write_bytes(safetensors({k: t[k] for k in some}))
     assert export(folder).file == whole
@@ -466,24 +726,42 @@ def test_many_files(source, export, tmp_path):
 def test_random(monkeypatch, export):
     monkeypatch.setitem(SHAPES, "tiny", CONFIG)
     first = export("--random", "tiny", "--type", "q8")
-    assert export("--random", "tiny", "--type", "q8", "--seed", "0").file == first.file != export("--random", "tiny", "--seed", "1", "--type", "q8").file
+    assert (
+        export("--random", "tiny", "--type", "q8", "--seed", "0").file
+        == first.file
+        != export("--random", "tiny", "--seed", "1", "--type", "q8").file
+    )
     assert 0.018 < first.read("layers.0.up").std() < 0.022 and (first.read("norm") == 1).all()
     cut = export("--random", "tiny", "--layers", "1").config
     assert (cut["num_hidden_layers"], cut["published_layers"]) == (1, 2)
 
 
-# ---- knowledge ----------------------------------------------------------------------------------------------------------------------
+# ---- knowledge
+# ----------------------------------------------------------------------------------------------------------------------
 
-# Sums of the published tensors' sizes; they agree with the sizes that the models are known by (15.7B, 236B, 671B, ...), and for OpenSeek-Small
-# with the length of its published file.
-TOTALS = {"deepseek-v2-lite": 15_706_484_224, "deepseek-v2": 235_741_434_880, "deepseek-v3": 671_026_419_200, "moonlight": 15_960_110_208,
-          "kimi-k2": 1_026_408_232_448, "kimi-k2.5": 1_026_408_232_448, "glm-4.7-flash": 29_943_393_920, "youtu-2b": 1_961_560_064,
-          "openseek-small": 1_588_968_512, "minicpm3-4b": 4_073_875_968, "plm-1.8b": 1_825_458_176, "mistral-large-3": 673_421_089_792,
-          "mistral-small-4": 118_972_826_624, "longcat-flash": 560_664_980_480, "openpangu-ultra": 719_093_767_680,
-          # and what the indexers add: wq_b, wk, k_norm and weights_proj in 61 layers, in 78, and in 21 of 78
-          "deepseek-v3.2": 671_026_419_200 + 61 * (64 * 128 * 1536 + 128 * 7168 + 2 * 128 + 64 * 7168),
-          "glm-5": 743_180_209_920 + 78 * (32 * 128 * 2048 + 128 * 6144 + 2 * 128 + 32 * 6144),
-          "glm-5.2": 743_180_209_920 + 21 * (32 * 128 * 2048 + 128 * 6144 + 2 * 128 + 32 * 6144)}
+# Sums of the published tensors' sizes; they agree with the sizes that the models are known by (15.7B, 236B,
+# 671B, ...), and for OpenSeek-Small with the length of its published file.
+TOTALS = {
+    "deepseek-v2-lite": 15_706_484_224,
+    "deepseek-v2": 235_741_434_880,
+    "deepseek-v3": 671_026_419_200,
+    "moonlight": 15_960_110_208,
+    "kimi-k2": 1_026_408_232_448,
+    "kimi-k2.5": 1_026_408_232_448,
+    "glm-4.7-flash": 29_943_393_920,
+    "youtu-2b": 1_961_560_064,
+    "openseek-small": 1_588_968_512,
+    "minicpm3-4b": 4_073_875_968,
+    "plm-1.8b": 1_825_458_176,
+    "mistral-large-3": 673_421_089_792,
+    "mistral-small-4": 118_972_826_624,
+    "longcat-flash": 560_664_980_480,
+    "openpangu-ultra": 719_093_767_680,
+    # and what the indexers add: wq_b, wk, k_norm and weights_proj in 61 layers, in 78, and in 21 of 78
+    "deepseek-v3.2": 671_026_419_200 + 61 * (64 * 128 * 1536 + 128 * 7168 + 2 * 128 + 64 * 7168),
+    "glm-5": 743_180_209_920 + 78 * (32 * 128 * 2048 + 128 * 6144 + 2 * 128 + 32 * 6144),
+    "glm-5.2": 743_180_209_920 + 21 * (32 * 128 * 2048 + 128 * 6144 + 2 * 128 + 32 * 6144),
+}
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -491,17 +769,29 @@ def test_parameter_totals(shape):
     assert parameters(make_plan(model_config.parse(SHAPES[shape], shape), "mixed")) == TOTALS[shape]
 
 
-# theta, factor, original length, beta_fast, mscale; the last pair left alone, the first divided fully; softmax scale for n + p = 192.
-# From the published configurations and the formulas of DeepSeek-V3's precompute_freqs_cis.
-YARN = {"V2-Lite": (1e4, 40, 4096, 32, 0.707, 10, 23, 0.1147214), "V3": (1e4, 40, 4096, 32, 1.0, 10, 23, 0.1352338),
-        "Kimi-K2": (5e4, 32, 4096, 1, 1.0, 19, 20, 0.1308608), "Kimi-K2.5": (5e4, 64, 4096, 32, 1.0, 8, 20, 0.1446796)}
+# theta, factor, original length, beta_fast, mscale; the last pair left alone, the first divided fully;
+# softmax scale for n + p = 192. From the published configurations and the formulas of DeepSeek-V3's
+# precompute_freqs_cis.
+YARN = {
+    "V2-Lite": (1e4, 40, 4096, 32, 0.707, 10, 23, 0.1147214),
+    "V3": (1e4, 40, 4096, 32, 1.0, 10, 23, 0.1352338),
+    "Kimi-K2": (5e4, 32, 4096, 1, 1.0, 19, 20, 0.1308608),
+    "Kimi-K2.5": (5e4, 64, 4096, 32, 1.0, 8, 20, 0.1446796),
+}
 
 
 @pytest.mark.parametrize("model", YARN)
 def test_yarn(model):
     theta, factor, original, beta_fast, mscale, low, high, softmax_scale = YARN[model]
-    block = {"type": "yarn", "factor": factor, "beta_fast": beta_fast, "beta_slow": 1, "mscale": mscale, "mscale_all_dim": mscale,
-             "original_max_position_embeddings": original}
+    block = {
+        "type": "yarn",
+        "factor": factor,
+        "beta_fast": beta_fast,
+        "beta_slow": 1,
+        "mscale": mscale,
+        "mscale_all_dim": mscale,
+        "original_max_position_embeddings": original,
+    }
     c = model_config.parse({**SHAPES["deepseek-v3"], "rope_theta": theta, "rope_scaling": block}, "")
     plain = theta ** (-np.arange(32) / 32)
     ratio = c.inv_freq / plain
@@ -510,12 +800,26 @@ def test_yarn(model):
     assert (np.diff(ratio[low : high + 1]) < 0).all()
     assert c.softmax_scale == pytest.approx(softmax_scale, rel=1e-6) and c.rope_multiplier == 1
     # transformers 5 writes the same under another name.
-    again = model_config.parse({**SHAPES["deepseek-v3"], "rope_theta": None, "rope_scaling": None, "rope_parameters": {**block, "rope_type": "yarn", "rope_theta": theta}}, "")
+    again = model_config.parse(
+        {
+            **SHAPES["deepseek-v3"],
+            "rope_theta": None,
+            "rope_scaling": None,
+            "rope_parameters": {**block, "rope_type": "yarn", "rope_theta": theta},
+        },
+        "",
+    )
     assert (again.inv_freq == c.inv_freq).all() and again.fields == c.fields
 
 
 def test_yarn_that_changes_nothing():
-    block = {"type": "yarn", "factor": 1.0, "mscale": 1.0, "mscale_all_dim": 0, "original_max_position_embeddings": 4096}
+    block = {
+        "type": "yarn",
+        "factor": 1.0,
+        "mscale": 1.0,
+        "mscale_all_dim": 0,
+        "original_max_position_embeddings": 4096,
+    }
     with_block = model_config.parse({**SHAPES["youtu-2b"], "rope_scaling": block}, "")
     without = model_config.parse(SHAPES["youtu-2b"], "")
     np.testing.assert_allclose(with_block.inv_freq, without.inv_freq, rtol=1e-7)
@@ -528,7 +832,12 @@ def router(**keys):
 
 
 def test_routers():
-    v2 = dict(scoring_func="softmax", topk_method="group_limited_greedy", norm_topk_prob=False, routed_scaling_factor=16.0)
+    v2 = dict(
+        scoring_func="softmax",
+        topk_method="group_limited_greedy",
+        norm_topk_prob=False,
+        routed_scaling_factor=16.0,
+    )
     assert router(**v2) == (0, 0, 0, 16.0, 2)
     # In DeepSeek-V2's MoEGate normalising and scaling exclude each other; one expert alone is scaled.
     assert router(**{**v2, "norm_topk_prob": True}) == (0, 0, 1, 1.0, 2)
@@ -542,8 +851,14 @@ def test_router_without_a_name(source, export):
     assert export(source({"scoring_func": None, "topk_method": None})).config["scoring_func"] == 1
 
 
-@pytest.mark.parametrize("keys, placement", [({"moe_layer_freq": [0, 1, 1, 1]}, (1, 1)), ({"moe_layer_freq": [0, 0, 1, 0]}, (1, 2)),
-                                             ({"mlp_layer_types": ["dense", "sparse", "sparse", "sparse"]}, (1, 1))])
+@pytest.mark.parametrize(
+    "keys, placement",
+    [
+        ({"moe_layer_freq": [0, 1, 1, 1]}, (1, 1)),
+        ({"moe_layer_freq": [0, 0, 1, 0]}, (1, 2)),
+        ({"mlp_layer_types": ["dense", "sparse", "sparse", "sparse"]}, (1, 1)),
+    ],
+)
 def test_layers_listed(keys, placement):
     c = model_config.parse({**CONFIG, "num_hidden_layers": 4, **keys}, "")
     listed = [bool(x) for x in keys.get("moe_layer_freq", [0, 1, 1, 1])]
@@ -552,32 +867,82 @@ def test_layers_listed(keys, placement):
         model_config.parse({**CONFIG, "num_hidden_layers": 4, "moe_layer_freq": [1, 0, 0, 1]}, "")
 
 
-# ---- refusals -----------------------------------------------------------------------------------------------------------------------
+# ---- refusals
+# -----------------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("config, says", [
-    ({"clip_qkv": 8.0}, "clip_qkv"), ({"index_topk": 2048}, "index_n_heads is missing"), ({"hidden_act": "gelu"}, "gelu"), ({"attention_bias": True}, "attention_bias"),
-    ({"hidden_size": "72"}, "hidden_size"), ({"hidden_size": -1}, "hidden_size"), ({"kv_lora_rank": None}, "kv_lora_rank is missing"),
-    ({"rms_norm_eps": float("nan")}, "rms_norm_eps"), ({"num_experts_per_tok": 3}, "cannot be chosen"), ({"scoring_func": "tanh"}, "tanh"),
-    ({"rope_scaling": {"type": "su"}}, "'su'"), ({"rope_scaling": {"type": "longrope", "short_factor": [1] * 3, "long_factor": [1] * 4}}, "4 numbers"),
-    ({"rope_scaling": {"type": "longrope", "short_factor": [1] * 4, "long_factor": [2] * 4, "original_max_position_embeddings": 64}}, "short_factor must"),
-    ({"zero_expert_num": 2}, "cannot be chosen"), ({"n_group": 1, "zero_expert_num": 2, "zero_expert_type": "drop"}, "drop"),
-    ({"moe_topk": 3}, "num_experts_per_tok says 2"), ({"text_config": []}, "text_config"), ({"text_config": {"clip_qkv": 8.0}}, "clip_qkv"),
-    ({"model_type": "longcat_flash", "num_layers": 1, "norm_topk_prob": True}, "norm_topk_prob"),
-    ({"rope_scaling": {"type": "yarn", "factor": 4, "original_max_position_embeddings": 64, "x": 1}}, "key x"),
-    ({"quantization_config": {"quant_method": "awq"}}, "awq"), ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"), ({"eos_token_id": 37}, "eos_token_id"),
-    ({"qk_rope_head_dim": 7}, "even"), ({"vocab_size": 38}, "embed_tokens"),
-])
+
+@pytest.mark.parametrize(
+    "config, says",
+    [
+        ({"clip_qkv": 8.0}, "clip_qkv"),
+        ({"index_topk": 2048}, "index_n_heads is missing"),
+        ({"hidden_act": "gelu"}, "gelu"),
+        ({"attention_bias": True}, "attention_bias"),
+        ({"hidden_size": "72"}, "hidden_size"),
+        ({"hidden_size": -1}, "hidden_size"),
+        ({"kv_lora_rank": None}, "kv_lora_rank is missing"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
+        ({"num_experts_per_tok": 3}, "cannot be chosen"),
+        ({"scoring_func": "tanh"}, "tanh"),
+        ({"rope_scaling": {"type": "su"}}, "'su'"),
+        (
+            {"rope_scaling": {"type": "longrope", "short_factor": [1] * 3, "long_factor": [1] * 4}},
+            "4 numbers",
+        ),
+        (
+            {
+                "rope_scaling": {
+                    "type": "longrope",
+                    "short_factor": [1] * 4,
+                    "long_factor": [2] * 4,
+                    "original_max_position_embeddings": 64,
+                }
+            },
+            "short_factor must",
+        ),
+        ({"zero_expert_num": 2}, "cannot be chosen"),
+        ({"n_group": 1, "zero_expert_num": 2, "zero_expert_type": "drop"}, "drop"),
+        ({"moe_topk": 3}, "num_experts_per_tok says 2"),
+        ({"text_config": []}, "text_config"),
+        ({"text_config": {"clip_qkv": 8.0}}, "clip_qkv"),
+        ({"model_type": "longcat_flash", "num_layers": 1, "norm_topk_prob": True}, "norm_topk_prob"),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 4, "original_max_position_embeddings": 64, "x": 1}},
+            "key x",
+        ),
+        ({"quantization_config": {"quant_method": "awq"}}, "awq"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"eos_token_id": 37}, "eos_token_id"),
+        ({"qk_rope_head_dim": 7}, "even"),
+        ({"vocab_size": 38}, "embed_tokens"),
+    ],
+)
 def test_configurations_refused(config, says, source, export):
     assert says in export(source(config))
 
 
-@pytest.mark.parametrize("name, field, value", [
-    ("minicpm3", "embed_scale", np.nan), ("plm", "hidden_act", 2), ("sandwich", "sandwich_norm", 2), ("longcat", "zero_expert_num", 1021),
-    ("plm", "zero_expert_num", 1), ("plm", "shortcut_moe", 1), ("longcat", "shortcut_moe", 2), ("sandwich", "shortcut_moe", 1), ("longcat", "n_group", 2),
-    ("longcat", "num_experts_per_tok", 8), ("longcat", "moe_layer_freq", 1), ("longcat", "sandwich_norm", 1), ("mistral4", "query_scale_span", 0),
-    ("mistral4", "query_scale_span", 33)])
+@pytest.mark.parametrize(
+    "name, field, value",
+    [
+        ("minicpm3", "embed_scale", np.nan),
+        ("plm", "hidden_act", 2),
+        ("sandwich", "sandwich_norm", 2),
+        ("longcat", "zero_expert_num", 1021),
+        ("plm", "zero_expert_num", 1),
+        ("plm", "shortcut_moe", 1),
+        ("longcat", "shortcut_moe", 2),
+        ("sandwich", "shortcut_moe", 1),
+        ("longcat", "n_group", 2),
+        ("longcat", "num_experts_per_tok", 8),
+        ("longcat", "moe_layer_freq", 1),
+        ("longcat", "sandwich_norm", 1),
+        ("mistral4", "query_scale_span", 0),
+        ("mistral4", "query_scale_span", 33),
+    ],
+)
 def test_fields_refused(name, field, value, export, tmp_path):
-    """Whatever a checkpoint says of its features, ./run refuses what does not fit together before it reads a weight."""
+    """Whatever a checkpoint says of its features, ./run refuses what does not fit together before it reads a
+    weight."""
     file, at = bytearray(export(MODELS / name).file), 64
     for other, form in config_fields():
         if other == field:
@@ -587,27 +952,35 @@ def test_fields_refused(name, field, value, export, tmp_path):
     file[12:16] = bytes(4)
     file[12:16] = struct.pack("<I", zlib.crc32(file[:data]))
     (tmp_path / "model.bin").write_bytes(file)
-    with pytest.raises(RuntimeError, match="exit status 1\n.*(shortcut_moe|query_scale|" + field + ").*export it again"):
+    with pytest.raises(
+        RuntimeError, match="exit status 1\n.*(shortcut_moe|query_scale|" + field + ").*export it again"
+    ):
         compare.run(tmp_path / "model.bin", "--info")
 
 
-@pytest.mark.parametrize("name, change, says", [
-    ("model.layers.1.mlp.experts.3.up_proj.weight", None, "is missing"),
-    ("model.layers.1.self_attn.q_norm.weight", np.ones(4, np.float32), "q_norm.weight: nothing"),
-    ("model.layers.0.self_attn.o_proj.bias", np.ones(72, np.float32), "o_proj.bias: nothing"),
-    ("model.layers.0.self_attn.o_proj.weight", np.ones((72, 35), np.float32), "has shape [72, 35]"),
-    ("model.layers.0.self_attn.o_proj.weight", np.full((72, 36), np.nan, np.float32), "not a number"),
-    ("model.norm.weight", np.full(72, np.inf, np.float32), "infinite"),
-    ("model.layers.0.self_attn.o_proj.weight", np.ones((72, 36), np.uint8), "_scale_inv"),
-    ("bad\nname", np.ones(4, np.float32), "bad\\nname"),
-])
+@pytest.mark.parametrize(
+    "name, change, says",
+    [
+        ("model.layers.1.mlp.experts.3.up_proj.weight", None, "is missing"),
+        ("model.layers.1.self_attn.q_norm.weight", np.ones(4, np.float32), "q_norm.weight: nothing"),
+        ("model.layers.0.self_attn.o_proj.bias", np.ones(72, np.float32), "o_proj.bias: nothing"),
+        ("model.layers.0.self_attn.o_proj.weight", np.ones((72, 35), np.float32), "has shape [72, 35]"),
+        ("model.layers.0.self_attn.o_proj.weight", np.full((72, 36), np.nan, np.float32), "not a number"),
+        ("model.norm.weight", np.full(72, np.inf, np.float32), "infinite"),
+        ("model.layers.0.self_attn.o_proj.weight", np.ones((72, 36), np.uint8), "_scale_inv"),
+        ("bad\nname", np.ones(4, np.float32), "bad\\nname"),
+    ],
+)
 def test_tensors_refused(name, change, says, source, export):
     message = export(source(changes={name: change}))
     assert says in message and name.replace("\n", "\\n") in message
 
 
 def test_inv_freq_may_stay_behind(source, export):
-    assert isinstance(export(source(changes={"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)})), Checkpoint)
+    assert isinstance(
+        export(source(changes={"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)})),
+        Checkpoint,
+    )
 
 
 def test_no_mtp_layer(source, export):
@@ -620,13 +993,26 @@ def header(entry, data=b"\0" * 64):
     return struct.pack("<Q", len(text)) + text + data
 
 
-@pytest.mark.parametrize("file, says", [
-    (b"", "cut short"), (b"\xff" * 64, "cut short"), (header(b"[1]"), "object"), (header(b"{" * 9), "not JSON"), (header(b"\xff{}"), "not JSON"),
-    (header(b'{"a":' * 100_000), "nested"), (header({"dtype": "BF16", "shape": [40], "data_offsets": [0, 80]}), "cut short"),
-    (header({"dtype": "BF16", "shape": [1 << 59, 1 << 59], "data_offsets": [0, 64]}), "does not take 64 bytes"),
-    (header({"dtype": "BF16", "shape": [-1], "data_offsets": [0, 64]}), "damaged"), (header({"dtype": "BF16", "shape": [32], "data_offsets": [64, 0]}), "damaged"),
-    (header({"dtype": "Q9", "shape": [32], "data_offsets": [0, 64]}), "Q9"), (header(7), "damaged"),
-])
+@pytest.mark.parametrize(
+    "file, says",
+    [
+        (b"", "cut short"),
+        (b"\xff" * 64, "cut short"),
+        (header(b"[1]"), "object"),
+        (header(b"{" * 9), "not JSON"),
+        (header(b"\xff{}"), "not JSON"),
+        (header(b'{"a":' * 100_000), "nested"),
+        (header({"dtype": "BF16", "shape": [40], "data_offsets": [0, 80]}), "cut short"),
+        (
+            header({"dtype": "BF16", "shape": [1 << 59, 1 << 59], "data_offsets": [0, 64]}),
+            "does not take 64 bytes",
+        ),
+        (header({"dtype": "BF16", "shape": [-1], "data_offsets": [0, 64]}), "damaged"),
+        (header({"dtype": "BF16", "shape": [32], "data_offsets": [64, 0]}), "damaged"),
+        (header({"dtype": "Q9", "shape": [32], "data_offsets": [0, 64]}), "Q9"),
+        (header(7), "damaged"),
+    ],
+)
 def test_damaged_files(file, says, source, export):
     folder = source()
     (folder / "model.safetensors").write_bytes(file)
@@ -641,8 +1027,16 @@ def test_cut_short(source, export):
     assert "cut short" in export(folder)
 
 
-@pytest.mark.parametrize("shard, says", [("../model.safetensors", "plain file name"), ("/etc/passwd", "plain file name"), ("..", "plain file name"), (7, "plain file name"),
-                                         ("model-00002-of-00002.safetensors", "missing")])
+@pytest.mark.parametrize(
+    "shard, says",
+    [
+        ("../model.safetensors", "plain file name"),
+        ("/etc/passwd", "plain file name"),
+        ("..", "plain file name"),
+        (7, "plain file name"),
+        ("model-00002-of-00002.safetensors", "missing"),
+    ],
+)
 def test_index_stays_in_the_directory(shard, says, source, export):
     folder = source()
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
@@ -664,12 +1058,29 @@ def test_paths_refused(source, export, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert "no *.safetensors" in export(tmp_path / "empty")
     assert command.main([str(source()), str(tmp_path)]) == 1 and "regular file" in capsys.readouterr().err
-    assert command.main([str(source()), str(tmp_path / "absent" / "x.bin")]) == 1 and "cannot be written" in capsys.readouterr().err
+    assert (
+        command.main([str(source()), str(tmp_path / "absent" / "x.bin")]) == 1
+        and "cannot be written" in capsys.readouterr().err
+    )
 
 
-@pytest.mark.parametrize("arguments", [[], ["x"], ["x", "y", "z"], ["x", "y", "--type", "q3"], ["--random", "gpt-2", "y"], ["--random", "moonlight"], ["x", "y", "--layers", "2"],
-                                       ["--random", "moonlight", "y", "--layers", "28"], ["--random", "longcat-flash", "y", "--layers", "3"], ["--random", "moonlight", "y", "--mtp"],
-                                       ["--random", "moonlight", "y", "--no-rotation"], ["--nonsense", "x", "y"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["x"],
+        ["x", "y", "z"],
+        ["x", "y", "--type", "q3"],
+        ["--random", "gpt-2", "y"],
+        ["--random", "moonlight"],
+        ["x", "y", "--layers", "2"],
+        ["--random", "moonlight", "y", "--layers", "28"],
+        ["--random", "longcat-flash", "y", "--layers", "3"],
+        ["--random", "moonlight", "y", "--mtp"],
+        ["--random", "moonlight", "y", "--no-rotation"],
+        ["--nonsense", "x", "y"],
+    ],
+)
 def test_wrong_usage(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         command.main(arguments)

@@ -1,7 +1,9 @@
-"""When the machine fails: memory, disks, pipes, clocks, signals, files that change while they are read. The program ends with one line that says so,
-or goes on as if nothing had happened; never with a crash, half a file, or a text as if all were well.
+"""When the machine fails: memory, disks, pipes, clocks, signals, files that change while they are read. The
+program ends with one line that says so, or goes on as if nothing had happened; never with a crash, half a
+file, or a text as if all were well.
 
-Memory and clock fail by tests/faults.c in front of libc, system calls by strace. What a right answer is comes from the same run without a fault."""
+Memory and clock fail by tests/faults.c in front of libc, system calls by strace. What a right answer is comes
+from the same run without a fault."""
 
 import os
 import random
@@ -33,10 +35,15 @@ def faults(tmp_path_factory):
         pytest.skip("LD_PRELOAD is Linux's")
     library = tmp_path_factory.mktemp("faults") / "faults.so"
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, ROOT / "tests" / "faults.c", "-ldl"], check=True)
-    return lambda **what: {**os.environ, "LD_PRELOAD": str(library), **{f"FAULT_{key}".upper(): str(value) for key, value in what.items()}}
+    return lambda **what: {
+        **os.environ,
+        "LD_PRELOAD": str(library),
+        **{f"FAULT_{key}".upper(): str(value) for key, value in what.items()},
+    }
 
 
-# ---- memory ------------------------------------------------------------------------------------------------------------------------
+# ---- memory
+# ------------------------------------------------------------------------------------------------------------------------
 
 MEMORY = {
     "text": [*STORY, "-n", 3, "--stop", "dragon"],
@@ -56,7 +63,9 @@ def test_out_of_memory_anywhere(what, faults, tmp_path):
     """Each request for memory fails once. What the OpenMP library cannot get it reports itself."""
     (tmp_path / "text").write_text("Once upon a time there was a dog.")
     file = tmp_path / "file"
-    options = [{"FILE": file, "TEXT": tmp_path / "text"}.get(word, word) for word in [*MEMORY[what], "-j", 2, "-q"]]
+    options = [
+        {"FILE": file, "TEXT": tmp_path / "text"}.get(word, word) for word in [*MEMORY[what], "-j", 2, "-q"]
+    ]
     whole = run(*options, env=faults(count=1))
     made = file.read_bytes() if file.exists() else None
     assert whole.returncode == 0
@@ -67,7 +76,9 @@ def test_out_of_memory_anywhere(what, faults, tmp_path):
             assert done.stdout == whole.stdout and (not made or file.read_bytes() == made), n
         else:
             lines = [line for line in done.stderr.decode().splitlines() if line]
-            assert done.returncode == FAILED and len(lines) == 1 and lines[0].startswith(("run: ", "libgomp: ")), (n, done)
+            assert (
+                done.returncode == FAILED and len(lines) == 1 and lines[0].startswith(("run: ", "libgomp: "))
+            ), (n, done)
             assert whole.stdout.startswith(done.stdout) and not file.exists(), n
             assert "libgomp" in lines[0] or set(os.listdir(tmp_path)) == {"text"}, n
 
@@ -76,14 +87,33 @@ def test_a_prompt_of_100_megabytes(tmp_path):
     """Refused because the context is shorter, in bounded time and memory."""
     (tmp_path / "prompt").write_bytes(b"Once upon a time there was a little dog. \n" * 2_500_000)
     limit = 2 << 30
-    refused(run("-f", tmp_path / "prompt", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit))), FAILED, "context")
+    refused(
+        run(
+            "-f",
+            tmp_path / "prompt",
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+        ),
+        FAILED,
+        "context",
+    )
 
 
-# ---- system calls ------------------------------------------------------------------------------------------------------------------
+# ---- system calls
+# ------------------------------------------------------------------------------------------------------------------
+
 
 def injected(call, error, n, log, *options, model):
     """A run whose n-th system call `call` fails; None if there are fewer."""
-    inject = ["strace", "-f", "-o", str(log), "-e", f"trace={call}", "-e", f"inject={call}:error={error}:when={n}"]
+    inject = [
+        "strace",
+        "-f",
+        "-o",
+        str(log),
+        "-e",
+        f"trace={call}",
+        "-e",
+        f"inject={call}:error={error}:when={n}",
+    ]
     done = subprocess.run([*inject, RUN, model, *map(str, options)], capture_output=True, timeout=60)
     return done if b"(INJECTED)" in log.read_bytes() else None
 
@@ -96,11 +126,27 @@ def strace(tmp_path):
     return tmp_path / "log"
 
 
-@pytest.mark.parametrize("call, error", [("write", "ENOSPC"), ("write", "EIO"), ("pwrite64", "ENOSPC"), ("fsync", "EIO"), ("rename", "EACCES"),
-                                         ("ftruncate", "EIO"), ("flock", "ENOLCK"), ("pread64", "EIO")], ids=lambda x: x)
+@pytest.mark.parametrize(
+    "call, error",
+    [
+        ("write", "ENOSPC"),
+        ("write", "EIO"),
+        ("pwrite64", "ENOSPC"),
+        ("fsync", "EIO"),
+        ("rename", "EACCES"),
+        ("ftruncate", "EIO"),
+        ("flock", "ENOLCK"),
+        ("pread64", "EIO"),
+    ],
+    ids=lambda x: x,
+)
 def test_a_session_when_a_system_call_fails(call, error, tiny, strace, tmp_path):
-    """The session is what it was or what it would have been, and a text that could not be written is a failure."""
-    session, options = tmp_path / "session", ["-t", 0, "-n", 3, "-j", 1, "-q", "--session", tmp_path / "session"]
+    """The session is what it was or what it would have been, and a text that could not be written is a
+    failure."""
+    session, options = (
+        tmp_path / "session",
+        ["-t", 0, "-n", 3, "-j", 1, "-q", "--session", tmp_path / "session"],
+    )
     text("--ids", "1 2 3", *options, model=tiny)
     old = session.read_bytes()
     want = text(*options, model=tiny)
@@ -123,7 +169,11 @@ def test_a_session_when_a_system_call_fails(call, error, tiny, strace, tmp_path)
     assert n > 1
 
 
-@pytest.mark.parametrize("options", [[*STORY, "-n", 5], ["--info"], ["--help"], ["--perplexity", "/etc/hostname"]], ids=lambda o: o[0])
+@pytest.mark.parametrize(
+    "options",
+    [[*STORY, "-n", 5], ["--info"], ["--help"], ["--perplexity", "/etc/hostname"]],
+    ids=lambda o: o[0],
+)
 @pytest.mark.parametrize("error, status", [("ENOSPC", FAILED), ("EPIPE", 0)])
 def test_any_write_may_be_the_last(options, error, status, strace):
     """A disk that is full is a failure and a pipe that is closed none, whichever write it is that finds out."""
@@ -135,7 +185,9 @@ def test_any_write_may_be_the_last(options, error, status, strace):
     assert n > 1
 
 
-# ---- files -------------------------------------------------------------------------------------------------------------------------
+# ---- files
+# -------------------------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("option", ["-f", "--perplexity"])
 def test_a_checkpoint_cut_short_while_in_use(option, tmp_path):
@@ -143,7 +195,9 @@ def test_a_checkpoint_cut_short_while_in_use(option, tmp_path):
     model = tmp_path / "model.bin"
     model.write_bytes(MODEL.read_bytes())
     read, write = os.pipe()  # the run waits for its text until the file is cut
-    process = subprocess.Popen([RUN, model, option, "-"], stdin=read, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [RUN, model, option, "-"], stdin=read, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     while b"model.bin" not in open(f"/proc/{process.pid}/maps", "rb").read():
         time.sleep(0.01)
     time.sleep(0.1)
@@ -151,7 +205,12 @@ def test_a_checkpoint_cut_short_while_in_use(option, tmp_path):
     os.write(write, b"Once upon a time there was a dog.")
     os.close(write), os.close(read)
     out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (FAILED, b"") and err.startswith(b"run: ") and b"model.bin" in err and err.count(b"\n") == 1
+    assert (
+        (process.returncode, out) == (FAILED, b"")
+        and err.startswith(b"run: ")
+        and b"model.bin" in err
+        and err.count(b"\n") == 1
+    )
 
 
 def test_places_that_cannot_be_written(tmp_path, tiny):
@@ -164,31 +223,59 @@ def test_places_that_cannot_be_written(tmp_path, tiny):
 
 
 def test_no_mode_goes_on_without_numbers(tmp_path):
-    """A checkpoint with a weight that is none opens, for its header is right: every mode that computes says so, and no file is left."""
+    """A checkpoint with a weight that is none opens, for its header is right: every mode that computes says
+    so, and no file is left."""
     raw = bytearray(MODEL.read_bytes())
     text_file, model = tmp_path / "text", tmp_path / "model.bin"
     text_file.write_text("Once upon a time")
     struct.pack_into("<H", raw, tensor(raw, b"layers.1.o")[1][1], 0x7E00)  # the first scale
     model.write_bytes(raw)
-    for mode in (["-p", "Once", "-n", 2], ["-p", "Once", "--logits", tmp_path / "logits"], ["--perplexity", text_file]):
+    for mode in (
+        ["-p", "Once", "-n", 2],
+        ["-p", "Once", "--logits", tmp_path / "logits"],
+        ["--perplexity", text_file],
+    ):
         refused(run(*mode, model=model), FAILED, "model.bin", "logits are not numbers")
-    refused(run("-p", "Once", "-n", 0, "--session", tmp_path / "session", model=model), FAILED, "model.bin", "logits are not numbers")
+    refused(
+        run("-p", "Once", "-n", 0, "--session", tmp_path / "session", model=model),
+        FAILED,
+        "model.bin",
+        "logits are not numbers",
+    )
     refused(run("--check", model=model), FAILED, "model.bin", "layers.1.o")
     bench = run("--bench", "-c", 96, "-q", "--csv", model=model)
-    assert bench.returncode == FAILED and b"logits are not numbers" in bench.stderr and bench.stdout.count(b"\n") == 2  # no speed of rubbish
+    assert (
+        bench.returncode == FAILED
+        and b"logits are not numbers" in bench.stderr
+        and bench.stdout.count(b"\n") == 2
+    )  # no speed of rubbish
     assert set(os.listdir(tmp_path)) == {"model.bin", "text"}
 
 
-NAN, INF = ({0: f32, 1: f32, 2: f32[2:], 3: f16, 4: f16} for f32, f16 in ((b"\0\0\xc0\x7f", b"\0\x7e"), (b"\0\0\x80\xff", b"\0\xfc")))  # f16: scales
-PROMPT = " ".join(str(i * 7 % 40) for i in range(200))  # every expert is chosen, and the context has two parts
+NAN, INF = (
+    {0: f32, 1: f32, 2: f32[2:], 3: f16, 4: f16}
+    for f32, f16 in ((b"\0\0\xc0\x7f", b"\0\x7e"), (b"\0\0\x80\xff", b"\0\xfc"))
+)  # f16: scales
+PROMPT = " ".join(
+    str(i * 7 % 40) for i in range(200)
+)  # every expert is chosen, and the context has two parts
 UNUSED = {"absorbed": ("w_uk",), "decompressed": ("w_uk_t",), "full": ("w_uk_t",)}
 
 
 @pytest.mark.parametrize("number", [NAN, INF], ids=["nan", "inf"])
-@pytest.mark.parametrize("name, kind, cache", [("v2_236b", "q4", "q6"), ("v2_236b", "mixed", "full"), ("v32", "q8", "q8"), ("sandwich", "q8", "q4"),
-                                               ("plm", "mixed", "f32")])
+@pytest.mark.parametrize(
+    "name, kind, cache",
+    [
+        ("v2_236b", "q4", "q6"),
+        ("v2_236b", "mixed", "full"),
+        ("v32", "q8", "q8"),
+        ("sandwich", "q8", "q4"),
+        ("plm", "mixed", "f32"),
+    ],
+)
 def test_no_weight_hides(name, kind, cache, number, export, tmp_path):
-    """A number that is none, second in any tensor, reaches the logits by either path: integers, maxima and choices between it and them let it pass."""
+    """A number that is none, second in any tensor, reaches the logits by either path: integers, maxima and
+    choices between it and them let it pass."""
     raw = bytearray(export(MODELS / name, kind).read_bytes())
     config, tokenizer, tensors, chat = struct.unpack_from("<4I", raw, 32)
     first, model = 64, tmp_path / "model.bin"
@@ -203,21 +290,41 @@ def test_no_weight_hides(name, kind, cache, number, export, tmp_path):
         model.write_bytes(raw)
         raw[offset : offset + len(bad)] = kept
         for path in ("absorbed", "decompressed"):
-            if tensor_name.startswith("mtp") or tensor_name.endswith(UNUSED["full" if cache == "full" else path]):
+            if tensor_name.startswith("mtp") or tensor_name.endswith(
+                UNUSED["full" if cache == "full" else path]
+            ):
                 continue
-            done = run("--ids", PROMPT, "-k", cache, "--logits", tmp_path / "logits", model=model,
-                       env={**os.environ, "MLA_PATH": path})
-            assert done.returncode == FAILED and (tensor_name if type == 0 else "logits are not numbers").encode() in done.stderr, (tensor_name, path)
-        if tensor_name.endswith("w_uk_t") and cache != "full":  # a sound prompt, and each token behind it is not
+            done = run(
+                "--ids",
+                PROMPT,
+                "-k",
+                cache,
+                "--logits",
+                tmp_path / "logits",
+                model=model,
+                env={**os.environ, "MLA_PATH": path},
+            )
+            assert (
+                done.returncode == FAILED
+                and (tensor_name if type == 0 else "logits are not numbers").encode() in done.stderr
+            ), (tensor_name, path)
+        if (
+            tensor_name.endswith("w_uk_t") and cache != "full"
+        ):  # a sound prompt, and each token behind it is not
             refused_at_last = run("--ids", PROMPT, "-k", cache, "-n", 3, "-t", 0, model=model)
-            assert refused_at_last.returncode == FAILED and b"logits are not numbers" in refused_at_last.stderr
+            assert (
+                refused_at_last.returncode == FAILED and b"logits are not numbers" in refused_at_last.stderr
+            )
 
 
-# ---- signals, clock, locale, standard input ----------------------------------------------------------------------------------------
+# ---- signals, clock, locale, standard input
+# ----------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_at_any_time(name, tiny, tmp_path):
-    """The session is the old one or a new one, never torn, and the next run goes on from it as if nothing had been."""
+    """The session is the old one or a new one, never torn, and the next run goes on from it as if nothing had
+    been."""
     session, chance = tmp_path / "session", random.Random(1)
     options = ["-t", "0", "-n", "8", "-k", "full", "-q", "-j", "1", "--session", str(session)]
     whole = [1, *map(int, text("--ids", "1", "-t", 0, "-n", 400, "-k", "full", model=tiny).split())]
@@ -226,13 +333,21 @@ def test_a_signal_at_any_time(name, tiny, tmp_path):
     usual = time.monotonic() - begun
     for _ in range(20):
         before = header(session.read_bytes())["tokens"]
-        process = subprocess.Popen([RUN, tiny, *options], stdout=subprocess.DEVNULL, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+        process = subprocess.Popen(
+            [RUN, tiny, *options],
+            stdout=subprocess.DEVNULL,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
         time.sleep(chance.uniform(0, 1.2 * usual))
         process.send_signal(getattr(signal, name))
         process.wait(60)
         raw = session.read_bytes()
         tokens = header(raw)["tokens"]
-        assert before <= tokens <= before + 8 and with_fields(raw) == raw and len(raw) == header(raw)["file_bytes"]
+        assert (
+            before <= tokens <= before + 8
+            and with_fields(raw) == raw
+            and len(raw) == header(raw)["file_bytes"]
+        )
         assert list(struct.unpack_from(f"<{tokens}i", raw, 192)) == whole[:tokens]
         assert set(os.listdir(tmp_path)) <= {"session", "session" + TEMPORARY}
     assert [int(i) for i in text(*options, model=tiny).split()] == whole[tokens : tokens + 8]
@@ -256,7 +371,11 @@ def test_standard_input_byte_by_byte(tmp_path):
     """A prompt that comes in pieces of one byte, NULs and half characters among them, is the prompt."""
     prompt = "Once\0upon für\n".encode() + b"\xc3"
     (tmp_path / "prompt").write_bytes(prompt)
-    process = subprocess.Popen([RUN, MODEL, "-t", "0", "-n", "10", "--echo", "-f", "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [RUN, MODEL, "-t", "0", "-n", "10", "--echo", "-f", "-"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
     for byte in prompt:
         process.stdin.write(bytes([byte]))
         process.stdin.flush()

@@ -1,5 +1,5 @@
-"""Hostile files: every fuzz target for some seconds (`make fuzz` is the same for longer), and what fuzzing or thought has found before, each as a
-checkpoint whose checksum is right and which one line refuses."""
+"""Hostile files: every fuzz target for some seconds (`make fuzz` is the same for longer), and what fuzzing or
+thought has found before, each as a checkpoint whose checksum is right and which one line refuses."""
 
 import struct
 import subprocess
@@ -11,7 +11,9 @@ from conftest import MODELS, ROOT, need
 from exporter.config import FIELDS
 from test_cli import FAILED, refused, run
 
-INFO = struct.Struct("<56sQQIIII")  # name, offset, bytes, type, count, rows, cols: the beginning of checkpoint.h's TensorInfo
+INFO = struct.Struct(
+    "<56sQQIIII"
+)  # name, offset, bytes, type, count, rows, cols: the beginning of engine/checkpoint.h's TensorInfo
 
 
 def field(name):
@@ -25,7 +27,11 @@ def field(name):
 
 def tensor(raw, name):
     """(where its TensorInfo lies, what it says)"""
-    at = next(at for at in range(64, struct.unpack_from("<Q", raw, 24)[0], 64) if raw[at : at + 56].rstrip(b"\0") == name)
+    at = next(
+        at
+        for at in range(64, struct.unpack_from("<Q", raw, 24)[0], 64)
+        if raw[at : at + 56].rstrip(b"\0") == name
+    )
     return at, INFO.unpack_from(raw, at)
 
 
@@ -59,7 +65,10 @@ HOSTILE = {
     "tensors that overlap": (move(b"layers.0.o", b"layers.0.kv_a"), "layers.0.o"),
     "an endless frequency": (set_float(b"inv_freq", float("inf")), "inv_freq"),
     "a frequency that is no number": (set_float(b"inv_freq", float("nan")), "inv_freq"),
-    "a tensor less": (lambda raw: struct.pack_into("<I", raw, 40, struct.unpack_from("<I", raw, 40)[0] - 1), "layers.2.experts.5.down"),
+    "a tensor less": (
+        lambda raw: struct.pack_into("<I", raw, 40, struct.unpack_from("<I", raw, 40)[0] - 1),
+        "layers.2.experts.5.down",
+    ),
     "a layer less": (set_field("num_hidden_layers", 2), "layers.2.input_norm"),
     "a tensor of another name": (change(b"norm", 0, "<8s", b"abnormal"), "norm"),
     "a tensor of another type": (change(b"norm", 72, "<I", 3), "norm"),
@@ -92,16 +101,25 @@ def test_refused(what, export, build, tmp_path):
 def test_fuzz():
     """Twelve seconds for each target find nothing; what they do find is left in build/fuzz."""
     need("clang")
-    if subprocess.run(["clang", "-fsanitize=fuzzer", "-x", "c", "-", "-o", "/dev/null"], input=b"int LLVMFuzzerTestOneInput(void) { return 0; }",
-                      capture_output=True).returncode:
+    if subprocess.run(
+        ["clang", "-fsanitize=fuzzer", "-x", "c", "-", "-o", "/dev/null"],
+        input=b"int LLVMFuzzerTestOneInput(void) { return 0; }",
+        capture_output=True,
+    ).returncode:
         pytest.skip("clang has no libFuzzer")
-    done = subprocess.run(["make", "-j2", "fuzz", "FUZZ_SECONDS=12"], cwd=ROOT, capture_output=True, text=True, errors="replace")
+    done = subprocess.run(
+        ["make", "-j2", "fuzz", "FUZZ_SECONDS=12"], cwd=ROOT, capture_output=True, text=True, errors="replace"
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stderr.count("stat::number_of_executed_units") == 4
 
 
-NO_WEIGHT = [(b"layers.0.kv_a", "q8", 64, b"\0"), (b"embed", "f32", 4, b"\0\0\x80\xff"), (b"embed", "bf16", 2, b"\x80\x7f"),
-             (b"layers.1.experts.0.up", "q4", 2, b"\0\xfc")]
+NO_WEIGHT = [
+    (b"layers.0.kv_a", "q8", 64, b"\0"),
+    (b"embed", "f32", 4, b"\0\0\x80\xff"),
+    (b"embed", "bf16", 2, b"\x80\x7f"),
+    (b"layers.1.experts.0.up", "q4", 2, b"\0\xfc"),
+]
 
 
 @pytest.mark.parametrize("name, type, offset, bytes", NO_WEIGHT)

@@ -1,8 +1,10 @@
-"""--info beside what was published: the figures that the papers give for their own models must come out of their shapes.
+"""--info beside what was published: the figures that the papers give for their own models must come out of
+their shapes.
 
-    DeepSeek-V2, arXiv 2405.04434     table 1: r + p = 4.5 head sizes a layer, as GQA with 2.25 groups; table 9: 110.6K numbers a token for the small
-                                      model with MHA, 15.6K with MLA, and 34.6K for the large one with MLA
-    DeepSeek-V3, arXiv 2505.09343     table 1: 70.272 KB a token in bf16"""
+DeepSeek-V2, arXiv 2405.04434     table 1: r + p = 4.5 head sizes a layer, as GQA with 2.25 groups; table 9:
+110.6K numbers a token for the small
+                                  model with MHA, 15.6K with MLA, and 34.6K for the large one with MLA
+DeepSeek-V3, arXiv 2505.09343     table 1: 70.272 KB a token in bf16"""
 
 import json
 import math
@@ -19,26 +21,42 @@ import export as command
 from exporter.shapes import SHAPES
 
 # The cache does not depend on these; small ones make a checkpoint of the shape small.
-SMALL = {"hidden_size": 256, "vocab_size": 256, "intermediate_size": 64, "bos_token_id": None, "eos_token_id": None}
+SMALL = {
+    "hidden_size": 256,
+    "vocab_size": 256,
+    "intermediate_size": 64,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
 
 
 @pytest.fixture
 def table(tmp_path, monkeypatch):
-    """table(shape): the cache's part of --info, {name: (numbers a token, bytes a token, bytes of a full context, percent saved)}."""
+    """table(shape): the cache's part of --info, {name: (numbers a token, bytes a token, bytes of a full
+    context, percent saved)}."""
 
     def read(shape):
         monkeypatch.setitem(SHAPES, shape, {**SHAPES[shape], **SMALL})
         assert command.main(["--random", shape, str(tmp_path / shape), "--layers", "1", "--type", "q4"]) == 0
         out = compare.run(tmp_path / shape, "--info").decode()
-        rows = re.findall(r"^(-k \w+|full K and V|MHA|GQA-8|MQA)\b.*? ([\d,]+) +([\d,]+) +([\d,]+) +(-?[\d.]+) %$", out, re.M)
-        return {name: (*(int(x.replace(",", "")) for x in counts), float(saved)) for name, *counts, saved in rows}
+        rows = re.findall(
+            r"^(-k \w+|full K and V|MHA|GQA-8|MQA)\b.*? ([\d,]+) +([\d,]+) +([\d,]+) +(-?[\d.]+) %$",
+            out,
+            re.M,
+        )
+        return {
+            name: (*(int(x.replace(",", "")) for x in counts), float(saved)) for name, *counts, saved in rows
+        }
 
     return read
 
 
-@pytest.mark.parametrize("shape, mla, mha", [("deepseek-v2", 34_560, None), ("deepseek-v2-lite", 15_552, 110_592)])
+@pytest.mark.parametrize(
+    "shape, mla, mha", [("deepseek-v2", 34_560, None), ("deepseek-v2-lite", 15_552, 110_592)]
+)
 def test_numbers_a_token(shape, mla, mha, table):
-    """The paper's table 9 before it is rounded, with all layers of the published model although the file has one."""
+    """The paper's table 9 before it is rounded, with all layers of the published model although the file has
+    one."""
     rows = table(shape)
     assert all(rows[f"-k {kind}"][0] == mla for kind in ("f32", "bf16", "q8", "q6", "q4"))
     assert mha is None or rows["MHA"][0] == mha
@@ -50,8 +68,9 @@ def test_bytes_a_token(table):
 
 
 def test_saved(table):
-    """In percent of every head's keys and values in two bytes a number; and 2405.04434's 93.3 %: DeepSeek-V2's cache in 6 bits against the
-    389,120 bytes a token of DeepSeek 67B (95 layers, 8 groups, keys and values of 128, 2 bytes)."""
+    """In percent of every head's keys and values in two bytes a number; and 2405.04434's 93.3 %:
+    DeepSeek-V2's cache in 6 bits against the 389,120 bytes a token of DeepSeek 67B (95 layers, 8 groups,
+    keys and values of 128, 2 bytes)."""
     rows = table("deepseek-v2")
     for numbers, bytes, context, saved in rows.values():
         assert context == bytes * SHAPES["deepseek-v2"]["max_position_embeddings"]
@@ -65,14 +84,26 @@ def test_parameters(name, export):
     """As many as the model's own files hold, whatever is stored twice or folded."""
     with open(MODELS / name / "model.safetensors", "rb") as file:
         tensors = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    held = sum(math.prod(entry["shape"]) for key, entry in tensors.items() if key != "__metadata__" and not key.endswith("_scale_inv"))
-    assert re.search(rf"^parameters +{held:,}$", compare.run(export(MODELS / name, "f32"), "--info").decode(), re.M)
+    held = sum(
+        math.prod(entry["shape"])
+        for key, entry in tensors.items()
+        if key != "__metadata__" and not key.endswith("_scale_inv")
+    )
+    assert re.search(
+        rf"^parameters +{held:,}$", compare.run(export(MODELS / name, "f32"), "--info").decode(), re.M
+    )
 
 
-@pytest.mark.parametrize("name, says", [("longcat", ["2 pairs with shortcut experts", "any of 3 that give back what they get"]),
-                                        ("minicpm3", ["scaled by 12"]),
-                                        ("plm", ["relu^2 without gate"]), ("mistral4", ["queries scaled anew every 32 positions"]),
-                                        ("sandwich", ["before and after attention and MLP"])])
+@pytest.mark.parametrize(
+    "name, says",
+    [
+        ("longcat", ["2 pairs with shortcut experts", "any of 3 that give back what they get"]),
+        ("minicpm3", ["scaled by 12"]),
+        ("plm", ["relu^2 without gate"]),
+        ("mistral4", ["queries scaled anew every 32 positions"]),
+        ("sandwich", ["before and after attention and MLP"]),
+    ],
+)
 def test_features_are_named(name, says, export):
     out = compare.run(export(MODELS / name, "f32"), "--info").decode()
     assert all(text in out for text in says), out

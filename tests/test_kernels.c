@@ -1,8 +1,9 @@
 /* test_kernels.c: the inner loops of kernels/ against plain C in double precision, libm, and each other.
  *
- * For every instruction set that this machine can run: results are right (judged by formulas written down here from kernels.h, never by the
- * kernels themselves), stay inside their buffers, and have the same bytes as portable's. The attention functions have their own test.
- * One line per check; exit status 1 if any failed. */
+ * For every instruction set that this machine can run: results are right (judged by formulas written down
+ * here from kernels.h, never by the kernels themselves), stay inside their buffers, and have the same
+ * bytes as portable's. The attention functions have their own test. One line per check; exit status 1 if
+ * any failed. */
 #include <math.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -21,7 +22,7 @@ static void report(const char *set, const char *name, bool ok, const char *detai
     failures += !ok;
 }
 
-/* ---- random numbers, buffers with guards ------------------------------------------------------------------------------- */
+/* ---- random numbers, buffers with guards ---------------------------------------------------- */
 
 static uint64_t seed = 88172645463325252u;
 
@@ -36,7 +37,8 @@ static float any_float(void) { /* every bit pattern that is a number, infinities
         uint32_t u = bits();
         float f;
         memcpy(&f, &u, 4);
-        if (!isnan(f)) return f;
+        if (!isnan(f))
+            return f;
     }
 }
 
@@ -45,19 +47,21 @@ enum { GUARD = 256 };
 /* n bytes on a 64-byte boundary between guards that unguard() checks. */
 static void *guarded(size_t n) {
     uint8_t *p = aligned_alloc(64, round_up(n, 64) + 2 * GUARD);
-    if (!p) exit(2);
+    if (!p)
+        exit(2);
     memset(p, 0xA5, round_up(n, 64) + 2 * GUARD);
     return p + GUARD;
 }
 static bool unguard(void *p, size_t n) {
     uint8_t *u = p;
     bool intact = true;
-    for (size_t i = 0; i < GUARD; i++) intact &= u[-1 - (ptrdiff_t)i] == 0xA5 && u[n + i] == 0xA5;
+    for (size_t i = 0; i < GUARD; i++)
+        intact &= u[-1 - (ptrdiff_t)i] == 0xA5 && u[n + i] == 0xA5;
     free(u - GUARD);
     return intact;
 }
 
-/* ---- a matrix in plain form and in panels ------------------------------------------------------------------------------ */
+/* ---- a matrix in plain form and in panels --------------------------------------------------- */
 
 static const char *const TYPE_NAMES[] = {"vector", "f32", "bf16", "q8", "q4"};
 
@@ -94,8 +98,11 @@ static double place(Weights *w, size_t r, size_t c) {
         memcpy(&f, &u, 4);
         return f;
     }
-    uint8_t *block = panel + c / 64 * (w->m.type == TYPE_Q8 ? 1088 : 576), *scale = block + (half * 16 + lane) * 2;
-    if (c % 32 == 0) store16(scale, (uint16_t)(below(8) ? 0x2000 + below(0x2000) : below(0x400))); /* subnormal ones too */
+    uint8_t *block = panel + c / 64 * (w->m.type == TYPE_Q8 ? 1088 : 576),
+            *scale = block + (half * 16 + lane) * 2;
+    /* subnormal ones too */
+    if (c % 32 == 0)
+        store16(scale, (uint16_t)(below(8) ? 0x2000 + below(0x2000) : below(0x400)));
     uint16_t h;
     memcpy(&h, scale, 2);
     int integer;
@@ -112,17 +119,24 @@ static double place(Weights *w, size_t r, size_t c) {
 
 static Weights make_weights(uint32_t type, size_t rows, size_t cols) {
     bool quantised = type == TYPE_Q8 || type == TYPE_Q4;
-    Weights w = {.m = {.type = type, .rows = (uint32_t)rows, .cols = (uint32_t)cols, .scale = quantised ? uniform(0.5f, 2) : 1}};
+    Weights w = {.m = {.type = type,
+                       .rows = (uint32_t)rows,
+                       .cols = (uint32_t)cols,
+                       .scale = quantised ? uniform(0.5f, 2) : 1}};
     size_t bytes = matrix_panels(&w.m) * panel_bytes(type, cols);
     w.panels = aligned_alloc(64, round_up(bytes, 64));
     w.value = calloc(rows * cols, sizeof *w.value);
-    if (!w.panels || !w.value) exit(2);
+    if (!w.panels || !w.value)
+        exit(2);
     memset(w.panels, 0, bytes);
     if (type == TYPE_Q8) /* padding is weight 0: byte 128, scale 0 */
-        for (size_t b = 0; b < bytes; b += 1088) memset(w.panels + b + 64, 128, 1024);
-    for (int i = 0; i < 16; i++) w.codebook[i] = (int8_t)(i == 0 ? -127 : i == 15 ? 127 : (int)below(255) - 127);
+        for (size_t b = 0; b < bytes; b += 1088)
+            memset(w.panels + b + 64, 128, 1024);
+    for (int i = 0; i < 16; i++)
+        w.codebook[i] = (int8_t)(i == 0 ? -127 : i == 15 ? 127 : (int)below(255) - 127);
     for (size_t r = 0; r < rows; r++)
-        for (size_t c = 0; c < cols; c++) w.value[r * cols + c] = place(&w, r, c);
+        for (size_t c = 0; c < cols; c++)
+            w.value[r * cols + c] = place(&w, r, c);
     w.m.data = w.panels;
     return w;
 }
@@ -134,7 +148,7 @@ static const Matrix *matrix(Weights *w) {
 }
 static void free_weights(Weights *w) { free(w->panels), free(w->value); }
 
-/* ---- activations --------------------------------------------------------------------------------------------------------- */
+/* ---- activations ---------------------------------------------------------------------------- */
 
 typedef struct {
     Acts a;
@@ -143,7 +157,9 @@ typedef struct {
 
 static Rows make_rows(size_t rows, size_t cols) {
     size_t stride = round_up(cols, 64), n = rows * stride;
-    return (Rows){{(uint32_t)rows, (uint32_t)cols, (uint32_t)stride, guarded(n * 4), guarded(n), guarded(n / 8), guarded(n / 8)}, n};
+    return (Rows){{(uint32_t)rows, (uint32_t)cols, (uint32_t)stride, guarded(n * 4), guarded(n),
+                   guarded(n / 8), guarded(n / 8)},
+                  n};
 }
 static bool free_rows(Rows *r) {
     bool intact = unguard(r->a.f, r->n * 4);
@@ -153,8 +169,8 @@ static bool free_rows(Rows *r) {
     return intact;
 }
 static bool same_rows(const Rows *a, const Rows *b) {
-    return !memcmp(a->a.f, b->a.f, a->n * 4) && !memcmp(a->a.q, b->a.q, a->n) && !memcmp(a->a.scale, b->a.scale, a->n / 8) &&
-           !memcmp(a->a.sum, b->a.sum, a->n / 8);
+    return !memcmp(a->a.f, b->a.f, a->n * 4) && !memcmp(a->a.q, b->a.q, a->n) &&
+           !memcmp(a->a.scale, b->a.scale, a->n / 8) && !memcmp(a->a.sum, b->a.sum, a->n / 8);
 }
 /* The block of 32 columns that holds (row, col), as kernels.h lays it out. */
 static size_t block_of(const Acts *a, size_t row, size_t col) {
@@ -164,8 +180,10 @@ static size_t block_of(const Acts *a, size_t row, size_t col) {
 static void put_all(const Kernels *k, Rows *x, const float *v) {
     for (size_t r = 0; r < x->a.rows; r++) {
         size_t cut = below(x->a.cols / 32 + 1) * 32; /* in two pieces, as heads come one by one */
-        if (cut) k->put(&x->a, r, 0, v + r * x->a.cols, cut);
-        if (cut < x->a.cols) k->put(&x->a, r, cut, v + r * x->a.cols + cut, x->a.cols - cut);
+        if (cut)
+            k->put(&x->a, r, 0, v + r * x->a.cols, cut);
+        if (cut < x->a.cols)
+            k->put(&x->a, r, cut, v + r * x->a.cols + cut, x->a.cols - cut);
     }
 }
 
@@ -176,41 +194,49 @@ static bool rows_are_right(const Rows *x, const float *v) {
         for (size_t c = 0; c < a->stride; c += 32) {
             size_t b = block_of(a, r, c);
             float row[32] = {0}, largest = 0;
-            for (size_t i = 0; i < 32 && c + i < a->cols; i++) row[i] = v[r * a->cols + c + i], largest = fmaxf(largest, fabsf(row[i]));
+            for (size_t i = 0; i < 32 && c + i < a->cols; i++)
+                row[i] = v[r * a->cols + c + i], largest = fmaxf(largest, fabsf(row[i]));
             int32_t sum = 0;
             for (size_t i = 0; i < 32; i++) {
                 int32_t q = largest > 0 ? (int32_t)lrintf(row[i] * (127 / largest)) : 0;
                 sum += q;
-                if (a->q[32 * b + i] != q || memcmp(&a->f[r * a->stride + c + i], &row[i], 4)) return false;
+                if (a->q[32 * b + i] != q || memcmp(&a->f[r * a->stride + c + i], &row[i], 4))
+                    return false;
             }
-            if (a->scale[b] != largest / 127 || a->sum[b] != sum) return false;
+            if (a->scale[b] != largest / 127 || a->sum[b] != sum)
+                return false;
         }
     return true;
 }
 
-/* ---- checks ------------------------------------------------------------------------------------------------------------- */
+/* ---- checks --------------------------------------------------------------------------------- */
 
 /* Protects: the int8 form of activations, its layout, and copies of rows to an expert's batch. */
 static void check_put_and_gather(const Kernels *k) {
     bool right = true, copied = true, same = true, inside = true;
     for (int round = 0; round < 300; round++) {
         size_t rows = 1 + below(40), cols = 1 + below(200), picks = 1 + below(40);
-        Rows x = make_rows(rows, cols), p = make_rows(rows, cols), g = make_rows(picks, cols), q = make_rows(picks, cols);
+        Rows x = make_rows(rows, cols), p = make_rows(rows, cols), g = make_rows(picks, cols),
+             q = make_rows(picks, cols);
         float *v = malloc(rows * cols * 4), *chosen = malloc(picks * cols * 4);
         uint32_t *pick = malloc(picks * 4);
         float size = ldexpf(1, (int)below(40) - 20);
-        for (size_t i = 0; i < rows * cols; i++) v[i] = below(50) ? uniform(-size, size) : 0;
-        if (below(4) == 0) memset(v, 0, cols * 4);
+        for (size_t i = 0; i < rows * cols; i++)
+            v[i] = below(50) ? uniform(-size, size) : 0;
+        if (below(4) == 0)
+            memset(v, 0, cols * 4);
         put_all(k, &x, v);
         put_all(sets[0], &p, v);
-        for (size_t i = 0; i < picks; i++) pick[i] = (uint32_t)below(rows), memcpy(chosen + i * cols, v + pick[i] * cols, cols * 4);
+        for (size_t i = 0; i < picks; i++)
+            pick[i] = (uint32_t)below(rows), memcpy(chosen + i * cols, v + pick[i] * cols, cols * 4);
         k->gather(&g.a, &x.a, pick);
         put_all(k, &q, chosen);
         right &= rows_are_right(&x, v);
         same &= same_rows(&x, &p);
         copied &= same_rows(&g, &q);
         Rows *all[4] = {&x, &p, &g, &q};
-        for (int i = 0; i < 4; i++) inside &= free_rows(all[i]);
+        for (int i = 0; i < 4; i++)
+            inside &= free_rows(all[i]);
         free(v), free(chosen), free(pick);
     }
     report(k->name, "put", right, "differs from plain C");
@@ -219,52 +245,63 @@ static void check_put_and_gather(const Kernels *k) {
     report(k->name, "put-gather-bounds", inside, "wrote outside its rows");
 }
 
-/* Protects: numbers no model should have (infinity, NaN, subnormals) are survived in the same way everywhere. */
+/* Protects: numbers no model should have (infinity, NaN, subnormals) are survived in the same way
+ * everywhere. */
 static void check_put_strange(const Kernels *k) {
     bool same = true;
     for (int round = 0; round < 200; round++) {
         float v[70];
-        for (int i = 0; i < 70; i++) v[i] = below(3) ? any_float() : below(2) ? NAN : 1e-40f * (float)below(100);
+        for (int i = 0; i < 70; i++)
+            v[i] = below(3) ? any_float() : below(2) ? NAN : 1e-40f * (float)below(100);
         Rows x = make_rows(1, 70), p = make_rows(1, 70);
         put_all(k, &x, v);
         put_all(sets[0], &p, v);
-        same &= !memcmp(x.a.q, p.a.q, x.n) && !memcmp(x.a.scale, p.a.scale, x.n / 8) && !memcmp(x.a.sum, p.a.sum, x.n / 8);
-        for (size_t i = 0; i < x.n; i++) same &= x.a.q[i] >= -127;
+        same &= !memcmp(x.a.q, p.a.q, x.n) && !memcmp(x.a.scale, p.a.scale, x.n / 8) &&
+                !memcmp(x.a.sum, p.a.sum, x.n / 8);
+        for (size_t i = 0; i < x.n; i++)
+            same &= x.a.q[i] >= -127;
         free_rows(&x), free_rows(&p);
     }
     report(k->name, "put-strange", same, "differs from portable or leaves -127 .. 127");
 }
 
 /* |y - exact| in units of what rounding in f32, in this order, may cost. */
-static bool product_is_right(const Weights *w, const Rows *x, const float *y, size_t ldy, size_t panel, size_t panels) {
+static bool product_is_right(const Weights *w, const Rows *x, const float *y, size_t ldy, size_t panel,
+                             size_t panels) {
     bool quantised = w->m.type == TYPE_Q8 || w->m.type == TYPE_Q4;
     for (size_t r = 0; r < x->a.rows; r++)
         for (size_t o = 16 * panel; o < 16 * (panel + panels) && o < w->m.rows; o++) {
             double exact = 0, size = 0;
             for (size_t c = 0; c < w->m.cols; c++) {
                 size_t b = block_of(&x->a, r, c);
-                double a = quantised ? (double)x->a.q[32 * b + c % 32] * x->a.scale[b] : x->a.f[r * x->a.stride + c];
+                double a =
+                    quantised ? (double)x->a.q[32 * b + c % 32] * x->a.scale[b] : x->a.f[r * x->a.stride + c];
                 exact += w->value[o * w->m.cols + c] * a;
                 size += fabs(w->value[o * w->m.cols + c] * a);
             }
             double steps = quantised ? (double)w->m.cols / 32 + 4 : (double)w->m.cols;
-            if (!(fabs(y[r * ldy + o - 16 * panel] - exact) <= size * steps * 0x1p-24 + 1e-37)) return false;
+            if (!(fabs(y[r * ldy + o - 16 * panel] - exact) <= size * steps * 0x1p-24 + 1e-37))
+                return false;
         }
     return true;
 }
 
-/* Protects: every product of weights and activations, of each type, at any number of rows and any range of panels. */
+/* Protects: every product of weights and activations, of each type, at any number of rows and any range of
+ * panels. */
 static void check_matmul(const Kernels *k) {
     for (uint32_t type = TYPE_F32; type < TYPE_COUNT; type++) {
         bool right = true, same = true, inside = true;
         for (int round = 0; round < 120; round++) {
             bool large = round >= 116;
-            size_t rows = large ? 1 + below(600) : 1 + below(40), cols = large ? 1 + below(3000) : 1 + below(200), n = 1 + below(40);
+            size_t rows = large ? 1 + below(600) : 1 + below(40),
+                   cols = large ? 1 + below(3000) : 1 + below(200), n = 1 + below(40);
             Weights w = make_weights(type, rows, cols);
-            size_t panel = below(matrix_panels(&w.m)), panels = 1 + below(matrix_panels(&w.m) - panel), ldy = 16 * panels + below(3) * 5;
+            size_t panel = below(matrix_panels(&w.m)), panels = 1 + below(matrix_panels(&w.m) - panel),
+                   ldy = 16 * panels + below(3) * 5;
             Rows x = make_rows(n, cols);
             float *v = malloc(n * cols * 4), *y = guarded(n * ldy * 4), *p = guarded(n * ldy * 4);
-            for (size_t i = 0; i < n * cols; i++) v[i] = uniform(-3, 3);
+            for (size_t i = 0; i < n * cols; i++)
+                v[i] = uniform(-3, 3);
             put_all(sets[0], &x, v);
             k->matmul(y, ldy, matrix(&w), panel, panels, &x.a);
             sets[0]->matmul(p, ldy, matrix(&w), panel, panels, &x.a);
@@ -285,14 +322,16 @@ static void check_matmul(const Kernels *k) {
     }
 }
 
-/* Protects: one row's result does not depend on the rows computed with it (a draft is checked in a batch, a prompt comes in chunks). */
+/* Protects: one row's result does not depend on the rows computed with it (a draft is checked in a batch,
+ * a prompt comes in chunks). */
 static void check_matmul_batches(const Kernels *k) {
     bool same = true;
     for (uint32_t type = TYPE_F32; type < TYPE_COUNT; type++) {
         size_t cols = 200, n = 39;
         Weights w = make_weights(type, 48, cols);
         float v[39 * 200], all[39 * 48], one[48];
-        for (size_t i = 0; i < n * cols; i++) v[i] = uniform(-3, 3);
+        for (size_t i = 0; i < n * cols; i++)
+            v[i] = uniform(-3, 3);
         Rows x = make_rows(n, cols);
         put_all(k, &x, v);
         k->matmul(all, 48, matrix(&w), 0, 3, &x.a);
@@ -329,7 +368,8 @@ static void check_row(const Kernels *k) {
 }
 
 static double ulps(float got, double exact) {
-    if (!(fabs(exact) < 3.4028235677973366e38)) return got == (float)exact ? 0 : INFINITY;
+    if (!(fabs(exact) < 3.4028235677973366e38))
+        return got == (float)exact ? 0 : INFINITY;
     int e;
     frexp(exact, &e);
     double ulp = ldexp(1, (e > -125 ? e : -125) - 24);
@@ -345,14 +385,19 @@ static void check_exp(const Kernels *k) {
         float x[N], s[N], h[N], p[N], ps[N], ph[N], pp[N], one[N];
         float range = round % 2 ? 110.0f : 4.0f;
         double sum = 0, largest = -INFINITY;
-        for (int i = 0; i < N; i++) x[i] = s[i] = p[i] = ps[i] = pp[i] = uniform(-range, range), one[i] = 1, largest = fmax(largest, x[i]);
+        for (int i = 0; i < N; i++)
+            x[i] = s[i] = p[i] = ps[i] = pp[i] = uniform(-range, range), one[i] = 1,
+            largest = fmax(largest, x[i]);
         k->sigmoid(s, N), k->swiglu(h, x, one, N), k->softmax(p, N);
         sets[0]->sigmoid(ps, N), sets[0]->swiglu(ph, x, one, N), sets[0]->softmax(pp, N);
         same &= !memcmp(s, ps, sizeof s) && !memcmp(h, ph, sizeof h) && !memcmp(p, pp, sizeof p);
-        for (int i = 0; i < N; i++) sum += exp((float)(x[i] - (float)largest));
+        for (int i = 0; i < N; i++)
+            sum += exp((float)(x[i] - (float)largest));
         for (int i = 0; i < N; i++) {
             double sigma = 1 / (1 + exp(-(double)x[i]));
-            if (x[i] > -87) worst_sigmoid = fmax(worst_sigmoid, ulps(s[i], sigma)), worst_silu = fmax(worst_silu, ulps(h[i], x[i] * sigma));
+            if (x[i] > -87)
+                worst_sigmoid = fmax(worst_sigmoid, ulps(s[i], sigma)),
+                worst_silu = fmax(worst_silu, ulps(h[i], x[i] * sigma));
             worst_softmax = fmax(worst_softmax, ulps(p[i], exp((float)(x[i] - (float)largest)) / sum));
         }
     }
@@ -360,7 +405,8 @@ static void check_exp(const Kernels *k) {
     k->softmax(edge, 4), k->sigmoid(far, 2);
     ends = edge[0] == 0 && edge[1] == 1 && edge[2] == 0 && edge[3] == 0 && far[0] == 1 && far[1] == 0;
     char detail[128];
-    snprintf(detail, sizeof detail, "worst: sigmoid %.2f, silu %.2f, softmax %.2f ulp", worst_sigmoid, worst_silu, worst_softmax);
+    snprintf(detail, sizeof detail, "worst: sigmoid %.2f, silu %.2f, softmax %.2f ulp", worst_sigmoid,
+             worst_silu, worst_softmax);
     report(k->name, "exp-ulp", worst_sigmoid <= 2.5 && worst_silu <= 3.5 && worst_softmax <= 4, detail);
     report(k->name, "exp-same-bytes", same, "differs from portable");
     report(k->name, "exp-ends", ends, "exp(-infinity) is not 0");
@@ -372,7 +418,8 @@ static void check_fma(const Kernels *k) {
     for (int round = 0; round < 2000000; round++) {
         float a = any_float(), b = any_float(), c = any_float();
         if (round % 2) { /* near ties: a product that ends in the middle between two floats, and a trifle */
-            a = ldexpf((float)(1 + below(4096)), (int)below(40) - 20), b = ldexpf((float)(1 + below(4096)), (int)below(40) - 20);
+            a = ldexpf((float)(1 + below(4096)), (int)below(40) - 20),
+            b = ldexpf((float)(1 + below(4096)), (int)below(40) - 20);
             c = ldexpf(below(2) ? a * b : -a * b, (int)below(60) - 30);
         }
         float got = c, exact = fmaf(a, b, c);
@@ -405,7 +452,8 @@ static void check_vectors(const Kernels *k) {
         same &= !memcmp(&d, &pd, 4);
         memcpy(y, x, n * 4), memcpy(p, x, n * 4);
         k->axpy(y, 0.37f, w, n);
-        for (size_t i = 0; i < n; i++) right &= y[i] == fmaf(0.37f, w[i], x[i]);
+        for (size_t i = 0; i < n; i++)
+            right &= y[i] == fmaf(0.37f, w[i], x[i]);
         k->rmsnorm(p, p, w, n, 1e-6f);
         memcpy(y, x, n * 4);
         sets[0]->rmsnorm(y, x, w, n, 1e-6f);
@@ -413,7 +461,8 @@ static void check_vectors(const Kernels *k) {
         k->swiglu(p, x, w, n), memcpy(y, x, n * 4), k->swiglu(y, y, w, n); /* h may be gate */
         same &= !memcmp(y, p, n * 4);
         float *all[4] = {x, w, y, p};
-        for (int i = 0; i < 4; i++) inside &= unguard(all[i], round_up(n * 4, 64));
+        for (int i = 0; i < 4; i++)
+            inside &= unguard(all[i], round_up(n * 4, 64));
     }
     report(k->name, "vectors", right, "rmsnorm, dot or axpy differ from double precision");
     report(k->name, "vectors-same-bytes", same, "differs from portable");
@@ -426,10 +475,12 @@ int main(void) {
     for (size_t i = 0; i < 4; i++) {
         setenv("MLA_ISA", NAMES[i], 1);
         const Kernels *k = kernels_choose(&why);
-        if (k) sets[n_sets++] = k;
+        if (k)
+            sets[n_sets++] = k;
     }
     setenv("MLA_ISA", "none", 1);
-    report("dispatch", "unknown-set-is-refused", !kernels_choose(&why) && strstr(why, "none") && strstr(why, "portable"), why);
+    report("dispatch", "unknown-set-is-refused",
+           !kernels_choose(&why) && strstr(why, "none") && strstr(why, "portable"), why);
     for (size_t i = 0; i < n_sets; i++) {
         check_put_and_gather(sets[i]);
         check_put_strange(sets[i]);

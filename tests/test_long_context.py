@@ -1,5 +1,6 @@
-"""Positions up to the longest contexts: rotations judged by double precision and by transformers, and a text longer than every stretch that attention
-is cut into, judged by transformers. tests/long_context.json says what transformers computed (make_long_context_vectors.py made it)."""
+"""Positions up to the longest contexts: rotations judged by double precision and by transformers, and a text
+longer than every stretch that attention is cut into, judged by transformers. tests/long_context.json says
+what transformers computed (make_long_context_vectors.py made it)."""
 
 import json
 import subprocess
@@ -36,9 +37,20 @@ def ulps(got, want):
 
 @pytest.mark.parametrize("shape", ["deepseek-v2-lite", "deepseek-v3"])
 def test_cos_and_sin(shape):
-    """To the last place of float32 of the angle that models are trained with, which is a product in float32: beyond the published limit of 163,840,
-    at ends of pages and at random."""
-    positions = [0, 1, 127, 128, 4095, 4096, 131071, 163839, 1_000_000, *np.random.default_rng(1).integers(1_000_000, size=4000)]
+    """To the last place of float32 of the angle that models are trained with, which is a product in float32:
+    beyond the published limit of 163,840, at ends of pages and at random."""
+    positions = [
+        0,
+        1,
+        127,
+        128,
+        4095,
+        4096,
+        131071,
+        163839,
+        1_000_000,
+        *np.random.default_rng(1).integers(1_000_000, size=4000),
+    ]
     frequencies = inv_freq(shape)
     angles = (np.array(positions, np.float32)[:, None] * frequencies).astype(np.float64)
     cos, sin = rotations(frequencies, positions)
@@ -47,15 +59,19 @@ def test_cos_and_sin(shape):
 
 @pytest.mark.parametrize("shape", WANT["rotations"])
 def test_rotations_of_transformers(shape):
-    """The same frequencies give the same rotations to the last place of 1. An export's frequencies differ from transformers' by one place at most,
-    and what that place is worth grows with the position."""
+    """The same frequencies give the same rotations to the last place of 1. An export's frequencies differ
+    from transformers' by one place at most, and what that place is worth grows with the position."""
     want = {key: np.array(value, np.float32) for key, value in WANT["rotations"][shape].items()}
     own = inv_freq(shape)
     assert ulps(own, want["inv_freq"]) <= 1
-    drift = np.array(WANT["positions"])[:, None] * want["inv_freq"] * 2.0**-22  # one place of the frequency and the rounding of the product
+    drift = (
+        np.array(WANT["positions"])[:, None] * want["inv_freq"] * 2.0**-22
+    )  # one place of the frequency and the rounding of the product
     for frequencies, tolerance in ((want["inv_freq"], 2.0**-23), (own, 2.0**-23 + drift)):
         cos, sin = rotations(frequencies, WANT["positions"])
-        assert (np.abs(cos - want["cos"]) <= tolerance).all() and (np.abs(sin - want["sin"]) <= tolerance).all()
+        assert (np.abs(cos - want["cos"]) <= tolerance).all() and (
+            np.abs(sin - want["sin"]) <= tolerance
+        ).all()
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +83,8 @@ def long_model(tmp_path_factory):
 
 @pytest.mark.parametrize("path", PATHS)
 def test_long_text(path, long_model):
-    """More rows than are decompressed at once, several pages in each part of an absorbed context, and a prefill of many calls."""
+    """More rows than are decompressed at once, several pages in each part of an absorbed context, and a
+    prefill of many calls."""
     options, environment = PATHS[path]
     got = compare.logits(long_model, long_text(), *options, **environment)[ROWS]
     assert compare.relative_difference(got, np.array(WANT["logits"], np.float32)) <= TOLERANCE

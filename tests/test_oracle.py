@@ -1,9 +1,11 @@
-"""The arithmetic of every model family, judged by transformers: tiny random models with the logits that transformers computed in f32.
+"""The arithmetic of every model family, judged by transformers: tiny random models with the logits that
+transformers computed in f32.
 
-Each is run through all three forms of attention (absorbed, decompressed, ordinary full K/V cache), in one call and row by row: a mistake in any of
-them, in RoPE, YaRN, a router, a norm's epsilon or in the export moves the logits by a thousand times the tolerance. tests/models holds one model for
-each feature (tests/make_sandwich_model.py made the one that transformers has no class for);
-MLA_ORACLE may name a directory with more of the same form (config.json, model.safetensors, expected.npz)."""
+Each is run through all three forms of attention (absorbed, decompressed, ordinary full K/V cache), in one
+call and row by row: a mistake in any of them, in RoPE, YaRN, a router, a norm's epsilon or in the export
+moves the logits by a thousand times the tolerance. tests/models holds one model for each feature
+(tests/make_sandwich_model.py made the one that transformers has no class for); MLA_ORACLE may name a
+directory with more of the same form (config.json, model.safetensors, expected.npz)."""
 
 import json
 import os
@@ -19,14 +21,21 @@ from conftest import MODELS
 
 TOLERANCE = 3e-4  # of the spread of the logits: f32 rounding stays ten times below, any mistake is far above
 
-# Families of the oracle that are not computed: their attention or layers have a feature that no field of the checkpoint describes.
+# Families of the oracle that are not computed: their attention or layers have a feature that no field of the
+# checkpoint describes.
 UNSUPPORTED = {"bailing_hybrid", "kimi_linear"}
 
 # One such feature each, put into a configuration that is otherwise supported.
-FEATURES = {"linear_attn_config": {"num_heads": 2}, "layer_group_size": 4, "sliding_window": 128, "hidden_act": "gelu", "made_up_key": 1}
+FEATURES = {
+    "linear_attn_config": {"num_heads": 2},
+    "layer_group_size": 4,
+    "sliding_window": 128,
+    "hidden_act": "gelu",
+    "made_up_key": 1,
+}
 
-# What a type of weights may cost on random models: the median difference, in units of the spread (rounding moves some rows to other experts; two
-# models that have nothing to do with each other are 0.95 apart).
+# What a type of weights may cost on random models: the median difference, in units of the spread (rounding
+# moves some rows to other experts; two models that have nothing to do with each other are 0.95 apart).
 COST = {"bf16": 0.04, "q8": 0.1, "mixed": 0.3}
 
 PATHS = {
@@ -39,7 +48,9 @@ CHUNKS = {"one call": {}, "row by row": {"MLA_CHUNK": "1"}, "seven rows": {"MLA_
 
 def sources():
     folders = [MODELS] + ([Path(os.environ["MLA_ORACLE"])] if "MLA_ORACLE" in os.environ else [])
-    return {path.parent.name: path.parent for folder in folders for path in sorted(folder.glob("*/expected.npz"))}
+    return {
+        path.parent.name: path.parent for folder in folders for path in sorted(folder.glob("*/expected.npz"))
+    }
 
 
 def family(source):
@@ -50,11 +61,24 @@ SUPPORTED = [source for source in sources().values() if family(source) not in UN
 
 
 # Without an indexer: random ones choose other rows with rounded weights.
-DENSE = [source for source in SUPPORTED if "index_topk" not in json.loads((source / "config.json").read_text())]
+DENSE = [
+    source for source in SUPPORTED if "index_topk" not in json.loads((source / "config.json").read_text())
+]
 
 
 def test_models_are_there():
-    assert {"v2lite", "v3_fp8", "v2_236b", "v32", "glm52", "minicpm3", "plm", "mistral4", "longcat", "sandwich"} <= {path.name for path in MODELS.iterdir()}
+    assert {
+        "v2lite",
+        "v3_fp8",
+        "v2_236b",
+        "v32",
+        "glm52",
+        "minicpm3",
+        "plm",
+        "mistral4",
+        "longcat",
+        "sandwich",
+    } <= {path.name for path in MODELS.iterdir()}
 
 
 @pytest.mark.parametrize("chunk", CHUNKS)

@@ -1,6 +1,8 @@
-"""The same file, prompt, seed and options give the same bytes on every machine: threads, instruction sets, compilers, x86-64 and aarch64.
+"""The same file, prompt, seed and options give the same bytes on every machine: threads, instruction sets,
+compilers, x86-64 and aarch64.
 
-One run of ./run with one thread is the reference; every other way must give the same logits, bit for bit, and the same text."""
+One run of ./run with one thread is the reference; every other way must give the same logits, bit for bit, and
+the same text."""
 
 import hashlib
 import json
@@ -18,7 +20,13 @@ from conftest import MODELS, ROOT
 STORIES = ROOT / "demo" / "stories.bin"
 TINY = MODELS / "v2_236b"  # low-rank queries, expert groups, sizes that are no multiples of 32
 TYPES = ["f32", "bf16", "q8", "q4"]  # of it
-FEATURES = ["longcat", "mistral4", "plm", "sandwich", "v32"]  # other models, with code of their own in the forward pass
+FEATURES = [
+    "longcat",
+    "mistral4",
+    "plm",
+    "sandwich",
+    "v32",
+]  # other models, with code of their own in the forward pass
 CHECKPOINTS = [*TYPES, *FEATURES, "stories"]
 
 # name: (build or None for ./run itself, environment, options)
@@ -36,11 +44,15 @@ WAYS = {
     "aarch64, portable": ("aarch64", {"MLA_ISA": "portable"}, ["-j", "1"]),
 }
 
-CPU_FLAGS = {"avx2": {"avx2", "fma", "f16c"}, "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"}}
+CPU_FLAGS = {
+    "avx2": {"avx2", "fma", "f16c"},
+    "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"},
+}
 
 
 def need_cpu(isa):
-    """Skips where this machine cannot run the instruction set; whether it can is Linux's word, not the program's own."""
+    """Skips where this machine cannot run the instruction set; whether it can is Linux's word, not the
+    program's own."""
     cpuinfo = Path("/proc/cpuinfo")
     flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
     if isa in CPU_FLAGS and not CPU_FLAGS[isa] <= flags:
@@ -48,7 +60,13 @@ def need_cpu(isa):
 
 
 def checkpoint(name, export):
-    return STORIES if name == "stories" else export(TINY, name) if name in TYPES else export(MODELS / name, "mixed")
+    return (
+        STORIES
+        if name == "stories"
+        else export(TINY, name)
+        if name in TYPES
+        else export(MODELS / name, "mixed")
+    )
 
 
 def results(name, model, program, environment, options):
@@ -56,11 +74,19 @@ def results(name, model, program, environment, options):
     ids = " ".join(str(i % 40) for i in np.load(TINY / "expected.npz")["ids"])
     prompt = ["-p", compare.TEXT[:400]] if name == "stories" else ["--ids", ids]
     caches = ("f32", "bf16", "q8", "q6", "q4", "full") if name in TYPES else ["q8"]
-    cases = {f"logits {cache}": ["-k", cache] for cache in caches} | {"text": ["-t", "0.8", "-s", "7", "-n", "24"]}
+    cases = {f"logits {cache}": ["-k", cache] for cache in caches} | {
+        "text": ["-t", "0.8", "-s", "7", "-n", "24"]
+    }
     hashes = {}
     for path in ("absorbed", "decompressed"):
         for case, more in cases.items():
-            hashes[path, case] = one(model, [*prompt, *more, *options], "logits" in case, program, {**environment, "MLA_PATH": path})
+            hashes[path, case] = one(
+                model,
+                [*prompt, *more, *options],
+                "logits" in case,
+                program,
+                {**environment, "MLA_PATH": path},
+            )
     return hashes
 
 
@@ -96,12 +122,13 @@ def test_same_bytes(name, way, reference, export, build):
 
 
 def test_the_test_can_fail(reference):
-    """Hashes that were the same whatever is run would prove nothing. (f32 and bf16 do give the same: the tiny model's weights are bf16.)"""
+    """Hashes that were the same whatever is run would prove nothing. (f32 and bf16 do give the same: the tiny
+    model's weights are bf16.)"""
     assert len({str(reference(name)) for name in ("f32", "q8", "q4", "v32", "stories")}) == 5
     assert reference("f32")["absorbed", "logits f32"] != reference("f32")["absorbed", "logits q8"]
 
 
 def test_the_hashes_of_other_builds(tmp_path):
-    """tests/hashes.json was made elsewhere, by another build: the numbers of this one are the same. (`make matrix` compares all of them;
-    `make matrix HASHES=--write` where a change of the numbers is meant.)"""
+    """tests/hashes.json was made elsewhere, by another build: the numbers of this one are the same. (`make
+    matrix` compares all of them; `make matrix HASHES=--write` where a change of the numbers is meant.)"""
     assert matrix.hashes(matrix.checkpoints(tmp_path), compare.RUN) == json.loads(matrix.HASHES.read_text())

@@ -1,8 +1,9 @@
 """The sampler against its definition in numpy: which tokens remain, and which of them a seed chooses.
 
-The generator is splitmix64; its first outputs for the seed 1234567 are published with the reference implementation, and they tie the copy
-below to the outside. A seed's first number u in [0, 1) then picks the first token, in descending order of probability, whose cumulative probability is above
-u times the probability of all that remain."""
+The generator is splitmix64; its first outputs for the seed 1234567 are published with the reference
+implementation, and they tie the copy below to the outside. A seed's first number u in [0, 1) then picks the
+first token, in descending order of probability, whose cumulative probability is above u times the probability
+of all that remain."""
 
 import numpy as np
 import pytest
@@ -26,7 +27,12 @@ def splitmix64(state):
 def test_splitmix64_vectors():
     numbers = splitmix64(1234567)
     assert [next(numbers) for _ in range(5)] == [
-        6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+        4593380528125082431,
+        16408922859458223821,
+    ]
 
 
 def remaining(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repeat_penalty=1.0):
@@ -56,14 +62,22 @@ def logits(model):
 
 
 CASES = [
-    {}, {"temperature": 0.3}, {"top_k": 5}, {"top_p": 0.6}, {"min_p": 0.4}, {"repeat_penalty": 3.0}, {"top_k": 1}, {"top_p": 0.0},
+    {},
+    {"temperature": 0.3},
+    {"top_k": 5},
+    {"top_p": 0.6},
+    {"min_p": 0.4},
+    {"repeat_penalty": 3.0},
+    {"top_k": 1},
+    {"top_p": 0.0},
     {"temperature": 0.7, "top_k": 40, "top_p": 0.9, "min_p": 0.05, "repeat_penalty": 1.3},
 ]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_choice(case, model, logits):
-    """Every seed gives the token that the definition gives. A seed whose number lies on a border of two tokens proves nothing and is left out."""
+    """Every seed gives the token that the definition gives. A seed whose number lies on a border of two
+    tokens proves nothing and is left out."""
     ids, p = remaining(logits, **case)
     borders = np.cumsum(p)
     options = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, **case}
@@ -81,11 +95,20 @@ def test_choice(case, model, logits):
 
 def test_greedy_is_the_penalised_maximum(model, logits):
     for penalty in (1.0, 5.0, 0.2):
-        out = compare.run(model, "--ids", " ".join(map(str, PROMPT)), "-n", 1, "-t", 0, "--repeat-penalty", penalty)
+        out = compare.run(
+            model, "--ids", " ".join(map(str, PROMPT)), "-n", 1, "-t", 0, "--repeat-penalty", penalty
+        )
         assert int(out) == remaining(logits, repeat_penalty=penalty)[0][0]
 
 
 def test_extreme_temperatures(model, logits):
     """No temperature makes infinities meet: the smallest is greedy, the largest still chooses a token."""
-    assert int(compare.run(model, "--ids", " ".join(map(str, PROMPT)), "-n", 1, "-t", "1e-40", "-s", 1)) == logits.argmax()
-    assert 0 <= int(compare.run(model, "--ids", " ".join(map(str, PROMPT)), "-n", 1, "-t", "1000", "-s", 1)) < len(logits)
+    assert (
+        int(compare.run(model, "--ids", " ".join(map(str, PROMPT)), "-n", 1, "-t", "1e-40", "-s", 1))
+        == logits.argmax()
+    )
+    assert (
+        0
+        <= int(compare.run(model, "--ids", " ".join(map(str, PROMPT)), "-n", 1, "-t", "1000", "-s", 1))
+        < len(logits)
+    )

@@ -1,7 +1,8 @@
-"""--session: a text put away and gone on with is the text that never stopped, and a file that is not what it should be is refused.
+"""--session: a text put away and gone on with is the text that never stopped, and a file that is not what it
+should be is refused.
 
-The judge of what goes on is always one run without a session. Where a test makes a file, it is written here after the description in
-modes/session.c, with zlib's checksum."""
+The judge of what goes on is always one run without a session. Where a test makes a file, it is written here
+after the description in cli/session.c, with zlib's checksum."""
 
 import fcntl
 import os
@@ -64,12 +65,15 @@ def prompt_tokens(done):
     return int(re.search(rb"prompt (\d+) tokens", done.stderr)[1])
 
 
-# ---- going on ----------------------------------------------------------------------------------------------------------------------
+# ---- going on
+# ----------------------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("cache", ["f32", "bf16", "q8", "q6", "q4", "full"])
 @pytest.mark.parametrize("options", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_as_if_it_had_never_stopped(options, cache, session):
-    """In three pieces, each with another number of threads, across the end of the first page of 128 rows. Without -k the session's type is used."""
+    """In three pieces, each with another number of threads, across the end of the first page of 128 rows.
+    Without -k the session's type is used."""
     begin = ["-p", "Once upon a time there was a little dog. " * 10, "-s", "7", "-k", cache]
     options = [*options, "--ignore-eos"]
     pieces = text(*begin, *options, "-n", 8, "-j", 1, "--session", session)
@@ -81,8 +85,8 @@ def test_as_if_it_had_never_stopped(options, cache, session):
 
 
 def test_nothing_is_computed_again(session, tiny):
-    """A prompt is appended, without a begin token, to what was read and written before: one long prompt gives the same. Only the new tokens and
-    the one that was written last are computed."""
+    """A prompt is appended, without a begin token, to what was read and written before: one long prompt gives
+    the same. Only the new tokens and the one that was written last are computed."""
     first, second = "3 1 4 1 5", "9 2 6"
     greedy = ["-t", 0, "-n", 7, "-k", "f32"]
     written = text("--ids", first, *greedy, "--session", session, model=tiny).decode().strip()
@@ -116,7 +120,8 @@ def test_after_an_end_token(session):
 
 
 def test_after_a_stop_text(session):
-    """What --stop kept back comes first when the text goes on by itself or after --echo's prompt; another prompt takes its place."""
+    """What --stop kept back comes first when the text goes on by itself or after --echo's prompt; another
+    prompt takes its place."""
     whole = text(*BEGIN, *GREEDY, "-n", 60)
     at = whole.index(b"little")
     before = text(*BEGIN, *GREEDY, "-n", 60, "--stop", "itt", "--session", session)
@@ -165,13 +170,22 @@ def test_seed(session):
     assert anew[0].stdout == anew[1].stdout != done.stdout
 
 
-# ---- the file ----------------------------------------------------------------------------------------------------------------------
+# ---- the file
+# ----------------------------------------------------------------------------------------------------------------------
+
 
 def test_the_file_is_what_its_description_says(put_away, tiny):
     """Offsets, checksums and ids, read by another program."""
     h = header(put_away)
-    assert h["magic"] == b"MLA.S\r\n\x1a" and h["version"] == 1 and h["cache"].rstrip(b"\0") in (b"bf16", b"q8")
-    assert h["file_bytes"] == len(put_away) and (h["tokens"], h["rows"], h["pages"], h["logits"]) == (143, 142, 2, 0)
+    assert (
+        h["magic"] == b"MLA.S\r\n\x1a" and h["version"] == 1 and h["cache"].rstrip(b"\0") in (b"bf16", b"q8")
+    )
+    assert h["file_bytes"] == len(put_away) and (h["tokens"], h["rows"], h["pages"], h["logits"]) == (
+        143,
+        142,
+        2,
+        0,
+    )
     assert with_fields(put_away) == put_away  # its checksum is zlib's
     assert struct.unpack_from("<140i", put_away, 192) == (5,) * 140
     sums = struct.unpack_from("<2I", put_away, 192 + 4 * (h["tokens"] + h["logits"]))
@@ -211,13 +225,22 @@ def places(raw):
     chance = random.Random(3)
     h = header(raw)
     lists = range(192, h["data_offset"])
-    return [*range(192), *chance.sample(lists, 60), *chance.sample(range(h["data_offset"], len(raw)), 60), len(raw) - 1]
+    return [
+        *range(192),
+        *chance.sample(lists, 60),
+        *chance.sample(range(h["data_offset"], len(raw)), 60),
+        len(raw) - 1,
+    ]
 
 
 def test_cut_anywhere(put_away, session, tiny):
     for length in places(put_away):
         session.write_bytes(put_away[:length])
-        refused(run("-n", 1, "--session", session, model=tiny), FAILED, "not a session" if length < 8 else "cut short")
+        refused(
+            run("-n", 1, "--session", session, model=tiny),
+            FAILED,
+            "not a session" if length < 8 else "cut short",
+        )
 
 
 def test_one_flipped_bit_anywhere(put_away, session, tiny):
@@ -230,15 +253,33 @@ def test_one_flipped_bit_anywhere(put_away, session, tiny):
 
 
 def test_hostile_fields(put_away, session, tiny, build):
-    """Fields that lie, under a checksum that is right, in a build with sanitizers: refused in one line, or harmless."""
+    """Fields that lie, under a checksum that is right, in a build with sanitizers: refused in one line, or
+    harmless."""
     chance = random.Random(4)
-    numbers = {"file_bytes": 64, "data_offset": 64, "page_bytes": 64, "tokens": 32, "rows": 32, "cut": 32, "logits": 32, "pages": 32}
+    numbers = {
+        "file_bytes": 64,
+        "data_offset": 64,
+        "page_bytes": 64,
+        "tokens": 32,
+        "rows": 32,
+        "cut": 32,
+        "logits": 32,
+        "pages": 32,
+    }
     h = header(put_away)
     for _ in range(100):
         changed = {}
         for name in chance.sample(list(numbers), chance.choice((1, 1, 2, 3))):
             top, old = 2 ** numbers[name] - 1, h[name]
-            changed[name] = min(max(chance.choice([0, 1, old - 1, old + 1, old + 128, 2 * old, top, top // 2, chance.randint(0, top)]), 0), top)
+            changed[name] = min(
+                max(
+                    chance.choice(
+                        [0, 1, old - 1, old + 1, old + 128, 2 * old, top, top // 2, chance.randint(0, top)]
+                    ),
+                    0,
+                ),
+                top,
+            )
         if "data_offset" not in changed:  # where the lists would then end
             lists = 192 + 4 * sum(changed.get(name, h[name]) for name in ("tokens", "logits", "pages"))
             changed["data_offset"] = (lists + 4095) // 4096 * 4096
@@ -263,7 +304,9 @@ def test_hostile_contents(put_away, session, tiny, build):
 
 def hostile(raw, session, model, build):
     session.write_bytes(raw)
-    done = subprocess.run([*build("debug"), model, "-n", "2", "-t", "0", "--session", session], capture_output=True, timeout=60)
+    done = subprocess.run(
+        [*build("debug"), model, "-n", "2", "-t", "0", "--session", session], capture_output=True, timeout=60
+    )
     assert done.returncode in (0, FAILED), done.stderr.decode()
     if done.returncode:
         line = done.stderr.decode(errors="replace").splitlines()[-1]
@@ -271,14 +314,18 @@ def hostile(raw, session, model, build):
     return done.returncode
 
 
-# ---- the moment of writing ---------------------------------------------------------------------------------------------------------
+# ---- the moment of writing
+# ---------------------------------------------------------------------------------------------------------
+
 
 def test_in_use(session):
-    """A run that waits for its prompt has the session, and under every name; a second one is refused at once. When the first is killed, what is
-    left of it is in nobody's way."""
+    """A run that waits for its prompt has the session, and under every name; a second one is refused at once.
+    When the first is killed, what is left of it is in nobody's way."""
     text(*BEGIN, "-n", 2, "--session", session)
     (link := session.with_name("link")).symlink_to(session)
-    process = subprocess.Popen([RUN, MODEL, "-f", "-", "--session", session], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [RUN, MODEL, "-f", "-", "--session", session], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     temporary = session.with_name(session.name + TEMPORARY)
     while not locked(temporary):
         time.sleep(0.01)
@@ -306,8 +353,14 @@ def locked(path):
 def test_two_at_once(session, tiny):
     """However runs meet, each is refused or goes on from what the one before it wrote: no token is lost."""
     text("--ids", "1", "-n", 1, "--session", session, model=tiny)
-    runs = [subprocess.Popen([RUN, tiny, "-q", "-n", "1", "--session", session], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            for _ in range(40)]
+    runs = [
+        subprocess.Popen(
+            [RUN, tiny, "-q", "-n", "1", "--session", session],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for _ in range(40)
+    ]
     done = [process.wait() for process in runs]
     assert set(done) <= {0, FAILED} and 0 in done
     assert header(session.read_bytes())["tokens"] == 2 + done.count(0)
@@ -340,12 +393,17 @@ def test_killed_at_any_time(session, tiny):
 
 
 def test_no_place_to_write(session, tiny):
-    """Known before the first token where that is possible; a disk that fills up all the same is a failure, and the session stays what it was."""
+    """Known before the first token where that is possible; a disk that fills up all the same is a failure,
+    and the session stays what it was."""
     refused(run("--ids", "1", "--session", session / "none" / "session", model=tiny), FAILED, "none")
     options = ["-t", "0", "-n", "200", "--ignore-eos", "-q", "--session", session]
     text("--ids", "1", "-n", 1, "--session", session, model=tiny)
     before = session.read_bytes()
-    done = run(*options, model=tiny, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (len(before), len(before))))
+    done = run(
+        *options,
+        model=tiny,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (len(before), len(before))),
+    )
     assert done.returncode == FAILED and b"cannot write" in done.stderr
     assert session.read_bytes() == before and os.listdir(session.parent) == [session.name]
 

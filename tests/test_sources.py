@@ -1,10 +1,11 @@
 """The forms in which people have models, each exported and compared with what is known of it from outside:
 
-    GGUF          written by the gguf package from the tiny models of tests/models, in llama.cpp's layout: exported like the original directory, byte
-                  for byte; quantised blocks arrive as the gguf package dequantises them
-    FP8, INT4     every layout of scales; words packed by the compressed-tensors library
-    Mistral       params.json and its names: the same checkpoint as transformers' form
-    refusals      what is damaged, cut short or lies about its size is one line and no file"""
+GGUF          written by the gguf package from the tiny models of tests/models, in llama.cpp's layout:
+exported like the original directory, byte
+              for byte; quantised blocks arrive as the gguf package dequantises them
+FP8, INT4     every layout of scales; words packed by the compressed-tensors library Mistral       params.json
+and its names: the same checkpoint as transformers' form refusals      what is damaged, cut short or lies
+about its size is one line and no file"""
 
 import json
 import struct
@@ -20,15 +21,34 @@ from exporter.errors import ExportError
 from exporter.gguf_source import Gguf, read_gguf
 from exporter.quantise import UNIFORM
 from exporter.sources import E4M3, File
-from test_export import CONFIG, Checkpoint, export, safetensors, source, tensors, to_bf16  # noqa: F401 (fixtures)
 
-# ---- GGUF ------------------------------------------------------------------------------------------------------------------------------
+# noqa: F401 (fixtures)
+from test_export import CONFIG, Checkpoint, export, safetensors, source, tensors, to_bf16
 
-NAMES = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q", "self_attn.q_a_proj": "attn_q_a",
-         "self_attn.q_a_layernorm": "attn_q_a_norm", "self_attn.q_b_proj": "attn_q_b", "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa",
-         "self_attn.kv_a_layernorm": "attn_kv_a_norm", "self_attn.kv_b_proj": "attn_kv_b", "self_attn.o_proj": "attn_output",
-         "mlp.gate": "ffn_gate_inp", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
-STORED = {"F32": ("<f4", lambda x: x), "BF16": ("<u2", lambda x: (x.astype(np.uint32) << 16).view(np.float32)), "F8_E4M3": ("u1", lambda x: E4M3[x])}
+# ---- GGUF
+# ------------------------------------------------------------------------------------------------------------------------------
+
+NAMES = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.q_a_proj": "attn_q_a",
+    "self_attn.q_a_layernorm": "attn_q_a_norm",
+    "self_attn.q_b_proj": "attn_q_b",
+    "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa",
+    "self_attn.kv_a_layernorm": "attn_kv_a_norm",
+    "self_attn.kv_b_proj": "attn_kv_b",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+STORED = {
+    "F32": ("<f4", lambda x: x),
+    "BF16": ("<u2", lambda x: (x.astype(np.uint32) << 16).view(np.float32)),
+    "F8_E4M3": ("u1", lambda x: E4M3[x]),
+}
 
 
 def published(model):
@@ -40,15 +60,23 @@ def published(model):
     for name, entry in json.loads(raw[8:data]).items():
         if name != "__metadata__":
             (begin, end), (dtype, decoded) = entry["data_offsets"], STORED[entry["dtype"]]
-            found[name] = decoded(np.frombuffer(raw[data + begin : data + end], dtype).reshape(entry["shape"]))
+            found[name] = decoded(
+                np.frombuffer(raw[data + begin : data + end], dtype).reshape(entry["shape"])
+            )
     for name in [name for name in found if name.endswith("_scale_inv")]:
         weight = name.removesuffix("_scale_inv")
-        found[weight] = found[weight] * np.kron(found.pop(name), np.ones((128, 128), np.float32))[: found[weight].shape[0], : found[weight].shape[1]]
+        found[weight] = (
+            found[weight]
+            * np.kron(found.pop(name), np.ones((128, 128), np.float32))[
+                : found[weight].shape[0], : found[weight].shape[1]
+            ]
+        )
     return config, found
 
 
 def layout(model, split):
-    """(config, tensors under llama.cpp's names): experts stacked, kv_b_proj whole or split in two with the keys' part transposed."""
+    """(config, tensors under llama.cpp's names): experts stacked, kv_b_proj whole or split in two with the
+    keys' part transposed."""
     config, found = published(model)
     H, n, v = config["num_attention_heads"], config["qk_nope_head_dim"], config["v_head_dim"]
     top = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
@@ -60,7 +88,9 @@ def layout(model, split):
         for part in ("gate", "up", "down"):
             mlp = f"model.layers.{i}.mlp."
             if f"{mlp}experts.0.{part}_proj.weight" in found:
-                experts = [found[f"{mlp}experts.{e}.{part}_proj.weight"] for e in range(config["n_routed_experts"])]
+                experts = [
+                    found[f"{mlp}experts.{e}.{part}_proj.weight"] for e in range(config["n_routed_experts"])
+                ]
                 out[f"blk.{i}.ffn_{part}_exps.weight"] = np.stack(experts)
                 out[f"blk.{i}.ffn_{part}_shexp.weight"] = found[f"{mlp}shared_experts.{part}_proj.weight"]
         if f"model.layers.{i}.mlp.gate.e_score_correction_bias" in found:
@@ -74,32 +104,55 @@ def layout(model, split):
 
 @pytest.fixture
 def write_gguf(tmp_path):
-    """write_gguf(model, type of the matrices, split): the path of a GGUF with the model of that name in tests/models, and its tensors' bytes."""
+    """write_gguf(model, type of the matrices, split): the path of a GGUF with the model of that name in
+    tests/models, and its tensors' bytes."""
 
     def write(model, kind="F32", split=True, change=lambda writer: None, name=None):
         config, found = layout(model, split)
         path = tmp_path / f"{name or model}.gguf"
         writer = gguf.GGUFWriter(path, "deepseek2")
-        n, p, v, r = (config[key] for key in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "kv_lora_rank"))
+        n, p, v, r = (
+            config[key] for key in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "kv_lora_rank")
+        )
         yarn = config["rope_scaling"]
         for key, value in {
-                "block_count": config["num_hidden_layers"], "context_length": config["max_position_embeddings"],
-                "embedding_length": config["hidden_size"], "feed_forward_length": config["intermediate_size"],
-                "head_count": config["num_attention_heads"], "kv_lora_rank": r,
-                "rope_dimension_count": p, "layer_norm_rms_eps": config["rms_norm_eps"], "rope_freq_base": float(config["rope_theta"]),
-                "expert_count": config["n_routed_experts"], "expert_used_count": config["num_experts_per_tok"],
-                "expert_shared_count": config["n_shared_experts"], "expert_feed_forward_length": config["moe_intermediate_size"],
-                "leading_dense_block_count": config["first_k_dense_replace"], "expert_weights_scale": config["routed_scaling_factor"],
-                "expert_weights_norm": config["norm_topk_prob"], "expert_group_count": config["n_group"],
-                "expert_group_used_count": config["topk_group"], "expert_gating_func": gguf.ExpertGatingFuncType[config["scoring_func"].upper()],
-                "rope_scaling_type": gguf.RopeScalingType.YARN, "rope_scaling_factor": float(yarn["factor"]),
-                "rope_scaling_orig_ctx_len": yarn["original_max_position_embeddings"], "rope_scaling_yarn_log_mul": 0.1 * yarn["mscale_all_dim"],
-                "bos_token_id": config["bos_token_id"], "eos_token_id": config["eos_token_id"], "add_bos_token": True}.items():
+            "block_count": config["num_hidden_layers"],
+            "context_length": config["max_position_embeddings"],
+            "embedding_length": config["hidden_size"],
+            "feed_forward_length": config["intermediate_size"],
+            "head_count": config["num_attention_heads"],
+            "kv_lora_rank": r,
+            "rope_dimension_count": p,
+            "layer_norm_rms_eps": config["rms_norm_eps"],
+            "rope_freq_base": float(config["rope_theta"]),
+            "expert_count": config["n_routed_experts"],
+            "expert_used_count": config["num_experts_per_tok"],
+            "expert_shared_count": config["n_shared_experts"],
+            "expert_feed_forward_length": config["moe_intermediate_size"],
+            "leading_dense_block_count": config["first_k_dense_replace"],
+            "expert_weights_scale": config["routed_scaling_factor"],
+            "expert_weights_norm": config["norm_topk_prob"],
+            "expert_group_count": config["n_group"],
+            "expert_group_used_count": config["topk_group"],
+            "expert_gating_func": gguf.ExpertGatingFuncType[config["scoring_func"].upper()],
+            "rope_scaling_type": gguf.RopeScalingType.YARN,
+            "rope_scaling_factor": float(yarn["factor"]),
+            "rope_scaling_orig_ctx_len": yarn["original_max_position_embeddings"],
+            "rope_scaling_yarn_log_mul": 0.1 * yarn["mscale_all_dim"],
+            "bos_token_id": config["bos_token_id"],
+            "eos_token_id": config["eos_token_id"],
+            "add_bos_token": True,
+        }.items():
             getattr(writer, f"add_{key}")(value)
         if config["q_lora_rank"]:
             writer.add_q_lora_rank(config["q_lora_rank"])
         if split:
-            writer.add_key_length(r + p), writer.add_value_length(r), writer.add_key_length_mla(n + p), writer.add_value_length_mla(v)
+            (
+                writer.add_key_length(r + p),
+                writer.add_value_length(r),
+                writer.add_key_length_mla(n + p),
+                writer.add_value_length_mla(v),
+            )
         else:
             writer.add_key_length(n + p), writer.add_value_length(v)
         change(writer)
@@ -113,7 +166,9 @@ def write_gguf(tmp_path):
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        return path, {key: gguf.quants.dequantize(x, kind) if x.dtype != np.float32 else x for key, x in stored.items()}
+        return path, {
+            key: gguf.quants.dequantize(x, kind) if x.dtype != np.float32 else x for key, x in stored.items()
+        }
 
     return write
 
@@ -121,7 +176,8 @@ def write_gguf(tmp_path):
 @pytest.mark.parametrize("split", [True, False], ids=["split", "whole"])
 @pytest.mark.parametrize("model", ["v2lite", "v2_236b", "v3_fp8"])
 def test_gguf_is_the_model(model, split, write_gguf, export):
-    """In f32 nothing is lost on the way, so the checkpoint is that of the original directory: its configuration, names and numbers."""
+    """In f32 nothing is lost on the way, so the checkpoint is that of the original directory: its
+    configuration, names and numbers."""
     path, _ = write_gguf(model, "F32", split)
     assert export(path, "--type", "f32").file == export(MODELS / model, "--type", "f32").file
 
@@ -131,22 +187,42 @@ def test_gguf_halves(kind, write_gguf, export):
     path, stored = write_gguf("v2lite", kind)
     got = export(path, "--type", "f32")
     if kind == "BF16":  # all but the latent projections are bf16 in the original, too
-        assert got.bytes("layers.1.experts.5.down").tobytes() == export(MODELS / "v2lite", "--type", "f32").bytes("layers.1.experts.5.down").tobytes()
+        assert (
+            got.bytes("layers.1.experts.5.down").tobytes()
+            == export(MODELS / "v2lite", "--type", "f32").bytes("layers.1.experts.5.down").tobytes()
+        )
     np.testing.assert_array_equal(got.read("layers.0.q")[0], stored["blk.0.attn_q.weight"])
 
 
 @pytest.mark.parametrize("split", [True, False], ids=["split", "whole"])
-@pytest.mark.parametrize("kind, type", [("Q8_0", "q8"), ("Q4_0", "q4"), ("Q4_0", "mixed"), ("Q5_0", "q8"), ("Q8_0", "q4")])
+@pytest.mark.parametrize(
+    "kind, type", [("Q8_0", "q8"), ("Q4_0", "q4"), ("Q4_0", "mixed"), ("Q5_0", "q8"), ("Q8_0", "q4")]
+)
 def test_gguf_blocks(kind, type, split, write_gguf, export):
-    """Blocks of q8_0 in a q8 tensor, and of q4_0 in q4 or q8, keep their integers and scales: the numbers are exactly those that llama.cpp has.
-    Others are rounded again, q8 from q5_0 to within half a step."""
+    """Blocks of q8_0 in a q8 tensor, and of q4_0 in q4 or q8, keep their integers and scales: the numbers are
+    exactly those that llama.cpp has. Others are rounded again, q8 from q5_0 to within half a step."""
     path, stored = write_gguf("v2lite", kind, split)
     got = export(path, "--type", type, "--no-rotation")
-    names = {"embed": "token_embd", "head": "output", "layers.0.q": "blk.0.attn_q", "layers.1.kv_a": "blk.1.attn_kv_a_mqa",
-             "layers.2.o": "blk.2.attn_output", "layers.0.down": "blk.0.ffn_down", "layers.1.shared.up": "blk.1.ffn_up_shexp"}
+    names = {
+        "embed": "token_embd",
+        "head": "output",
+        "layers.0.q": "blk.0.attn_q",
+        "layers.1.kv_a": "blk.1.attn_kv_a_mqa",
+        "layers.2.o": "blk.2.attn_output",
+        "layers.0.down": "blk.0.ffn_down",
+        "layers.1.shared.up": "blk.1.ffn_up_shexp",
+    }
     want = {ours: stored[theirs + ".weight"] for ours, theirs in names.items()}
-    want["layers.0.w_uv"] = stored["blk.0.attn_v_b.weight"] if split else stored["blk.0.attn_kv_b.weight"].reshape(2, 96, 32)[:, 32:]
-    want |= {f"layers.2.experts.{e}.{part}": stored[f"blk.2.ffn_{part}_exps.weight"][e] for e in range(6) for part in ("gate", "up", "down")}
+    want["layers.0.w_uv"] = (
+        stored["blk.0.attn_v_b.weight"]
+        if split
+        else stored["blk.0.attn_kv_b.weight"].reshape(2, 96, 32)[:, 32:]
+    )
+    want |= {
+        f"layers.2.experts.{e}.{part}": stored[f"blk.2.ffn_{part}_exps.weight"][e]
+        for e in range(6)
+        for part in ("gate", "up", "down")
+    }
     for name, x in want.items():
         y = got.read(name).reshape(x.shape)
         if kind == "Q5_0":
@@ -156,11 +232,16 @@ def test_gguf_blocks(kind, type, split, write_gguf, export):
         else:
             np.testing.assert_array_equal(y, x, err_msg=name)
             if got.names[name]["type"] == 4:
-                assert got.names[name]["codebook"] == UNIFORM.tobytes() == bytes(range(248, 256)) + bytes(range(8))
+                assert (
+                    got.names[name]["codebook"]
+                    == UNIFORM.tobytes()
+                    == bytes(range(248, 256)) + bytes(range(8))
+                )
 
 
 def test_same_logits_from_four_and_eight_bits(tmp_path, write_gguf, export):
-    """A q4_0 model as q4 and as q8: the same integers, found through a codebook and directly, so the same logits to the last bit."""
+    """A q4_0 model as q4 and as q8: the same integers, found through a codebook and directly, so the same
+    logits to the last bit."""
     path, _ = write_gguf("v2lite", "Q4_0")
     found = []
     for type in ("q4", "q8"):
@@ -186,7 +267,10 @@ def test_integer_that_q8_lacks(write_gguf, export):
     path.write_bytes(raw)
     scale = float(np.frombuffer(raw, np.float16, 1, tensor.offset)[0])
     y = export(path, "--type", "q8", "--no-rotation").read("layers.0.q")[0, 0]
-    assert y[0] == pytest.approx(-128 * scale, rel=1e-3) and not (y[1:32] == stored["blk.0.attn_q.weight"][0, 1:32]).all()
+    assert (
+        y[0] == pytest.approx(-128 * scale, rel=1e-3)
+        and not (y[1:32] == stored["blk.0.attn_q.weight"][0, 1:32]).all()
+    )
 
 
 def test_other_types_of_blocks(tmp_path):
@@ -200,7 +284,12 @@ def test_other_types_of_blocks(tmp_path):
         raw &= 0xBF  # scales below 2
         want[kind.name] = gguf.quants.dequantize(raw, kind)
         writer.add_tensor(kind.name, raw, raw_dtype=kind)
-    writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file(), writer.close()
+    (
+        writer.write_header_to_file(),
+        writer.write_kv_data_to_file(),
+        writer.write_tensors_to_file(),
+        writer.close(),
+    )
     found = read_gguf(File(tmp_path / "x.gguf"))[1]
     for name, x in want.items():
         assert found[name].shape == (5, 512)
@@ -222,7 +311,12 @@ def test_gguf_in_parts(write_gguf, export):
         writer.add_uint16("split.count", 2), writer.add_int32("split.tensors.count", len(reader.tensors))
         for tensor in tensors_of:
             writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-        writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file(), writer.close()
+        (
+            writer.write_header_to_file(),
+            writer.write_kv_data_to_file(),
+            writer.write_tensors_to_file(),
+            writer.close(),
+        )
     assert export(parts[0], "--type", "f32").file == want
     assert "give the first" in export(parts[1])
     parts[1].unlink()
@@ -230,21 +324,58 @@ def test_gguf_in_parts(write_gguf, export):
 
 
 def test_what_a_gguf_leaves_out():
-    """Group limits, scoring and YaRN's ends are not in older files: those of the published model of the same shape, and told where there is none."""
+    """Group limits, scoring and YaRN's ends are not in older files: those of the published model of the same
+    shape, and told where there is none."""
+
     class Source:
         directory, tensors = "x.gguf", {"model.embed_tokens.weight": type("T", (), {"shape": (163840, 7168)})}
-        metadata = {"general.architecture": "deepseek2", **{f"deepseek2.{key}": value for key, value in {
-            "rope.dimension_count": 64, "attention.head_count": 64, "embedding_length": 7168, "block_count": 61, "attention.q_lora_rank": 1536,
-            "attention.kv_lora_rank": 512, "attention.key_length": 192, "attention.value_length": 128, "feed_forward_length": 18432,
-            "context_length": 131072, "attention.layer_norm_rms_epsilon": 1e-6, "rope.freq_base": 50000.0, "expert_count": 384,
-            "expert_used_count": 8, "expert_shared_count": 1, "expert_feed_forward_length": 2048, "leading_dense_block_count": 1,
-            "rope.scaling.type": "yarn",
-            "rope.scaling.factor": 32.0, "rope.scaling.original_context_length": 4096, "rope.scaling.yarn_log_multiplier": 0.1}.items()}}
+        metadata = {
+            "general.architecture": "deepseek2",
+            **{
+                f"deepseek2.{key}": value
+                for key, value in {
+                    "rope.dimension_count": 64,
+                    "attention.head_count": 64,
+                    "embedding_length": 7168,
+                    "block_count": 61,
+                    "attention.q_lora_rank": 1536,
+                    "attention.kv_lora_rank": 512,
+                    "attention.key_length": 192,
+                    "attention.value_length": 128,
+                    "feed_forward_length": 18432,
+                    "context_length": 131072,
+                    "attention.layer_norm_rms_epsilon": 1e-6,
+                    "rope.freq_base": 50000.0,
+                    "expert_count": 384,
+                    "expert_used_count": 8,
+                    "expert_shared_count": 1,
+                    "expert_feed_forward_length": 2048,
+                    "leading_dense_block_count": 1,
+                    "rope.scaling.type": "yarn",
+                    "rope.scaling.factor": 32.0,
+                    "rope.scaling.original_context_length": 4096,
+                    "rope.scaling.yarn_log_multiplier": 0.1,
+                }.items()
+            },
+        }
+
     values, notes = gguf_config.config(Source)
-    assert values["rope_scaling"]["beta_fast"] == 1 and values["rope_scaling"]["mscale_all_dim"] == 1  # Kimi-K2's
-    assert (values["scoring_func"], values["norm_topk_prob"], values["routed_scaling_factor"], notes) == ("sigmoid", True, 2.827, [])
+    assert (
+        values["rope_scaling"]["beta_fast"] == 1 and values["rope_scaling"]["mscale_all_dim"] == 1
+    )  # Kimi-K2's
+    assert (values["scoring_func"], values["norm_topk_prob"], values["routed_scaling_factor"], notes) == (
+        "sigmoid",
+        True,
+        2.827,
+        [],
+    )
     Source.metadata["deepseek2.expert_count"] = 380
-    assert gguf_config.config(Source)[1] == ["n_group 1", "topk_group 1", "routed_scaling_factor 1.0", "norm_topk_prob False"]
+    assert gguf_config.config(Source)[1] == [
+        "n_group 1",
+        "topk_group 1",
+        "routed_scaling_factor 1.0",
+        "norm_topk_prob False",
+    ]
 
 
 def replaced(old, new):
@@ -252,18 +383,28 @@ def replaced(old, new):
 
 
 def patched(at, value):
-    """Eight bytes of the header: the number of tensors is at 8, of keys at 16, the length of the first key at 24."""
+    """Eight bytes of the header: the number of tensors is at 8, of keys at 16, the length of the first key at
+    24."""
     return lambda raw: raw[:at] + struct.pack("<Q", value) + raw[at + 8 :]
 
 
-@pytest.mark.parametrize("change, says", [
-    (lambda raw: raw[:3], "cut short"), (lambda raw: raw[:30], "cut short"), (lambda raw: raw[:400], "cut short"),
-    (lambda raw: raw[:-40000], "cut short"),
-    (lambda raw: b"GGUF" + struct.pack(">I", 3) + raw[8:], "kind of machine"), (patched(8, 1 << 62), "x.gguf"), (patched(16, 1 << 62), "x.gguf"),
-    (patched(24, 1 << 62), "cut short"), (lambda raw: raw[:24] + bytes(1 << 16), "twice"), (replaced(b"deepseek2", b"llama3.14"), "llama3.14"),
-    (replaced(b"blk.1.attn_norm", b"blk.1.attn_mask"), "layers.1.input_layernorm.weight is missing"),
-    (replaced(b"deepseek2.block_count", b"deepseek2.block_cousi"), "block_count is missing"),
-])
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (lambda raw: raw[:3], "cut short"),
+        (lambda raw: raw[:30], "cut short"),
+        (lambda raw: raw[:400], "cut short"),
+        (lambda raw: raw[:-40000], "cut short"),
+        (lambda raw: b"GGUF" + struct.pack(">I", 3) + raw[8:], "kind of machine"),
+        (patched(8, 1 << 62), "x.gguf"),
+        (patched(16, 1 << 62), "x.gguf"),
+        (patched(24, 1 << 62), "cut short"),
+        (lambda raw: raw[:24] + bytes(1 << 16), "twice"),
+        (replaced(b"deepseek2", b"llama3.14"), "llama3.14"),
+        (replaced(b"blk.1.attn_norm", b"blk.1.attn_mask"), "layers.1.input_layernorm.weight is missing"),
+        (replaced(b"deepseek2.block_count", b"deepseek2.block_cousi"), "block_count is missing"),
+    ],
+)
 def test_damaged_gguf(change, says, write_gguf, export):
     path, _ = write_gguf("v2lite", "Q8_0", name="x")
     path.write_bytes(change(path.read_bytes()))
@@ -289,61 +430,142 @@ def test_package_is_asked_for(write_gguf, export, monkeypatch):
     assert "pip install gguf" in export(path)
 
 
-# ---- FP8 and INT4 ----------------------------------------------------------------------------------------------------------------------
+# ---- FP8 and INT4
+# ----------------------------------------------------------------------------------------------------------------------
 
 WEIGHT = "model.layers.0.self_attn.o_proj.weight"  # [72, 36]
 
 
 def fp8(strategy, block=None):
     """The quantization_config of the compressed-tensors library."""
-    weights = {"num_bits": 8, "type": "float", "strategy": strategy, "symmetric": True, "dynamic": False, "block_structure": block}
-    return {"quant_method": "compressed-tensors", "format": "float-quantized", "quantization_status": "compressed", "ignore": ["lm_head"],
-            "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": {"dynamic": True}}}}
+    weights = {
+        "num_bits": 8,
+        "type": "float",
+        "strategy": strategy,
+        "symmetric": True,
+        "dynamic": False,
+        "block_structure": block,
+    }
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "float-quantized",
+        "quantization_status": "compressed",
+        "ignore": ["lm_head"],
+        "config_groups": {
+            "group_0": {"targets": ["Linear"], "weights": weights, "input_activations": {"dynamic": True}}
+        },
+    }
 
 
 PER_TENSOR = {"quant_method": "fp8", "activation_scheme": "static", "weight_block_size": None}
 POWERS = {"quant_method": "fp8", "fmt": "e4m3", "scale_fmt": "ue8m0", "weight_block_size": [32, 32]}
 
 
-@pytest.mark.parametrize("config, suffix, shape, kind", [
-    (POWERS, "_scale_inv", (3, 2), "F8_E8M0"), (POWERS, "_scale_inv", (3, 2), "F32"), (PER_TENSOR, "_scale_inv", (), "F32"),
-    (PER_TENSOR, "_scale", (1,), "BF16"), (fp8("tensor"), "_scale", (1,), "F32"), (fp8("channel"), "_scale", (72, 1), "BF16"),
-    (fp8("block", [32, 32]), "_scale", (3, 2), "F32"),
-], ids=["e8m0", "powers of two", "per tensor", "one bf16", "compressed: tensor", "compressed: channel", "compressed: block"])
+@pytest.mark.parametrize(
+    "config, suffix, shape, kind",
+    [
+        (POWERS, "_scale_inv", (3, 2), "F8_E8M0"),
+        (POWERS, "_scale_inv", (3, 2), "F32"),
+        (PER_TENSOR, "_scale_inv", (), "F32"),
+        (PER_TENSOR, "_scale", (1,), "BF16"),
+        (fp8("tensor"), "_scale", (1,), "F32"),
+        (fp8("channel"), "_scale", (72, 1), "BF16"),
+        (fp8("block", [32, 32]), "_scale", (3, 2), "F32"),
+    ],
+    ids=[
+        "e8m0",
+        "powers of two",
+        "per tensor",
+        "one bf16",
+        "compressed: tensor",
+        "compressed: channel",
+        "compressed: block",
+    ],
+)
 def test_fp8_scales(config, suffix, shape, kind, source, export):
     rng = np.random.default_rng(5)
     code = rng.integers(0, 0x7F, (72, 36), np.uint8) | rng.integers(0, 2, (72, 36), np.uint8) << 7
     exponent = rng.integers(-20, -5, shape)
     scale = np.ldexp(np.float32(1), exponent)  # which every kind holds
-    stored = {"F8_E8M0": (exponent + 127).astype(np.uint8), "F32": scale, "BF16": to_bf16(np.atleast_1d(scale)).reshape(shape)}[kind]
-    names = {WEIGHT: code, WEIGHT + suffix: (kind, stored), WEIGHT.replace("weight", "input_scale"): np.ones(1, np.float32)}
-    got = export(source({"quantization_config": config}, names), "--type", "f32").read("layers.0.o").reshape(72, 3, 32)[:, :, :12].reshape(72, 36)
-    whole = {0: lambda: scale * np.ones((72, 36)), 1: lambda: scale[0] * np.ones((72, 36)),
-             2: lambda: scale * np.ones((72, 36)) if shape == (72, 1) else np.kron(scale, np.ones((32, 32)))[:72, :36]}[len(shape)]()
+    stored = {
+        "F8_E8M0": (exponent + 127).astype(np.uint8),
+        "F32": scale,
+        "BF16": to_bf16(np.atleast_1d(scale)).reshape(shape),
+    }[kind]
+    names = {
+        WEIGHT: code,
+        WEIGHT + suffix: (kind, stored),
+        WEIGHT.replace("weight", "input_scale"): np.ones(1, np.float32),
+    }
+    got = (
+        export(source({"quantization_config": config}, names), "--type", "f32")
+        .read("layers.0.o")
+        .reshape(72, 3, 32)[:, :, :12]
+        .reshape(72, 36)
+    )
+    whole = {
+        0: lambda: scale * np.ones((72, 36)),
+        1: lambda: scale[0] * np.ones((72, 36)),
+        2: lambda: (
+            scale * np.ones((72, 36)) if shape == (72, 1) else np.kron(scale, np.ones((32, 32)))[:72, :36]
+        ),
+    }[len(shape)]()
     np.testing.assert_array_equal(got, (E4M3[code] * whole.astype(np.float32)).astype(np.float64))
 
 
-@pytest.mark.parametrize("scale, says", [
-    (("F8_E8M0", np.full((3, 2), 255, np.uint8)), "not a number"), (("F32", np.full((3, 2), np.inf, np.float32)), "infinite"),
-    (("F32", np.full((3, 2), 3e38, np.float32)), "too large"), (("F32", np.ones((2, 3), np.float32)), "needs [3, 2]"),
-    (("F32", np.ones((0, 2), np.float32)), "needs [3, 2]")])
+@pytest.mark.parametrize(
+    "scale, says",
+    [
+        (("F8_E8M0", np.full((3, 2), 255, np.uint8)), "not a number"),
+        (("F32", np.full((3, 2), np.inf, np.float32)), "infinite"),
+        (("F32", np.full((3, 2), 3e38, np.float32)), "too large"),
+        (("F32", np.ones((2, 3), np.float32)), "needs [3, 2]"),
+        (("F32", np.ones((0, 2), np.float32)), "needs [3, 2]"),
+    ],
+)
 def test_fp8_scales_refused(scale, says, source, export):
     changes = {WEIGHT: np.full((72, 36), 0x7E, np.uint8), WEIGHT + "_scale_inv": scale}
     message = export(source({"quantization_config": POWERS}, changes))
     assert says in message and WEIGHT in message
 
 
-# 2 x 64 numbers (7 i + i // 5) mod 16 - 8, i counting them, as pack_to_int32 of compressed-tensors 0.20 packs them.
-PACKED = ("705e4c2b09f8d6c4a381705e4c2b09f8d6c4a381705e4c2b09f8d6c4a381705e4c2b09f8d6c4a381705e4c2b09f8d6c4a381705e4c2b09f8d6c4a381705e4c2b")
-INT4 = {"quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed", "ignore": ["re:.*self_attn.*"],
-        "config_groups": {"group_0": {"targets": ["Linear"], "input_activations": None, "weights": {
-            "num_bits": 4, "type": "int", "strategy": "group", "group_size": 32, "symmetric": True, "dynamic": False, "actorder": None}}}}
+# 2 x 64 numbers (7 i + i // 5) mod 16 - 8, i counting them, as pack_to_int32 of compressed-tensors 0.20 packs
+# them.
+PACKED = "705e4c2b09f8d6c4a381705e4c2b09f8d6c4a381705e4c2b09f8d6c4a381705e4c2b09f8d6c4a381705e4c2b09f8d6c4a381705e4c2b09f8d6c4a381705e4c2b"
+INT4 = {
+    "quant_method": "compressed-tensors",
+    "format": "pack-quantized",
+    "quantization_status": "compressed",
+    "ignore": ["re:.*self_attn.*"],
+    "config_groups": {
+        "group_0": {
+            "targets": ["Linear"],
+            "input_activations": None,
+            "weights": {
+                "num_bits": 4,
+                "type": "int",
+                "strategy": "group",
+                "group_size": 32,
+                "symmetric": True,
+                "dynamic": False,
+                "actorder": None,
+            },
+        }
+    },
+}
 
 
 def wide():
-    """Changes to the tiny model's tensors for experts of 64: their down_proj then has two groups of 32 columns."""
-    widths = {name: 128 if "shared" in name else 64 for name in tensors() if name.startswith("model.layers.1.mlp.") and "expert" in name}
-    return {name: np.resize(tensors()[name], (72, n) if "down" in name else (n, 72)) for name, n in widths.items()}
+    """Changes to the tiny model's tensors for experts of 64: their down_proj then has two groups of 32
+    columns."""
+    widths = {
+        name: 128 if "shared" in name else 64
+        for name in tensors()
+        if name.startswith("model.layers.1.mlp.") and "expert" in name
+    }
+    return {
+        name: np.resize(tensors()[name], (72, n) if "down" in name else (n, 72)) for name, n in widths.items()
+    }
 
 
 DOWN = "model.layers.1.mlp.experts.0.down_proj.weight"
@@ -353,34 +575,67 @@ def int4(group=32, size=1.0, **parts):
     """(changes to the tiny model that have DOWN packed, its numbers [72, 64]); a part may be given instead."""
     i = np.arange(2 * 64).reshape(2, 64)
     q = np.tile((i * 7 + i // 5) % 16 - 8, (36, 1))
-    scale = ((1 + np.random.default_rng(1).integers(0, 128, (72, 64 // group)) / 128) * 2.0**-7 * size).astype(np.float32)  # bf16 holds it
+    scale = (
+        (1 + np.random.default_rng(1).integers(0, 128, (72, 64 // group)) / 128) * 2.0**-7 * size
+    ).astype(np.float32)  # bf16 holds it
     words = np.tile(np.frombuffer(bytes.fromhex(PACKED), "<i4").reshape(2, 8), (36, 1))
-    parts = {"packed": ("I32", words), "scale": ("BF16", to_bf16(scale)), "shape": ("I64", np.array([72, 64]))} | parts
-    return wide() | {DOWN: None, **{f"{DOWN}_{part}": x for part, x in parts.items()}}, q * np.repeat(scale.astype(np.float64), group, axis=1)
+    parts = {
+        "packed": ("I32", words),
+        "scale": ("BF16", to_bf16(scale)),
+        "shape": ("I64", np.array([72, 64])),
+    } | parts
+    return wide() | {DOWN: None, **{f"{DOWN}_{part}": x for part, x in parts.items()}}, q * np.repeat(
+        scale.astype(np.float64), group, axis=1
+    )
 
 
-@pytest.mark.parametrize("group, size, kept", [(32, 1.0, True), (32, 2.0**-60, True), (16, 1.0, False)], ids=["32", "32 with tiny scales", "16"])
+@pytest.mark.parametrize(
+    "group, size, kept",
+    [(32, 1.0, True), (32, 2.0**-60, True), (16, 1.0, False)],
+    ids=["32", "32 with tiny scales", "16"],
+)
 @pytest.mark.parametrize("type", ["q4", "q8", "f32"])
 def test_int4(type, group, size, kept, source, export):
-    """compressed-tensors' pack-quantized: with groups of 32 columns integers and scales are kept; others are rounded again."""
+    """compressed-tensors' pack-quantized: with groups of 32 columns integers and scales are kept; others are
+    rounded again."""
     changes, want = int4(group, size)
-    y = export(source({"moe_intermediate_size": 64, "quantization_config": INT4}, changes), "--type", type).read("layers.1.experts.0.down")[0]
+    y = export(
+        source({"moe_intermediate_size": 64, "quantization_config": INT4}, changes), "--type", type
+    ).read("layers.1.experts.0.down")[0]
     if kept or type == "f32":
         np.testing.assert_array_equal(y, want)
     else:
         assert np.abs(y - want).max() <= np.abs(want).max() * (0.2 if type == "q4" else 0.005)
 
 
-@pytest.mark.parametrize("part, x", [
-    ("packed", ("I32", np.zeros((72, 7), np.int32))), ("packed", ("I64", np.zeros((72, 8), np.int64))), ("scale", None),
-    ("scale", ("BF16", np.zeros((71, 2), np.uint16))), ("scale", ("BF16", np.full((72, 2), 0x7F80, np.uint16))),
-    ("shape", ("I64", np.array([72, 1 << 40]))), ("shape", ("I64", np.array([0, 0]))), ("shape", ("I64", np.array([-72, 64])))])
+@pytest.mark.parametrize(
+    "part, x",
+    [
+        ("packed", ("I32", np.zeros((72, 7), np.int32))),
+        ("packed", ("I64", np.zeros((72, 8), np.int64))),
+        ("scale", None),
+        ("scale", ("BF16", np.zeros((71, 2), np.uint16))),
+        ("scale", ("BF16", np.full((72, 2), 0x7F80, np.uint16))),
+        ("shape", ("I64", np.array([72, 1 << 40]))),
+        ("shape", ("I64", np.array([0, 0]))),
+        ("shape", ("I64", np.array([-72, 64]))),
+    ],
+)
 def test_int4_refused(part, x, source, export):
-    assert DOWN in export(source({"moe_intermediate_size": 64, "quantization_config": INT4}, int4(**{part: x})[0]))
+    assert DOWN in export(
+        source({"moe_intermediate_size": 64, "quantization_config": INT4}, int4(**{part: x})[0])
+    )
 
 
-@pytest.mark.parametrize("weights, says", [({"num_bits": 3}, "num_bits"), ({"symmetric": False}, "symmetric"), ({"strategy": "group"}, "strategy"),
-                                           ({"x": 1}, "key x")])
+@pytest.mark.parametrize(
+    "weights, says",
+    [
+        ({"num_bits": 3}, "num_bits"),
+        ({"symmetric": False}, "symmetric"),
+        ({"strategy": "group"}, "strategy"),
+        ({"x": 1}, "key x"),
+    ],
+)
 def test_quantisations_refused(weights, says, source, export):
     config = fp8("channel")
     config["config_groups"]["group_0"]["weights"] |= weights
@@ -392,64 +647,152 @@ def test_fused_experts(source, export):
     t, mlp = tensors(), "model.layers.1.mlp.experts."
     want = export(source(), "--type", "mixed").file
     gone = {name: None for name in t if name.startswith(mlp)}
-    stack = [np.concatenate([t[f"{mlp}{e}.gate_proj.weight"], t[f"{mlp}{e}.up_proj.weight"]]) for e in range(4)]
-    fused = {mlp + "gate_up_proj": np.stack(stack), mlp + "down_proj": np.stack([t[f"{mlp}{e}.down_proj.weight"] for e in range(4)])}
+    stack = [
+        np.concatenate([t[f"{mlp}{e}.gate_proj.weight"], t[f"{mlp}{e}.up_proj.weight"]]) for e in range(4)
+    ]
+    fused = {
+        mlp + "gate_up_proj": np.stack(stack),
+        mlp + "down_proj": np.stack([t[f"{mlp}{e}.down_proj.weight"] for e in range(4)]),
+    }
     assert export(source({}, gone | fused), "--type", "mixed").file == want
 
 
-# ---- Mistral ---------------------------------------------------------------------------------------------------------------------------
+# ---- Mistral
+# ---------------------------------------------------------------------------------------------------------------------------
 
-MISTRAL = {"input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_a_proj": "attention.wq_a",
-           "self_attn.q_a_layernorm": "attention.q_a_norm", "self_attn.q_b_proj": "attention.wq_b",
-           "self_attn.kv_a_proj_with_mqa": "attention.wkv_a_with_mqa", "self_attn.kv_a_layernorm": "attention.kv_a_norm",
-           "self_attn.kv_b_proj": "attention.wkv_b", "self_attn.o_proj": "attention.wo"}
+MISTRAL = {
+    "input_layernorm": "attention_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_a_proj": "attention.wq_a",
+    "self_attn.q_a_layernorm": "attention.q_a_norm",
+    "self_attn.q_b_proj": "attention.wq_b",
+    "self_attn.kv_a_proj_with_mqa": "attention.wkv_a_with_mqa",
+    "self_attn.kv_a_layernorm": "attention.kv_a_norm",
+    "self_attn.kv_b_proj": "attention.wkv_b",
+    "self_attn.o_proj": "attention.wo",
+}
 PARTS = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
-PARAMS = {"dim": 72, "n_layers": 2, "head_dim": 28, "hidden_dim": 100, "n_heads": 3, "n_kv_heads": 3, "norm_eps": 1e-5, "vocab_size": 37,
-          "rope_theta": 10000.0, "max_position_embeddings": 512, "tied_embeddings": False, "q_lora_rank": 40, "kv_lora_rank": 24,
-          "qk_nope_head_dim": 20, "qk_rope_head_dim": 8, "v_head_dim": 12,
-          "yarn": {"alpha": 1, "beta": 32, "factor": 36, "original_max_position_embeddings": 64, "apply_scale": False},
-          "moe": {"num_experts": 4, "num_experts_per_tok": 2, "expert_hidden_dim": 36, "num_shared_experts": 2, "first_k_dense_replace": 1,
-                  "route_every_n": 1, "routed_scale": 1.0, "num_expert_groups": 1, "num_expert_groups_per_tok": 1, "expert_parallel": 1,
-                  "expert_model_parallel": 1},
-          "vision_encoder": {"image_size": 1540}, "quantization": {"qformat_weight": "fp8_e4m3", "qscheme_act": "TENSOR"}}
+PARAMS = {
+    "dim": 72,
+    "n_layers": 2,
+    "head_dim": 28,
+    "hidden_dim": 100,
+    "n_heads": 3,
+    "n_kv_heads": 3,
+    "norm_eps": 1e-5,
+    "vocab_size": 37,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 512,
+    "tied_embeddings": False,
+    "q_lora_rank": 40,
+    "kv_lora_rank": 24,
+    "qk_nope_head_dim": 20,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 12,
+    "yarn": {
+        "alpha": 1,
+        "beta": 32,
+        "factor": 36,
+        "original_max_position_embeddings": 64,
+        "apply_scale": False,
+    },
+    "moe": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "expert_hidden_dim": 36,
+        "num_shared_experts": 2,
+        "first_k_dense_replace": 1,
+        "route_every_n": 1,
+        "routed_scale": 1.0,
+        "num_expert_groups": 1,
+        "num_expert_groups_per_tok": 1,
+        "expert_parallel": 1,
+        "expert_model_parallel": 1,
+    },
+    "vision_encoder": {"image_size": 1540},
+    "quantization": {"qformat_weight": "fp8_e4m3", "qscheme_act": "TENSOR"},
+}
 
 
 def test_mistral(tmp_path, source, export):
-    """The tiny model under the names of Mistral Large 3's files, one tensor in FP8: the checkpoint of the same model in transformers' form."""
-    t = {name: x for name, x in tensors().items() if not name.startswith("model.layers.2.") and not name.endswith("bias")}
-    code, wo = np.random.default_rng(5).integers(0, 0x7F, (72, 36), np.uint8), "model.layers.0.self_attn.o_proj.weight"
-    theirs = {"tok_embeddings.weight": t.pop("model.embed_tokens.weight"), "norm.weight": t.pop("model.norm.weight"),
-              "output.weight": t.pop("lm_head.weight"), "vision_encoder.ln_pre.weight": np.ones(4, np.float32)}
+    """The tiny model under the names of Mistral Large 3's files, one tensor in FP8: the checkpoint of the
+    same model in transformers' form."""
+    t = {
+        name: x
+        for name, x in tensors().items()
+        if not name.startswith("model.layers.2.") and not name.endswith("bias")
+    }
+    code, wo = (
+        np.random.default_rng(5).integers(0, 0x7F, (72, 36), np.uint8),
+        "model.layers.0.self_attn.o_proj.weight",
+    )
+    theirs = {
+        "tok_embeddings.weight": t.pop("model.embed_tokens.weight"),
+        "norm.weight": t.pop("model.norm.weight"),
+        "output.weight": t.pop("lm_head.weight"),
+        "vision_encoder.ln_pre.weight": np.ones(4, np.float32),
+    }
     for name, x in t.items():
         _, _, layer, rest = name.split(".", 3)
         stem = rest.removesuffix(".weight")
         mlp, _, part = stem.rpartition(".")
-        other = MISTRAL.get(stem) or {"mlp": "feed_forward"}.get(mlp, mlp.removeprefix("mlp.")) + "." + PARTS.get(part, part)
+        other = MISTRAL.get(stem) or {"mlp": "feed_forward"}.get(
+            mlp, mlp.removeprefix("mlp.")
+        ) + "." + PARTS.get(part, part)
         theirs[f"layers.{layer}.{other if stem != 'mlp.gate' else 'gate'}.weight"] = x
-    theirs |= {"layers.0.attention.wo.weight": code, "layers.0.attention.wo.qscale_weight": ("F32", np.float32(0.01).reshape(())),
-               "layers.0.attention.wo.qscale_act": ("F32", np.float32(1).reshape(()))}
+    theirs |= {
+        "layers.0.attention.wo.weight": code,
+        "layers.0.attention.wo.qscale_weight": ("F32", np.float32(0.01).reshape(())),
+        "layers.0.attention.wo.qscale_act": ("F32", np.float32(1).reshape(())),
+    }
     folder = tmp_path / "mistral" / "source"
     folder.mkdir(parents=True)
     (folder / "params.json").write_text(json.dumps(PARAMS))
     (folder / "consolidated.safetensors").write_bytes(safetensors(theirs))
     got = export(folder, "--type", "q8")
-    rope = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 36, "original_max_position_embeddings": 64, "beta_fast": 32, "beta_slow": 1,
-            "attention_factor": 1.0, "mscale_all_dim": 0}
-    same = {"topk_method": "greedy", "scoring_func": "softmax", "n_group": 1, "routed_scaling_factor": 1.0, "bos_token_id": None,
-            "eos_token_id": None, "rope_scaling": None, "rope_theta": None, "rope_parameters": rope, "quantization_config": PER_TENSOR}
-    changes = {wo: code, wo + "_scale_inv": np.float32(0.01).reshape(1), "model.layers.1.mlp.gate.e_score_correction_bias": None}
+    rope = {
+        "rope_type": "yarn",
+        "rope_theta": 10000.0,
+        "factor": 36,
+        "original_max_position_embeddings": 64,
+        "beta_fast": 32,
+        "beta_slow": 1,
+        "attention_factor": 1.0,
+        "mscale_all_dim": 0,
+    }
+    same = {
+        "topk_method": "greedy",
+        "scoring_func": "softmax",
+        "n_group": 1,
+        "routed_scaling_factor": 1.0,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "rope_scaling": None,
+        "rope_theta": None,
+        "rope_parameters": rope,
+        "quantization_config": PER_TENSOR,
+    }
+    changes = {
+        wo: code,
+        wo + "_scale_inv": np.float32(0.01).reshape(1),
+        "model.layers.1.mlp.gate.e_score_correction_bias": None,
+    }
     assert got.file == export(source(same, changes), "--type", "q8").file
 
 
 def test_mistral_params():
     """Large 3's position-dependent scaling in transformers' words; a scale of YaRN's own is not understood."""
-    values = mistral.config({**PARAMS, "llama_4_scaling": {"beta": 0.1, "original_max_position_embeddings": 64}}, "params.json")
+    values = mistral.config(
+        {**PARAMS, "llama_4_scaling": {"beta": 0.1, "original_max_position_embeddings": 64}}, "params.json"
+    )
     assert values["rope_parameters"]["llama_4_scaling_beta"] == 0.1 and values["model_type"] == "mistral4"
     with pytest.raises(ExportError, match="apply_scale"):
         mistral.config({**PARAMS, "yarn": {**PARAMS["yarn"], "apply_scale": True}}, "params.json")
 
 
-# ---- what is not read -------------------------------------------------------------------------------------------------------------------
+# ---- what is not read
+# -------------------------------------------------------------------------------------------------------------------
+
 
 def test_pickles(tmp_path, source, export):
     folder = source()

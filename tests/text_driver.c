@@ -1,8 +1,9 @@
-/* text_driver: generated text on its way to standard output (modes/output.c), step by step.  text_driver [STOP ...] < tokens
+/* text_driver: generated text on its way to standard output (cli/output.c), step by step.  text_driver
+ *     [STOP ...] < tokens
  *
- * A token is one byte n and n bytes. After each one that is written comes "." on standard error, after one that completed a stop text "!";
- * at the end of the tokens the text ends. */
-#include "modes/output.h"
+ * A token is one byte n and n bytes. After each one that is written comes "." on standard error, after one
+ * that completed a stop text "!"; at the end of the tokens the text ends. */
+#include "cli/output.h"
 
 #include <stdio.h>
 #include <string.h>

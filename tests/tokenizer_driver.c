@@ -1,9 +1,12 @@
 /* tokenizer_driver: the tokenizer alone, behind a pipe.  tokenizer_driver SECTION < requests > answers
  *
  * SECTION holds the bytes of a tokenizer section. A request is a kind (one byte) and a u32 number n:
- *   'p' or 't' n, then n bytes of text   encode, plain or trusted; the answer is a u32 count and that many i32 ids
- *   'd' or 'f' n                         decode id n, in a text or as its first token; the answer is u32 special (0 or 1), u32 length and the bytes
- * Numbers are little-endian. Exit status 1, and one line on standard error, if the section is refused or memory runs out. */
+ *   'p' or 't' n, then n bytes of text   encode, plain or trusted; the answer is a u32 count and that many
+ *                                        i32 ids
+ *   'd' or 'f' n                         decode id n, in a text or as its first token; the answer is u32
+ *                                        special (0 or 1), u32 length and the bytes
+ * Numbers are little-endian. Exit status 1, and one line on standard error, if the section is refused or
+ * memory runs out. */
 #include "tokenizer.h"
 
 #include <stdio.h>
@@ -11,11 +14,13 @@
 
 static char *read_file(const char *path, size_t *n) {
     FILE *f = fopen(path, "rb");
-    if (!f || fseek(f, 0, SEEK_END)) return NULL;
+    if (!f || fseek(f, 0, SEEK_END))
+        return NULL;
     *n = (size_t)ftell(f);
     rewind(f);
     char *data = malloc(*n ? *n : 1); /* exactly its size: a sanitizer sees every read behind it */
-    if (data && fread(data, 1, *n, f) != *n) *n = 0;
+    if (data && fread(data, 1, *n, f) != *n)
+        *n = 0;
     fclose(f);
     return data;
 }
@@ -24,7 +29,8 @@ static void put(uint32_t value) { fwrite(&value, 4, 1, stdout); }
 
 static int encode(const Tokenizer *t, size_t n, bool trusted) {
     char *text = malloc(n ? n : 1);
-    if (!text || fread(text, 1, n, stdin) != n) return 1;
+    if (!text || fread(text, 1, n, stdin) != n)
+        return 1;
     size_t count;
     int32_t *ids = tokenizer_encode(t, text, n, trusted, true, &count);
     free(text);
@@ -57,14 +63,19 @@ int main(int argc, char **argv) {
         return 2;
     }
     Tokenizer *t = tokenizer_open(section, bytes, err, sizeof err);
-    if (!t) fprintf(stderr, "%s: %s\n", argv[1], err);
+    if (!t)
+        fprintf(stderr, "%s: %s\n", argv[1], err);
     int status = !t, kind;
     while (status == 0 && (kind = getchar()) != EOF) {
         uint32_t n;
-        if (fread(&n, 4, 1, stdin) != 1) status = 1;
-        else status = kind == 'd' || kind == 'f' ? decode(t, (int32_t)n, kind == 'f') : encode(t, n, kind == 't');
+        if (fread(&n, 4, 1, stdin) != 1)
+            status = 1;
+        else
+            status =
+                kind == 'd' || kind == 'f' ? decode(t, (int32_t)n, kind == 'f') : encode(t, n, kind == 't');
     }
-    if (t) tokenizer_close(t);
+    if (t)
+        tokenizer_close(t);
     free(section);
     return status;
 }

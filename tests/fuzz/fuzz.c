@@ -7,13 +7,16 @@
 #include <unistd.h>
 
 uint32_t below(unsigned *seed, uint32_t n) {
-    *seed = *seed * 1664525u + 1013904223u; /* Numerical Recipes' generator; its upper bits are the better ones */
+    /* Numerical Recipes' generator; its upper bits are the better ones */
+    *seed = *seed * 1664525u + 1013904223u;
     return (uint32_t)((uint64_t)(*seed ^ *seed >> 16) * n >> 32);
 }
 
 static void mutate_number(uint8_t *at, unsigned *seed) {
-    static const uint32_t trouble[] = {0, 1, 15, 16, 17, 127, 128, 129, 512, 1 << 12, 1 << 17, 1 << 20, 1 << 24, 0x7F800000, 0x7FC00000, INT32_MAX,
-                                       0x80000000, UINT32_MAX - 1, UINT32_MAX};
+    static const uint32_t trouble[] = {
+        0,         1,       15,      16,      17,         127,        128,       129,        512,
+        1 << 12,   1 << 17, 1 << 20, 1 << 24, 0x7F800000, 0x7FC00000, INT32_MAX, 0x80000000, UINT32_MAX - 1,
+        UINT32_MAX};
     uint32_t value;
     memcpy(&value, at, sizeof value);
     switch (below(seed, 4)) {

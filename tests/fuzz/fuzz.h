@@ -1,8 +1,9 @@
-/* fuzz.h: what the fuzz targets share. Each target is one function of bytes for libFuzzer (clang); `make fuzz` builds and runs them all, from
- * seeds that make_seeds.py makes of the models in tests/models.
+/* fuzz.h: what the fuzz targets share. Each target is one function of bytes for libFuzzer (clang); `make
+ * fuzz` builds and runs them all, from seeds that make_seeds.py makes of the models in tests/models.
  *
- * Checkpoints and sessions are given to the program as a user would give them, as a file and a command line: run_main is main of run.c under another
- * name. They have checksums that no mutation gets past by chance, so a target that needs it mends them after mutating. */
+ * Checkpoints and sessions are given to the program as a user would give them, as a file and a command
+ * line: run_main is main of run.c under another name. They have checksums that no mutation gets past by
+ * chance, so a target that needs it mends them after mutating. */
 #ifndef FUZZ_H
 #define FUZZ_H
 
@@ -21,7 +22,8 @@ size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsi
 /* A random number below n, the next one each time. */
 uint32_t below(unsigned *seed, uint32_t n);
 
-/* Bytes from .. to - 1 of data: a number among them becomes a likely trouble, or libFuzzer mutates them without changing how many there are. */
+/* Bytes from .. to - 1 of data: a number among them becomes a likely trouble, or libFuzzer mutates them
+ * without changing how many there are. */
 void mutate_part(uint8_t *data, size_t from, size_t to, unsigned *seed);
 
 /* A file of this process alone, in memory, that holds `data`; the same name each time. */

@@ -1,5 +1,6 @@
-/* fuzz_checkpoint: a model.bin that comes from anywhere. Opened, described, checked, talked to, and run for a few tokens by every path and cache type. */
-#include "checkpoint.h"
+/* fuzz_checkpoint: a model.bin that comes from anywhere. Opened, described, checked, talked to, and run
+ * for a few tokens by every path and cache type. */
+#include "engine/checkpoint.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -20,11 +21,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     run_with((const char *[]){path, "--info", NULL});
     run_with((const char *[]){path, "--check", NULL});
     run_with((const char *[]){path, "--tokenize", "It's 12 little dogs\n\xff", "--special", NULL});
-    run_with((const char *[]){path, "--chat", "-p", "It's you", "-n", "3", "-s", "1", "-c", "64", "-j", "1", NULL});
+    run_with((const char *[]){path, "--chat", "-p", "It's you", "-n", "3", "-s", "1", "-c", "64", "-j", "1",
+                              NULL});
     setenv("MLA_PATH", "absorbed", 1);
-    run_with((const char *[]){path, "-p", "Once upon", "-n", "3", "-t", "1", "-s", "1", "-k", cache, "-j", "1", NULL});
+    run_with((const char *[]){path, "-p", "Once upon", "-n", "3", "-t", "1", "-s", "1", "-k", cache, "-j",
+                              "1", NULL});
     setenv("MLA_PATH", "decompressed", 1);
-    run_with((const char *[]){path, "--ids", "0 1 2 3 4", "-n", "3", "-t", "1", "-s", "1", "-k", cache, "-j", "1", NULL});
+    run_with((const char *[]){path, "--ids", "0 1 2 3 4", "-n", "3", "-t", "1", "-s", "1", "-k", cache, "-j",
+                              "1", NULL});
     return 0;
 }
 
@@ -37,8 +41,10 @@ size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsi
         size = LLVMFuzzerMutate(data, size, max_size);
     if (size < sizeof *h + sizeof(Config))
         return size;
-    size_t front = least(h->data_offset, size), tokenizer = least(round_up(sizeof *h + sizeof(Config), 64), front);
-    size_t chat = least(round_up(tokenizer + h->tokenizer_bytes, 64), front), table = least(round_up(chat + h->chat_bytes, 64), front);
+    size_t front = least(h->data_offset, size),
+           tokenizer = least(round_up(sizeof *h + sizeof(Config), 64), front);
+    size_t chat = least(round_up(tokenizer + h->tokenizer_bytes, 64), front),
+           table = least(round_up(chat + h->chat_bytes, 64), front);
     size_t parts[] = {0, sizeof *h, tokenizer, chat, table, front, size}, part = below(&seed, 6);
     mutate_part(data, parts[part], parts[part + 1] < parts[part] ? parts[part] : parts[part + 1], &seed);
     if (below(&seed, 16))

@@ -1,5 +1,6 @@
-/* fuzz_options: a command line, its words separated by NULs. Understood or refused, and what is understood is in range. */
-#include "modes/options.h"
+/* fuzz_options: a command line, its words separated by NULs. Understood or refused, and what is understood
+ * is in range. */
+#include "cli/options.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -24,8 +25,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         memcpy(argv[argc++], text + at, n + 1);
     }
     if (options_parse(&o, argc, argv, &status)) {
-        bool in_range = o.model && o.threads >= 1 && o.tokens >= -1 && o.context >= 0 && isfinite(o.temperature) && o.top_p <= 1 && o.top_k >= -1 &&
-                        o.min_p >= 0 && o.min_p <= 1 && o.repeat_penalty > 0 && (unsigned)o.cache < CACHE_TYPES;
+        bool in_range = o.model && o.threads >= 1 && o.tokens >= -1 && o.context >= 0 &&
+                        isfinite(o.temperature) && o.top_p <= 1 && o.top_k >= -1 && o.min_p >= 0 &&
+                        o.min_p <= 1 && o.repeat_penalty > 0 && (unsigned)o.cache < CACHE_TYPES;
         if (!in_range)
             abort();
     } else if (status < 0 || status > 2) {

@@ -1,14 +1,23 @@
-/* fuzz_session: a --session file that comes from anywhere, for the model that MLA_FUZZ_MODEL names. Read, and gone on with for a token, as a text and
- * as a conversation. */
+/* fuzz_session: a --session file that comes from anywhere, for the model that MLA_FUZZ_MODEL names. Read,
+ * and gone on with for a token, as a text and as a conversation. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "checkpoint.h"
+#include "engine/checkpoint.h"
 #include "tests/fuzz/fuzz.h"
 
-/* Offsets in the header, after the description at the head of modes/session.c. */
-enum { CHECKSUM = 12, FILE_BYTES = 16, DATA_OFFSET = 24, PAGE_BYTES = 32, TOKENS = 136, LOGITS = 148, PAGES = 152, HEADER = 192 };
+/* Offsets in the header, after the description at the head of cli/session.c. */
+enum {
+    CHECKSUM = 12,
+    FILE_BYTES = 16,
+    DATA_OFFSET = 24,
+    PAGE_BYTES = 32,
+    TOKENS = 136,
+    LOGITS = 148,
+    PAGES = 152,
+    HEADER = 192
+};
 
 static const char *model;
 
@@ -26,8 +35,10 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    run_with((const char *[]){model, "--session", as_file(data, size), "-p", "a", "--echo", "-n", "2", "-t", "1", "--ignore-eos", "-j", "1", NULL});
-    run_with((const char *[]){model, "--session", as_file(data, size), "--chat", "-p", "a", "-n", "2", "-c", "256", "-j", "1", NULL});
+    run_with((const char *[]){model, "--session", as_file(data, size), "-p", "a", "--echo", "-n", "2", "-t",
+                              "1", "--ignore-eos", "-j", "1", NULL});
+    run_with((const char *[]){model, "--session", as_file(data, size), "--chat", "-p", "a", "-n", "2", "-c",
+                              "256", "-j", "1", NULL});
     return 0;
 }
 
@@ -53,7 +64,9 @@ size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsi
     if (!below(&seed, 64) || offset < HEADER || offset > size)
         return size;
     uint64_t checksums = HEADER + 4 * (field(data, TOKENS, 4) + field(data, LOGITS, 4));
-    for (uint64_t i = 0; i < field(data, PAGES, 4) && checksums + 4 * i + 4 <= offset && page_bytes <= (size - offset) / (i + 1); i++) {
+    for (uint64_t i = 0; i < field(data, PAGES, 4) && checksums + 4 * i + 4 <= offset &&
+                         page_bytes <= (size - offset) / (i + 1);
+         i++) {
         uint32_t crc = crc32(0, data + offset + i * page_bytes, page_bytes);
         memcpy(data + checksums + 4 * i, &crc, sizeof crc);
     }

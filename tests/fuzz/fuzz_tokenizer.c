@@ -1,5 +1,6 @@
-/* fuzz_tokenizer: a tokenizer section that comes from anywhere, and any text. Ids are in the vocabulary, and where the section is one that a
- * tokenizer could have, decoding gives back every byte. An input is the section, then the text, then the text's length in two bytes. */
+/* fuzz_tokenizer: a tokenizer section that comes from anywhere, and any text. Ids are in the vocabulary,
+ * and where the section is one that a tokenizer could have, decoding gives back every byte. An input is
+ * the section, then the text, then the text's length in two bytes. */
 #include "tokenizer.c"
 
 #include "tests/fuzz/fuzz.h"
@@ -9,7 +10,8 @@ static bool spells(const Tokenizer *t, uint32_t id, const void *text, size_t n) 
     return bytes == n && !memcmp(t->text + t->token_start[id], text, n);
 }
 
-/* Whether every byte has its token, every unit and every merge the token that it spells, and texts stay as they are: no normal form. */
+/* Whether every byte has its token, every unit and every merge the token that it spells, and texts stay as
+ * they are: no normal form. */
 static bool is_sound(const Tokenizer *t) {
     if (t->h.replacements || t->h.compositions || t->h.prefix || t->h.options & DROP_SPACE)
         return false;
@@ -26,8 +28,8 @@ static bool is_sound(const Tokenizer *t) {
             const Merge *m = &t->merges[i];
             const char *merged = t->text + t->token_start[m->id], *right = t->text + t->token_start[m->right];
             size_t right_bytes = t->token_start[m->right + 1] - t->token_start[m->right];
-            if (t->token_start[m->id + 1] - t->token_start[m->id] != bytes + right_bytes || memcmp(merged, text, bytes) ||
-                memcmp(merged + bytes, right, right_bytes))
+            if (t->token_start[m->id + 1] - t->token_start[m->id] != bytes + right_bytes ||
+                memcmp(merged, text, bytes) || memcmp(merged + bytes, right, right_bytes))
                 return false;
         }
     }
@@ -79,7 +81,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     return 0;
 }
 
-/* The section's numbers, seldom anything; or the text alone, which may grow. Its size is in the section's second word. */
+/* The section's numbers, seldom anything; or the text alone, which may grow. Its size is in the section's
+ * second word. */
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsigned seed) {
     uint16_t n;
     if (size < sizeof(Header) + sizeof n || !below(&seed, 32))

@@ -1,9 +1,10 @@
 """Seeds for `make fuzz`:  python tests/fuzz/make_seeds.py OUT
 
-Every model of tests/models becomes a checkpoint of some 100 kB: the family's configuration with sizes that are smaller still, random weights in the
-tensors that the exporter asks for, a tokenizer of 277 tokens and a chat template; then export.py makes a checkpoint of it, in each type in turn. So
-a family, a field or a section that is added there is fuzzed as well. OUT/checkpoint, OUT/session, OUT/tokenizer and OUT/options hold the seeds,
-OUT/model.bin the model of the sessions."""
+Every model of tests/models becomes a checkpoint of some 100 kB: the family's configuration with sizes that
+are smaller still, random weights in the tensors that the exporter asks for, a tokenizer of 277 tokens and a
+chat template; then export.py makes a checkpoint of it, in each type in turn. So a family, a field or a
+section that is added there is fuzzed as well. OUT/checkpoint, OUT/session, OUT/tokenizer and OUT/options hold
+the seeds, OUT/model.bin the model of the sessions."""
 
 import itertools
 import json
@@ -23,23 +24,68 @@ from exporter import config as model_config  # noqa: E402
 from exporter.plan import make_plan  # noqa: E402
 from exporter.tokenizer import LETTERS, compile_tokenizer  # noqa: E402
 
-SMALL = {"hidden_size": 16, "intermediate_size": 16, "moe_intermediate_size": 16, "kv_lora_rank": 16, "q_lora_rank": 16, "qk_nope_head_dim": 8,
-         "qk_rope_head_dim": 4, "v_head_dim": 8, "num_hidden_layers": 2, "vocab_size": 300, "max_position_embeddings": 300, "index_head_dim": 8,
-         "index_n_heads": 2, "index_topk": 4}
-TEMPLATE = "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}<|user|>{{ m['content'] }}{% else %}<|assistant|>{{ m['content'] }}" \
-           "{{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
-OPTIONS = ["model.bin\0-p\0Once\0-n\x005\0-t\x000.5\0--top-k\x0040\0-s\x001", "model.bin\0-e\0-p\0a\\n\\x41\\ud83d\\ude00\0--stop\0b\0-q", "--help",
-           "m\0--info", "m\0--ids\x001 2 3\0-k\0q6\0-c\x0010\0-j\x001", "m\0--perplexity\0f\0--against\0f32", "m\0--session\0s\0--ignore-eos\0--echo"]
+SMALL = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "moe_intermediate_size": 16,
+    "kv_lora_rank": 16,
+    "q_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 8,
+    "num_hidden_layers": 2,
+    "vocab_size": 300,
+    "max_position_embeddings": 300,
+    "index_head_dim": 8,
+    "index_n_heads": 2,
+    "index_topk": 4,
+}
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}<|user|>{{ m['content'] }}{% else %}<|assistant|>{{ m['content'] }}"
+    "{{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+OPTIONS = [
+    "model.bin\0-p\0Once\0-n\x005\0-t\x000.5\0--top-k\x0040\0-s\x001",
+    "model.bin\0-e\0-p\0a\\n\\x41\\ud83d\\ude00\0--stop\0b\0-q",
+    "--help",
+    "m\0--info",
+    "m\0--ids\x001 2 3\0-k\0q6\0-c\x0010\0-j\x001",
+    "m\0--perplexity\0f\0--against\0f32",
+    "m\0--session\0s\0--ignore-eos\0--echo",
+]
 
 
 def tokenizer_json():
     """256 bytes, 40 merges of English, three special tokens; DeepSeek-V3's expressions."""
-    published = json.loads((ROOT / "tests/tokenizers/deepseek-v3.json").read_text(encoding="utf-8"))["tokenizer"]
+    published = json.loads((ROOT / "tests/tokenizers/deepseek-v3.json").read_text(encoding="utf-8"))[
+        "tokenizer"
+    ]
     vocab = {letter: i for i, letter in enumerate(sorted(LETTERS))}
-    pairs = ["Ġ t", "h e", "i n", "a n", "Ġt he", "e r", "o n", "r e", "Ġ a", "o u", "n d", "Ġa nd", "in g", "l l", "i t", "Ġ w", "e n"]
+    pairs = [
+        "Ġ t",
+        "h e",
+        "i n",
+        "a n",
+        "Ġt he",
+        "e r",
+        "o n",
+        "r e",
+        "Ġ a",
+        "o u",
+        "n d",
+        "Ġa nd",
+        "in g",
+        "l l",
+        "i t",
+        "Ġ w",
+        "e n",
+    ]
     for pair in pairs:
         vocab[pair.replace(" ", "")] = len(vocab)
-    added = [{"id": len(vocab) + i, "content": text, "special": True} for i, text in enumerate(["<s>", "</s>", "<|user|>", "<|assistant|>"])]
+    added = [
+        {"id": len(vocab) + i, "content": text, "special": True}
+        for i, text in enumerate(["<s>", "</s>", "<|user|>", "<|assistant|>"])
+    ]
     return {**published, "added_tokens": added, "model": {"type": "BPE", "vocab": vocab, "merges": pairs}}
 
 
@@ -56,9 +102,16 @@ def write_safetensors(path, tensors):
 def small_source(folder, model):
     """The Hugging Face directory of a model like tests/models/MODEL, only smaller."""
     values = json.loads((model / "config.json").read_text())
-    values |= {key: size for key, size in SMALL.items() if values.get(key)} | {"bos_token_id": 273, "eos_token_id": 274}
+    values |= {key: size for key, size in SMALL.items() if values.get(key)} | {
+        "bos_token_id": 273,
+        "eos_token_id": 274,
+    }
     rope = values.get("rope_scaling") or {}
-    rope |= {key: factors[: SMALL["qk_rope_head_dim"] // 2] for key, factors in rope.items() if isinstance(factors, list)}
+    rope |= {
+        key: factors[: SMALL["qk_rope_head_dim"] // 2]
+        for key, factors in rope.items()
+        if isinstance(factors, list)
+    }
     values.pop("quantization_config", None)  # FP8 is the source's matter: the checkpoint knows nothing of it
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(values))
@@ -66,8 +119,15 @@ def small_source(folder, model):
     texts = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True, "chat_template": TEMPLATE}
     (folder / "tokenizer_config.json").write_text(json.dumps(texts))
     random = np.random.default_rng(1)
-    shapes = {entry.source: entry.shape for entry in make_plan(model_config.parse(values, model.name), "f32") if entry.source}
-    write_safetensors(folder / "model.safetensors", {name: random.standard_normal(shape, np.float32) / 4 for name, shape in shapes.items()})
+    shapes = {
+        entry.source: entry.shape
+        for entry in make_plan(model_config.parse(values, model.name), "f32")
+        if entry.source
+    }
+    write_safetensors(
+        folder / "model.safetensors",
+        {name: random.standard_normal(shape, np.float32) / 4 for name, shape in shapes.items()},
+    )
 
 
 def main(out):
@@ -84,14 +144,44 @@ def main(out):
     (out / "model.bin").write_bytes(min((out / "checkpoint").iterdir()).read_bytes())
     for cache, tokens in itertools.product(("f32", "bf16", "q8", "q6", "q4", "full"), (1, 140)):
         name = out / "session" / f"{cache}-{tokens}"
-        compare.run(out / "model.bin", "--ids", " ".join(["5"] * tokens), "-n", "2", "-s", "1", "-k", cache, "--ignore-eos", "-q", "--session", name)
+        compare.run(
+            out / "model.bin",
+            "--ids",
+            " ".join(["5"] * tokens),
+            "-n",
+            "2",
+            "-s",
+            "1",
+            "-k",
+            cache,
+            "--ignore-eos",
+            "-q",
+            "--session",
+            name,
+        )
     for words in ("a", "It's 12 little dogs. " * 6):
-        compare.run(out / "model.bin", "--chat", "-p", words, "-n", "4", "-s", "1", "-q", "--session", out / "session" / f"chat-{len(words)}")
+        compare.run(
+            out / "model.bin",
+            "--chat",
+            "-p",
+            words,
+            "-n",
+            "4",
+            "-s",
+            "1",
+            "-q",
+            "--session",
+            out / "session" / f"chat-{len(words)}",
+        )
 
     (out / "source" / "tokenizer.json").write_text(json.dumps(tokenizer_json()))
     section = compile_tokenizer(out / "source")
-    for i, text in enumerate(["", "It's 1234 little dogs,\n\n and THEN </s><|user|>", "中文 für\t\xa0😀\r\n", "the " * 90]):
-        (out / "tokenizer" / str(i)).write_bytes(section + text.encode() + struct.pack("<H", len(text.encode())))
+    for i, text in enumerate(
+        ["", "It's 1234 little dogs,\n\n and THEN </s><|user|>", "中文 für\t\xa0😀\r\n", "the " * 90]
+    ):
+        (out / "tokenizer" / str(i)).write_bytes(
+            section + text.encode() + struct.pack("<H", len(text.encode()))
+        )
     for i, words in enumerate(OPTIONS):
         (out / "options" / str(i)).write_bytes(words.encode())
 

@@ -2,35 +2,39 @@
 #ifndef PROMPT_H
 #define PROMPT_H
 
+#include "cli/options.h"
 #include "model.h"
-#include "modes/options.h"
 
 typedef struct {
     size_t before;    /* tokens of the session that the prompt is appended to */
     const char *text; /* bytes as they are; what --echo writes. NULL: the prompt came as ids */
     char *file;       /* the same, if it came from a file: malloced */
     size_t bytes;
-    int32_t *ids;     /* [count], each in 0 .. V-1, the begin token included */
+    int32_t *ids; /* [count], each in 0 .. V-1, the begin token included */
     size_t count;
-    size_t begin;     /* 1: ids[0] is a begin token that was put there; 0 */
+    size_t begin; /* 1: ids[0] is a begin token that was put there; 0 */
 } Prompt;
 
 /* All of FILE ("-": standard input), malloced. NULL: reported. */
 char *read_file(const char *path, size_t *bytes);
 
-/* Ids of a text, without begin token, checked against the vocabulary; `begins`: no text is before it. NULL: reported. */
-int32_t *tokenize(const Model *m, const Options *o, const char *text, size_t bytes, bool begins, size_t *count);
+/* Ids of a text, without begin token, checked against the vocabulary; `begins`: no text is before it.
+ * NULL: reported. */
+int32_t *tokenize(const Model *m, const Options *o, const char *text, size_t bytes, bool begins,
+                  size_t *count);
 
-/* The prompt that -p, -f or --ids names, or the begin token; behind the `before` tokens of a session no begin token, and perhaps nothing.
- * DONE, or an exit status after a report. */
+/* The prompt that -p, -f or --ids names, or the begin token; behind the `before` tokens of a session no
+ * begin token, and perhaps nothing. DONE, or an exit status after a report. */
 int prompt_read(Prompt *p, const Model *m, const Options *o, size_t before);
 void prompt_close(Prompt *p); /* also after prompt_read failed */
 
-/* A state with the cache that -c, or session, prompt and -n, ask for; calls may ask for `max_logits` rows of logits. DONE, or an exit status
- * after a report: -c beyond the model's limit, a prompt longer than the context. */
+/* A state with the cache that -c, or session, prompt and -n, ask for; calls may ask for `max_logits` rows
+ * of logits. DONE, or an exit status after a report: -c beyond the model's limit, a prompt longer than the
+ * context. */
 int prompt_state(State **s, const Prompt *p, const Model *m, const Options *o, uint32_t max_logits);
 
-/* Cache rows to allocate: -c, or what is needed as far as the model's limit goes; 0 after a report (-c beyond that limit). */
+/* Cache rows to allocate: -c, or what is needed as far as the model's limit goes; 0 after a report (-c
+ * beyond that limit). */
 size_t context_rows(const Model *m, const Options *o, size_t needed);
 
 /* A state for one sequence. NULL: reported. */

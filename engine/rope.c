@@ -1,10 +1,12 @@
-/* rope.c: rotary positions. The frequencies are in the checkpoint, YaRN and all (exporter/config.py); here are the angles of a position and the
- * rotation of a vector by them. sin and cos are own code: libm's last bit differs between systems, and the text must not. */
-#include "rope.h"
+/* rope.c: rotary positions. The frequencies are in the checkpoint, YaRN and all (exporter/config.py); here
+ * are the angles of a position and the rotation of a vector by them. sin and cos are own code: libm's last
+ * bit differs between systems, and the text must not. */
+#include "engine/rope.h"
 
 #include <math.h>
 
-/* Polynomials in double of sin and cos on [-pi/4, pi/4] (minimax, as in fdlibm: relative error below 2^-58). */
+/* Polynomials in double of sin and cos on [-pi/4, pi/4] (minimax, as in fdlibm: relative error below
+ * 2^-58). */
 static double sin_poly(double x) {
     double z = x * x;
     double p = 1.58969099521155010221e-10;
@@ -29,7 +31,8 @@ static double cos_poly(double x) {
 void rope_angles(float *cosine, float *sine, const float *inv_freq, size_t pairs, uint32_t position) {
     for (size_t i = 0; i < pairs; i++) {
         double angle = (double)((float)position * inv_freq[i]);
-        /* angle = quarter * pi/2 + rest. pi/2 in two pieces, the first with 33 bits: quarter * it is exact below 2^20 quarters. */
+        /* angle = quarter * pi/2 + rest. pi/2 in two pieces, the first with 33 bits: quarter * it is exact
+         * below 2^20 quarters. */
         double quarter = rint(angle * 0.63661977236758134308);
         double rest = (angle - quarter * 1.57079632673412561417) - quarter * 6.07710050650619224932e-11;
         double s = sin_poly(rest), c = cos_poly(rest);

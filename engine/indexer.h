@@ -5,9 +5,10 @@
 #include "mla.h"
 #include "model.h"
 
-/* For the call's rows, in a layer that has an indexer: their index keys go into the cache and, if the call selects (State.selects), what each of
- * them sees into State.seen, where it stays for the layers without indexer that follow. In other layers nothing happens. Every thread of the team
- * calls it, when normed and qa_normed are there; returns when all are done. */
+/* For the call's rows, in a layer that has an indexer: their index keys go into the cache and, if the call
+ * selects (State.selects), what each of them sees into State.seen, where it stays for the layers without
+ * indexer that follow. In other layers nothing happens. Every thread of the team calls it, when normed and
+ * qa_normed are there; returns when all are done. */
 void choose_rows(const Model *m, State *s, size_t layer, Thread *t);
 
 /* Does row i of a call that selects see row j of its sequence? j is at most its position. */
@@ -24,8 +25,8 @@ static inline size_t rows_seen(const State *s, size_t i) {
     return rows < s->dense_rows ? rows : s->dense_rows;
 }
 
-/* The latents that the rows first .. first + count - 1 see are copied together, each row's in pages of its own. Every thread of the team calls it;
- * returns when all is done. */
+/* The latents that the rows first .. first + count - 1 see are copied together, each row's in pages of its
+ * own. Every thread of the team calls it; returns when all is done. */
 void gather_rows(const Model *m, State *s, size_t layer, size_t first, size_t count, Thread *t);
 
 /* Such a page; line 0 is row `first`. */

@@ -1,17 +1,21 @@
-/* chat.c: --chat. A conversation: turns of the user, each read from a line, and the model's answers, in the form that the checkpoint's
- * template gives them. The cache holds all that was said; a turn computes what is new. Knows nothing of Jinja: exporter/chat.py has
- * taken the template apart and proved that the pieces below put it together again. No tools, no pictures, no roles but three.
+/* chat.c: --chat. A conversation: turns of the user, each read from a line, and the model's answers, in
+ * the form that the checkpoint's template gives them. The cache holds all that was said; a turn computes
+ * what is new. Knows nothing of Jinja: exporter/chat.py has taken the template apart and proved that the
+ * pieces below put it together again. No tools, no pictures, no roles but three.
  *
- * The section. Little-endian u32: tag, flags, the bytes of each piece; then the pieces' texts, one after the other, which fill it exactly.
- * Special and added tokens are matched in the pieces and never in what anybody says; text between two of them is tokenised as one string.
+ * The section. Little-endian u32: tag, flags, the bytes of each piece; then the pieces' texts, one after
+ * the other, which fill it exactly. Special and added tokens are matched in the pieces and never in what
+ * anybody says; text between two of them is tokenised as one string.
  *
  *   conversation   OPEN, or SYSTEM_BEFORE system SYSTEM_AFTER, then turns with NEXT between them
  *   turn           user ANSWER answer; the last one: user PROMPT, and the model goes on
  *
- * An answer in the history may differ from what the model wrote: ANSWER is another text than PROMPT, thoughts are dropped, white space is
- * stripped (FLAGS). Then its turn is made anew, and the cache is valid as far as the ids agree; else the answer stays as it is there.
+ * An answer in the history may differ from what the model wrote: ANSWER is another text than PROMPT,
+ * thoughts are dropped, white space is stripped (FLAGS). Then its turn is made anew, and the cache is
+ * valid as far as the ids agree; else the answer stays as it is there.
  *
- * A turn that was interrupted before its first token is forgotten. A session (session.c) holds whole turns. */
+ * A turn that was interrupted before its first token is forgotten. A session (session.c) holds whole
+ * turns. */
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -19,18 +23,19 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "cli/modes.h"
+#include "cli/output.h"
+#include "cli/prompt.h"
+#include "cli/session.h"
+#include "cli/system.h"
 #include "generate.h"
-#include "modes/modes.h"
-#include "modes/output.h"
-#include "modes/prompt.h"
-#include "modes/session.h"
-#include "modes/system.h"
 
-enum { TAG = 0x31544843, HEADER = 8, DEFAULT_CONTEXT = 8192, MAX_TURN = 1 << 26 }; /* "CHT1"; bytes; rows; bytes of input */
+/* "CHT1"; bytes; rows; bytes of input */
+enum { TAG = 0x31544843, HEADER = 8, DEFAULT_CONTEXT = 8192, MAX_TURN = 1 << 26 };
 enum { OPEN, SYSTEM_BEFORE, SYSTEM_AFTER, PROMPT, ANSWER, NEXT, PIECES };
 enum {
-    NO_SYSTEM = 1,      /* the template takes no system text */
-    STRIP_SYSTEM = 2,   /* white space at both ends of what is said goes */
+    NO_SYSTEM = 1,    /* the template takes no system text */
+    STRIP_SYSTEM = 2, /* white space at both ends of what is said goes */
     STRIP_USER = 4,
     STRIP_ANSWER = 8,
     DROP_THOUGHTS = 16, /* an answer in the history begins behind its last THOUGHT_END */
@@ -59,7 +64,7 @@ typedef struct {
     bool terminal, end; /* end: nothing more is to be read */
     Buffer read;        /* from it; lines up to `used` have been turns */
     size_t used;
-    Buffer turn;        /* lines that go on, put together */
+    Buffer turn; /* lines that go on, put together */
 } Input;
 
 /* Ids of a turn while it is made. */
@@ -73,14 +78,14 @@ typedef struct {
     Run run;
     Template template;
     Input input;
-    Slice user;     /* of the turn that goes on */
-    size_t turn;    /* its first token in the sequence */
-    size_t answer;  /* the first of its answer */
+    Slice user;    /* of the turn that goes on */
+    size_t turn;   /* its first token in the sequence */
+    size_t answer; /* the first of its answer */
     Ids made;
     Buffer written; /* the answer */
 } Chat;
 
-/* ---- the section: input from outside ---- */
+/* ---- the section: input from outside -------------------------------------------------------- */
 
 static const char *open_template(const Model *m, Template *t) {
     uint32_t head[HEADER];
@@ -108,7 +113,7 @@ const char *chat_damage(const Model *m) {
     return m->chat_bytes ? open_template(m, &t) : NULL;
 }
 
-/* ---- texts ---- */
+/* ---- texts ---------------------------------------------------------------------------------- */
 
 /* False: reported. */
 static bool append(Buffer *b, Slice s) {
@@ -131,9 +136,7 @@ static bool starts_with(Slice s, Slice beginning) {
     return s.bytes >= beginning.bytes && !memcmp(s.text, beginning.text, beginning.bytes);
 }
 
-static Slice from(Slice s, size_t n) {
-    return (Slice){s.text + n, s.bytes - n};
-}
+static Slice from(Slice s, size_t n) { return (Slice){s.text + n, s.bytes - n}; }
 
 /* s from the last place on where `what` stands; nothing if it stands nowhere. */
 static Slice from_last(Slice s, const char *what) {
@@ -144,11 +147,13 @@ static Slice from_last(Slice s, const char *what) {
     return (Slice){s.text, 0};
 }
 
-/* The bytes of a white space character that s begins with (or ends with, `last`), as Python's str.strip and so the templates have it. */
+/* The bytes of a white space character that s begins with (or ends with, `last`), as Python's str.strip
+ * and so the templates have it. */
 static size_t space_at(Slice s, bool last) {
     static const char *const spaces[] = {
-        "\t", "\n", "\v", "\f", "\r", "\x1c", "\x1d", "\x1e", "\x1f", " ", "\xc2\x85", "\u00a0", "\u1680", "\u2000", "\u2001", "\u2002",
-        "\u2003", "\u2004", "\u2005", "\u2006", "\u2007", "\u2008", "\u2009", "\u200a", "\u2028", "\u2029", "\u202f", "\u205f", "\u3000",
+        "\t",       "\n",     "\v",     "\f",     "\r",     "\x1c",   "\x1d",   "\x1e",   "\x1f",   " ",
+        "\xc2\x85", "\u00a0", "\u1680", "\u2000", "\u2001", "\u2002", "\u2003", "\u2004", "\u2005", "\u2006",
+        "\u2007",   "\u2008", "\u2009", "\u200a", "\u2028", "\u2029", "\u202f", "\u205f", "\u3000",
     };
     for (size_t i = 0; i < sizeof spaces / sizeof *spaces; i++) {
         size_t n = strlen(spaces[i]);
@@ -166,7 +171,7 @@ static Slice strip(Slice s) {
     return s;
 }
 
-/* ---- texts -> ids; false: reported ---- */
+/* ---- texts -> ids; false: reported ---------------------------------------------------------- */
 
 static bool push(Ids *made, const int32_t *ids, size_t n) {
     if (made->space - made->count < n) {
@@ -189,7 +194,9 @@ static bool tokenise(Chat *c) {
     Ids *made = &c->made;
     size_t n;
     bool begins = !c->turn && !made->count;
-    int32_t *ids = made->plain.bytes ? tokenize(c->run.model, c->run.options, made->plain.text, made->plain.bytes, begins, &n) : NULL;
+    int32_t *ids = made->plain.bytes ? tokenize(c->run.model, c->run.options, made->plain.text,
+                                                made->plain.bytes, begins, &n)
+                                     : NULL;
     bool done = !made->plain.bytes || (ids && push(made, ids, n));
     made->plain.bytes = 0;
     free(ids);
@@ -224,16 +231,18 @@ static bool add_beginning(Chat *c) {
         return add_piece(c, NEXT);
     if (!o->system)
         return add_piece(c, OPEN);
-    return add_piece(c, SYSTEM_BEFORE) && add_said(c, (Slice){o->system, o->system_bytes}, STRIP_SYSTEM) && add_piece(c, SYSTEM_AFTER);
+    return add_piece(c, SYSTEM_BEFORE) && add_said(c, (Slice){o->system, o->system_bytes}, STRIP_SYSTEM) &&
+           add_piece(c, SYSTEM_AFTER);
 }
 
 /* c->made = the turn, with PROMPT or with ANSWER and what was answered. */
 static bool make_turn(Chat *c, int piece, Slice answer) {
     c->made.count = c->made.plain.bytes = 0;
-    return add_beginning(c) && add_said(c, c->user, STRIP_USER) && add_piece(c, piece) && add_said(c, answer, STRIP_ANSWER) && tokenise(c);
+    return add_beginning(c) && add_said(c, c->user, STRIP_USER) && add_piece(c, piece) &&
+           add_said(c, answer, STRIP_ANSWER) && tokenise(c);
 }
 
-/* ---- answers ---- */
+/* ---- answers -------------------------------------------------------------------------------- */
 
 /* A thought that the template begins is the model's to go on with. */
 static bool prompt_opens_thought(const Chat *c) {
@@ -241,7 +250,8 @@ static bool prompt_opens_thought(const Chat *c) {
     return begin.bytes && !from_last(begin, THOUGHT_END).bytes;
 }
 
-/* What of the answer goes into the history. `text` is what the model wrote, with the end of PROMPT in front if PROMPT is ANSWER and more. */
+/* What of the answer goes into the history. `text` is what the model wrote, with the end of PROMPT in
+ * front if PROMPT is ANSWER and more. */
 static Slice history_of(const Chat *c, Slice text) {
     const Slice *piece = c->template.piece;
     Slice thought_end = from_last(text, THOUGHT_END), thought_begin = {THOUGHT_BEGIN, strlen(THOUGHT_BEGIN)};
@@ -249,16 +259,19 @@ static Slice history_of(const Chat *c, Slice text) {
         text = from(thought_end, strlen(THOUGHT_END));
         while (c->template.flags & DROP_LINES && text.bytes && *text.text == '\n')
             text = from(text, 1);
-    } else if (c->template.flags & DROP_THOUGHTS && (prompt_opens_thought(c) || starts_with(strip(text), thought_begin))) {
+    } else if (c->template.flags & DROP_THOUGHTS &&
+               (prompt_opens_thought(c) || starts_with(strip(text), thought_begin))) {
         text.bytes = 0; /* it never came to an answer */
-    } else if (starts_with(piece[ANSWER], piece[PROMPT])) { /* "Assistant:", and the model wrote the space of "Assistant: " */
+        /* "Assistant:", and the model wrote the space of "Assistant: " */
+    } else if (starts_with(piece[ANSWER], piece[PROMPT])) {
         Slice more = from(piece[ANSWER], piece[PROMPT].bytes);
         text = starts_with(text, more) ? from(text, more.bytes) : text;
     }
     return c->template.flags & STRIP_ANSWER ? strip(text) : text;
 }
 
-/* c->written = what the user has seen of the answer; *prompt_rest bytes of PROMPT that ANSWER lacks come first. */
+/* c->written = what the user has seen of the answer; *prompt_rest bytes of PROMPT that ANSWER lacks come
+ * first. */
 static bool collect_answer(Chat *c, size_t *prompt_rest) {
     const Sequence *q = &c->run.sequence;
     const Slice *piece = c->template.piece;
@@ -282,16 +295,17 @@ static bool same_text(Slice a, Slice b, Slice c, Slice d) {
     if (a.bytes > c.bytes)
         return same_text(c, d, a, b);
     size_t over = c.bytes - a.bytes;
-    return a.bytes + b.bytes == c.bytes + d.bytes && !memcmp(a.text, c.text, a.bytes) && !memcmp(b.text, c.text + a.bytes, over) &&
-           !memcmp(b.text + over, d.text, d.bytes);
+    return a.bytes + b.bytes == c.bytes + d.bytes && !memcmp(a.text, c.text, a.bytes) &&
+           !memcmp(b.text, c.text + a.bytes, over) && !memcmp(b.text + over, d.text, d.bytes);
 }
 
-/* The sequence holds the tokens of c->made from the turn on; the cache is right as far as they were there. One at least is left to compute,
- * so that no logits of another place are taken for theirs. */
+/* The sequence holds the tokens of c->made from the turn on; the cache is right as far as they were there.
+ * One at least is left to compute, so that no logits of another place are taken for theirs. */
 static void replace_turn(Chat *c) {
     Sequence *q = &c->run.sequence;
     size_t same = 0, end = c->turn + c->made.count;
-    while (same < c->made.count && c->turn + same < q->position && q->ids[c->turn + same] == c->made.ids[same])
+    while (same < c->made.count && c->turn + same < q->position &&
+           q->ids[c->turn + same] == c->made.ids[same])
         same++;
     memcpy(q->ids + c->turn, c->made.ids, c->made.count * sizeof *q->ids);
     q->count = end;
@@ -331,12 +345,16 @@ static int answer(Chat *c, End *end) {
     if (!make_turn(c, PROMPT, (Slice){"", 0}))
         return FAILED;
     if (!c->made.count)
-        return failed(FAILED, "%s: a turn without a token: the text is empty, and the chat template adds nothing", r->model->path);
+        return failed(FAILED,
+                      "%s: a turn without a token: the text is empty, and the chat template adds nothing",
+                      r->model->path);
     if (c->turn + c->made.count > r->state->context) {
         *end = CONTEXT_FULL;
         if (c->turn && !r->options->typed[OPT_PROMPT])
             return DONE;
-        return failed(FAILED, "the conversation has %zu tokens, more than the context of %zu; -c makes it longer, up to %u for this model",
+        return failed(FAILED,
+                      "the conversation has %zu tokens, more than the context of %zu; -c makes it longer, up "
+                      "to %u for this model",
                       c->turn + c->made.count, r->state->context, r->model->config.max_position_embeddings);
     }
     memcpy(q->ids + q->count, c->made.ids, c->made.count * sizeof *q->ids);
@@ -353,9 +371,10 @@ static int answer(Chat *c, End *end) {
     return *end == NOT_NUMBERS ? DONE : settle(c, end);
 }
 
-/* ---- the user ---- */
+/* ---- the user ------------------------------------------------------------------------------- */
 
-/* Until there is something to read, or Ctrl-C or SIGTERM, which another thread may have caught: they are looked for ten times a second. */
+/* Until there is something to read, or Ctrl-C or SIGTERM, which another thread may have caught: they are
+ * looked for ten times a second. */
 static void wait_for_input(const Input *in) {
     struct pollfd ready = {.fd = in->file, .events = POLLIN};
     int n = 0;
@@ -374,7 +393,8 @@ static bool read_more(Input *in, const char *name, int *status) {
     if (n < 0)
         *status = failed(FAILED, "%s: cannot read it: %s", name, strerror(errno));
     else if (in->read.bytes - in->used > MAX_TURN)
-        *status = failed(FAILED, "%s: a line is longer than the %d bytes that a turn may have", name, MAX_TURN);
+        *status =
+            failed(FAILED, "%s: a line is longer than the %d bytes that a turn may have", name, MAX_TURN);
     else if (!append(&in->read, (Slice){block, (size_t)n}))
         *status = FAILED;
     return n > 0 && !*status;
@@ -386,7 +406,8 @@ static bool read_line(Input *in, const char *name, Slice *line, int *status) {
     memmove(in->read.text, in->read.text + in->used, in->read.bytes -= in->used);
     in->used = 0;
     for (;;) {
-        const char *end = in->read.bytes > seen ? memchr(in->read.text + seen, '\n', in->read.bytes - seen) : NULL;
+        const char *end =
+            in->read.bytes > seen ? memchr(in->read.text + seen, '\n', in->read.bytes - seen) : NULL;
         seen = in->read.bytes;
         if (!end && read_more(in, name, status))
             continue;
@@ -432,7 +453,7 @@ static int open_input(Chat *c) {
     return append(&in->read, (Slice){"", 0}) ? DONE : FAILED;
 }
 
-/* ---- the conversation ---- */
+/* ---- the conversation ----------------------------------------------------------------------- */
 
 static int talk(Chat *c, Session *session) {
     const Options *o = c->run.options;
@@ -466,29 +487,37 @@ static int open_chat(Chat *c, Session *session, Options *o) {
     const Model *m = r->model;
     Sequence *q = &r->sequence;
     if (!m->tokenizer || !m->chat_bytes)
-        return failed(FAILED, "%s: the checkpoint has no %s, so that %s is not possible: export.py says why when it makes one", m->path,
-                      m->tokenizer ? "chat template" : "tokenizer", o->typed[OPT_CHAT]);
+        return failed(
+            FAILED,
+            "%s: the checkpoint has no %s, so that %s is not possible: export.py says why when it makes one",
+            m->path, m->tokenizer ? "chat template" : "tokenizer", o->typed[OPT_CHAT]);
     const char *wrong = open_template(m, &c->template);
     if (wrong)
-        return failed(FAILED, "%s: the chat template is damaged: %s; export the checkpoint again", m->path, wrong);
+        return failed(FAILED, "%s: the chat template is damaged: %s; export the checkpoint again", m->path,
+                      wrong);
     if (o->system && c->template.flags & NO_SYSTEM)
-        return failed(FAILED, "%s: the model's chat template takes no system text: leave %s out", m->path, o->typed[OPT_SYSTEM]);
+        return failed(FAILED, "%s: the model's chat template takes no system text: leave %s out", m->path,
+                      o->typed[OPT_SYSTEM]);
     int status = open_input(c);
     if (!status)
         status = session_open(session, q, m, o);
     if (status)
         return status;
     if (q->count && !q->conversation)
-        return failed(FAILED, "%s: holds a text, no conversation: give --session another name to begin one", session->name);
+        return failed(FAILED, "%s: holds a text, no conversation: give --session another name to begin one",
+                      session->name);
     if (q->count && o->system)
-        return failed(FAILED, "%s: the conversation has begun, with its own system text: leave %s out, or give --session another name", session->name,
-                      o->typed[OPT_SYSTEM]);
+        return failed(FAILED,
+                      "%s: the conversation has begun, with its own system text: leave %s out, or give "
+                      "--session another name",
+                      session->name, o->typed[OPT_SYSTEM]);
     size_t context = context_rows(m, o, DEFAULT_CONTEXT);
     if (!context)
         return WRONG_USAGE;
     if (q->count > context)
-        return failed(FAILED, "%s: the conversation has %zu tokens, more than the context of %zu; -c makes it longer", session->name,
-                      q->count, context);
+        return failed(FAILED,
+                      "%s: the conversation has %zu tokens, more than the context of %zu; -c makes it longer",
+                      session->name, q->count, context);
     r->state = open_state(m, o, context, 1);
     return r->state ? run_open(r, session) : FAILED;
 }

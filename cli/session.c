@@ -1,20 +1,25 @@
-/* session.c: --session FILE (session.h). Puts away what a text needs to go on as if it had never stopped, and nothing else: options are not
- * kept, but for the cache type, which the rows are in. The text itself is made in run.c, the cache's pages are described in mla.h.
+/* session.c: --session FILE (session.h). Puts away what a text needs to go on as if it had never stopped,
+ * and nothing else: options are not kept, but for the cache type, which the rows are in. The text itself
+ * is made in run.c, the cache's pages are described in mla.h.
  *
  *   offset 0            SessionHeader, 192 bytes
  *   192                 ids, int32, header.tokens of them; the first header.rows are in the cache
- *   then                logits, float32, header.logits of them: vocab_size if rows == tokens (the next token is chosen from them), else none
+ *   then                logits, float32, header.logits of them: vocab_size if rows == tokens (the next
+ *                       token is chosen from them), else none
  *   then                a CRC-32 for each page
- *   round up to 4096    = header.data_offset: the pages, each header.page_bytes: 128 rows of all layers, as the cache holds them. The last may be
+ *   round up to 4096    = header.data_offset: the pages, each header.page_bytes: 128 rows of all layers,
+ *                       as the cache holds them. The last may be
  *                       filled in part; there are as many as the rows need
  *   header.file_bytes   end of file
  *
- * Everything is little-endian. The header's checksum covers all that stands before the pages, theirs included.
+ * Everything is little-endian. The header's checksum covers all that stands before the pages, theirs
+ * included.
  *
- * A session is written to FILE.session.tmp, synced and renamed, so that a power cut leaves the old one or the new one. The temporary file
- * exists from the start (a place that cannot be written is known before the first token) and is the lock: whoever holds it owns the session,
- * and what a killed run leaves is taken over by the next. A run that fails, or whose reader closes the pipe, leaves the session as it was. */
-#include "modes/session.h"
+ * A session is written to FILE.session.tmp, synced and renamed, so that a power cut leaves the old one or
+ * the new one. The temporary file exists from the start (a place that cannot be written is known before
+ * the first token) and is the lock: whoever holds it owns the session, and what a killed run leaves is
+ * taken over by the next. A run that fails, or whose reader closes the pipe, leaves the session as it was. */
+#include "cli/session.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -28,10 +33,10 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
-#include "checkpoint.h"
+#include "cli/output.h"
+#include "cli/system.h"
+#include "engine/checkpoint.h"
 #include "mla.h"
-#include "modes/output.h"
-#include "modes/system.h"
 
 #define SESSION_MAGIC "MLA.S\r\n\032"
 
@@ -40,25 +45,25 @@ enum { SESSION_VERSION = 1, DATA_ALIGN = 4096, MAX_HEAD = 1 << 28 };
 typedef struct {
     char magic[8];
     uint32_t version;
-    uint32_t checksum;      /* CRC-32 of bytes 0 .. data_offset - 1 with this field zero */
+    uint32_t checksum; /* CRC-32 of bytes 0 .. data_offset - 1 with this field zero */
     uint64_t file_bytes;
     uint64_t data_offset;
     uint64_t page_bytes;
-    uint64_t model;         /* fingerprint() */
-    char model_name[64];    /* Config.name, for people */
-    char cache[8];          /* as -k takes it, NUL-padded */
-    uint64_t seed, random;  /* the sampler: what it began with, its state */
+    uint64_t model;        /* fingerprint() */
+    char model_name[64];   /* Config.name, for people */
+    char cache[8];         /* as -k takes it, NUL-padded */
+    uint64_t seed, random; /* the sampler: what it began with, its state */
     uint32_t tokens, rows;
-    uint32_t cut;           /* bytes at the end of the text that a stop text kept from being written */
+    uint32_t cut; /* bytes at the end of the text that a stop text kept from being written */
     uint32_t logits;
     uint32_t pages;
-    uint32_t conversation;  /* 1: of --chat, whose turns are whole */
-    uint32_t reserved[8];   /* 0 */
+    uint32_t conversation; /* 1: of --chat, whose turns are whole */
+    uint32_t reserved[8];  /* 0 */
 } SessionHeader;
 
 _Static_assert(sizeof(SessionHeader) == 192, "the struct is the file format");
 
-/* ---- what the file looks like ---- */
+/* ---- what the file looks like --------------------------------------------------------------- */
 
 /* The checkpoint's checksums: of everything before the tensors, and of the tensors' own. */
 static uint64_t fingerprint(const Model *m) {
@@ -73,18 +78,14 @@ static size_t page_bytes(const Model *m, CacheType type) {
     return cache_token_bytes(&m->config, type, m->config.num_hidden_layers) * TILE_ROWS;
 }
 
-static uint64_t pages_of(uint64_t rows) {
-    return (rows + TILE_ROWS - 1) / TILE_ROWS;
-}
+static uint64_t pages_of(uint64_t rows) { return (rows + TILE_ROWS - 1) / TILE_ROWS; }
 
 static uint64_t data_offset(uint64_t tokens, uint64_t logits, uint64_t pages) {
     return (sizeof(SessionHeader) + 4 * (tokens + logits + pages) + DATA_ALIGN - 1) / DATA_ALIGN * DATA_ALIGN;
 }
 
 /* The three lists behind the header. */
-static int32_t *head_ids(uint8_t *head) {
-    return (int32_t *)(void *)(head + sizeof(SessionHeader));
-}
+static int32_t *head_ids(uint8_t *head) { return (int32_t *)(void *)(head + sizeof(SessionHeader)); }
 static float *head_logits(uint8_t *head) {
     const SessionHeader *h = (const void *)head;
     return (float *)(void *)(head_ids(head) + h->tokens);
@@ -101,7 +102,7 @@ static uint32_t head_checksum(const uint8_t *head) {
     return crc32(crc32(0, &h, sizeof h), head + sizeof h, h.data_offset - sizeof h);
 }
 
-/* ---- the file system ---- */
+/* ---- the file system ------------------------------------------------------------------------ */
 
 static bool read_at(int fd, void *to, size_t bytes, uint64_t offset) {
     for (size_t done = 0; done < bytes;) {
@@ -127,9 +128,11 @@ static bool write_at(int fd, const void *from, size_t bytes, uint64_t offset) {
     return true;
 }
 
-/* A rename is safe from a power cut once its directory is. Some file systems sync no directories and say EINVAL: there is no more to be done. */
+/* A rename is safe from a power cut once its directory is. Some file systems sync no directories and say
+ * EINVAL: there is no more to be done. */
 static bool sync_directory(char *path) {
-    char *slash = strrchr(path, '/'), *end = slash == path ? slash + 1 : slash, kept = end ? *end : 0; /* "/name" is in "/" */
+    /* "/name" is in "/" */
+    char *slash = strrchr(path, '/'), *end = slash == path ? slash + 1 : slash, kept = end ? *end : 0;
     if (end)
         *end = 0;
     int fd = open(end ? path : ".", O_RDONLY | O_CLOEXEC);
@@ -155,18 +158,22 @@ static bool name_files(Session *s) {
     return true;
 }
 
-/* Opens and locks the temporary file. The run that had it before may have renamed or removed it between open and flock: then it is another
- * file now that has the name. */
+/* Opens and locks the temporary file. The run that had it before may have renamed or removed it between
+ * open and flock: then it is another file now that has the name. */
 static int take_lock(Session *s) {
     for (;;) {
         struct stat mine, named;
         int fd = open(s->temporary, O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0666);
         if (fd < 0)
-            return failed(FAILED, "%s: the session could not be written here at the end: %s", s->temporary, strerror(errno));
+            return failed(FAILED, "%s: the session could not be written here at the end: %s", s->temporary,
+                          strerror(errno));
         if (fstat(fd, &mine) || !S_ISREG(mine.st_mode) || flock(fd, LOCK_EX | LOCK_NB)) {
             bool used = errno == EWOULDBLOCK && S_ISREG(mine.st_mode);
-            int status = used ? failed(FAILED, "%s: in use by another run: wait for its end or give another name", s->name)
-                              : failed(FAILED, "%s: no file that can be locked: give the session another name", s->temporary);
+            int status =
+                used ? failed(FAILED, "%s: in use by another run: wait for its end or give another name",
+                              s->name)
+                     : failed(FAILED, "%s: no file that can be locked: give the session another name",
+                              s->temporary);
             close(fd);
             return status;
         }
@@ -178,27 +185,35 @@ static int take_lock(Session *s) {
     }
 }
 
-/* ---- reading ---- */
+/* ---- reading -------------------------------------------------------------------------------- */
 
 static int damaged(const Session *s, const char *what) {
     return failed(FAILED, "%s: damaged: %s; give --session another name to begin anew", s->name, what);
 }
 
-/* Reads header and lists. Nothing is believed before the checksum is right, except sizes that agree with the file's own. */
+/* Reads header and lists. Nothing is believed before the checksum is right, except sizes that agree with
+ * the file's own. */
 static int read_head(Session *s, uint64_t size) {
     SessionHeader h;
     size_t there = size < sizeof h ? (size_t)size : sizeof h;
     if (!read_at(s->file, &h, there, 0))
         return failed(FAILED, "%s: cannot read it: %s", s->name, strerror(errno));
     if (there < sizeof h.magic || memcmp(h.magic, SESSION_MAGIC, sizeof h.magic))
-        return failed(FAILED, "%s: not a session; --session takes a file that it wrote, or a name that is free", s->name);
+        return failed(FAILED,
+                      "%s: not a session; --session takes a file that it wrote, or a name that is free",
+                      s->name);
     if (there == sizeof h && h.version != SESSION_VERSION)
-        return failed(FAILED, "%s: a session of version %u, and this program knows version %d: give --session another name to begin anew",
+        return failed(FAILED,
+                      "%s: a session of version %u, and this program knows version %d: give --session "
+                      "another name to begin anew",
                       s->name, h.version, SESSION_VERSION);
     if (there < sizeof h || size < h.file_bytes)
-        return failed(FAILED, "%s: cut short, %llu bytes are there: copy it again, or give --session another name to begin anew", s->name,
-                      (unsigned long long)size);
-    if (size != h.file_bytes || h.data_offset != data_offset(h.tokens, h.logits, h.pages) || h.data_offset > size || h.data_offset > MAX_HEAD)
+        return failed(FAILED,
+                      "%s: cut short, %llu bytes are there: copy it again, or give --session another name to "
+                      "begin anew",
+                      s->name, (unsigned long long)size);
+    if (size != h.file_bytes || h.data_offset != data_offset(h.tokens, h.logits, h.pages) ||
+        h.data_offset > size || h.data_offset > MAX_HEAD)
         return damaged(s, "its sizes contradict each other");
     s->head = malloc(h.data_offset);
     if (!s->head)
@@ -216,23 +231,31 @@ static int cache_type(const SessionHeader *h) {
     return -1;
 }
 
-/* What a checksum cannot tell: whether the file fits this model and these options, and whether its numbers are in range. */
+/* What a checksum cannot tell: whether the file fits this model and these options, and whether its numbers
+ * are in range. */
 static int check_head(const Session *s, Options *o) {
     const SessionHeader *h = (const void *)s->head;
     const Config *c = &s->model->config;
     int type = cache_type(h);
     if (h->model != fingerprint(s->model))
-        return failed(FAILED, "%s: made with another model (%.63s) than %s: use that one, or give --session another name", s->name, h->model_name,
-                      s->model->path);
+        return failed(
+            FAILED,
+            "%s: made with another model (%.63s) than %s: use that one, or give --session another name",
+            s->name, h->model_name, s->model->path);
     if (type < 0)
-        return failed(FAILED, "%s: its cache type %.8s is unknown to this program: give --session another name to begin anew", s->name, h->cache);
+        return failed(
+            FAILED,
+            "%s: its cache type %.8s is unknown to this program: give --session another name to begin anew",
+            s->name, h->cache);
     if (o->typed[OPT_CACHE] && (int)o->cache != type)
-        return failed(FAILED, "%s: its cache is of another type than %s: use -k %s, or give --session another name", s->name,
-                      cache_names[o->cache], cache_names[type]);
+        return failed(FAILED,
+                      "%s: its cache is of another type than %s: use -k %s, or give --session another name",
+                      s->name, cache_names[o->cache], cache_names[type]);
     o->cache = (CacheType)type;
 
     bool sizes = h->page_bytes == page_bytes(s->model, o->cache) && h->pages == pages_of(h->rows) &&
-                 h->logits == (h->rows == h->tokens ? c->vocab_size : 0) && (h->file_bytes - h->data_offset) / h->page_bytes == h->pages &&
+                 h->logits == (h->rows == h->tokens ? c->vocab_size : 0) &&
+                 (h->file_bytes - h->data_offset) / h->page_bytes == h->pages &&
                  (h->file_bytes - h->data_offset) % h->page_bytes == 0;
     if (!sizes || !h->tokens || h->rows > h->tokens || h->rows > c->max_position_embeddings)
         return damaged(s, "its sizes contradict each other");
@@ -249,15 +272,23 @@ static int read_sequence(Session *s, Sequence *q, Options *o) {
     if (s->file < 0)
         return errno == ENOENT ? DONE : failed(FAILED, "%s: cannot read it: %s", s->name, strerror(errno));
     if (fstat(s->file, &st) || !S_ISREG(st.st_mode))
-        return failed(FAILED, "%s: not a regular file; --session takes a file that it wrote, or a name that is free", s->name);
+        return failed(FAILED,
+                      "%s: not a regular file; --session takes a file that it wrote, or a name that is free",
+                      s->name);
     int status = read_head(s, (uint64_t)st.st_size);
     if (!status)
         status = check_head(s, o);
     if (status)
         return status;
-    fchmod(s->lock, st.st_mode & 0777); /* the new file keeps what the old one allows; where that is impossible it is as good as any new file */
+    /* the new file keeps what the old one allows; where that is impossible it is as good as any new file */
+    fchmod(s->lock, st.st_mode & 0777);
     const SessionHeader *h = (const void *)s->head;
-    *q = (Sequence){.count = h->tokens, .position = h->rows, .cut = h->cut, .conversation = h->conversation == 1, .seed = h->seed, .random = h->random};
+    *q = (Sequence){.count = h->tokens,
+                    .position = h->rows,
+                    .cut = h->cut,
+                    .conversation = h->conversation == 1,
+                    .seed = h->seed,
+                    .random = h->random};
     q->ids = malloc(q->count * sizeof *q->ids);
     if (!q->ids)
         return failed(FAILED, "out of memory");
@@ -287,11 +318,13 @@ int session_open(Session *s, Sequence *q, const Model *m, Options *o) {
 static int check_room(const Session *s, const State *state) {
     struct statvfs disk;
     uint64_t rows = state->context, logits = s->model->config.vocab_size;
-    uint64_t most = data_offset(rows + 1, logits, pages_of(rows)) + pages_of(rows) * page_bytes(s->model, state->cache->type);
+    uint64_t most = data_offset(rows + 1, logits, pages_of(rows)) +
+                    pages_of(rows) * page_bytes(s->model, state->cache->type);
     if (fstatvfs(s->lock, &disk) || !disk.f_blocks || (uint64_t)disk.f_bavail * disk.f_frsize >= most)
         return DONE;
-    return failed(FAILED, "%s: %zu tokens may take %.1f MB, and the disk has room for %.1f MB: use a smaller -n or -c", s->name, state->context,
-                  (double)most / 1e6, (double)disk.f_bavail * (double)disk.f_frsize / 1e6);
+    return failed(
+        FAILED, "%s: %zu tokens may take %.1f MB, and the disk has room for %.1f MB: use a smaller -n or -c",
+        s->name, state->context, (double)most / 1e6, (double)disk.f_bavail * (double)disk.f_frsize / 1e6);
 }
 
 enum { PAGE_DAMAGED = INT_MAX };
@@ -324,19 +357,28 @@ int session_load(Session *s, const Sequence *q, State *state) {
     if (error)
         return failed(FAILED, "%s: cannot read it: %s", s->name, strerror(error));
     memcpy(state->logits, head_logits(s->head), h->logits * sizeof *state->logits);
-    note("session %u tokens, %.1f MB, read in %.3f s", h->tokens, (double)h->file_bytes / 1e6, seconds() - start);
+    note("session %u tokens, %.1f MB, read in %.3f s", h->tokens, (double)h->file_bytes / 1e6,
+         seconds() - start);
     return DONE;
 }
 
-/* ---- writing ---- */
+/* ---- writing -------------------------------------------------------------------------------- */
 
 static uint8_t *make_head(const Session *s, const Sequence *q, const State *state) {
     const Model *m = s->model;
     CacheType type = state->cache->type;
     SessionHeader h = {
-        .magic = SESSION_MAGIC, .version = SESSION_VERSION, .page_bytes = page_bytes(m, type), .model = fingerprint(m),
-        .seed = q->seed, .random = q->random, .tokens = (uint32_t)q->count, .rows = (uint32_t)q->position, .cut = (uint32_t)q->cut,
-        .logits = q->position == q->count ? m->config.vocab_size : 0, .pages = (uint32_t)pages_of(q->position),
+        .magic = SESSION_MAGIC,
+        .version = SESSION_VERSION,
+        .page_bytes = page_bytes(m, type),
+        .model = fingerprint(m),
+        .seed = q->seed,
+        .random = q->random,
+        .tokens = (uint32_t)q->count,
+        .rows = (uint32_t)q->position,
+        .cut = (uint32_t)q->cut,
+        .logits = q->position == q->count ? m->config.vocab_size : 0,
+        .pages = (uint32_t)pages_of(q->position),
         .conversation = q->conversation,
     };
     h.data_offset = data_offset(h.tokens, h.logits, h.pages);
@@ -375,10 +417,13 @@ int session_save(Session *s, const Sequence *q, const State *state) {
     bool written = write_session(s, head, state) && !rename(s->temporary, s->path);
     free(head);
     if (!written)
-        return failed(FAILED, "%s: cannot write it: %s; the session is as it was", s->temporary, strerror(errno));
+        return failed(FAILED, "%s: cannot write it: %s; the session is as it was", s->temporary,
+                      strerror(errno));
     close(s->lock); /* no longer the temporary file: another run may have made one */
     s->lock = -1;
-    return sync_directory(s->path) ? DONE : failed(FAILED, "%s: written, but not safe from a power cut: %s", s->name, strerror(errno));
+    return sync_directory(s->path)
+               ? DONE
+               : failed(FAILED, "%s: written, but not safe from a power cut: %s", s->name, strerror(errno));
 }
 
 void session_close(Session *s) {

@@ -1,9 +1,9 @@
 /* tokenize.c: --tokenize TEXT. The ids, nothing added, on one line. */
 #include <stdlib.h>
 
-#include "modes/modes.h"
-#include "modes/output.h"
-#include "modes/prompt.h"
+#include "cli/modes.h"
+#include "cli/output.h"
+#include "cli/prompt.h"
 
 int mode_tokenize(const Model *m, const Options *o) {
     size_t count;

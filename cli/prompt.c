@@ -1,14 +1,16 @@
-/* prompt.c: from the command line to token ids (prompt.h). Whatever the user gives is checked here; forward() takes what it gets. */
-#include "modes/prompt.h"
+/* prompt.c: from the command line to token ids (prompt.h). Whatever the user gives is checked here;
+ * forward() takes what it gets. */
+#include "cli/prompt.h"
 
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "modes/output.h"
+#include "cli/output.h"
 
-static const size_t MAX_FILE = (size_t)1 << 30; /* an endless source ends here and not with the machine's memory */
+/* an endless source ends here and not with the machine's memory */
+static const size_t MAX_FILE = (size_t)1 << 30;
 
 char *read_file(const char *path, size_t *bytes) {
     FILE *f = strcmp(path, "-") ? fopen(path, "rb") : stdin;
@@ -40,9 +42,12 @@ char *read_file(const char *path, size_t *bytes) {
     return NULL;
 }
 
-int32_t *tokenize(const Model *m, const Options *o, const char *text, size_t bytes, bool begins, size_t *count) {
+int32_t *tokenize(const Model *m, const Options *o, const char *text, size_t bytes, bool begins,
+                  size_t *count) {
     if (!m->tokenizer) {
-        report("%s: the checkpoint has no tokenizer, so that it reads and writes token ids only: --ids \"1 2 3\"", m->path);
+        report("%s: the checkpoint has no tokenizer, so that it reads and writes token ids only: --ids \"1 2 "
+               "3\"",
+               m->path);
         return NULL;
     }
     int32_t *ids = tokenizer_encode(m->tokenizer, text, bytes, o->typed[OPT_SPECIAL], begins, count);
@@ -52,7 +57,8 @@ int32_t *tokenize(const Model *m, const Options *o, const char *text, size_t byt
     }
     for (size_t i = 0; i < *count; i++) {
         if (ids[i] < 0 || (uint32_t)ids[i] >= m->config.vocab_size) {
-            report("%s: token %d of the text is beyond the model's vocabulary of %u", m->path, ids[i], m->config.vocab_size);
+            report("%s: token %d of the text is beyond the model's vocabulary of %u", m->path, ids[i],
+                   m->config.vocab_size);
             free(ids);
             return NULL;
         }
@@ -71,19 +77,21 @@ static int parse_ids(Prompt *p, const Model *m, const Options *o) {
         uint64_t id = 0;
         size_t length = strcspn(c, space);
         if (strspn(c, "0123456789") != length)
-            return failed(WRONG_USAGE, "%s takes token ids like \"1 2 3\", not '%.*s'", name, (int)(length < 40 ? length : 40), c);
+            return failed(WRONG_USAGE, "%s takes token ids like \"1 2 3\", not '%.*s'", name,
+                          (int)(length < 40 ? length : 40), c);
         for (size_t i = 0; i < length && id < m->config.vocab_size; i++)
             id = id * 10 + (uint64_t)(c[i] - '0');
         if (id >= m->config.vocab_size)
-            return failed(WRONG_USAGE, "%s takes ids from 0 to %u for this model, not %.*s", name, m->config.vocab_size - 1,
-                          (int)(length < 40 ? length : 40), c);
+            return failed(WRONG_USAGE, "%s takes ids from 0 to %u for this model, not %.*s", name,
+                          m->config.vocab_size - 1, (int)(length < 40 ? length : 40), c);
         p->ids[p->count++] = (int32_t)id;
         c += length;
     }
     return p->count ? DONE : failed(WRONG_USAGE, "%s takes at least one token id", name);
 }
 
-/* An empty text starts from the begin token even where the tokenizer would not add one: there must be something to go on from. */
+/* An empty text starts from the begin token even where the tokenizer would not add one: there must be
+ * something to go on from. */
 static int parse_text(Prompt *p, const Model *m, const Options *o) {
     size_t count = 0;
     int32_t *text = NULL;
@@ -105,8 +113,10 @@ static int parse_text(Prompt *p, const Model *m, const Options *o) {
     if (!p->ids)
         return failed(FAILED, "out of memory");
     if (!p->count && !p->before)
-        return failed(WRONG_USAGE, "there is nothing to start from: the prompt is empty and %s; give one with -p, -f or --ids",
-                      bos < 0 ? "the model has no begin token" : "--no-bos leaves the begin token out");
+        return failed(
+            WRONG_USAGE,
+            "there is nothing to start from: the prompt is empty and %s; give one with -p, -f or --ids",
+            bos < 0 ? "the model has no begin token" : "--no-bos leaves the begin token out");
     return DONE;
 }
 
@@ -127,7 +137,8 @@ size_t context_rows(const Model *m, const Options *o, size_t needed) {
         return needed < limit ? needed : limit;
     if ((uint64_t)o->context <= limit)
         return (size_t)o->context;
-    report("%s takes at most %zu for this model, not %lld", o->typed[OPT_CONTEXT], limit, (long long)o->context);
+    report("%s takes at most %zu for this model, not %lld", o->typed[OPT_CONTEXT], limit,
+           (long long)o->context);
     return 0;
 }
 
@@ -137,7 +148,11 @@ void prompt_close(Prompt *p) {
 }
 
 State *open_state(const Model *m, const Options *o, size_t context, uint32_t max_logits) {
-    StateOptions so = {.cache = o->cache, .context = context, .sequences = 1, .max_logits = max_logits, .threads = (int)o->threads};
+    StateOptions so = {.cache = o->cache,
+                       .context = context,
+                       .sequences = 1,
+                       .max_logits = max_logits,
+                       .threads = (int)o->threads};
     char err[1024];
     State *s = state_open(m, &so, err, sizeof err);
     if (!s)
@@ -151,8 +166,9 @@ int prompt_state(State **s, const Prompt *p, const Model *m, const Options *o, u
     if (!context)
         return WRONG_USAGE;
     if (needed > context)
-        return failed(FAILED, "the %s %zu tokens, more than the context of %zu%s", p->before ? "session and the prompt have" : "prompt has", needed,
-                      context, o->context ? "; -c makes it longer" : ", the most that the model was made for");
+        return failed(FAILED, "the %s %zu tokens, more than the context of %zu%s",
+                      p->before ? "session and the prompt have" : "prompt has", needed, context,
+                      o->context ? "; -c makes it longer" : ", the most that the model was made for");
     *s = open_state(m, o, context, max_logits);
     return *s ? DONE : FAILED;
 }

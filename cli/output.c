@@ -1,6 +1,6 @@
-/* output.c: the two streams (output.h). Knows no model and no token; the rules about newlines, flushing and halves of characters are here
- * and nowhere else. */
-#include "modes/output.h"
+/* output.c: the two streams (output.h). Knows no model and no token; the rules about newlines, flushing
+ * and halves of characters are here and nowhere else. */
+#include "cli/output.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -14,7 +14,7 @@
 
 bool quiet = false;
 
-/* ---- standard error ---- */
+/* ---- standard error ------------------------------------------------------------------------- */
 
 /* One line whatever the arguments hold: file names and option values come from outside. */
 static void line(const char *prefix, const char *format, va_list args) {
@@ -65,7 +65,7 @@ void progress(const char *what, size_t done, size_t of) {
         fprintf(stderr, "\r\033[K");
 }
 
-/* ---- standard output ---- */
+/* ---- standard output ------------------------------------------------------------------------ */
 
 static _Noreturn void output_error(void) {
     if (errno == EPIPE)
@@ -75,7 +75,8 @@ static _Noreturn void output_error(void) {
 }
 
 void output_open(void) {
-    /* A file opened later must not become stream 0, 1 or 2. Read-only, so that writing to a stream that was closed is still an error. */
+    /* A file opened later must not become stream 0, 1 or 2. Read-only, so that writing to a stream that
+     * was closed is still an error. */
     int fd;
     do
         fd = open("/dev/null", O_RDONLY);
@@ -102,11 +103,12 @@ void output_flush(void) {
         output_error();
 }
 
-/* ---- generated text ---- */
+/* ---- generated text ------------------------------------------------------------------------- */
 
 bool text_open(Text *t, const char *const *stops, const size_t *stop_bytes, size_t stop_count) {
     struct stat st;
-    *t = (Text){.terminal = isatty(STDOUT_FILENO), .flush = fstat(STDOUT_FILENO, &st) || !S_ISREG(st.st_mode)};
+    *t =
+        (Text){.terminal = isatty(STDOUT_FILENO), .flush = fstat(STDOUT_FILENO, &st) || !S_ISREG(st.st_mode)};
     t->newline = t->terminal;
     t->stops = calloc(stop_count + 1, sizeof *t->stops);
     if (!t->stops)
@@ -137,7 +139,8 @@ static size_t utf8_length(unsigned char first) {
     return first < 0xC2 || first > 0xF4 ? 1 : first < 0xE0 ? 2 : first < 0xF0 ? 3 : 4;
 }
 
-/* A terminal shows the bytes of one character one by one as rubbish: hold them until the character is complete or cannot become one. */
+/* A terminal shows the bytes of one character one by one as rubbish: hold them until the character is
+ * complete or cannot become one. */
 static void write_characters(Text *t, const char *bytes, size_t n) {
     for (size_t i = 0; i < n; i++) {
         bool continues = ((unsigned char)bytes[i] & 0xC0) == 0x80;
@@ -184,7 +187,8 @@ static const Stop *longest_match(const Text *t) {
     return best;
 }
 
-/* One more byte of text. The bytes held back need no buffer: they are the beginning of the stop text that they match. */
+/* One more byte of text. The bytes held back need no buffer: they are the beginning of the stop text that
+ * they match. */
 static bool text_byte(Text *t, char byte) {
     const Stop *before = longest_match(t);
     size_t held = t->stop_held, found = 0;

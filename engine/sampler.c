@@ -1,9 +1,9 @@
-/* sampler.c: logits -> the next token (sampler.h). Repeat penalty, temperature, top-k, top-p, min-p, in this order; ties by id. Knows
- * no text.
+/* sampler.c: logits -> the next token (sampler.h). Repeat penalty, temperature, top-k, top-p, min-p, in
+ * this order; ties by id. Knows no text.
  *
- * Everything is a comparison, one rounded float operation, or a sum in one fixed order, and exp is the kernels' own: no result
- * depends on the machine. */
-#include "sampler.h"
+ * Everything is a comparison, one rounded float operation, or a sum in one fixed order, and exp is the
+ * kernels' own: no result depends on the machine. */
+#include "engine/sampler.h"
 
 #include <math.h>
 #include <stdbool.h>
@@ -53,21 +53,13 @@ void sampler_close(Sampler *s) {
     free(s);
 }
 
-void sampler_saw(Sampler *s, int32_t token) {
-    s->seen[s->seen_count++ % PENALTY_WINDOW] = token;
-}
+void sampler_saw(Sampler *s, int32_t token) { s->seen[s->seen_count++ % PENALTY_WINDOW] = token; }
 
-void sampler_forget(Sampler *s) {
-    s->seen_count = 0;
-}
+void sampler_forget(Sampler *s) { s->seen_count = 0; }
 
-uint64_t sampler_random(const Sampler *s) {
-    return s->random;
-}
+uint64_t sampler_random(const Sampler *s) { return s->random; }
 
-void sampler_resume(Sampler *s, uint64_t random) {
-    s->random = random;
-}
+void sampler_resume(Sampler *s, uint64_t random) { s->random = random; }
 
 /* splitmix64 (Steele, Lea and Flood 2014; Vigna's constants): the upper 53 bits as a number in [0, 1). */
 static double random_unit(Sampler *s) {
@@ -77,7 +69,8 @@ static double random_unit(Sampler *s) {
     return (double)((z ^ (z >> 31)) >> 11) * 0x1p-53;
 }
 
-/* CTRL's penalty (Keskar et al. 2019): a token that occurred becomes less likely whatever the sign of its logit. Once for each token. */
+/* CTRL's penalty (Keskar et al. 2019): a token that occurred becomes less likely whatever the sign of its
+ * logit. Once for each token. */
 static void penalise(Sampler *s) {
     size_t count = s->seen_count < PENALTY_WINDOW ? s->seen_count : PENALTY_WINDOW;
     for (size_t i = 0; i < count; i++) {
@@ -102,7 +95,7 @@ static int32_t argmax(Sampler *s) {
     return best;
 }
 
-/* ---- candidates in descending order, as many as are asked for: a vocabulary is long and a nucleus short ---- */
+/* ---- candidates in descending order, as many as are asked for: a vocabulary is long and a nucleus short  */
 
 static bool before(const Candidate *a, const Candidate *b) {
     return a->logit > b->logit || (a->logit == b->logit && a->id < b->id);
@@ -128,7 +121,8 @@ static void rank_all(Sampler *s) {
         sift_down(s->candidates, s->heap, i);
 }
 
-/* The id of the candidate that i others come before. What is taken from the heap is kept behind it, last first. */
+/* The id of the candidate that i others come before. What is taken from the heap is kept behind it, last
+ * first. */
 static int32_t rank(Sampler *s, size_t i) {
     while (s->vocab - s->heap <= i) {
         Candidate first = s->candidates[0];
@@ -139,7 +133,7 @@ static int32_t rank(Sampler *s, size_t i) {
     return s->candidates[s->vocab - 1 - i].id;
 }
 
-/* ---- the choice ---- */
+/* ---- the choice ----------------------------------------------------------------------------- */
 
 /* Probabilities of the k likeliest, zero for the others. */
 static void probabilities(Sampler *s, size_t k) {
@@ -154,8 +148,8 @@ static void probabilities(Sampler *s, size_t k) {
     s->k->softmax(s->p, s->vocab);
 }
 
-/* How many of the k likeliest remain: the fewest that have top_p together, and of them those with min_p of the likeliest's probability. At
- * least one. *mass is their probability. */
+/* How many of the k likeliest remain: the fewest that have top_p together, and of them those with min_p of
+ * the likeliest's probability. At least one. *mass is their probability. */
 static size_t nucleus(Sampler *s, size_t k, double *mass) {
     float least = s->options.min_p * s->p[rank(s, 0)];
     size_t n = 0;

@@ -1,6 +1,7 @@
-/* checkpoint.c: opens, checks and maps model.bin (checkpoint.h describes it byte by byte). The file may come from anywhere: every field is
- * checked before it is used, and the first thing that is wrong is named. Weights are used where they lie; nothing here depends on their size. */
-#include "checkpoint.h"
+/* checkpoint.c: opens, checks and maps model.bin (checkpoint.h describes it byte by byte). The file may
+ * come from anywhere: every field is checked before it is used, and the first thing that is wrong is
+ * named. Weights are used where they lie; nothing here depends on their size. */
+#include "engine/checkpoint.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -19,9 +20,10 @@
 #error "checkpoints are little-endian and used in place"
 #endif
 
-/* ---- checksum ---------------------------------------------------------------------------------------------------------------- */
+/* ---- checksum ------------------------------------------------------------------------------- */
 
-/* Eight tables, eight bytes a step (slicing-by-8): a checksum of everything must not be what takes the time. */
+/* Eight tables, eight bytes a step (slicing-by-8): a checksum of everything must not be what takes the
+ * time. */
 static uint32_t crc_table[8][256];
 
 static void crc_init(void) {
@@ -44,15 +46,16 @@ uint32_t crc32(uint32_t crc, const void *data, size_t bytes) {
         memcpy(&low, p, 4);
         memcpy(&high, p + 4, 4);
         low ^= crc;
-        crc = crc_table[7][low & 255] ^ crc_table[6][low >> 8 & 255] ^ crc_table[5][low >> 16 & 255] ^ crc_table[4][low >> 24] ^
-              crc_table[3][high & 255] ^ crc_table[2][high >> 8 & 255] ^ crc_table[1][high >> 16 & 255] ^ crc_table[0][high >> 24];
+        crc = crc_table[7][low & 255] ^ crc_table[6][low >> 8 & 255] ^ crc_table[5][low >> 16 & 255] ^
+              crc_table[4][low >> 24] ^ crc_table[3][high & 255] ^ crc_table[2][high >> 8 & 255] ^
+              crc_table[1][high >> 16 & 255] ^ crc_table[0][high >> 24];
     }
     while (bytes--)
         crc = crc_table[0][(crc ^ *p++) & 255] ^ (crc >> 8);
     return ~crc;
 }
 
-/* ---- reading the tables -------------------------------------------------------------------------------------------------------- */
+/* ---- reading the tables --------------------------------------------------------------------- */
 
 /* The cursor over the tensor table. The first error stays in err, later calls do nothing. */
 typedef struct {
@@ -81,7 +84,8 @@ static const char *const export_again = "export it again";
 typedef enum { ANY_MATRIX, F32_MATRIX, PLAIN_VECTOR } Kind;
 
 /* The next tensor must be this one: `count` matrices [rows, cols], or a vector of `rows` numbers. */
-static const TensorInfo *expect(Reader *r, const char *name, Kind kind, size_t count, size_t rows, size_t cols) {
+static const TensorInfo *expect(Reader *r, const char *name, Kind kind, size_t count, size_t rows,
+                                size_t cols) {
     const Model *m = r->m;
     if (r->failed)
         return NULL;
@@ -91,19 +95,23 @@ static const TensorInfo *expect(Reader *r, const char *name, Kind kind, size_t c
     }
     const TensorInfo *info = &m->tensors[r->next++];
     if (strncmp(info->name, name, sizeof info->name)) {
-        fail(r, "tensor %zu is \"%.*s\" where %s belongs: %s", r->next - 1, (int)sizeof info->name, info->name, name, export_again);
+        fail(r, "tensor %zu is \"%.*s\" where %s belongs: %s", r->next - 1, (int)sizeof info->name,
+             info->name, name, export_again);
         return NULL;
     }
-    size_t bytes = kind == PLAIN_VECTOR ? rows * sizeof(float) : count * (round_up(rows, PANEL) / PANEL) * panel_bytes(info->type, cols);
+    size_t bytes = kind == PLAIN_VECTOR
+                       ? rows * sizeof(float)
+                       : count * (round_up(rows, PANEL) / PANEL) * panel_bytes(info->type, cols);
     bool type_ok = kind == PLAIN_VECTOR ? info->type == TYPE_VECTOR
                    : kind == F32_MATRIX ? info->type == TYPE_F32
                                         : info->type > TYPE_VECTOR && info->type < TYPE_COUNT;
     if (!type_ok)
         fail(r, "tensor %s has type %u, which it cannot have: %s", name, info->type, export_again);
     else if (info->count != count || info->rows != rows || info->cols != cols)
-        fail(r, "tensor %s is %u x [%u, %u] and should be %zu x [%zu, %zu]: %s", name, info->count, info->rows, info->cols, count, rows, cols,
-             export_again);
-    else if (info->offset % 64 || info->offset < r->end || info->bytes != bytes || info->offset > m->file_bytes ||
+        fail(r, "tensor %s is %u x [%u, %u] and should be %zu x [%zu, %zu]: %s", name, info->count,
+             info->rows, info->cols, count, rows, cols, export_again);
+    else if (info->offset % 64 || info->offset < r->end || info->bytes != bytes ||
+             info->offset > m->file_bytes ||
              bytes > m->file_bytes - info->offset) /* in order and apart: no model is larger than its file */
         fail(r, "tensor %s does not lie in its place in the file: %s", name, export_again);
     else if (!isfinite(info->scale))
@@ -115,8 +123,8 @@ static const TensorInfo *expect(Reader *r, const char *name, Kind kind, size_t c
     return r->failed ? NULL : info;
 }
 
-/* There are few of these numbers, and one that is none could hide: a router's bias takes part in a choice alone. What the matrices hold is found by
- * --check, or when it reaches the logits. */
+/* There are few of these numbers, and one that is none could hide: a router's bias takes part in a choice
+ * alone. What the matrices hold is found by --check, or when it reaches the logits. */
 static const float *vector(Reader *r, const char *name, size_t n) {
     const TensorInfo *info = expect(r, name, PLAIN_VECTOR, 1, n, 1);
     const float *v = info ? (const float *)(const void *)(r->m->file + info->offset) : NULL;
@@ -136,10 +144,13 @@ static Matrix matrix_of_kind(Reader *r, const char *name, Kind kind, size_t coun
         r->m->int8_acts = true;
     else if (kind != F32_MATRIX)
         r->m->float_acts = true;
-    return (Matrix){r->m->file + info->offset, info->codebook, info->type, info->rows, info->cols, info->scale};
+    return (Matrix){
+        r->m->file + info->offset, info->codebook, info->type, info->rows, info->cols, info->scale};
 }
 
-static Matrix matrix(Reader *r, const char *name, size_t rows, size_t cols) { return matrix_of_kind(r, name, ANY_MATRIX, 1, rows, cols); }
+static Matrix matrix(Reader *r, const char *name, size_t rows, size_t cols) {
+    return matrix_of_kind(r, name, ANY_MATRIX, 1, rows, cols);
+}
 
 /* "prefix" "name" as one string, valid until the next call. */
 static const char *join(char buffer[64], const char *prefix, const char *name) {
@@ -163,7 +174,8 @@ static void read_experts(Reader *r, Layer *L, const char *prefix) {
     L->router = matrix_of_kind(r, join(name, prefix, "router"), F32_MATRIX, 1, choices, c->hidden_size);
     L->router_bias = vector(r, join(name, prefix, "router_bias"), choices);
     if (c->n_shared_experts)
-        read_mlp(r, &L->mlp, join(name, prefix, "shared."), (size_t)c->n_shared_experts * c->moe_intermediate_size);
+        read_mlp(r, &L->mlp, join(name, prefix, "shared."),
+                 (size_t)c->n_shared_experts * c->moe_intermediate_size);
     L->experts = calloc(c->n_routed_experts, sizeof *L->experts);
     if (!L->experts)
         fail(r, "out of memory for the table of experts");
@@ -181,13 +193,15 @@ static void read_indexer(Reader *r, Layer *L, const char *prefix) {
     L->index_k = matrix(r, join(name, prefix, "index_k"), di, c->hidden_size);
     L->index_k_norm = vector(r, join(name, prefix, "index_k_norm"), di);
     L->index_k_bias = vector(r, join(name, prefix, "index_k_bias"), di);
-    L->index_weights = matrix_of_kind(r, join(name, prefix, "index_weights"), F32_MATRIX, 1, c->index_n_heads, c->hidden_size);
+    L->index_weights = matrix_of_kind(r, join(name, prefix, "index_weights"), F32_MATRIX, 1, c->index_n_heads,
+                                      c->hidden_size);
 }
 
 static void read_layer(Reader *r, Layer *L, const char *prefix, bool moe, bool indexer) {
     const Config *c = &r->m->config;
     char name[64];
-    size_t D = c->hidden_size, H = c->num_attention_heads, n = c->qk_nope_head_dim, p = c->qk_rope_head_dim, v = c->v_head_dim;
+    size_t D = c->hidden_size, H = c->num_attention_heads, n = c->qk_nope_head_dim, p = c->qk_rope_head_dim,
+           v = c->v_head_dim;
     size_t latent = c->kv_lora_rank, ql = c->q_lora_rank;
 
     L->input_norm = vector(r, join(name, prefix, "input_norm"), D);
@@ -245,7 +259,8 @@ static void read_tensors(Reader *r) {
     m->norm = vector(r, "norm", c->hidden_size);
     m->inv_freq = vector(r, "inv_freq", c->qk_rope_head_dim / 2);
     for (uint32_t i = 0; m->inv_freq && i < c->qk_rope_head_dim / 2; i++)
-        if (!(fabsf(m->inv_freq[i]) <= 64)) /* published ones are at most 1; quarter turns must fit their integers (rope.c) */
+        /* published ones are at most 1; quarter turns must fit their integers (rope.c) */
+        if (!(fabsf(m->inv_freq[i]) <= 64))
             fail(r, "tensor inv_freq has a value that no model can have: %s", export_again);
     if (c->query_scale_span)
         m->query_scale = read_query_scale(r);
@@ -259,14 +274,18 @@ static void read_tensors(Reader *r) {
     if (c->mtp_layers && !r->failed)
         read_mtp(r);
     if (!r->failed && r->next != m->tensor_count)
-        fail(r, "tensor %.*s is not one this model has: %s", (int)sizeof m->tensors->name, m->tensors[r->next].name, export_again);
+        fail(r, "tensor %.*s is not one this model has: %s", (int)sizeof m->tensors->name,
+             m->tensors[r->next].name, export_again);
 }
 
-/* ---- header and configuration ----------------------------------------------------------------------------------------------------- */
+/* ---- header and configuration --------------------------------------------------------------- */
 
 /* Limits far above any published model, so that no product of two fields comes near overflowing. */
 static const char *config_error(const Config *c) {
-    struct { const char *name; uint32_t value, least, most; } fields[] = {
+    struct {
+        const char *name;
+        uint32_t value, least, most;
+    } fields[] = {
         {"hidden_size", c->hidden_size, 1, 1 << 17},
         {"num_hidden_layers", c->num_hidden_layers, 1, 1 << 10},
         {"published_layers", c->published_layers, c->num_hidden_layers, 1 << 10},
@@ -283,7 +302,8 @@ static const char *config_error(const Config *c) {
         {"max_position_embeddings", c->max_position_embeddings, 1, 1 << 24},
         {"tie_word_embeddings", c->tie_word_embeddings, 0, 1},
         {"n_routed_experts", c->n_routed_experts, 0, MAX_EXPERTS},
-        {"zero_expert_num", c->zero_expert_num, 0, c->n_routed_experts ? MAX_EXPERTS - c->n_routed_experts : 0},
+        {"zero_expert_num", c->zero_expert_num, 0,
+         c->n_routed_experts ? MAX_EXPERTS - c->n_routed_experts : 0},
         {"shortcut_moe", c->shortcut_moe, 0, c->n_routed_experts ? 1 : 0},
         {"mtp_layers", c->mtp_layers, 0, 1},
         {"add_bos_token", c->add_bos_token, 0, c->bos_token_id >= 0},
@@ -321,7 +341,8 @@ static const char *moe_error(const Config *c) {
         return "n_group";
     if (c->topk_group < 1 || c->topk_group > c->n_group)
         return "topk_group";
-    if (c->num_experts_per_tok < 1 || c->num_experts_per_tok > E / c->n_group * c->topk_group + c->zero_expert_num)
+    if (c->num_experts_per_tok < 1 ||
+        c->num_experts_per_tok > E / c->n_group * c->topk_group + c->zero_expert_num)
         return "num_experts_per_tok";
     if (c->moe_intermediate_size < 1 || c->moe_intermediate_size > 1 << 17)
         return "moe_intermediate_size";
@@ -335,9 +356,10 @@ static const char *moe_error(const Config *c) {
         return "group_score";
     if (c->norm_topk_prob > 1)
         return "norm_topk_prob";
-    /* pairs of layers, the first with experts; what waits for the end of a pair has one buffer, and so has what waits for its norm */
-    if (c->shortcut_moe && (c->num_hidden_layers % 2 || c->published_layers % 2 || c->first_k_dense_replace || c->moe_layer_freq != 2 ||
-                            c->n_shared_experts || c->sandwich_norm))
+    /* pairs of layers, the first with experts; what waits for the end of a pair has one buffer, and so has
+     * what waits for its norm */
+    if (c->shortcut_moe && (c->num_hidden_layers % 2 || c->published_layers % 2 || c->first_k_dense_replace ||
+                            c->moe_layer_freq != 2 || c->n_shared_experts || c->sandwich_norm))
         return "shortcut_moe";
     return isfinite(c->routed_scaling_factor) ? NULL : "routed_scaling_factor";
 }
@@ -353,7 +375,8 @@ static const char *index_error(const Config *c) {
         return "index_topk";
     if (c->index_topk_freq < 1)
         return "index_topk_freq";
-    return layer_has_indexer(c, 0) ? NULL : "index_skip_topk_offset"; /* the first layer has none before it to share with */
+    /* the first layer has none before it to share with */
+    return layer_has_indexer(c, 0) ? NULL : "index_skip_topk_offset";
 }
 
 /* Header, checksum, configuration, tokenizer: everything before the tensor table. */
@@ -365,18 +388,20 @@ static void read_header(Reader *r) {
         return;
     }
     if (h->version != CHECKPOINT_VERSION) {
-        fail(r, "a checkpoint of version %u, this program reads version %u: %s", h->version, CHECKPOINT_VERSION, export_again);
+        fail(r, "a checkpoint of version %u, this program reads version %u: %s", h->version,
+             CHECKPOINT_VERSION, export_again);
         return;
     }
     if (h->file_bytes != m->file_bytes) {
-        fail(r, "%zu bytes long instead of %llu, it was cut short or added to: copy or export it again", m->file_bytes,
-             (unsigned long long)h->file_bytes);
+        fail(r, "%zu bytes long instead of %llu, it was cut short or added to: copy or export it again",
+             m->file_bytes, (unsigned long long)h->file_bytes);
         return;
     }
-    uint64_t tokenizer = round_up(sizeof *h + sizeof(Config), 64), chat = round_up(tokenizer + h->tokenizer_bytes, 64);
+    uint64_t tokenizer = round_up(sizeof *h + sizeof(Config), 64),
+             chat = round_up(tokenizer + h->tokenizer_bytes, 64);
     uint64_t table = round_up(chat + h->chat_bytes, 64);
-    if (h->config_bytes != sizeof(Config) || h->data_offset % 4096 || h->data_offset > m->file_bytes || table > h->data_offset ||
-        h->tensors > (h->data_offset - table) / sizeof(TensorInfo)) {
+    if (h->config_bytes != sizeof(Config) || h->data_offset % 4096 || h->data_offset > m->file_bytes ||
+        table > h->data_offset || h->tensors > (h->data_offset - table) / sizeof(TensorInfo)) {
         fail(r, "damaged header: copy or export it again");
         return;
     }
@@ -384,7 +409,8 @@ static void read_header(Reader *r) {
     zeroed.checksum = 0;
     uint32_t crc = crc32(crc32(0, &zeroed, sizeof zeroed), m->file + sizeof *h, h->data_offset - sizeof *h);
     if (crc != h->checksum) {
-        fail(r, "damaged: the checksum of header and tables is %08x instead of %08x: copy or export it again", crc, h->checksum);
+        fail(r, "damaged: the checksum of header and tables is %08x instead of %08x: copy or export it again",
+             crc, h->checksum);
         return;
     }
     memcpy(&m->config, m->file + sizeof *h, sizeof m->config);
@@ -407,8 +433,12 @@ static void read_header(Reader *r) {
     }
 }
 
-/* The map that is watched: a file that is cut short while it is in use, or a disk that fails, is a signal at some read of a weight. */
-static struct { const uint8_t *from, *to; char line[512]; } watched;
+/* The map that is watched: a file that is cut short while it is in use, or a disk that fails, is a signal
+ * at some read of a weight. */
+static struct {
+    const uint8_t *from, *to;
+    char line[512];
+} watched;
 
 /* May call nothing that is not safe in a signal handler. */
 static void lost(int signal_number, siginfo_t *info, void *context) {
@@ -427,7 +457,9 @@ static void lost(int signal_number, siginfo_t *info, void *context) {
 
 static void watch(const Model *m) {
     watched.from = m->file, watched.to = m->file + m->file_bytes;
-    snprintf(watched.line, sizeof watched.line, "run: %.400s: cut short or unreadable while it was in use: leave it alone, run again\n", m->path);
+    snprintf(watched.line, sizeof watched.line,
+             "run: %.400s: cut short or unreadable while it was in use: leave it alone, run again\n",
+             m->path);
     struct sigaction action = {.sa_sigaction = lost, .sa_flags = SA_SIGINFO};
     sigemptyset(&action.sa_mask);
     sigaction(SIGBUS, &action, NULL);

@@ -1,5 +1,6 @@
-/* state.c: the buffers of a run, allocated once (model.h says what each is). They are reserved as zero pages and become memory when they are
- * first written: a decode step never touches what only a long prefill needs. */
+/* state.c: the buffers of a run, allocated once (model.h says what each is). They are reserved as zero
+ * pages and become memory when they are first written: a decode step never touches what only a long
+ * prefill needs. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,8 +15,9 @@
 #include "mla.h"
 #include "model.h"
 
-/* Rows per call. Measured in the DeepSeek-V2-Lite shape: each doubling from 128 to 2048 is faster for a prompt of 4096 rows; 2048 instead of 512 by 7
- * percent, and by 14 for 8192 rows, because the decompressed keys and values of the context serve more rows. */
+/* Rows per call. Measured in the DeepSeek-V2-Lite shape: each doubling from 128 to 2048 is faster for a
+ * prompt of 4096 rows; 2048 instead of 512 by 7 percent, and by 14 for 8192 rows, because the decompressed
+ * keys and values of the context serve more rows. */
 enum { CHUNK = 2048, MAX_CHUNK = SPAN_ROWS };
 /* Rows that score the cache between two meetings of the threads, at least. */
 enum { INDEX_LINES = 16 };
@@ -29,11 +31,13 @@ typedef struct {
 /* count * bytes_each zeroed bytes, page-aligned; remembered for state_close. NULL: no memory. */
 static void *reserve(Reserve *r, size_t count, size_t bytes_each) {
     size_t bytes;
-    if (r->failed || __builtin_mul_overflow(count, bytes_each, &bytes) || __builtin_add_overflow(r->total, bytes, &r->total)) {
+    if (r->failed || __builtin_mul_overflow(count, bytes_each, &bytes) ||
+        __builtin_add_overflow(r->total, bytes, &r->total)) {
         r->failed = true;
         return NULL;
     }
-    void *p = mmap(NULL, bytes + 64, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *p =
+        mmap(NULL, bytes + 64, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED) {
         r->failed = true;
         return NULL;
@@ -44,7 +48,8 @@ static void *reserve(Reserve *r, size_t count, size_t bytes_each) {
     return p;
 }
 
-/* Activations for rows * cols elements at most, in the forms that the model's matrices need; `f32`: also for the router. */
+/* Activations for rows * cols elements at most, in the forms that the model's matrices need; `f32`: also
+ * for the router. */
 static Acts reserve_acts(Reserve *r, const Model *m, size_t rows, size_t cols, bool f32) {
     size_t stride = round_up(cols, BLOCK), n = rows * stride;
     Acts x = {.rows = (uint32_t)rows, .cols = (uint32_t)cols, .stride = (uint32_t)stride};
@@ -60,7 +65,8 @@ static Acts reserve_acts(Reserve *r, const Model *m, size_t rows, size_t cols, b
 
 static size_t max_size(size_t a, size_t b) { return a > b ? a : b; }
 
-/* What `bytes` gives for the tile type that needs most: int8 has per-row numbers beside the row, which in a tiny shape are more than f32 needs. */
+/* What `bytes` gives for the tile type that needs most: int8 has per-row numbers beside the row, which in
+ * a tiny shape are more than f32 needs. */
 static size_t most_bytes(size_t (*bytes)(const TileShape *), uint32_t d1, uint32_t d2) {
     return max_size(bytes(&(TileShape){TILE_F32, d1, d2}), bytes(&(TileShape){TILE_Q8, d1, d2}));
 }
@@ -96,7 +102,8 @@ static void reserve_cache(Reserve *r, const Config *c, const StateOptions *o) {
 static void reserve_attention(Reserve *r, const Model *m) {
     const Config *c = &m->config;
     State *s = r->s;
-    size_t H = c->num_attention_heads, chunk = s->chunk, query_groups = (chunk + LANES - 1) / LANES, groups = (H + LANES - 1) / LANES;
+    size_t H = c->num_attention_heads, chunk = s->chunk, query_groups = (chunk + LANES - 1) / LANES,
+           groups = (H + LANES - 1) / LANES;
 
     s->cosine = reserve(r, chunk * c->qk_rope_head_dim / 2, sizeof(float));
     s->sine = reserve(r, chunk * c->qk_rope_head_dim / 2, sizeof(float));
@@ -113,7 +120,8 @@ static void reserve_attention(Reserve *r, const Model *m) {
     s->q_latent = reserve(r, chunk * H * s->r_stride, sizeof(float));
     s->part_count = max_size(128, groups * MAX_PARTS);
     reserve_softmax(r, &s->parts, s->part_count, c->kv_lora_rank);
-    s->queries = reserve(r, H * query_groups, most_bytes(query_bytes, c->qk_nope_head_dim, c->qk_rope_head_dim));
+    s->queries =
+        reserve(r, H * query_groups, most_bytes(query_bytes, c->qk_nope_head_dim, c->qk_rope_head_dim));
     reserve_softmax(r, &s->found, H * query_groups, c->v_head_dim);
     s->latents = reserve_acts(r, m, SPAN_ROWS, c->kv_lora_rank, false);
     s->rope_keys = reserve(r, (size_t)SPAN_ROWS * c->qk_rope_head_dim, sizeof(float));
@@ -122,7 +130,8 @@ static void reserve_attention(Reserve *r, const Model *m) {
 /* Of a sparse attention; without indexer nothing. */
 static void reserve_indexer(Reserve *r, const Config *c) {
     State *s = r->s;
-    size_t Hi = c->index_n_heads, pages = (s->context + TILE_ROWS - 1) / TILE_ROWS, groups = (c->num_attention_heads + LANES - 1) / LANES;
+    size_t Hi = c->index_n_heads, pages = (s->context + TILE_ROWS - 1) / TILE_ROWS,
+           groups = (c->num_attention_heads + LANES - 1) / LANES;
     const TileShape *keys = &s->cache->index_shape;
     s->dense_rows = Hi ? c->index_topk : SIZE_MAX;
     if (!Hi)
@@ -137,9 +146,11 @@ static void reserve_indexer(Reserve *r, const Config *c) {
     s->index_score = reserve(r, s->index_lines * s->context, sizeof(float));
     s->seen_stride = pages * TILE_ROWS / 64;
     s->seen = reserve(r, s->chunk * s->seen_stride, sizeof *s->seen);
-    /* for the rows whose parts are computed together (mla.c, absorbed): part_count / groups pages, or more where a part has several */
+    /* for the rows whose parts are computed together (mla.c, absorbed): part_count / groups pages, or more
+     * where a part has several */
     s->seen_pages = ((s->context < c->index_topk ? s->context : c->index_topk) + TILE_ROWS - 1) / TILE_ROWS;
-    s->seen_tiles = reserve(r, s->part_count / groups * (s->seen_pages + MAX_PARTS - 1) / MAX_PARTS, s->cache->tile_bytes);
+    s->seen_tiles = reserve(r, s->part_count / groups * (s->seen_pages + MAX_PARTS - 1) / MAX_PARTS,
+                            s->cache->tile_bytes);
     s->lane_seen = reserve(r, (s->chunk + LANES - 1) / LANES * SPAN_ROWS, sizeof *s->lane_seen);
     for (int i = 0; i < s->threads && s->scratch; i++) {
         s->scratch[i].index_query = reserve(r, (Hi + LANES - 1) / LANES, query_bytes(keys));
@@ -169,9 +180,12 @@ static void reserve_mlps(Reserve *r, const Model *m) {
 static void reserve_scratch(Reserve *r, const Model *m) {
     const Config *c = &m->config;
     State *s = r->s;
-    size_t rows = max_size(s->chunk, TILE_ROWS), n = c->qk_nope_head_dim, v = c->v_head_dim, latent = c->kv_lora_rank;
+    size_t rows = max_size(s->chunk, TILE_ROWS), n = c->qk_nope_head_dim, v = c->v_head_dim,
+           latent = c->kv_lora_rank;
     _Static_assert(TILE_ROWS * LINEAR_ADD_COLUMNS >= MLP_ROW, "a single row's stretch of an MLP fits");
-    size_t floats = max_size(rows * round_up(max_size(LINEAR_ADD_COLUMNS, max_size(max_size(n, v), latent)), 32), round_up(c->hidden_size, BLOCK));
+    size_t floats =
+        max_size(rows * round_up(max_size(LINEAR_ADD_COLUMNS, max_size(max_size(n, v), latent)), 32),
+                 round_up(c->hidden_size, BLOCK));
     uint32_t p = c->qk_rope_head_dim;
 
     s->scratch = reserve(r, (size_t)s->threads, sizeof *s->scratch);
@@ -194,7 +208,9 @@ static bool read_environment(State *s, char *err, size_t err_bytes) {
     s->forced_path = PATH_BY_ROWS;
     s->chunk = CHUNK;
     if (path && *path) {
-        s->forced_path = !strcmp(path, "absorbed") ? PATH_ABSORBED : !strcmp(path, "decompressed") ? PATH_DECOMPRESSED : -1;
+        s->forced_path = !strcmp(path, "absorbed")       ? PATH_ABSORBED
+                         : !strcmp(path, "decompressed") ? PATH_DECOMPRESSED
+                                                         : -1;
         if (s->forced_path < 0) {
             snprintf(err, err_bytes, "MLA_PATH=%s: must be absorbed or decompressed", path);
             return false;
@@ -213,8 +229,8 @@ static bool read_environment(State *s, char *err, size_t err_bytes) {
     return true;
 }
 
-/* The system may give fewer threads than asked for (a limit in the environment); every thread of the team must exist, or the others would
- * wait for it for ever. */
+/* The system may give fewer threads than asked for (a limit in the environment); every thread of the team
+ * must exist, or the others would wait for it for ever. */
 static int threads_given(int wanted) {
     int given = 1;
 #ifdef _OPENMP
@@ -241,7 +257,8 @@ State *state_open(const Model *m, const StateOptions *o, char *err, size_t err_b
         state_close(s);
         return NULL;
     }
-    s->context = o->context, s->sequences = o->sequences, s->max_logits = o->max_logits, s->threads = threads_given(o->threads);
+    s->context = o->context, s->sequences = o->sequences, s->max_logits = o->max_logits,
+    s->threads = threads_given(o->threads);
     team_open(&s->team, s->threads);
     if (s->chunk > s->context * s->sequences)
         s->chunk = s->context * s->sequences;
@@ -251,7 +268,8 @@ State *state_open(const Model *m, const StateOptions *o, char *err, size_t err_b
     size_t cache_bytes = r.total, memory = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
     s->x_stride = round_up(c->hidden_size, BLOCK);
     s->x = reserve(&r, s->chunk * s->x_stride, sizeof(float));
-    s->branch = c->sandwich_norm || c->shortcut_moe ? reserve(&r, s->chunk * s->x_stride, sizeof(float)) : NULL;
+    s->branch =
+        c->sandwich_norm || c->shortcut_moe ? reserve(&r, s->chunk * s->x_stride, sizeof(float)) : NULL;
     s->out = c->sandwich_norm ? s->branch : s->x;
     s->experts_out = s->branch ? s->branch : s->x;
     s->normed = reserve_acts(&r, m, s->chunk, c->hidden_size, c->n_routed_experts || c->index_n_heads);
@@ -264,7 +282,8 @@ State *state_open(const Model *m, const StateOptions *o, char *err, size_t err_b
     s->logits = reserve(&r, s->max_logits * round_up(c->vocab_size, PANEL), sizeof(float));
     if (r.failed || cache_bytes > memory) {
         snprintf(err, err_bytes,
-                 "a context of %zu rows needs %.1f GB, %.1f GB of them for the cache, and the machine has %.1f GB of memory: use a smaller -c or -k",
+                 "a context of %zu rows needs %.1f GB, %.1f GB of them for the cache, and the machine has "
+                 "%.1f GB of memory: use a smaller -c or -k",
                  o->context, (double)r.total / 1e9, (double)cache_bytes / 1e9, (double)memory / 1e9);
         state_close(s);
         return NULL;

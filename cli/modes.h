@@ -1,9 +1,10 @@
-/* modes.h: what the program does beside generating a text. Each mode gets an open model and returns the exit status. */
+/* modes.h: what the program does beside generating a text. Each mode gets an open model and returns the
+ * exit status. */
 #ifndef MODES_H
 #define MODES_H
 
+#include "cli/options.h"
 #include "model.h"
-#include "modes/options.h"
 
 int mode_chat(const Model *m, const Options *o);       /* chat.c */
 int mode_logits(const Model *m, const Options *o);     /* logits.c */
@@ -20,7 +21,8 @@ const char *chat_damage(const Model *m);
 bool are_numbers(const float *x, size_t n);
 int not_numbers(const Model *m);
 
-/* Bytes of weights that a forward call of n rows reads, each matrix once: what the speed of memory is divided by (info.c). */
+/* Bytes of weights that a forward call of n rows reads, each matrix once: what the speed of memory is
+ * divided by (info.c). */
 uint64_t weight_bytes(const Model *m, size_t n);
 
 #endif

@@ -1,5 +1,5 @@
-/* logits.c: --logits FILE. The float32 logits of every prompt position, [T, V], little-endian, nothing else in the file: what a
- * comparison with another implementation reads. FILE appears when it is complete. */
+/* logits.c: --logits FILE. The float32 logits of every prompt position, [T, V], little-endian, nothing
+ * else in the file: what a comparison with another implementation reads. FILE appears when it is complete. */
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
@@ -9,10 +9,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "modes/modes.h"
-#include "modes/output.h"
-#include "modes/prompt.h"
-#include "modes/system.h"
+#include "cli/modes.h"
+#include "cli/output.h"
+#include "cli/prompt.h"
+#include "cli/system.h"
 
 enum { LOGIT_ROWS = 64 }; /* rows in one forward call; their logits are its largest buffer */
 
@@ -25,10 +25,12 @@ bool are_numbers(const float *x, size_t n) {
 }
 
 int not_numbers(const Model *m) {
-    return failed(FAILED, "%s: the logits are not numbers; --check looks for damage in the checkpoint", m->path);
+    return failed(FAILED, "%s: the logits are not numbers; --check looks for damage in the checkpoint",
+                  m->path);
 }
 
-/* Runs the prompt through the model and writes the rows as they come. False: errno says why, 0 where the logits are not numbers. */
+/* Runs the prompt through the model and writes the rows as they come. False: errno says why, 0 where the
+ * logits are not numbers. */
 static bool write_rows(FILE *f, const Model *m, State *s, const Prompt *p) {
     static Row rows[LOGIT_ROWS];
     size_t chunk = s->chunk < LOGIT_ROWS ? s->chunk : LOGIT_ROWS;
@@ -38,7 +40,8 @@ static bool write_rows(FILE *f, const Model *m, State *s, const Prompt *p) {
             rows[i] = (Row){.token = p->ids[from + i], .position = (uint32_t)(from + i), .logits = true};
         const float *logits = forward(m, s, rows, n);
         errno = 0;
-        if (!are_numbers(logits, n * m->config.vocab_size) || fwrite(logits, sizeof *logits * m->config.vocab_size, n, f) != n)
+        if (!are_numbers(logits, n * m->config.vocab_size) ||
+            fwrite(logits, sizeof *logits * m->config.vocab_size, n, f) != n)
             return false;
         progress("logits", from + n, p->count);
     }

@@ -1,24 +1,35 @@
-/* unicode.c: UTF-8, and the normal form of a text: characters are replaced, marks sorted, pairs composed, a prefix put in front. With Unicode's own
- * tables that is canonical composition (NFC, Unicode Standard Annex 15); with one entry it is SentencePiece's sign for a space. The tables come from
- * the checkpoint (exporter/normalizer.py); there is no knowledge of Unicode here but its encoding. */
-#include "unicode.h"
+/* unicode.c: UTF-8, and the normal form of a text: characters are replaced, marks sorted, pairs composed,
+ * a prefix put in front. With Unicode's own tables that is canonical composition (NFC, Unicode Standard
+ * Annex 15); with one entry it is SentencePiece's sign for a space. The tables come from the checkpoint
+ * (exporter/normalizer.py); there is no knowledge of Unicode here but its encoding. */
+#include "engine/unicode.h"
 
 #include <stdlib.h>
 
 enum { CODES = 0x110000 }; /* CODES + b: the byte b that is no part of a character */
 
-typedef struct { uint32_t code, order, at; } Letter;
+typedef struct {
+    uint32_t code, order, at;
+} Letter;
 
 size_t utf8_read(const uint8_t *s, size_t n, uint32_t *code) {
     static const uint32_t least[5] = {0, 0, 0x80, 0x800, 0x10000};
-    size_t length = s[0] < 0x80 ? 1 : s[0] < 0xC2 ? 0 : s[0] < 0xE0 ? 2 : s[0] < 0xF0 ? 3 : s[0] < 0xF5 ? 4 : 0;
-    if (length == 0 || length > n) return 0;
+    size_t length = s[0] < 0x80   ? 1
+                    : s[0] < 0xC2 ? 0
+                    : s[0] < 0xE0 ? 2
+                    : s[0] < 0xF0 ? 3
+                    : s[0] < 0xF5 ? 4
+                                  : 0;
+    if (length == 0 || length > n)
+        return 0;
     uint32_t c = length == 1 ? s[0] : s[0] & (0x7Fu >> length);
     for (size_t i = 1; i < length; i++) {
-        if ((s[i] & 0xC0) != 0x80) return 0;
+        if ((s[i] & 0xC0) != 0x80)
+            return 0;
         c = c << 6 | (s[i] & 0x3F);
     }
-    if (c < least[length] || c >= CODES || (c >= 0xD800 && c < 0xE000)) return 0;
+    if (c < least[length] || c >= CODES || (c >= 0xD800 && c < 0xE000))
+        return 0;
     *code = c;
     return length;
 }
@@ -26,7 +37,8 @@ size_t utf8_read(const uint8_t *s, size_t n, uint32_t *code) {
 static size_t utf8_write(uint8_t *out, uint32_t c) {
     size_t length = c < 0x80 || c >= CODES ? 1 : c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
     static const uint8_t lead[5] = {0, 0, 0xC0, 0xE0, 0xF0};
-    for (size_t i = length; i-- > 1; c >>= 6) out[i] = (uint8_t)(0x80 | (c & 0x3F));
+    for (size_t i = length; i-- > 1; c >>= 6)
+        out[i] = (uint8_t)(0x80 | (c & 0x3F));
     out[0] = (uint8_t)(lead[length] | c);
     return length;
 }
@@ -34,7 +46,8 @@ static size_t utf8_write(uint8_t *out, uint32_t c) {
 /* The next character of s; a byte that is no part of one counts as a character of its own. */
 static size_t next(const uint8_t *s, size_t n, uint32_t *code) {
     size_t length = utf8_read(s, n, code);
-    if (length == 0) *code = CODES + s[0];
+    if (length == 0)
+        *code = CODES + s[0];
     return length ? length : 1;
 }
 
@@ -42,8 +55,10 @@ static const Replacement *find_replacement(const NormalForm *f, uint32_t code) {
     size_t low = 0, high = f->replaced && code >= f->replacements[0].code ? f->replaced : 0;
     while (low < high) {
         size_t middle = low + (high - low) / 2;
-        if (f->replacements[middle].code < code) low = middle + 1;
-        else high = middle;
+        if (f->replacements[middle].code < code)
+            low = middle + 1;
+        else
+            high = middle;
     }
     return low < f->replaced && f->replacements[low].code == code ? &f->replacements[low] : NULL;
 }
@@ -54,16 +69,20 @@ static uint32_t find_composition(const NormalForm *f, uint32_t first, uint32_t s
     while (low < high) {
         size_t middle = low + (high - low) / 2;
         const Composition *c = &f->compositions[middle];
-        if (c->first == first && c->second == second) return c->code;
-        if (c->first < first || (c->first == first && c->second < second)) low = middle + 1;
-        else high = middle;
+        if (c->first == first && c->second == second)
+            return c->code;
+        if (c->first < first || (c->first == first && c->second < second))
+            low = middle + 1;
+        else
+            high = middle;
     }
     return 0;
 }
 
 static size_t parts(const Replacement *r) {
     size_t n = 0;
-    while (n < 4 && r->to[n]) n++;
+    while (n < 4 && r->to[n])
+        n++;
     return n;
 }
 
@@ -71,7 +90,8 @@ static size_t parts(const Replacement *r) {
 static size_t replace(const NormalForm *f, uint32_t code, Letter *out) {
     const Replacement *r = find_replacement(f, code);
     size_t n = r ? parts(r) : 0;
-    if (n == 0) out[0] = (Letter){code, r ? r->order : 0, 0};
+    if (n == 0)
+        out[0] = (Letter){code, r ? r->order : 0, 0};
     for (size_t i = 0; i < n; i++) {
         const Replacement *part = find_replacement(f, r->to[i]);
         out[i] = (Letter){r->to[i], part ? part->order : 0, 0};
@@ -81,19 +101,23 @@ static size_t replace(const NormalForm *f, uint32_t code, Letter *out) {
 
 static int by_order(const void *a, const void *b) {
     const Letter *x = a, *y = b;
-    if (x->order != y->order) return x->order < y->order ? -1 : 1;
+    if (x->order != y->order)
+        return x->order < y->order ? -1 : 1;
     return x->at < y->at ? -1 : x->at > y->at;
 }
 
 /* Marks that follow each other, by their class; of one class they stay as they were. */
 static void sort_marks(Letter *l, size_t n) {
     for (size_t i = 0, end; i < n; i = end + 1) {
-        for (end = i; end < n && l[end].order; end++) l[end].at = (uint32_t)end;
-        if (end - i > 1) qsort(l + i, end - i, sizeof *l, by_order);
+        for (end = i; end < n && l[end].order; end++)
+            l[end].at = (uint32_t)end;
+        if (end - i > 1)
+            qsort(l + i, end - i, sizeof *l, by_order);
     }
 }
 
-/* A letter is composed with the last one before it that is no mark, unless a mark in between has a class that is not lower. How many are left. */
+/* A letter is composed with the last one before it that is no mark, unless a mark in between has a class
+ * that is not lower. How many are left. */
 static size_t compose(const NormalForm *f, Letter *l, size_t n) {
     size_t kept = 0, base = SIZE_MAX;
     for (size_t i = 0; i < n; i++) {
@@ -103,7 +127,8 @@ static size_t compose(const NormalForm *f, Letter *l, size_t n) {
             l[base].code = code;
             continue;
         }
-        if (l[i].order == 0) base = kept;
+        if (l[i].order == 0)
+            base = kept;
         l[kept++] = l[i];
     }
     return kept;
@@ -126,16 +151,19 @@ static size_t count_letters(const NormalForm *f, const uint8_t *s, size_t n, boo
 bool normalize(const NormalForm *f, const uint8_t *s, size_t n, bool prefixed, uint8_t **out, size_t *bytes) {
     bool changes = prefixed && f->prefix;
     *out = NULL;
-    if (!changes && !f->replaced) return true;
+    if (!changes && !f->replaced)
+        return true;
     size_t room = count_letters(f, s, n, &changes) + 1;
-    if (!changes) return true;
+    if (!changes)
+        return true;
     Letter *l = malloc(room * sizeof *l);
     uint8_t *text = malloc(room * 4);
     *out = text;
     if (l && text) {
         size_t count = 0, written = 0;
         uint32_t code;
-        if (prefixed && f->prefix) l[count++] = (Letter){f->prefix, 0, 0};
+        if (prefixed && f->prefix)
+            l[count++] = (Letter){f->prefix, 0, 0};
         for (size_t i = 0; i < n;) {
             i += next(s + i, n - i, &code);
             count += replace(f, code, l + count);
@@ -143,7 +171,8 @@ bool normalize(const NormalForm *f, const uint8_t *s, size_t n, bool prefixed, u
         sort_marks(l, count);
         count = compose(f, l, count);
         bool twice = prefixed && f->prefix_once && count > 1 && l[1].code == f->prefix;
-        for (size_t i = twice; i < count; i++) written += utf8_write(text + written, l[i].code);
+        for (size_t i = twice; i < count; i++)
+            written += utf8_write(text + written, l[i].code);
         *bytes = written;
     }
     free(l);

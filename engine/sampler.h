@@ -1,4 +1,5 @@
-/* sampler.h: logits -> the next token. The same logits, options and seed give the same token on every machine. */
+/* sampler.h: logits -> the next token. The same logits, options and seed give the same token on every
+ * machine. */
 #ifndef SAMPLER_H
 #define SAMPLER_H
 
@@ -32,7 +33,8 @@ void sampler_forget(Sampler *s);
 uint64_t sampler_random(const Sampler *s);
 void sampler_resume(Sampler *s, uint64_t random);
 
-/* The next token after `logits` [vocab], or -1 if some logit is not a finite number. Does not call sampler_saw. */
+/* The next token after `logits` [vocab], or -1 if some logit is not a finite number. Does not call
+ * sampler_saw. */
 int32_t sampler_next(Sampler *s, const float *logits);
 
 #endif

@@ -1,15 +1,16 @@
-/* bench.c: --bench. How fast this machine reads memory, then prefill and decode at growing context beside that; --csv for
- * machines, --profile for where the time goes. Steps of a decode are timed one by one and the median is taken, so that a disturbed step
- * does not count; so are short prefills, after one that is not timed. */
+/* bench.c: --bench. How fast this machine reads memory, then prefill and decode at growing context beside
+ * that; --csv for machines, --profile for where the time goes. Steps of a decode are timed one by one and
+ * the median is taken, so that a disturbed step does not count; so are short prefills, after one that is
+ * not timed. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "cli/modes.h"
+#include "cli/output.h"
+#include "cli/prompt.h"
+#include "cli/system.h"
 #include "mla.h"
-#include "modes/modes.h"
-#include "modes/output.h"
-#include "modes/prompt.h"
-#include "modes/system.h"
 
 enum { DECODE_STEPS = 16, READ_BYTES = 1 << 29, SHORT_PREFILL = 512, SHORT_TIMES = 3 };
 
@@ -19,13 +20,13 @@ typedef struct {
     size_t context;   /* rows in the cache before */
     size_t rows;      /* computed */
     double seconds;
-    double bytes;     /* of weights and cache that had to be read */
+    double bytes; /* of weights and cache that had to be read */
 } Result;
 
 typedef struct {
     const Model *m;
     State *s;
-    Row *rows;        /* [chunk] */
+    Row *rows; /* [chunk] */
     size_t position;
     bool csv, profile;
     bool memory;      /* for the read loop */
@@ -33,9 +34,7 @@ typedef struct {
     double bandwidth; /* bytes a second of a plain read loop with the same threads */
 } Bench;
 
-static bool goes_on(const Bench *b) {
-    return b->memory && b->numbers && !interrupted();
-}
+static bool goes_on(const Bench *b) { return b->memory && b->numbers && !interrupted(); }
 
 static int compare_double(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
@@ -48,13 +47,17 @@ static double median(double *x, size_t n) {
 }
 
 static void print_result(const Bench *b, const Result *r) {
-    double speed = (double)r->rows / r->seconds, gb = r->bytes / r->seconds / 1e9, part = b->bandwidth > 0 ? gb * 1e9 / b->bandwidth : 1;
+    double speed = (double)r->rows / r->seconds, gb = r->bytes / r->seconds / 1e9,
+           part = b->bandwidth > 0 ? gb * 1e9 / b->bandwidth : 1;
     if (b->csv)
-        output_print("%s,%zu,%zu,%.6f,%.3f,%.3f,%.3f\n", r->test, r->context, r->rows, r->seconds, speed, gb, part);
+        output_print("%s,%zu,%zu,%.6f,%.3f,%.3f,%.3f\n", r->test, r->context, r->rows, r->seconds, speed, gb,
+                     part);
     else if (r->rows)
-        output_print("%-10s %8zu %6zu %10.4f %12.2f %8.2f %7.0f %%\n", r->test, r->context, r->rows, r->seconds, speed, gb, 100 * part);
+        output_print("%-10s %8zu %6zu %10.4f %12.2f %8.2f %7.0f %%\n", r->test, r->context, r->rows,
+                     r->seconds, speed, gb, 100 * part);
     else
-        output_print("%-10s %8s %6s %10.4f %12s %8.2f %7.0f %%\n", r->test, "", "", r->seconds, "", gb, 100 * part);
+        output_print("%-10s %8s %6s %10.4f %12s %8.2f %7.0f %%\n", r->test, "", "", r->seconds, "", gb,
+                     100 * part);
     output_flush();
 }
 
@@ -66,11 +69,13 @@ static void print_profile(const Bench *b, size_t rows) {
         all += p->seconds[i];
     note("  of %.3f ms a row:", all / (double)rows * 1e3);
     for (int i = 0; i < STAGE_COUNT; i++)
-        note("    %-10s %8.3f ms %5.1f %%", names[i], p->seconds[i] / (double)rows * 1e3, 100 * p->seconds[i] / all);
-    note("    waiting    %8.3f ms %5.1f %%  (at barriers, part of the above)", p->waited / (double)rows * 1e3, 100 * p->waited / all);
+        note("    %-10s %8.3f ms %5.1f %%", names[i], p->seconds[i] / (double)rows * 1e3,
+             100 * p->seconds[i] / all);
+    note("    waiting    %8.3f ms %5.1f %%  (at barriers, part of the above)", p->waited / (double)rows * 1e3,
+         100 * p->waited / all);
 }
 
-/* ---- the read loop --------------------------------------------------------------------------------------------------------- */
+/* ---- the read loop -------------------------------------------------------------------------- */
 
 static uint64_t read_all(const uint64_t *p, size_t n) {
     uint64_t a = 0, b = 0, c = 0, d = 0;
@@ -110,14 +115,17 @@ static void measure_bandwidth(Bench *b) {
     print_result(b, &r);
 }
 
-/* ---- prefill and decode --------------------------------------------------------------------------------------------------------- */
+/* ---- prefill and decode --------------------------------------------------------------------- */
 
-/* n rows of a sequence that no model would find likely; the speed does not depend on them but for the experts they choose. */
+/* n rows of a sequence that no model would find likely; the speed does not depend on them but for the
+ * experts they choose. */
 static double compute(Bench *b, size_t n, bool logits) {
     double start = seconds();
     for (size_t i = 0; i < n; i++) {
         size_t at = b->position + i;
-        b->rows[i] = (Row){.token = (int32_t)(at * 7919 % b->m->config.vocab_size), .position = (uint32_t)at, .logits = logits && i + 1 == n};
+        b->rows[i] = (Row){.token = (int32_t)(at * 7919 % b->m->config.vocab_size),
+                           .position = (uint32_t)at,
+                           .logits = logits && i + 1 == n};
     }
     const float *last = forward(b->m, b->s, b->rows, n);
     double time = seconds() - start;
@@ -127,7 +135,8 @@ static double compute(Bench *b, size_t n, bool logits) {
     return time;
 }
 
-/* Of what the cache keeps of `rows` rows: all, or, of a row that attends to `seen` of them, their latents and every index key. */
+/* Of what the cache keeps of `rows` rows: all, or, of a row that attends to `seen` of them, their latents
+ * and every index key. */
 static double cache_bytes(const Bench *b, size_t rows, size_t seen) {
     const Config *c = &b->m->config;
     size_t latents = cache_row_bytes(c, b->s->cache->type) * c->num_hidden_layers;
@@ -151,7 +160,8 @@ static void stop_profile(Bench *b, size_t rows) {
     b->s->team.waited = NULL;
 }
 
-/* Fills the cache from position `from` to `to` and says how long it took. Weights count once for each call. */
+/* Fills the cache from position `from` to `to` and says how long it took. Weights count once for each
+ * call. */
 static double prefill(Bench *b, size_t from, size_t to, double *bytes) {
     double time = 0;
     *bytes = 0;
@@ -194,7 +204,8 @@ static void bench_decode(Bench *b, size_t context) {
         times[i] = compute(b, 1, true);
     size_t done = goes_on(b) ? DECODE_STEPS : 0;
     Result r = {.test = "decode", .context = context, .rows = 1, .seconds = median(times, DECODE_STEPS)};
-    r.bytes = (double)weight_bytes(b->m, 1) + cache_bytes(b, context, context < b->s->dense_rows ? context : b->s->dense_rows);
+    r.bytes = (double)weight_bytes(b->m, 1) +
+              cache_bytes(b, context, context < b->s->dense_rows ? context : b->s->dense_rows);
     if (done)
         print_result(b, &r);
     stop_profile(b, done);
@@ -214,7 +225,8 @@ int mode_bench(const Model *m, const Options *o) {
     if (b.csv)
         output_print("test,context,rows,seconds,tokens_per_s,gb_per_s,of_read_bandwidth\n");
     else
-        output_print("%-10s %8s %6s %10s %12s %8s %9s\n", "test", "context", "rows", "seconds", "tokens/s", "GB/s", "of read");
+        output_print("%-10s %8s %6s %10s %12s %8s %9s\n", "test", "context", "rows", "seconds", "tokens/s",
+                     "GB/s", "of read");
     if (b.rows)
         measure_bandwidth(&b);
     size_t filled = 0; /* rows that the cache holds after the longest prefill */

@@ -1,12 +1,13 @@
-/* check.c: --check. Every byte of every tensor against its checksum, and every number against what no weight can be: infinity, not-a-number, -128 in
- * q8. Header, tables and tokenizer were checked when the file was opened. Threads take tensors, so that the disk is what limits. */
+/* check.c: --check. Every byte of every tensor against its checksum, and every number against what no
+ * weight can be: infinity, not-a-number, -128 in q8. Header, tables and tokenizer were checked when the
+ * file was opened. Threads take tensors, so that the disk is what limits. */
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "checkpoint.h"
-#include "modes/modes.h"
-#include "modes/output.h"
+#include "cli/modes.h"
+#include "cli/output.h"
+#include "engine/checkpoint.h"
 
 typedef enum { SOUND, DAMAGED, NO_WEIGHT } Verdict;
 
@@ -30,14 +31,16 @@ static bool finite32(const uint8_t *p, size_t n) {
     return true;
 }
 
-/* The scales at the head of each block of q8 and q4 and q8's integers, stored as value + 128 (kernels.h); every number of the other types. */
+/* The scales at the head of each block of q8 and q4 and q8's integers, stored as value + 128 (kernels.h);
+ * every number of the other types. */
 static bool all_weights(uint32_t type, const uint8_t *p, size_t bytes) {
     size_t block = panel_bytes(type, BLOCK);
     switch (type) {
     case TYPE_Q8:
     case TYPE_Q4:
         for (size_t i = 0; i + block <= bytes; i += block) {
-            if (!finite16(p + i, 2 * PANEL, 0x7C00) || (type == TYPE_Q8 && memchr(p + i + 4 * PANEL, 0, block - 4 * PANEL)))
+            if (!finite16(p + i, 2 * PANEL, 0x7C00) ||
+                (type == TYPE_Q8 && memchr(p + i + 4 * PANEL, 0, block - 4 * PANEL)))
                 return false;
         }
         return true;
@@ -75,20 +78,25 @@ int mode_check(const Model *m, const Options *o) {
     uint64_t bytes = 0;
     const char *wrong = chat_damage(m);
     if (wrong)
-        status = failed(FAILED, "%s: the chat template is damaged: %s; export the checkpoint again", m->path, wrong);
+        status = failed(FAILED, "%s: the chat template is damaged: %s; export the checkpoint again", m->path,
+                        wrong);
     for (size_t i = 0; i < m->tensor_count; i++) {
         const TensorInfo *t = &m->tensors[i];
         bytes += t->bytes;
         if (verdict[i] == DAMAGED)
-            status = failed(FAILED, "%s: tensor %.*s is damaged, its checksum differs: copy or export it again", m->path,
-                            (int)sizeof t->name, t->name);
+            status =
+                failed(FAILED, "%s: tensor %.*s is damaged, its checksum differs: copy or export it again",
+                       m->path, (int)sizeof t->name, t->name);
         else if (verdict[i] == NO_WEIGHT)
-            status = failed(FAILED, "%s: tensor %.*s holds what no weight can be (infinity, not-a-number or -128): its source is broken", m->path,
-                            (int)sizeof t->name, t->name);
+            status = failed(FAILED,
+                            "%s: tensor %.*s holds what no weight can be (infinity, not-a-number or -128): "
+                            "its source is broken",
+                            m->path, (int)sizeof t->name, t->name);
     }
     free(verdict);
     if (!status)
-        output_print("%s: %zu tensors, %" PRIu64 " bytes: all checksums and scales are right\n", m->path, m->tensor_count, bytes);
+        output_print("%s: %zu tensors, %" PRIu64 " bytes: all checksums and scales are right\n", m->path,
+                     m->tensor_count, bytes);
     output_flush();
     return status;
 }

@@ -1,6 +1,7 @@
-/* options.c: the command line (options.h). Parsing is strict: a value that is not entirely what the option takes, an option that cannot
- * have an effect, two options of which only one could: all are refused. Opens no file and knows no model. */
-#include "modes/options.h"
+/* options.c: the command line (options.h). Parsing is strict: a value that is not entirely what the option
+ * takes, an option that cannot have an effect, two options of which only one could: all are refused. Opens
+ * no file and knows no model. */
+#include "cli/options.h"
 
 #include <ctype.h>
 #include <math.h>
@@ -8,13 +9,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "modes/output.h"
-#include "modes/system.h"
+#include "cli/output.h"
+#include "cli/system.h"
 
-const char *const cache_names[CACHE_TYPES] = {[CACHE_F32] = "f32", [CACHE_BF16] = "bf16", [CACHE_Q8] = "q8",
-                                                [CACHE_Q6] = "q6",   [CACHE_Q4] = "q4",     [CACHE_FULL] = "full"};
+const char *const cache_names[CACHE_TYPES] = {
+    [CACHE_F32] = "f32", [CACHE_BF16] = "bf16", [CACHE_Q8] = "q8",
+    [CACHE_Q6] = "q6",   [CACHE_Q4] = "q4",     [CACHE_FULL] = "full"};
 
-/* ---- the table ---- */
+/* ---- the table ------------------------------------------------------------------------------ */
 
 enum {
     GENERATE = 1 << MODE_GENERATE,
@@ -34,17 +36,17 @@ typedef struct {
     const char *letter, *name; /* letter may be NULL */
     const char *value;         /* what the value is called; NULL: the option takes none */
     Kind kind;
-    unsigned modes;            /* where the option has a meaning */
-    size_t field;              /* of the value in Options; a FLAG has none, typed[] tells */
-    double least, most;        /* of an INTEGER or a NUMBER */
+    unsigned modes;     /* where the option has a meaning */
+    size_t field;       /* of the value in Options; a FLAG has none, typed[] tells */
+    double least, most; /* of an INTEGER or a NUMBER */
     const char *help;
 } Option;
 
 #define FIELD(name) offsetof(Options, name)
 
 static const Option table[OPTION_COUNT] = {
-    [OPT_PROMPT] = {"The prompt (default: nothing but the begin token)", "-p", "--prompt", "TEXT", STRING, WRITE | LOGITS, FIELD(text), 0, 0,
-                    "the prompt, bytes as given; may be empty"},
+    [OPT_PROMPT] = {"The prompt (default: nothing but the begin token)", "-p", "--prompt", "TEXT", STRING,
+                    WRITE | LOGITS, FIELD(text), 0, 0, "the prompt, bytes as given; may be empty"},
     [OPT_ESCAPE] = {NULL, "-e", "--escape", NULL, FLAG, WRITE | LOGITS | TOKENIZE, 0, 0, 0,
                     "interpret \\n \\t \\\\ \\xHH \\uHHHH in TEXT of -p, --system, --stop, --tokenize"},
     [OPT_FILE] = {NULL, "-f", "--file", "FILE", STRING, WRITE | LOGITS, FIELD(file), 0, 0,
@@ -57,51 +59,69 @@ static const Option table[OPTION_COUNT] = {
                     "no begin token first (default: as the tokenizer says)"},
 
     [OPT_CHAT] = {"A conversation", NULL, "--chat", NULL, FLAG, ALL, 0, 0, 0,
-                  "talk, with the template in the checkpoint: each line of standard input\nor -f is a turn, one that ends with \\ goes on in the next; "
+                  "talk, with the template in the checkpoint: each line of standard input\nor -f is a turn, "
+                  "one that ends with \\ goes on in the next; "
                   "or one turn, -p"},
     [OPT_SYSTEM] = {NULL, NULL, "--system", "TEXT", STRING, CHAT, FIELD(system), 0, 0,
                     "what the model is told before the first turn (default: the template's)"},
 
-    [OPT_ECHO] = {"The text", NULL, "--echo", NULL, FLAG, GENERATE, 0, 0, 0, "write the prompt before the generated text"},
-    [OPT_TOKENS] = {NULL, "-n", "--tokens", "N", INTEGER, WRITE, FIELD(tokens), -1, UINT32_MAX,
-                    "at most N new tokens (default 256, for an answer in --chat -1: until\nthe context is full)"},
-    [OPT_CONTEXT] = {NULL, "-c", "--context", "N", INTEGER, WRITE | LOGITS | PERPLEXITY | BENCH, FIELD(context), 1, UINT32_MAX,
-                     "cache rows to allocate (default: enough for session, prompt and -n; in\n--chat 8192, or less if the model's limit is less)"},
+    [OPT_ECHO] = {"The text", NULL, "--echo", NULL, FLAG, GENERATE, 0, 0, 0,
+                  "write the prompt before the generated text"},
+    [OPT_TOKENS] =
+        {NULL, "-n", "--tokens", "N", INTEGER, WRITE, FIELD(tokens), -1, UINT32_MAX,
+         "at most N new tokens (default 256, for an answer in --chat -1: until\nthe context is full)"},
+    [OPT_CONTEXT] = {NULL, "-c", "--context", "N", INTEGER, WRITE | LOGITS | PERPLEXITY | BENCH,
+                     FIELD(context), 1, UINT32_MAX,
+                     "cache rows to allocate (default: enough for session, prompt and -n; in\n--chat 8192, "
+                     "or less if the model's limit is less)"},
     [OPT_STOP] = {NULL, NULL, "--stop", "TEXT", STOP, WRITE, 0, 0, 0, "stop before TEXT appears; repeatable"},
-    [OPT_IGNORE_EOS] = {NULL, NULL, "--ignore-eos", NULL, FLAG, WRITE, 0, 0, 0, "go on after the model's end tokens"},
+    [OPT_IGNORE_EOS] = {NULL, NULL, "--ignore-eos", NULL, FLAG, WRITE, 0, 0, 0,
+                        "go on after the model's end tokens"},
     [OPT_SESSION] = {NULL, NULL, "--session", "FILE", STRING, WRITE, FIELD(session), 0, 0,
-                     "go on from FILE if it exists (the prompt is appended, -s restarts\nthe sampler), and write it at the end"},
+                     "go on from FILE if it exists (the prompt is appended, -s restarts\nthe sampler), and "
+                     "write it at the end"},
 
-    [OPT_TEMPERATURE] = {"Sampling, in the order penalty, temperature, top-k, top-p, min-p", "-t", "--temperature", "X", NUMBER, WRITE,
-                         FIELD(temperature), 0, 1000, "0: the likeliest token, always (default: the checkpoint's, else 0.8)"},
+    [OPT_TEMPERATURE] = {"Sampling, in the order penalty, temperature, top-k, top-p, min-p", "-t",
+                         "--temperature", "X", NUMBER, WRITE, FIELD(temperature), 0, 1000,
+                         "0: the likeliest token, always (default: the checkpoint's, else 0.8)"},
     [OPT_TOP_K] = {NULL, NULL, "--top-k", "N", INTEGER, WRITE, FIELD(top_k), 0, UINT32_MAX,
                    "the N likeliest tokens (0: all; default: the checkpoint's, else 0)"},
     [OPT_TOP_P] = {NULL, NULL, "--top-p", "X", NUMBER, WRITE, FIELD(top_p), 0, 1,
                    "the fewest with probability X (1: all; default: the checkpoint's, else 0.95)"},
     [OPT_MIN_P] = {NULL, NULL, "--min-p", "X", NUMBER, WRITE, FIELD(min_p), 0, 1,
                    "those with X times the likeliest's probability (default 0: all)"},
-    [OPT_REPEAT_PENALTY] = {NULL, NULL, "--repeat-penalty", "X", NUMBER, WRITE, FIELD(repeat_penalty), 0.01, 100,
-                            "make the last 64 tokens less likely (default 1: off)"},
-    [OPT_SEED] = {NULL, "-s", "--seed", "N", SEED, WRITE, FIELD(seed), 0, 0, "64 bits (default: random, printed with the statistics)"},
+    [OPT_REPEAT_PENALTY] = {NULL, NULL, "--repeat-penalty", "X", NUMBER, WRITE, FIELD(repeat_penalty), 0.01,
+                            100, "make the last 64 tokens less likely (default 1: off)"},
+    [OPT_SEED] = {NULL, "-s", "--seed", "N", SEED, WRITE, FIELD(seed), 0, 0,
+                  "64 bits (default: random, printed with the statistics)"},
 
     [OPT_LOGITS] = {"Instead of text", NULL, "--logits", "FILE", STRING, LOGITS, FIELD(output), 0, 0,
                     "write the float32 logits of every prompt position to FILE, [T, V]"},
-    [OPT_PERPLEXITY] = {NULL, NULL, "--perplexity", "FILE", STRING, PERPLEXITY, FIELD(file), 0, 0,
-                        "score a text in windows of -c (default 2048, or less if the model's\nlimit is less)"},
+    [OPT_PERPLEXITY] =
+        {NULL, NULL, "--perplexity", "FILE", STRING, PERPLEXITY, FIELD(file), 0, 0,
+         "score a text in windows of -c (default 2048, or less if the model's\nlimit is less)"},
     [OPT_AGAINST] = {NULL, NULL, "--against", "TYPE", CACHE, PERPLEXITY, FIELD(against), 0, 0,
-                     "--perplexity also with cache TYPE: a second line `against TYPE:\nperplexity P kl K top T%`, K nats of divergence from TYPE's\n"
+                     "--perplexity also with cache TYPE: a second line `against TYPE:\nperplexity P kl K top "
+                     "T%`, K nats of divergence from TYPE's\n"
                      "predictions to -k's, T of the likeliest tokens the same"},
-    [OPT_TOKENIZE] = {NULL, NULL, "--tokenize", "TEXT", STRING, TOKENIZE, FIELD(text), 0, 0, "print the token ids of TEXT, nothing added"},
-    [OPT_INFO] = {NULL, NULL, "--info", NULL, FLAG, ALL, 0, 0, 0, "what the checkpoint is, and what a context costs"},
-    [OPT_CHECK] = {NULL, NULL, "--check", NULL, FLAG, ALL, 0, 0, 0, "verify every checksum and scale in the checkpoint"},
-    [OPT_BENCH] = {NULL, NULL, "--bench", NULL, FLAG, ALL, 0, 0, 0, "prefill and decode at growing context, beside the speed of memory"},
+    [OPT_TOKENIZE] = {NULL, NULL, "--tokenize", "TEXT", STRING, TOKENIZE, FIELD(text), 0, 0,
+                      "print the token ids of TEXT, nothing added"},
+    [OPT_INFO] = {NULL, NULL, "--info", NULL, FLAG, ALL, 0, 0, 0,
+                  "what the checkpoint is, and what a context costs"},
+    [OPT_CHECK] = {NULL, NULL, "--check", NULL, FLAG, ALL, 0, 0, 0,
+                   "verify every checksum and scale in the checkpoint"},
+    [OPT_BENCH] = {NULL, NULL, "--bench", NULL, FLAG, ALL, 0, 0, 0,
+                   "prefill and decode at growing context, beside the speed of memory"},
     [OPT_CSV] = {NULL, NULL, "--csv", NULL, FLAG, BENCH, 0, 0, 0, "--bench for machines"},
-    [OPT_PROFILE] = {NULL, NULL, "--profile", NULL, FLAG, BENCH, 0, 0, 0, "--bench with the time of each stage, on standard error"},
+    [OPT_PROFILE] = {NULL, NULL, "--profile", NULL, FLAG, BENCH, 0, 0, 0,
+                     "--bench with the time of each stage, on standard error"},
 
     [OPT_THREADS] = {"The machine", "-j", "--threads", "N", INTEGER, ALL, FIELD(threads), 1, 1024,
                      "threads (default: physical cores available to the process)"},
-    [OPT_CACHE] = {NULL, "-k", "--cache", "TYPE", CACHE, WRITE | LOGITS | PERPLEXITY | BENCH, FIELD(cache), 0, 0,
-                   "the cache's number format: f32, bf16, q8, q6, q4, or full: an ordinary\nkey/value cache in f32 (default: the session's, else q8)"},
+    [OPT_CACHE] = {NULL, "-k", "--cache", "TYPE", CACHE, WRITE | LOGITS | PERPLEXITY | BENCH, FIELD(cache), 0,
+                   0,
+                   "the cache's number format: f32, bf16, q8, q6, q4, or full: an ordinary\nkey/value cache "
+                   "in f32 (default: the session's, else q8)"},
     [OPT_QUIET] = {NULL, "-q", "--quiet", NULL, FLAG, ALL, 0, 0, 0, "errors alone on standard error"},
     [OPT_HELP] = {NULL, "-h", "--help", NULL, FLAG, ALL, 0, 0, 0, "this text"},
     [OPT_VERSION] = {NULL, NULL, "--version", NULL, FLAG, ALL, 0, 0, 0, "the version of this program"},
@@ -110,12 +130,14 @@ static const Option table[OPTION_COUNT] = {
 static const char usage[] = "run MODEL [-p TEXT | -f FILE | --ids LIST] [options]";
 
 static void help(void) {
-    output_print("usage: %s\n\nRuns a language model with Multi-head Latent Attention. MODEL is a file that export.py wrote.\n", usage);
+    output_print("usage: %s\n\nRuns a language model with Multi-head Latent Attention. MODEL is a file that "
+                 "export.py wrote.\n",
+                 usage);
     for (size_t i = 0; i < OPTION_COUNT; i++) {
         const Option *o = &table[i];
         char names[64];
-        snprintf(names, sizeof names, "  %s%s %s%s%s", o->letter ? o->letter : "   ", o->letter ? "," : "", o->name, o->value ? " " : "",
-                 o->value ? o->value : "");
+        snprintf(names, sizeof names, "  %s%s %s%s%s", o->letter ? o->letter : "   ", o->letter ? "," : "",
+                 o->name, o->value ? " " : "", o->value ? o->value : "");
         if (o->heading)
             output_print("\n%s\n", o->heading);
         output_print("%-27s ", names);
@@ -123,12 +145,14 @@ static void help(void) {
             output_print(*c == '\n' ? "%c                            " : "%c", *c);
         output_print("\n");
     }
-    output_print("\nStandard output carries the text alone. Exit status: 0 done, 1 failed, 2 wrong usage, 130 after Ctrl-C, 143 after SIGTERM.\n");
+    output_print("\nStandard output carries the text alone. Exit status: 0 done, 1 failed, 2 wrong usage, "
+                 "130 after Ctrl-C, 143 after SIGTERM.\n");
 }
 
-/* ---- values ---- */
+/* ---- values --------------------------------------------------------------------------------- */
 
-/* strtod and strtoull accept more than a number is meant to be: white space, hexadecimal, "inf", a sign that wraps around. */
+/* strtod and strtoull accept more than a number is meant to be: white space, hexadecimal, "inf", a sign
+ * that wraps around. */
 static bool plain_number(const char *text, const char *allowed) {
     return *text && strspn(text, allowed) == strlen(text);
 }
@@ -169,11 +193,8 @@ static bool parse_value(Options *o, OptionId id, const char *typed, const char *
     void *field = (char *)o + option->field;
     double number;
     switch (option->kind) {
-    case FLAG:
-        return true;
-    case STRING:
-        *(const char **)field = value;
-        return true;
+    case FLAG: return true;
+    case STRING: *(const char **)field = value; return true;
     case STOP:
         o->stop_bytes[o->stop_count] = strlen(value);
         o->stops[o->stop_count++] = value;
@@ -195,7 +216,8 @@ static bool parse_value(Options *o, OptionId id, const char *typed, const char *
             *(int64_t *)field = (int64_t)number;
             return true;
         }
-        report("%s takes a whole number from %.0f to %.0f, not '%s'", typed, option->least, option->most, value);
+        report("%s takes a whole number from %.0f to %.0f, not '%s'", typed, option->least, option->most,
+               value);
         return false;
     case NUMBER:
         if (parse_number(value, &number) && number >= option->least && number <= option->most) {
@@ -208,7 +230,7 @@ static bool parse_value(Options *o, OptionId id, const char *typed, const char *
     return false;
 }
 
-/* ---- escapes ---- */
+/* ---- escapes -------------------------------------------------------------------------------- */
 
 static int hex_value(const char *digits, int count) {
     int value = 0;
@@ -230,7 +252,8 @@ static char *put_utf8(char *out, int c) {
     return out;
 }
 
-/* The character of \uHHHH, or of a pair of surrogates \uD8..\uDC..; -1 if it is none. *used: bytes of text behind "\u". */
+/* The character of \uHHHH, or of a pair of surrogates \uD8..\uDC..; -1 if it is none. *used: bytes of text
+ * behind "\u". */
 static int unicode_value(const char *text, size_t *used) {
     int c = hex_value(text, 4);
     *used = 4;
@@ -241,7 +264,8 @@ static int unicode_value(const char *text, size_t *used) {
     return low >= 0xDC00 && low <= 0xDFFF ? 0x10000 + ((c - 0xD800) << 10) + (low - 0xDC00) : -1;
 }
 
-/* Interprets the escapes in text, in place (they only get shorter; C lets a program write to argv). False: reported. */
+/* Interprets the escapes in text, in place (they only get shorter; C lets a program write to argv). False:
+ * reported. */
 static bool unescape(const char *typed, const char *text, size_t *bytes) {
     const char *in = text;
     char *out = (char *)text;
@@ -257,7 +281,10 @@ static bool unescape(const char *typed, const char *text, size_t *bytes) {
         case 'n': c = '\n'; break;
         case 't': c = '\t'; break;
         case '\\': c = '\\'; break;
-        case 'x': c = hex_value(in, 2); used = 2; break;
+        case 'x':
+            c = hex_value(in, 2);
+            used = 2;
+            break;
         case 'u': c = unicode_value(in, &used); break;
         default: c = -1;
         }
@@ -280,7 +307,8 @@ static bool unescape_all(Options *o) {
         return true;
     const char *text_option = o->typed[OPT_PROMPT] ? o->typed[OPT_PROMPT] : o->typed[OPT_TOKENIZE];
     if (!text_option && !o->system && !o->stop_count) {
-        report("%s applies to -p, --system, --stop and --tokenize, none of which is given", o->typed[OPT_ESCAPE]);
+        report("%s applies to -p, --system, --stop and --tokenize, none of which is given",
+               o->typed[OPT_ESCAPE]);
         return false;
     }
     if (text_option && !unescape(text_option, o->text, &o->text_bytes))
@@ -294,7 +322,7 @@ static bool unescape_all(Options *o) {
     return true;
 }
 
-/* ---- the whole line ---- */
+/* ---- the whole line ------------------------------------------------------------------------- */
 
 /* The option that `argument` names, with or without "=value" behind a long name. OPTION_COUNT: none. */
 static OptionId find(const char *argument, const char **value) {
@@ -328,8 +356,10 @@ static bool at_most_one(const Options *o, const OptionId *set, size_t n, const c
 /* Finds the mode, and refuses options that mean nothing in it. */
 static bool choose_mode(Options *o) {
     static const OptionId prompts[] = {OPT_PROMPT, OPT_FILE, OPT_IDS};
-    static const OptionId modes[] = {OPT_CHAT, OPT_LOGITS, OPT_PERPLEXITY, OPT_TOKENIZE, OPT_INFO, OPT_CHECK, OPT_BENCH};
-    if (!at_most_one(o, modes, sizeof modes / sizeof *modes, "each asks for something else on standard output") ||
+    static const OptionId modes[] = {OPT_CHAT, OPT_LOGITS, OPT_PERPLEXITY, OPT_TOKENIZE,
+                                     OPT_INFO, OPT_CHECK,  OPT_BENCH};
+    if (!at_most_one(o, modes, sizeof modes / sizeof *modes,
+                     "each asks for something else on standard output") ||
         !at_most_one(o, prompts, sizeof prompts / sizeof *prompts, "there is one prompt"))
         return false;
     const char *mode = "the generation of text";
@@ -350,7 +380,8 @@ static bool choose_mode(Options *o) {
     return true;
 }
 
-/* -j, or the default. Without OpenMP there is one thread, and asking for more is refused rather than ignored. */
+/* -j, or the default. Without OpenMP there is one thread, and asking for more is refused rather than
+ * ignored. */
 static bool choose_threads(Options *o) {
 #ifdef _OPENMP
     if (!o->threads)
@@ -370,7 +401,8 @@ static bool read_arguments(Options *o, int argc, char **argv, int *status) {
     for (int i = 1; i < argc; i++) {
         if (argv[i][0] != '-') {
             if (o->model) {
-                report("unexpected argument '%s': the model is '%s', and a prompt needs -p in front", argv[i], o->model);
+                report("unexpected argument '%s': the model is '%s', and a prompt needs -p in front", argv[i],
+                       o->model);
                 return false;
             }
             o->model = argv[i];
@@ -410,7 +442,13 @@ static bool read_arguments(Options *o, int argc, char **argv, int *status) {
 }
 
 bool options_parse(Options *o, int argc, char **argv, int *status) {
-    *o = (Options){.text = "", .tokens = 256, .temperature = -1, .top_p = -1, .top_k = -1, .repeat_penalty = 1, .cache = CACHE_Q8};
+    *o = (Options){.text = "",
+                   .tokens = 256,
+                   .temperature = -1,
+                   .top_p = -1,
+                   .top_k = -1,
+                   .repeat_penalty = 1,
+                   .cache = CACHE_Q8};
     *status = FAILED;
     o->stops = calloc((size_t)argc + 1, sizeof *o->stops);
     o->stop_bytes = calloc((size_t)argc + 1, sizeof *o->stop_bytes);

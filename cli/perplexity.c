@@ -1,21 +1,25 @@
-/* perplexity.c: --perplexity FILE. How well the model predicts a text; --against TYPE: and how far its predictions are from those with another cache.
+/* perplexity.c: --perplexity FILE. How well the model predicts a text; --against TYPE: and how far its
+ * predictions are from those with another cache.
  *
- * The text is tokenised as a whole and cut into windows of c - 1 tokens, each read after a begin token and apart from the others. Every token
- * is scored once, by its negative log-probability; where the model has no begin token, nothing predicts the first of a window. The
- * perplexity is exp of the mean, its standard error that of the mean times the perplexity.
+ * The text is tokenised as a whole and cut into windows of c - 1 tokens, each read after a begin token and
+ * apart from the others. Every token is scored once, by its negative log-probability; where the model has
+ * no begin token, nothing predicts the first of a window. The perplexity is exp of the mean, its standard
+ * error that of the mean times the perplexity.
  *
- * Perplexity has the noise of the text in it, and a change for the better hides one for the worse. What a cache type costs is seen sooner in the
- * Kullback-Leibler divergence of the predictions, the mean of sum_i p_i log(p_i / q_i) with p of the cache type that is compared with. */
+ * Perplexity has the noise of the text in it, and a change for the better hides one for the worse. What a
+ * cache type costs is seen sooner in the Kullback-Leibler divergence of the predictions, the mean of sum_i
+ * p_i log(p_i / q_i) with p of the cache type that is compared with. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "modes/modes.h"
-#include "modes/output.h"
-#include "modes/prompt.h"
-#include "modes/system.h"
+#include "cli/modes.h"
+#include "cli/output.h"
+#include "cli/prompt.h"
+#include "cli/system.h"
 
-enum { SCORED_ROWS = 128, DEFAULT_CONTEXT = 2048 }; /* rows in one forward call; their logits are its largest buffer */
+/* rows in one forward call; their logits are its largest buffer */
+enum { SCORED_ROWS = 128, DEFAULT_CONTEXT = 2048 };
 
 typedef struct {
     size_t tokens;
@@ -25,7 +29,7 @@ typedef struct {
 /* One cache type that the text is read with. */
 typedef struct {
     State *state;
-    float *p;     /* [V] the next token's probabilities */
+    float *p; /* [V] the next token's probabilities */
     Score score;
 } Reader;
 
@@ -42,7 +46,8 @@ typedef struct {
     double log_sum; /* of exp(logit): log p_i = logit_i - log_sum */
 } Prediction;
 
-/* p of the likeliest token is at least 1 / V, so that its logarithm loses nothing; from there log-probabilities are differences of logits. */
+/* p of the likeliest token is at least 1 / V, so that its logarithm loses nothing; from there
+ * log-probabilities are differences of logits. */
 static Prediction predict(const Model *m, const float *logits, float *p) {
     size_t best = 0, vocab = m->config.vocab_size;
     for (size_t i = 1; i < vocab; i++) {
@@ -71,26 +76,31 @@ static void score_row(Scoring *s, const float *used, const float *other, int32_t
     s->same_top += p.best == q.best;
     for (size_t i = 0; i < s->model->config.vocab_size; i++)
         if (s->other.p[i] > 0) /* else the limit of p log p, 0 */
-            s->divergence += (double)s->other.p[i] * (((double)other[i] - p.log_sum) - ((double)used[i] - q.log_sum));
+            s->divergence +=
+                (double)s->other.p[i] * (((double)other[i] - p.log_sum) - ((double)used[i] - q.log_sum));
 }
 
 /* One window: ids[0 .. n) are read, and row i predicts ids[i + 1]. */
 static void score_window(Scoring *s, const int32_t *ids, size_t n) {
     static Row rows[SCORED_ROWS];
     const Model *m = s->model;
-    size_t vocab = m->config.vocab_size, chunk = s->used.state->chunk < SCORED_ROWS ? s->used.state->chunk : SCORED_ROWS;
-    for (size_t from = 0; from + 1 < n; from += chunk) { /* the last token is predicted and predicts nothing */
+    size_t vocab = m->config.vocab_size,
+           chunk = s->used.state->chunk < SCORED_ROWS ? s->used.state->chunk : SCORED_ROWS;
+    /* the last token is predicted and predicts nothing */
+    for (size_t from = 0; from + 1 < n; from += chunk) {
         size_t count = n - 1 - from < chunk ? n - 1 - from : chunk;
         for (size_t i = 0; i < count; i++)
             rows[i] = (Row){.token = ids[from + i], .position = (uint32_t)(from + i), .logits = true};
-        const float *used = forward(m, s->used.state, rows, count), *other = s->other.state ? forward(m, s->other.state, rows, count) : NULL;
+        const float *used = forward(m, s->used.state, rows, count),
+                    *other = s->other.state ? forward(m, s->other.state, rows, count) : NULL;
         for (size_t i = 0; i < count; i++)
             score_row(s, used + i * vocab, other ? other + i * vocab : NULL, ids[from + i + 1]);
     }
 }
 
 /* The windows one after the other. `window` [c] holds the one being read, begin token included. */
-static void score_text(Scoring *s, const Options *o, const int32_t *ids, size_t n, size_t c, int32_t *window) {
+static void score_text(Scoring *s, const Options *o, const int32_t *ids, size_t n, size_t c,
+                       int32_t *window) {
     size_t begin = s->model->config.bos_token_id >= 0 && !o->typed[OPT_NO_BOS];
     window[0] = s->model->config.bos_token_id;
     for (size_t from = 0; from < n; from += c - 1) {
@@ -101,9 +111,7 @@ static void score_text(Scoring *s, const Options *o, const int32_t *ids, size_t 
     }
 }
 
-static double perplexity(const Score *s) {
-    return exp(s->sum / (double)s->tokens);
-}
+static double perplexity(const Score *s) { return exp(s->sum / (double)s->tokens); }
 
 static int print_score(const Scoring *s, const Options *o) {
     const Score *used = &s->used.score, *other = &s->other.score;
@@ -113,10 +121,11 @@ static int print_score(const Scoring *s, const Options *o) {
         return not_numbers(s->model);
     double n = (double)used->tokens, mean = used->sum / n;
     double variance = used->tokens > 1 ? fmax(used->sum_of_squares - n * mean * mean, 0) / (n - 1) : 0;
-    output_print("perplexity %.4f +- %.4f tokens %zu\n", perplexity(used), perplexity(used) * sqrt(variance / n), used->tokens);
+    output_print("perplexity %.4f +- %.4f tokens %zu\n", perplexity(used),
+                 perplexity(used) * sqrt(variance / n), used->tokens);
     if (s->other.state)
-        output_print("against %s: perplexity %.4f kl %.6f top %.2f%%\n", cache_names[o->against], perplexity(other), s->divergence / n,
-                     100 * (double)s->same_top / n);
+        output_print("against %s: perplexity %.4f kl %.6f top %.2f%%\n", cache_names[o->against],
+                     perplexity(other), s->divergence / n, 100 * (double)s->same_top / n);
     output_flush();
     return DONE;
 }
@@ -142,14 +151,16 @@ int mode_perplexity(const Model *m, const Options *o) {
     if (!c)
         return WRONG_USAGE;
     if (c < 2)
-        return failed(WRONG_USAGE, "%s needs a context of at least 2: a token to read and one to predict", o->typed[OPT_PERPLEXITY]);
+        return failed(WRONG_USAGE, "%s needs a context of at least 2: a token to read and one to predict",
+                      o->typed[OPT_PERPLEXITY]);
     int status = FAILED;
     Scoring s = {.model = m};
     char *text = read_file(o->file, &bytes);
     int32_t *ids = text ? tokenize(m, o, text, bytes, true, &n) : NULL, *window = malloc(c * sizeof *window);
     if (!window)
         report("out of memory");
-    else if (ids && open_reader(&s.used, m, o, o->cache, c) && (!o->typed[OPT_AGAINST] || open_reader(&s.other, m, o, o->against, c))) {
+    else if (ids && open_reader(&s.used, m, o, o->cache, c) &&
+             (!o->typed[OPT_AGAINST] || open_reader(&s.other, m, o, o->against, c))) {
         double start = seconds();
         score_text(&s, o, ids, n, c, window);
         status = print_score(&s, o);

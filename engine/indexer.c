@@ -1,30 +1,36 @@
-/* indexer.c: which cached rows a new row attends to. The "lightning indexer" of DeepSeek's sparse attention.
+/* indexer.c: which cached rows a new row attends to. The "lightning indexer" of DeepSeek's sparse
+ * attention.
  *
- * In a long context attention goes mostly to a few rows. A second, far smaller attention without softmax and without values finds them:
+ * In a long context attention goes mostly to a few rows. A second, far smaller attention without softmax
+ * and without values finds them:
  *
- *     k_j     = rope(LayerNorm(W_k x_j))         the index key of a row, di numbers for all heads, cached beside its latents
- *     q_h     = rope(W_q,h RMSNorm(W_qa x))      the new row's index queries, Hi heads, from the same compressed query as those of attention
+ *     k_j     = rope(LayerNorm(W_k x_j))         the index key of a row, di numbers for all heads, cached
+ *             beside its latents
+ *     q_h     = rope(W_q,h RMSNorm(W_qa x))      the new row's index queries, Hi heads, from the same
+ *             compressed query as those of attention
  *     w       = W_w x                            what each head counts
  *     score_j = sum_h w_h relu(q_h . k_j)        of every row j up to the new one
  *
- * and the new row attends to the index_topk rows that score highest; of equals the earlier are taken. As long as there are no more rows than that,
- * all are seen and attention is dense: nothing is scored then, only the keys are kept. A layer without an indexer attends to the rows that
- * the layer before it saw (IndexShare).
+ * and the new row attends to the index_topk rows that score highest; of equals the earlier are taken. As
+ * long as there are no more rows than that, all are seen and attention is dense: nothing is scored then,
+ * only the keys are kept. A layer without an indexer attends to the rows that the layer before it saw
+ * (IndexShare).
  *
- * The published arithmetic multiplies scores by Hi^-0.5 di^-0.5, and keys and queries by an orthonormal matrix before it rounds them to 8 bits.
- * Neither changes which rows score highest, but for the rounding, which is not done here: keys are kept in bf16, in f32 with -k f32 and full.
+ * The published arithmetic multiplies scores by Hi^-0.5 di^-0.5, and keys and queries by an orthonormal
+ * matrix before it rounds them to 8 bits. Neither changes which rows score highest, but for the rounding,
+ * which is not done here: keys are kept in bf16, in f32 with -k f32 and full.
  *
- * Attention to what was chosen is mla.c's; the loop over keys is kernels/index.h.
- * Formulas: DeepSeek-V3.2, arXiv 2512.02556, section 2.1; sharing: arXiv 2603.12201. */
-#include "indexer.h"
+ * Attention to what was chosen is mla.c's; the loop over keys is kernels/index.h. Formulas: DeepSeek-V3.2,
+ * arXiv 2512.02556, section 2.1; sharing: arXiv 2603.12201. */
+#include "engine/indexer.h"
 
 #include <math.h>
 #include <string.h>
 
+#include "engine/rope.h"
 #include "kernels/linear.h"
-#include "rope.h"
 
-/* ---- keys, queries and weights of the new rows ---------------------------------------------------------------------------------------- */
+/* ---- keys, queries and weights of the new rows ---------------------------------------------- */
 
 /* x = (x - mean) / sqrt(variance + eps) * weight + bias, sums in order */
 static void layer_norm(float *x, const float *weight, const float *bias, size_t n) {
@@ -53,7 +59,8 @@ static void project(const Model *m, State *s, size_t layer, Thread *t) {
     const Config *c = &m->config;
     const Layer *L = &m->layers[layer];
     const Cache *cache = s->cache;
-    size_t di = c->index_head_dim, pairs = c->qk_rope_head_dim / 2, unrotated = di - c->qk_rope_head_dim, from, to;
+    size_t di = c->index_head_dim, pairs = c->qk_rope_head_dim / 2, unrotated = di - c->qk_rope_head_dim,
+           from, to;
     size_t at = index_keys_at(c, cache, layer);
 
     linear(m->k, s->index_key, s->index_key_stride, &L->index_k, &s->normed, t);
@@ -66,7 +73,8 @@ static void project(const Model *m, State *s, size_t layer, Thread *t) {
     for (size_t i = from; i < to; i++) {
         const Row *row = &s->rows[i];
         const float *cosine = s->cosine + i * pairs, *sine = s->sine + i * pairs;
-        float *key = s->index_key + i * s->index_key_stride, *query = s->index_query + i * s->index_query_stride;
+        float *key = s->index_key + i * s->index_key_stride,
+              *query = s->index_query + i * s->index_query_stride;
         layer_norm(key, L->index_k_norm, L->index_k_bias, di);
         rope(key + unrotated, cosine, sine, pairs);
         uint8_t *tile = cache_page(cache, row->sequence, row->position / TILE_ROWS) + at;
@@ -77,7 +85,7 @@ static void project(const Model *m, State *s, size_t layer, Thread *t) {
     sync_threads(t);
 }
 
-/* ---- scores ------------------------------------------------------------------------------------------------------------------------ */
+/* ---- scores --------------------------------------------------------------------------------- */
 
 /* Row i's index queries as the kernel wants them, sixteen heads at a time. */
 static void pack_queries(const Model *m, const State *s, size_t i, uint8_t *packed) {
@@ -85,12 +93,15 @@ static void pack_queries(const Model *m, const State *s, size_t i, uint8_t *pack
     for (size_t h = 0; h < m->config.index_n_heads; h += LANES) {
         const float *heads[LANES];
         for (size_t lane = 0; lane < LANES; lane++)
-            heads[lane] = h + lane < m->config.index_n_heads ? s->index_query + i * s->index_query_stride + (h + lane) * shape->d1 : NULL;
+            heads[lane] = h + lane < m->config.index_n_heads
+                              ? s->index_query + i * s->index_query_stride + (h + lane) * shape->d1
+                              : NULL;
         m->k->query(shape, packed + h / LANES * query_bytes(shape), heads, heads);
     }
 }
 
-/* Rows first .. first + count - 1 of the call score the rows before them and themselves: every (row, page) is a task. */
+/* Rows first .. first + count - 1 of the call score the rows before them and themselves: every (row, page)
+ * is a task. */
 static void score_rows(const Model *m, State *s, size_t layer, size_t first, size_t count, Thread *t) {
     const Config *c = &m->config;
     Scratch *z = &s->scratch[t->id];
@@ -101,7 +112,8 @@ static void score_rows(const Model *m, State *s, size_t layer, size_t first, siz
 
     share(t, count * pages, &from, &to);
     for (size_t task = from; task < to; task++) {
-        size_t line = task / pages, i = first + line, begin = task % pages * TILE_ROWS, rows = (size_t)s->rows[i].position + 1;
+        size_t line = task / pages, i = first + line, begin = task % pages * TILE_ROWS,
+               rows = (size_t)s->rows[i].position + 1;
         if (rows <= c->index_topk || begin >= rows)
             continue;
         if (packed != i)
@@ -113,7 +125,7 @@ static void score_rows(const Model *m, State *s, size_t layer, size_t first, siz
     }
 }
 
-/* ---- the highest ---------------------------------------------------------------------------------------------------------------------- */
+/* ---- the highest ---------------------------------------------------------------------------- */
 
 /* Larger numbers give larger integers; what is not a number is the least. */
 static uint32_t ordered(float x) {
@@ -122,9 +134,10 @@ static uint32_t ordered(float x) {
     return x != x ? 0 : bits >> 31 ? ~bits : bits | 0x80000000u;
 }
 
-/* Sets bit j of seen, which is all zeros, for the `most` highest of score[0 .. rows), the first of equals; for all if there are no more. The lowest
- * that is chosen is found a byte at a time, the highest byte first: radix selection, four times through the scores. False: there was a choice, and
- * some score is not a number. */
+/* Sets bit j of seen, which is all zeros, for the `most` highest of score[0 .. rows), the first of equals;
+ * for all if there are no more. The lowest that is chosen is found a byte at a time, the highest byte
+ * first: radix selection, four times through the scores. False: there was a choice, and some score is not
+ * a number. */
 static bool choose(uint64_t *seen, const float *score, size_t rows, size_t most) {
     uint32_t least = 0;
     bool numbers = true;
@@ -150,7 +163,7 @@ static bool choose(uint64_t *seen, const float *score, size_t rows, size_t most)
     return numbers;
 }
 
-/* ---- the whole ------------------------------------------------------------------------------------------------------------------------ */
+/* ---- the whole ------------------------------------------------------------------------------ */
 
 void choose_rows(const Model *m, State *s, size_t layer, Thread *t) {
     const Config *c = &m->config;
@@ -166,14 +179,16 @@ void choose_rows(const Model *m, State *s, size_t layer, Thread *t) {
         for (size_t line = from; line < to; line++) {
             uint64_t *seen = s->seen + (first + line) * s->seen_stride;
             memset(seen, 0, s->seen_stride * sizeof *seen);
-            if (!choose(seen, s->index_score + line * s->context, (size_t)s->rows[first + line].position + 1, c->index_topk))
-                s->q[(first + line) * s->q_stride] = NAN; /* what attends to rows that nobody chose must not pass for a number */
+            if (!choose(seen, s->index_score + line * s->context, (size_t)s->rows[first + line].position + 1,
+                        c->index_topk))
+                /* what attends to rows that nobody chose must not pass for a number */
+                s->q[(first + line) * s->q_stride] = NAN;
         }
         sync_threads(t);
     }
 }
 
-/* ---- what was chosen, as the two forms of attention want it ------------------------------------------------------------------------- */
+/* ---- what was chosen, as the two forms of attention want it --------------------------------- */
 
 void add_seen(const State *s, size_t i, size_t page, size_t lane, uint16_t seen[TILE_ROWS]) {
     for (size_t j = 0; j < TILE_ROWS; j++)
@@ -183,7 +198,8 @@ void add_seen(const State *s, size_t i, size_t page, size_t lane, uint16_t seen[
 /* Of the rows that row i sees those from number page * TILE_ROWS on. */
 static void gather_page(const Model *m, const State *s, size_t layer, size_t i, size_t page, uint8_t *to) {
     const uint64_t *seen = s->seen + i * s->seen_stride;
-    size_t skip = page * TILE_ROWS, word = 0, n = rows_seen(s, i) - skip < TILE_ROWS ? rows_seen(s, i) - skip : TILE_ROWS;
+    size_t skip = page * TILE_ROWS, word = 0,
+           n = rows_seen(s, i) - skip < TILE_ROWS ? rows_seen(s, i) - skip : TILE_ROWS;
     for (; skip >= (size_t)__builtin_popcountll(seen[word]); word++)
         skip -= (size_t)__builtin_popcountll(seen[word]);
     uint64_t bits = seen[word];
@@ -193,7 +209,8 @@ static void gather_page(const Model *m, const State *s, size_t layer, size_t i, 
         while (!bits)
             bits = seen[++word];
         size_t j = word * 64 + (size_t)__builtin_ctzll(bits);
-        m->k->tile_copy(&s->cache->shape, to, row, cache_tile(s->cache, s->rows[i].sequence, j / TILE_ROWS, layer), j % TILE_ROWS);
+        m->k->tile_copy(&s->cache->shape, to, row,
+                        cache_tile(s->cache, s->rows[i].sequence, j / TILE_ROWS, layer), j % TILE_ROWS);
     }
 }
 

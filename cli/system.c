@@ -1,6 +1,6 @@
-/* system.c: what only the operating system knows (system.h). Linux tells about its cores in files; where these do not exist, POSIX
- * answers. */
-#include "modes/system.h"
+/* system.c: what only the operating system knows (system.h). Linux tells about its cores in files; where
+ * these do not exist, POSIX answers. */
+#include "cli/system.h"
 
 #include <signal.h>
 #include <stdio.h>
@@ -94,7 +94,7 @@ bool random_seed(uint64_t *seed) {
 /* Counted apart, so that a Ctrl-C that is forgotten takes no SIGTERM with it. */
 static volatile sig_atomic_t interrupts = 0, terminations = 0;
 
-static void catch(int signal_number) {
+static void catch (int signal_number) {
     if (signal_number == SIGINT)
         interrupts = 1;
     else
@@ -114,10 +114,6 @@ void watch_interrupt(void) {
     watch(SIGTERM);
 }
 
-bool interrupted(void) {
-    return interrupts || terminations;
-}
+bool interrupted(void) { return interrupts || terminations; }
 
-int interrupt_status(void) {
-    return 128 + (terminations ? SIGTERM : SIGINT);
-}
+int interrupt_status(void) { return 128 + (terminations ? SIGTERM : SIGINT); }

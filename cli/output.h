@@ -1,0 +1,76 @@
+/* output.h: the two streams. Standard output carries what was asked for, unaltered; standard error carries
+ * everything else, one line each.
+ *
+ * A write to standard output that fails ends the program here, so that no caller has to ask: quietly with
+ * status 0 if the reader has closed the pipe, with status 1 and a line otherwise (a full disk). */
+#ifndef OUTPUT_H
+#define OUTPUT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+enum { DONE = 0, FAILED = 1, WRONG_USAGE = 2 }; /* exit status; after a signal interrupt_status() */
+
+extern bool quiet; /* -q: report() alone */
+
+/* an error: "run: ..." */
+void report(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* report, and return status */
+int failed(int status, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* a remark or statistics; nothing under -q */
+void note(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* where the user is to write, without a newline; nothing under -q */
+void ask(const char *mark);
+/* a line that overwrites itself, on a terminal only; gone when done == of */
+void progress(const char *what, size_t done, size_t of);
+
+void output_open(void); /* once, before anything else is opened or written */
+void output_write(const char *bytes, size_t n);
+void output_print(const char *format, ...) __attribute__((format(printf, 1, 2)));
+void output_flush(void);
+
+/* ---- generated text: bytes of tokens, which may end in the middle of a character or of a stop text  */
+
+/* Tokens between which a model thinks before it answers. */
+#define THOUGHT_BEGIN "<think>"
+#define THOUGHT_END   "</think>"
+
+typedef struct {
+    const char *text; /* not empty */
+    size_t bytes;
+    /* [bytes] Knuth-Morris-Pratt: the longest proper prefix of text that text[0 .. i] ends with */
+    size_t *fail;
+    size_t matched; /* bytes of text that the generated text ends with now */
+} Stop;
+
+typedef struct {
+    Stop *stops;
+    size_t stop_count;
+    size_t stop_held; /* bytes held back because a stop text may have begun: the largest `matched` */
+    /* bytes of the complete stop text and of its last token behind it, which are not written */
+    size_t cut;
+    char character[4]; /* on a terminal: the beginning of a UTF-8 character */
+    size_t held;
+    bool terminal;
+    bool flush;    /* after every token: not a regular file */
+    bool newline;  /* at the end of a text; on a terminal from the start */
+    bool thoughts; /* what stands between THOUGHT_BEGIN and THOUGHT_END is dim on a terminal */
+    bool dim;      /* now */
+} Text;
+
+/* False: out of memory. The stop texts must outlive t. */
+bool text_open(Text *t, const char *const *stops, const size_t *stop_bytes, size_t stop_count);
+void text_close(Text *t);
+
+/* text that is no place to look for stops: the prompt */
+void text_echo(Text *t, const char *bytes, size_t n);
+/* one token. False: a stop text is complete; it is not written */
+bool text_token(Text *t, const char *bytes, size_t n);
+/* what is still held back, and the newline; another text may follow */
+void text_end(Text *t);
+
+/* Whether a token is THOUGHT_BEGIN, or THOUGHT_END, to a text that knows thoughts. */
+bool thought_begins(const Text *t, const char *bytes, size_t n);
+bool thought_ends(const Text *t, const char *bytes, size_t n);
+
+#endif

@@ -1,0 +1,46 @@
+/* session.h: --session FILE. A text that can be put away and gone on with: its tokens, the cache that
+ * holds them, the sampler. */
+#ifndef SESSION_H
+#define SESSION_H
+
+#include "cli/options.h"
+#include "model.h"
+
+/* How far a text has come. */
+typedef struct {
+    int32_t *ids; /* [count] of the prompt and of what was written, begin token included */
+    size_t count;
+    /* of these are in the cache: where the next row goes. The others are still to be computed */
+    size_t position;
+    size_t cut;            /* bytes at their end that a stop text kept from being written */
+    bool conversation;     /* they are whole turns of --chat, the next of which may follow */
+    uint64_t seed, random; /* what the sampler began with, and where it is */
+} Sequence;
+
+typedef struct {
+    const char *name; /* as on the command line; NULL: no --session, nothing is read or written */
+    const Model *model;
+    char *path;      /* what the name stands for when links are followed */
+    char *temporary; /* is written, then renamed to path */
+    int lock;        /* descriptor of temporary, locked; -1: none */
+    int file;        /* descriptor of path; -1: there is no such file yet */
+    uint8_t *head;   /* of the file: everything before the pages */
+} Session;
+
+/* Locks the session and reads everything but the cache: *q, whose ids are malloced (NULL and 0 tokens if
+ * FILE does not exist). Without -k, o->cache becomes the session's. DONE, or an exit status after a
+ * report: in use, cut short, damaged, no session, of another version, model or cache type, or in a place
+ * that cannot be written. */
+int session_open(Session *s, Sequence *q, const Model *m, Options *o);
+
+/* Reads the cache's rows, and the logits of the last one if no token is left to compute. DONE, or FAILED
+ * after a report: damaged, or the disk has no room for what `state` can hold. */
+int session_load(Session *s, const Sequence *q, State *state);
+
+/* Writes q and the cache. At every moment FILE is what it was or what it will be. DONE, or FAILED after a
+ * report. */
+int session_save(Session *s, const Sequence *q, const State *state);
+
+void session_close(Session *s); /* also after session_open failed */
+
+#endif
