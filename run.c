@@ -8,9 +8,6 @@
  * and mla.c's business. */
 #include <stdlib.h>
 #include <string.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 #include "cli/modes.h"
 #include "cli/prompt.h"
@@ -18,6 +15,7 @@
 #include "engine/checkpoint.h"
 #include "engine/rope.h"
 #include "generate.h"
+#include "kernels/clock.h"
 #include "kernels/linear.h"
 #include "mla.h"
 #include "model.h"
@@ -339,16 +337,13 @@ static void forward_thread(const Model *m, State *s, Thread *t) {
 
 const float *forward(const Model *m, State *s, const Row *rows, size_t n) {
     state_begin(s, rows, n);
-#ifdef _OPENMP
-#pragma omp parallel num_threads(s->threads)
+    int threads = team_begin(&s->team, n);
+#pragma omp parallel num_threads(threads)
     {
-        Thread t = team_join(&s->team, omp_get_thread_num());
+        Thread t = team_join(&s->team);
         forward_thread(m, s, &t);
     }
-#else
-    Thread t = team_join(&s->team, 0);
-    forward_thread(m, s, &t);
-#endif
+    team_end(&s->team);
     if (atomic_load(&s->stop_before) >= m->config.num_hidden_layers)
         return s->logits;
     if (s->branch) /* the next call finds it empty */

@@ -11,6 +11,7 @@
 #include <omp.h>
 #endif
 
+#include "kernels/clock.h"
 #include "kernels/linear.h"
 #include "mla.h"
 #include "model.h"
