@@ -8,9 +8,6 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 #include "cli/modes.h"
 #include "cli/output.h"
@@ -21,6 +18,7 @@
 #include "engine/sequence.h"
 #include "engine/state.h"
 #include "engine/util.h"
+#include "kernels/clock.h"
 #include "kernels/linear.h"
 #include "model.h"
 #include "tokenizer.h"
@@ -62,16 +60,13 @@ static void forward_thread(const Model *m, State *s, Thread *t) {
 
 const float *forward(const Model *m, State *s, const Row *rows, size_t n) {
     state_begin(s, rows, n);
-#ifdef _OPENMP
-#pragma omp parallel num_threads(s->threads)
+    int threads = team_begin(&s->team, n);
+#pragma omp parallel num_threads(threads)
     {
-        Thread t = team_join(&s->team, omp_get_thread_num());
+        Thread t = team_join(&s->team);
         forward_thread(m, s, &t);
     }
-#else
-    Thread t = team_join(&s->team, 0);
-    forward_thread(m, s, &t);
-#endif
+    team_end(&s->team);
     if (atomic_load(&s->stop_before) < m->config.num_hidden_layers) {
         if (s->branch) /* the next call expects zeros */
             memset(s->branch, 0, n * s->x_stride * sizeof *s->branch);

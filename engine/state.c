@@ -14,6 +14,7 @@
 #include "engine/cache.h"
 #include "engine/sequence.h"
 #include "engine/state.h"
+#include "kernels/clock.h"
 #include "kernels/linear.h"
 
 /* Rows of a call. Measured in the DeepSeek-V2-Lite shape: each doubling from 128 to 2048 is faster for a
