@@ -62,7 +62,7 @@ TESTS    = $(BUILD)/test_kernels $(BUILD)/test_attention $(BUILD)/test_team $(BU
 $(BUILD)/test_kernels $(BUILD)/test_attention $(BUILD)/test_team: $(BUILD)/%: $(BUILD)/tests/%.o $(KERNELS)
 	$(CC) $(CFLAGS) $(OPENMP) $(LDFLAGS) -pthread -o $@ $^ -lm
 
-$(BUILD)/tokenizer_driver: $(BUILD)/tests/tokenizer_driver.o $(BUILD)/tokenizer.o $(BUILD)/engine/unicode.o
+$(BUILD)/tokenizer_driver: $(BUILD)/tests/tokenizer_driver.o $(BUILD)/tokenizer.o $(patsubst %,$(BUILD)/engine/%.o,section pretokenizer unicode)
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lm
 
 $(BUILD)/rope_driver: $(BUILD)/tests/rope_driver.o $(BUILD)/engine/rope.o
@@ -101,10 +101,8 @@ fuzz: $(PROGRAM)
 		-max_total_time=$(FUZZ_SECONDS) -timeout=100 -rss_limit_mb=2048 -malloc_limit_mb=1024 -max_len=262144 -len_control=0 \
 		-close_fd_mask=3 -print_final_stats=1 -artifact_prefix=build/fuzz/$$target- build/fuzz/corpus/$$target build/fuzz/seeds/$$target || exit 1; done
 
-# fuzz_tokenizer includes tokenizer.c, to see whether a vocabulary is sound.
-$(BUILD)/fuzz_tokenizer: WITHOUT = $(BUILD)/tokenizer.o
 $(BUILD)/fuzz_%: $(BUILD)/tests/fuzz/fuzz_%.o $(BUILD)/tests/fuzz/fuzz.o $(OBJECTS)
-	$(CC) $(CFLAGS) $(LDFLAGS) -pthread -o $@ $(filter-out $(WITHOUT),$^) -lm
+	$(CC) $(CFLAGS) $(LDFLAGS) -pthread -o $@ $^ -lm
 
 analyse:
 	cppcheck --quiet --enable=warning,portability,performance --error-exitcode=1 --inline-suppr --std=c11 --suppress=missingIncludeSystem -I. \
