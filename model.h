@@ -70,6 +70,10 @@ typedef struct {
     int32_t eos_token_id[8];
     float temperature, top_p; /* the defaults of -t and --top-p */
     uint32_t top_k;           /* 0: off */
+    float min_p;              /* 0: off */
+    float repetition_penalty; /* the default of --repeat-penalty; 0: not given, which means 1, off */
+    /* A new field is added here, at the end, and 0 means "as before": a file without it stays good
+     * (engine/checkpoint.c, read_config). */
 } Config;
 
 enum { MLP_ROW = 2048 };                      /* hidden columns that a single row computes at once */

@@ -532,8 +532,10 @@ static bool sampling(const Config *c, const Options *o, const Sequence *q, Sampl
         .temperature = o->temperature < 0 ? c->temperature : (float)o->temperature,
         .top_k = o->top_k < 0 ? c->top_k : (uint32_t)o->top_k,
         .top_p = o->top_p < 0 ? c->top_p : (float)o->top_p,
-        .min_p = (float)o->min_p,
-        .repeat_penalty = (float)o->repeat_penalty,
+        .min_p = o->min_p < 0 ? c->min_p : (float)o->min_p,
+        .repeat_penalty = o->repeat_penalty > 0       ? (float)o->repeat_penalty
+                          : c->repetition_penalty > 0 ? c->repetition_penalty
+                                                      : 1,
         .seed = o->typed[OPT_SEED] ? o->seed : q->seed,
     };
     return o->typed[OPT_SEED] || q->count || random_seed(&s->seed);

@@ -330,6 +330,10 @@ static const char *config_error(const Config *c) {
         return "temperature";
     if (!(c->top_p > 0 && c->top_p <= 1))
         return "top_p";
+    if (!(c->min_p >= 0 && c->min_p <= 1))
+        return "min_p";
+    if (!(c->repetition_penalty == 0 || (c->repetition_penalty >= 0.01f && c->repetition_penalty <= 100)))
+        return "repetition_penalty";
     return NULL;
 }
 
@@ -379,6 +383,26 @@ static const char *index_error(const Config *c) {
     return layer_has_indexer(c, 0) ? NULL : "index_skip_topk_offset";
 }
 
+/* Copies the file's `bytes` of Config. Fields that an older file lacks stay 0, which means "as before". A
+ * newer file may have fields that this program does not know. They must be 0 as well: another value could
+ * change the arithmetic. */
+static void read_config(Reader *r, size_t bytes) {
+    Model *m = r->m;
+    const uint8_t *config = m->file + sizeof(FileHeader);
+    memcpy(&m->config, config, bytes < sizeof m->config ? bytes : sizeof m->config);
+    for (size_t i = sizeof m->config; i < bytes; i++)
+        if (config[i]) {
+            fail(r, "made by a newer export.py, with a setting that this program does not know: build a "
+                    "newer run, or export it again");
+            return;
+        }
+    const char *bad = config_error(&m->config);
+    bad = bad ? bad : moe_error(&m->config);
+    bad = bad ? bad : index_error(&m->config);
+    if (bad)
+        fail(r, "configuration field %s has a value that no model can have: %s", bad, export_again);
+}
+
 /* Header, checksum, configuration, tokenizer: everything before the tensor table. */
 static void read_header(Reader *r) {
     Model *m = r->m;
@@ -397,11 +421,12 @@ static void read_header(Reader *r) {
              m->file_bytes, (unsigned long long)h->file_bytes);
         return;
     }
-    uint64_t tokenizer = round_up(sizeof *h + sizeof(Config), 64),
+    uint64_t tokenizer = round_up(sizeof *h + h->config_bytes, 64),
              chat = round_up(tokenizer + h->tokenizer_bytes, 64);
     uint64_t table = round_up(chat + h->chat_bytes, 64);
-    if (h->config_bytes != sizeof(Config) || h->data_offset % 4096 || h->data_offset > m->file_bytes ||
-        table > h->data_offset || h->tensors > (h->data_offset - table) / sizeof(TensorInfo)) {
+    if (h->config_bytes < OLDEST_CONFIG_BYTES || h->config_bytes % 4 || h->data_offset % 4096 ||
+        h->data_offset > m->file_bytes || table > h->data_offset ||
+        h->tensors > (h->data_offset - table) / sizeof(TensorInfo)) {
         fail(r, "damaged header: copy or export it again");
         return;
     }
@@ -413,14 +438,9 @@ static void read_header(Reader *r) {
              crc, h->checksum);
         return;
     }
-    memcpy(&m->config, m->file + sizeof *h, sizeof m->config);
-    const char *bad = config_error(&m->config);
-    bad = bad ? bad : moe_error(&m->config);
-    bad = bad ? bad : index_error(&m->config);
-    if (bad) {
-        fail(r, "configuration field %s has a value that no model can have: %s", bad, export_again);
+    read_config(r, h->config_bytes);
+    if (r->failed)
         return;
-    }
     r->end = h->data_offset;
     m->tensors = (const TensorInfo *)(const void *)(m->file + table);
     m->tensor_count = h->tensors;

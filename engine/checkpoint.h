@@ -2,7 +2,7 @@
  * what it says.
  *
  *   offset 0            FileHeader, 64 bytes
- *   64                  Config (model.h), header.config_bytes
+ *   64                  Config (model.h), header.config_bytes: fields are added at its end
  *   round up to 64      tokenizer section (tokenizer.c), header.tokenizer_bytes; 0 bytes: no tokenizer
  *   round up to 64      chat template (cli/chat.c), header.chat_bytes; 0 bytes: no template
  *   round up to 64      TensorInfo[header.tensors]
@@ -71,7 +71,11 @@
 
 #define CHECKPOINT_MAGIC "MLA.C\r\n\032" /* eight bytes; damaged by any transfer in text mode */
 
-enum { CHECKPOINT_VERSION = 2, EXPERT_ALIGN = 4096 };
+enum {
+    CHECKPOINT_VERSION = 2,
+    EXPERT_ALIGN = 4096,
+    OLDEST_CONFIG_BYTES = offsetof(Config, min_p), /* of the first files of this version */
+};
 
 typedef struct {
     char magic[8];
@@ -79,7 +83,7 @@ typedef struct {
     uint32_t checksum; /* CRC-32 (zlib's) of bytes 0 .. data_offset - 1 with this field zero */
     uint64_t file_bytes;
     uint64_t data_offset;  /* a multiple of 4096 */
-    uint32_t config_bytes; /* sizeof(Config) */
+    uint32_t config_bytes; /* sizeof(Config) of the program that wrote the file */
     uint32_t tokenizer_bytes;
     uint32_t tensors;
     uint32_t chat_bytes;

@@ -22,7 +22,7 @@ tie_word_embeddings:I n_routed_experts:I num_experts_per_tok:I n_shared_experts:
 moe_layer_freq:I zero_expert_num:I shortcut_moe:I n_group:I topk_group:I scoring_func:I group_score:I norm_topk_prob:I routed_scaling_factor:f
 rms_norm_eps:f latent_norm_eps:f softmax_scale:f query_scale_span:I index_n_heads:I index_head_dim:I index_topk:I index_topk_freq:I
 index_skip_topk_offset:I rope_theta:f rope_factor:f mtp_layers:I bos_token_id:i add_bos_token:I eos_tokens:I eos_token_id:8i temperature:f
-top_p:f top_k:I"""
+top_p:f top_k:I min_p:f repetition_penalty:f"""
 ACT_SILU, ACT_RELU2 = 0, 1
 SCORE_SOFTMAX, SCORE_SIGMOID = 0, 1
 GROUP_MAX, GROUP_TOP2_SUM = 0, 1
@@ -802,3 +802,5 @@ def text_fields(config, values, directory=None):
     f["temperature"] = generation.number("temperature", 0.8, 0, 1e4) if sampled else 0.0
     f["top_p"] = generation.number("top_p", 0.95, 1e-6, 1)
     f["top_k"] = generation.integer("top_k", 0, least=0)
+    f["min_p"] = generation.number("min_p", 0.0, 0, 1)
+    f["repetition_penalty"] = generation.number("repetition_penalty", 0.0, 0.01, 100)  # 0: not given
