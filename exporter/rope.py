@@ -116,12 +116,13 @@ def _block(keys: Keys) -> Keys:
 
 def _theta(keys: Keys, block: Keys) -> float:
     """rope_theta, which may stand in the block, beside it, or in both."""
-    theta = block.number("rope_theta", None, least=1.000001)
-    if theta is None:
-        return keys.number("rope_theta", REQUIRED, least=1.000001)
-    if "rope_theta" not in keys.absent and keys.number("rope_theta", theta) != theta:
-        keys.fail("rope_theta", f"{block.where} says {theta:g}")
-    return theta
+    inside = block.number("rope_theta", None, least=1.000001)
+    beside = keys.number("rope_theta", REQUIRED if inside is None else inside, least=1.000001)
+    if inside is None or beside == inside:
+        return beside
+    if "rope_theta" not in keys.absent:
+        keys.fail("rope_theta", f"{block.where} says {inside:g}")
+    return inside
 
 
 def read_rope(keys: Keys, family: Family, nope: int, p: int, positions: int) -> Rope:
