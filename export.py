@@ -10,12 +10,13 @@ consolidated*.safetensors, Mistral's form), or a GGUF file. Streams: whatever th
 rows are in memory at a time. Refuses what it does not understand. The parts, in exporter/: sources.py reads
 safetensors, gguf_source.py GGUF; config.py reads the configuration, gguf_config.py and mistral.py put theirs
 into its words; tokenizer.py reads the tokenizer, chat.py the chat template; plan.py lists the checkpoint's
-tensors; quantise.py packs them; writer.py writes the file; shapes.py holds the published shapes. Needs numpy;
+tensors; quantize.py packs them; writer.py writes the file; shapes.py holds the published shapes. Needs numpy;
 a chat template needs jinja2.
 """
 
 import argparse
 import collections
+import dataclasses
 import itertools
 import os
 import re
@@ -33,12 +34,14 @@ except ImportError:
 from exporter import config as model_config
 from exporter import gguf_config, mistral
 from exporter.chat import compile_chat, find_template, gguf_template
-from exporter.errors import ExportError, printable
+from exporter.errors import ExportError, printable, warn
+from exporter.families import language_model
 from exporter.gguf_source import Gguf
-from exporter.plan import Q4, TYPE_NAMES, VECTOR, check_plan, make_plan
-from exporter.quantise import CODEBOOK, UNIFORM, kept_multiplier, multiplier, pack, pack_integers
+from exporter.plan import Q4, TYPE_NAMES, VECTOR, make_plan
+from exporter.quantize import CODEBOOK, UNIFORM, kept_multiplier, multiplier, pack, pack_integers
 from exporter.shapes import SHAPES
 from exporter.sources import CONVERT, PICKLES, Safetensors, read_json
+from exporter.text_fields import text_fields
 from exporter.writer import Output, tensor_bytes, write_checkpoint
 
 SLAB = 1 << 16  # weights packed at once: the temporaries stay in a core's cache, and malloc reuses them
@@ -46,10 +49,6 @@ RANDOM_STD = 0.02  # initializer_range of the published models
 RANDOM_PANELS = (
     61  # different panels of 16 random rows for each type and width; a prime, so that no pattern lines up
 )
-
-
-def warn(text):
-    print(f"export.py: warning: {text}", file=sys.stderr)
 
 
 class Progress:
@@ -242,7 +241,7 @@ def open_source(path):
         return source, mistral.config(read_json(params_path), params_path), params_path, path
     return (
         Safetensors(path),
-        model_config.language_model(read_json(config_path), config_path),
+        language_model(read_json(config_path), config_path),
         config_path,
         path,
     )
@@ -252,11 +251,10 @@ def export_source(path, out_path, type_name, mtp, rotation):
     source, values, config_path, directory = open_source(path)
     name = re.sub(r"(-\d{5}-of-\d{5})?\.gguf$", "", os.path.basename(os.path.abspath(path)))
     config = model_config.parse(values, name, config_path, source.has)
-    model_config.text_fields(config, values, directory)
+    text = text_fields(values, config.vocab_size, directory)
+    config = dataclasses.replace(config, **text, mtp_layers=int(mtp))
     source.decode(config.block)
-    config.fields["mtp_layers"] = int(mtp)
-    entries = make_plan(config, type_name, source.tensors.__contains__, mtp, rotation)
-    check_plan(entries, source, config, mtp)
+    entries = make_plan(config, type_name, source, mtp, rotation)
     tokenizer = compiled_tokenizer(source, directory)
 
     def template():
@@ -278,8 +276,8 @@ def export_source(path, out_path, type_name, mtp, rotation):
 def export_random(shape, out_path, type_name, layers, seed):
     values = SHAPES[shape]
     config = model_config.parse(values, shape, shape)
-    model_config.text_fields(config, values)
-    config.fields["num_hidden_layers"] = layers or config.published_layers
+    text = text_fields(values, config.vocab_size)
+    config = dataclasses.replace(config, **text, num_hidden_layers=layers or config.published_layers)
     entries = make_plan(config, type_name)
     with Output(out_path) as out:
         write_checkpoint(

@@ -11,7 +11,7 @@ import zlib
 
 from .errors import ExportError
 from .plan import BF16, F32, Q4, Q8, VECTOR
-from .quantise import PANEL
+from .quantize import PANEL
 
 MAGIC, VERSION = b"MLA.C\r\n\x1a", 2
 HEADER = struct.Struct("<8sIIQQIIII16x")  # FileHeader
