@@ -376,26 +376,6 @@ static void read_config(Reader *r, size_t bytes) {
         fail(r, "configuration field %s has a value that no model can have: %s", bad, export_again);
 }
 
-/* Copies the file's `bytes` of Config. Fields that an older file lacks stay 0, which means "as before". A
- * newer file may have fields that this program does not know. They must be 0 as well: another value could
- * change the arithmetic. */
-static void read_config(Reader *r, size_t bytes) {
-    Model *m = r->m;
-    const uint8_t *config = m->file + sizeof(FileHeader);
-    memcpy(&m->config, config, bytes < sizeof m->config ? bytes : sizeof m->config);
-    for (size_t i = sizeof m->config; i < bytes; i++)
-        if (config[i]) {
-            fail(r, "made by a newer export.py, with a setting that this program does not know: build a "
-                    "newer run, or export it again");
-            return;
-        }
-    const char *bad = config_error(&m->config);
-    bad = bad ? bad : moe_error(&m->config);
-    bad = bad ? bad : index_error(&m->config);
-    if (bad)
-        fail(r, "configuration field %s has a value that no model can have: %s", bad, export_again);
-}
-
 /* Header, checksum, configuration, tokenizer: everything before the tensor table. */
 static void read_header(Reader *r) {
     Model *m = r->m;
