@@ -212,7 +212,7 @@ static size_t plan_call(State *s, Generation *texts, size_t n) {
         Sequence *q = g->sequence;
         if (g->end)
             continue;
-        size_t pending = q->count - q->rows, room = s->chunk - count, rows = pending < room ? pending : room;
+        size_t pending = q->count - q->rows, rows = min(pending, s->chunk - count);
         sequence_rows(q, s->plan + count, rows, g->stretch, g->stretch_rows);
         count += rows;
         s->plan[count - 1].logits = rows == pending;

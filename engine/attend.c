@@ -6,6 +6,7 @@
 
 #include "engine/indexer.h"
 #include "engine/rope.h"
+#include "engine/util.h"
 
 Attention attention_open(const Model *m, State *s, size_t layer, Thread *t) {
     return (Attention){.m = m,
@@ -63,14 +64,9 @@ static void softmax_begin(Softmax *softmax) {
 /* ---- absorbed ------------------------------------------------------------------------------- */
 
 /* A context of `rows` rows is split into parts of whole pages, as even as possible. */
-static size_t part_count(size_t rows) {
-    size_t pages = cache_pages(rows);
-    return pages < MAX_PARTS ? pages : MAX_PARTS;
-}
+static size_t part_count(size_t rows) { return min(cache_pages(rows), MAX_PARTS); }
 
-static size_t head_groups(const Attention *a) {
-    return ((size_t)a->cfg->num_attention_heads + LANES - 1) / LANES;
-}
+static size_t head_groups(const Attention *a) { return div_up(a->cfg->num_attention_heads, LANES); }
 
 /* Some of the absorbed rows, as many as there are places for their parts. The work is a list of tasks: of each
  * row, of each sixteen heads, each part. */
@@ -116,7 +112,7 @@ static void attend_part(const Attention *a, const AbsorbedRows *rows, const Abso
     size_t context = rows_attended(s, task->i), pages = cache_pages(context), parts = part_count(context);
     softmax_begin(softmax);
     for (size_t j = pages * task->part / parts; j < pages * (task->part + 1) / parts; j++) {
-        size_t here = context - j * TILE_ROWS < TILE_ROWS ? context - j * TILE_ROWS : TILE_ROWS;
+        size_t here = min(context - j * TILE_ROWS, TILE_ROWS);
         int32_t limit[LANES];
         for (int lane = 0; lane < LANES; lane++)
             limit[lane] = (int32_t)here;
@@ -145,11 +141,11 @@ static void attend_parts(const Attention *a, const AbsorbedRows *rows) {
  * `part` of a task is such a slice. Maximum and sum are small: each slice merges its own copy of them. */
 static void merge_parts(const Attention *a, const AbsorbedRows *rows) {
     State *s = a->s;
-    size_t H = a->cfg->num_attention_heads, r = a->cfg->kv_lora_rank, slices = (r + 15) / 16, from, to;
+    size_t H = a->cfg->num_attention_heads, r = a->cfg->kv_lora_rank, slices = div_up(r, 16), from, to;
     share(a->t, rows->count * head_groups(a) * slices, &from, &to);
     for (size_t index = from; index < to; index++) {
         AbsorbedTask task = task_at(a, rows, index, slices);
-        size_t d = task.part * 16, width = r - d < 16 ? r - d : 16, h = task.group * LANES;
+        size_t d = task.part * 16, width = min(r - d, 16), h = task.group * LANES;
         Softmax *parts = &s->absorbed.parts[index / slices * rows->parts], all = parts[0];
         all.out += d * LANES;
         for (size_t part = 1; part < part_count(rows_attended(s, task.i)); part++) {
@@ -158,20 +154,18 @@ static void merge_parts(const Attention *a, const AbsorbedRows *rows) {
             a->m->k->softmax_merge(&all, &next, width);
         }
         a->m->k->softmax_finish(s->absorbed.q_latent + (task.k * H + h) * s->absorbed.r_stride + d,
-                                s->absorbed.r_stride, &all, width, H - h < LANES ? H - h : LANES);
+                                s->absorbed.r_stride, &all, width, min(H - h, LANES));
     }
 }
 
 void attend_latents(const Attention *a) {
     const State *s = a->s;
     AbsorbedRows rows = {.parts = 0};
-    for (size_t k = 0; k < s->absorbed.count; k++) {
-        size_t parts = part_count(rows_attended(s, s->absorbed.row[k]));
-        rows.parts = parts > rows.parts ? parts : rows.parts;
-    }
+    for (size_t k = 0; k < s->absorbed.count; k++)
+        rows.parts = max(rows.parts, part_count(rows_attended(s, s->absorbed.row[k])));
     size_t most = s->absorbed.part_count / (head_groups(a) * rows.parts);
     for (rows.first = 0; rows.first < s->absorbed.count; rows.first += most) {
-        rows.count = s->absorbed.count - rows.first < most ? s->absorbed.count - rows.first : most;
+        rows.count = min(s->absorbed.count - rows.first, most);
         if (s->sparse.active)
             select_latents(a->m, a->s, a->layer, rows.first, rows.count, a->t);
         attend_parts(a, &rows);
@@ -197,13 +191,11 @@ Run next_run(const State *s, size_t first) {
 }
 
 Span span_of(const Run *run, size_t page) {
-    size_t pages = cache_pages(run->context) - page, most = SPAN_ROWS / TILE_ROWS;
-    return (Span){page, pages < most ? pages : most};
+    return (Span){page, min(cache_pages(run->context) - page, SPAN_ROWS / TILE_ROWS)};
 }
 
 size_t span_page_rows(const Run *run, const Span *span, size_t k) {
-    size_t left = run->context - (span->page + k) * TILE_ROWS;
-    return left < TILE_ROWS ? left : TILE_ROWS;
+    return min(run->context - (span->page + k) * TILE_ROWS, TILE_ROWS);
 }
 
 /* Sparse attention: bit i of the mask of a cached row of page k: row i of sixteen of the run attends to it. */
@@ -253,7 +245,7 @@ TileShape value_shape(const Attention *a) { return (TileShape){decompressed_type
 
 /* Where sixteen rows' queries and sums of one head are kept. */
 static size_t place_of(const Attention *a, size_t head, size_t sixteen) {
-    return head * ((a->s->chunk + LANES - 1) / LANES) + sixteen;
+    return head * div_up(a->s->chunk, LANES) + sixteen;
 }
 
 void begin_queries(const Attention *a, const Run *run, size_t head) {
@@ -294,7 +286,7 @@ static bool causal_limits(const Attention *a, const Run *run, size_t i, size_t b
     for (size_t lane = 0; lane < LANES; lane++) {
         size_t end = i + lane < run->count ? (size_t)a->s->rows[run->first + i + lane].row + 1 : 0;
         size_t below = end > begin ? end - begin : 0;
-        limit[lane] = (int32_t)(below < rows ? below : rows);
+        limit[lane] = (int32_t)min(below, rows);
         any |= below > 0;
     }
     return any;
@@ -320,7 +312,7 @@ void attend_page(const Attention *a, const Run *run, const Span *span, size_t he
 void finish_queries(const Attention *a, const Run *run, size_t head) {
     size_t stride = a->s->attention.v_stride;
     for (size_t i = 0; i < run->count; i += LANES) {
-        size_t lanes = run->count - i < LANES ? run->count - i : LANES;
+        size_t lanes = min(run->count - i, LANES);
         a->m->k->softmax_finish(a->z->a, stride, &a->s->decompressed.softmax[place_of(a, head, i / LANES)],
                                 a->cfg->v_head_dim, lanes);
         for (size_t lane = 0; lane < lanes; lane++)

@@ -15,6 +15,7 @@
 #ifndef CACHE_H
 #define CACHE_H
 
+#include "engine/util.h"
 #include "model.h"
 
 /* Cached rows that are made ready for decompression at once. */
@@ -46,7 +47,7 @@ size_t cache_row_bytes(const Config *cfg, CacheType type);
 /* Bytes of one row in the model's first `layers` layers, with index keys. */
 size_t cache_token_bytes(const Config *cfg, CacheType type, uint32_t layers);
 /* Pages that hold `rows` rows. */
-static inline size_t cache_pages(size_t rows) { return (rows + TILE_ROWS - 1) / TILE_ROWS; }
+static inline size_t cache_pages(size_t rows) { return div_up(rows, TILE_ROWS); }
 
 /* All pages are free. pool, references and free_pages are in place. */
 void cache_open(Cache *cache, const Config *cfg, CacheType type, size_t page_count);

@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "engine/indexer.h"
+#include "engine/util.h"
 
 /* In a layer's tile of a page, head after head: keys [128][n + p], then values [128][v]. */
 static float *head_keys(const Attention *a, const Sequence *q, size_t page, size_t head) {
@@ -52,7 +53,7 @@ static void attend_full(const Attention *a, size_t i, size_t head, float *out) {
     memset(out, 0, v * sizeof *out);
 
     for (size_t begin = 0; begin <= row->row; begin += TILE_ROWS) {
-        size_t rows = row->row + 1 - begin < TILE_ROWS ? row->row + 1 - begin : TILE_ROWS;
+        size_t rows = min(row->row + 1 - begin, TILE_ROWS);
         float *keys = head_keys(a, row->sequence, begin / TILE_ROWS, head), *values = head_values(a, keys);
         float score[TILE_ROWS + 1], top = max;
         for (size_t j = 0; j < rows; j++) {

@@ -27,6 +27,7 @@
 #include <string.h>
 
 #include "engine/rope.h"
+#include "engine/util.h"
 #include "kernels/linear.h"
 
 /* ---- keys, queries and weights of the new rows ---------------------------------------------- */
@@ -106,7 +107,7 @@ static void score_rows(const Model *m, State *s, size_t layer, size_t first, siz
     Scratch *z = &s->scratch[t->id];
     size_t most = 0, from, to, packed = SIZE_MAX, at = index_keys_at(cfg, s->cache, layer);
     for (size_t i = first; i < first + count; i++)
-        most = s->rows[i].row > most ? s->rows[i].row : most;
+        most = max(most, s->rows[i].row);
     size_t pages = most / TILE_ROWS + 1;
 
     share(t, count * pages, &from, &to);
@@ -120,7 +121,7 @@ static void score_rows(const Model *m, State *s, size_t layer, size_t first, siz
         const uint8_t *keys = cache_page(s->rows[i].sequence, begin / TILE_ROWS) + at;
         m->k->index_scores(s->sparse.score + line * s->context + begin, &s->cache->index_shape,
                            z->index_query, s->sparse.weight + i * s->sparse.weight_stride, cfg->index_n_heads,
-                           keys, rows - begin < TILE_ROWS ? rows - begin : TILE_ROWS, z->index_keys);
+                           keys, min(rows - begin, TILE_ROWS), z->index_keys);
     }
 }
 
@@ -197,8 +198,7 @@ void add_to_mask(const State *s, size_t i, size_t page, size_t lane, uint16_t ma
 /* Of the rows that row i attends to, those from number page * TILE_ROWS on: at most a tile. */
 static void copy_chosen(const Model *m, const State *s, size_t layer, size_t i, size_t page, uint8_t *to) {
     const uint64_t *mask = s->sparse.mask + i * s->sparse.mask_stride;
-    size_t skip = page * TILE_ROWS, word = 0,
-           n = rows_attended(s, i) - skip < TILE_ROWS ? rows_attended(s, i) - skip : TILE_ROWS;
+    size_t skip = page * TILE_ROWS, word = 0, n = min(rows_attended(s, i) - skip, TILE_ROWS);
     for (; skip >= (size_t)__builtin_popcountll(mask[word]); word++)
         skip -= (size_t)__builtin_popcountll(mask[word]);
     uint64_t bits = mask[word];

@@ -3,6 +3,7 @@
 #define INDEXER_H
 
 #include "engine/cache.h"
+#include "engine/util.h"
 #include "model.h"
 
 /* For the call's rows, in a layer that has an indexer: their index keys go into the cache and, if the call is
@@ -18,8 +19,7 @@ static inline bool attends_to(const State *s, size_t i, size_t j) {
 
 /* How many rows row i attends to, in any call. */
 static inline size_t rows_attended(const State *s, size_t i) {
-    size_t rows = (size_t)s->rows[i].row + 1;
-    return rows < s->sparse.threshold ? rows : s->sparse.threshold;
+    return min((size_t)s->rows[i].row + 1, s->sparse.threshold);
 }
 
 /* Sets bit `lane` of mask[j] for the rows j of a page that row i attends to. */

@@ -16,6 +16,7 @@
 
 #include <string.h>
 
+#include "engine/util.h"
 #include "kernels/linear.h"
 
 /* ---- router --------------------------------------------------------------------------------- */
@@ -106,7 +107,7 @@ enum { TASK_COLUMNS = 64, TASKS_AT_ONCE = MLP_ROW / TASK_COLUMNS };
 
 /* Tasks of the batches up to this one. */
 static size_t tasks_until(const ExpertBatch *batch) {
-    return batch->task + (batch->hidden.cols + TASK_COLUMNS - 1) / TASK_COLUMNS;
+    return batch->task + div_up(batch->hidden.cols, TASK_COLUMNS);
 }
 
 /* An MLP for the rows moe.row[first .. first + rows); its hidden rows begin at element *hidden. */
@@ -165,10 +166,8 @@ static void relu2(float *x, size_t n) {
 
 /* hidden = silu(W_gate x) * (W_up x), or relu(W_up x)^2: tasks `from` .. `to` - 1 of one batch. */
 static void hidden_columns(const Model *m, ExpertBatch *batch, size_t from, size_t to, Scratch *z) {
-    size_t column = from * TASK_COLUMNS, end = to * TASK_COLUMNS;
-    if (end > batch->hidden.cols)
-        end = batch->hidden.cols;
-    size_t panel = column / PANEL, panels = (end - column + PANEL - 1) / PANEL, stride = panels * PANEL;
+    size_t column = from * TASK_COLUMNS, end = min(to * TASK_COLUMNS, batch->hidden.cols);
+    size_t panel = column / PANEL, panels = div_up(end - column, PANEL), stride = panels * PANEL;
     bool gated = m->config.hidden_act == ACT_SILU;
     m->k->matmul(z->a, stride, &batch->mlp->up, panel, panels, &batch->in);
     if (gated)
@@ -201,9 +200,7 @@ static void hidden_one_row(const Model *m, State *s, Thread *t) {
     for (size_t i = 0; from < to;) {
         i = batch_of(s, i, from);
         ExpertBatch *batch = &s->moe.batches[i];
-        size_t end = tasks_until(batch) < to ? tasks_until(batch) : to;
-        if (end > from + TASKS_AT_ONCE)
-            end = from + TASKS_AT_ONCE;
+        size_t end = min(min(tasks_until(batch), to), from + TASKS_AT_ONCE);
         hidden_columns(m, batch, from - batch->task, end - batch->task, &s->scratch[t->id]);
         from = end;
     }
@@ -223,9 +220,9 @@ static void hidden_many_rows(const Model *m, State *s, Thread *t) {
 static void add_zero_experts(const Model *m, State *s, const Thread *t) {
     const Config *cfg = &m->config;
     size_t D = cfg->hidden_size, K = cfg->num_experts_per_tok, from, to;
-    share(t, (D + PANEL - 1) / PANEL, &from, &to);
+    share(t, div_up(D, PANEL), &from, &to);
     from *= PANEL;
-    to = to * PANEL < D ? to * PANEL : D;
+    to = min(to * PANEL, D);
     for (size_t i = 0; i < s->row_count * K && from < to; i++)
         if (s->moe.chosen[i] >= cfg->n_routed_experts)
             m->k->axpy(s->experts_out + i / K * s->x_stride + from, s->moe.weight[i],

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "engine/cache.h"
+#include "engine/util.h"
 
 Sequence *sequence_open(State *s) {
     for (size_t i = 0; i < s->sequence_count; i++) {
@@ -24,8 +25,7 @@ void sequence_close(Sequence *q) {
 }
 
 size_t sequence_cut(Sequence *q, size_t rows) {
-    if (rows < q->rows)
-        q->rows = rows;
+    q->rows = min(rows, q->rows);
     while (q->page_count > cache_pages(q->rows))
         cache_release_page(q->cache, q->page[--q->page_count]);
     return q->rows;
@@ -81,8 +81,7 @@ Sequence *sequence_fork(State *s, const Sequence *from, size_t rows) {
 
 Path stretch_path(size_t at, size_t rows) {
     size_t piece = at / PIECE_ROWS * PIECE_ROWS;
-    size_t length = rows - piece < PIECE_ROWS ? rows - piece : PIECE_ROWS;
-    return length > ABSORBED_ROWS ? PATH_DECOMPRESSED : PATH_ABSORBED;
+    return min(rows - piece, PIECE_ROWS) > ABSORBED_ROWS ? PATH_DECOMPRESSED : PATH_ABSORBED;
 }
 
 void sequence_rows(Sequence *q, Row *rows, size_t n, size_t stretch, size_t stretch_rows) {

@@ -14,6 +14,7 @@
 #include "engine/cache.h"
 #include "engine/sequence.h"
 #include "engine/state.h"
+#include "engine/util.h"
 #include "kernels/clock.h"
 #include "kernels/linear.h"
 
@@ -65,12 +66,10 @@ static Acts reserve_acts(Reserve *r, const Model *m, size_t rows, size_t cols, b
     return x;
 }
 
-static size_t max_size(size_t a, size_t b) { return a > b ? a : b; }
-
 /* What `bytes` gives for the tile type that needs most: int8 has per-row numbers beside the row, which in
  * a tiny shape are more than f32 needs. */
 static size_t most_bytes(size_t (*bytes)(const TileShape *), uint32_t d1, uint32_t d2) {
-    return max_size(bytes(&(TileShape){TILE_F32, d1, d2}), bytes(&(TileShape){TILE_Q8, d1, d2}));
+    return max(bytes(&(TileShape){TILE_F32, d1, d2}), bytes(&(TileShape){TILE_Q8, d1, d2}));
 }
 
 static void reserve_softmax(Reserve *r, Softmax **list, size_t count, size_t dv) {
@@ -103,8 +102,8 @@ static void reserve_cache(Reserve *r, const Config *cfg, const StateOptions *o) 
 static void reserve_attention(Reserve *r, const Model *m) {
     const Config *cfg = &m->config;
     State *s = r->s;
-    size_t H = cfg->num_attention_heads, chunk = s->chunk, sixteens = (chunk + LANES - 1) / LANES,
-           head_groups = (H + LANES - 1) / LANES, nope = cfg->qk_nope_head_dim, p = cfg->qk_rope_head_dim,
+    size_t H = cfg->num_attention_heads, chunk = s->chunk, sixteens = div_up(chunk, LANES),
+           head_groups = div_up(H, LANES), nope = cfg->qk_nope_head_dim, p = cfg->qk_rope_head_dim,
            v = cfg->v_head_dim, latent = cfg->kv_lora_rank;
 
     s->attention.cosine = reserve(r, chunk * p / 2, sizeof(float));
@@ -122,7 +121,7 @@ static void reserve_attention(Reserve *r, const Model *m) {
     s->absorbed.row = reserve(r, chunk, sizeof *s->absorbed.row);
     s->absorbed.r_stride = round_up(latent, PANEL);
     s->absorbed.q_latent = reserve(r, chunk * H * s->absorbed.r_stride, sizeof(float));
-    s->absorbed.part_count = max_size(128, head_groups * MAX_PARTS);
+    s->absorbed.part_count = max(128, head_groups * MAX_PARTS);
     reserve_softmax(r, &s->absorbed.parts, s->absorbed.part_count, latent);
 
     s->decompressed.queries =
@@ -143,7 +142,7 @@ static void reserve_attention(Reserve *r, const Model *m) {
 static void reserve_sparse(Reserve *r, const Config *cfg) {
     State *s = r->s;
     size_t Hi = cfg->index_n_heads, di = cfg->index_head_dim,
-           head_groups = ((size_t)cfg->num_attention_heads + LANES - 1) / LANES;
+           head_groups = div_up(cfg->num_attention_heads, LANES);
     s->sparse.threshold = Hi ? cfg->index_topk : SIZE_MAX;
     if (!Hi || !s->cache)
         return;
@@ -153,19 +152,19 @@ static void reserve_sparse(Reserve *r, const Config *cfg) {
     s->sparse.query = reserve(r, s->chunk * s->sparse.query_stride, sizeof(float));
     s->sparse.weight_stride = round_up(Hi, PANEL);
     s->sparse.weight = reserve(r, s->chunk * s->sparse.weight_stride, sizeof(float));
-    s->sparse.score_rows = max_size((size_t)s->threads, SCORE_ROWS);
+    s->sparse.score_rows = max((size_t)s->threads, SCORE_ROWS);
     s->sparse.score = reserve(r, s->sparse.score_rows * s->context, sizeof(float));
     s->sparse.mask_stride = cache_pages(s->context) * TILE_ROWS / 64;
     s->sparse.mask = reserve(r, s->chunk * s->sparse.mask_stride, sizeof *s->sparse.mask);
     /* for the rows whose parts are computed together (engine/attend.c): part_count / head_groups tiles, or
      * more where a part has several */
-    s->sparse.tile_count = cache_pages(s->context < cfg->index_topk ? s->context : cfg->index_topk);
+    s->sparse.tile_count = cache_pages(min(s->context, cfg->index_topk));
     s->sparse.tiles =
         reserve(r, s->absorbed.part_count / head_groups * (s->sparse.tile_count + MAX_PARTS - 1) / MAX_PARTS,
                 s->cache->tile_bytes);
-    s->sparse.lane_mask = reserve(r, (s->chunk + LANES - 1) / LANES * SPAN_ROWS, sizeof *s->sparse.lane_mask);
+    s->sparse.lane_mask = reserve(r, div_up(s->chunk, LANES) * SPAN_ROWS, sizeof *s->sparse.lane_mask);
     for (int i = 0; i < s->threads && s->scratch; i++) {
-        s->scratch[i].index_query = reserve(r, (Hi + LANES - 1) / LANES, query_bytes(&s->cache->index_shape));
+        s->scratch[i].index_query = reserve(r, div_up(Hi, LANES), query_bytes(&s->cache->index_shape));
         s->scratch[i].index_keys = reserve(r, 16 * di, sizeof(float));
     }
 }
@@ -188,19 +187,17 @@ static void reserve_moe(Reserve *r, const Model *m) {
     s->moe.row = reserve(r, rows, sizeof *s->moe.row);
     s->moe.row_weight = reserve(r, rows, sizeof *s->moe.row_weight);
     s->moe.in = reserve_acts(r, m, chunk * K, cfg->hidden_size, false);
-    s->moe.hidden =
-        reserve_acts(r, m, 1, cfg->shortcut_moe ? experts + dense : max_size(experts, dense), false);
+    s->moe.hidden = reserve_acts(r, m, 1, cfg->shortcut_moe ? experts + dense : max(experts, dense), false);
 }
 
 static void reserve_scratch(Reserve *r, const Model *m) {
     const Config *cfg = &m->config;
     State *s = r->s;
-    size_t rows = max_size(s->chunk, TILE_ROWS), nope = cfg->qk_nope_head_dim, v = cfg->v_head_dim,
+    size_t rows = max(s->chunk, TILE_ROWS), nope = cfg->qk_nope_head_dim, v = cfg->v_head_dim,
            latent = cfg->kv_lora_rank;
     _Static_assert(TILE_ROWS * LINEAR_ADD_COLUMNS >= MLP_ROW, "a single row's stretch of an MLP fits");
-    size_t floats =
-        max_size(rows * round_up(max_size(LINEAR_ADD_COLUMNS, max_size(max_size(nope, v), latent)), 32),
-                 round_up(cfg->hidden_size, BLOCK));
+    size_t floats = max(rows * round_up(max(LINEAR_ADD_COLUMNS, max(max(nope, v), latent)), 32),
+                        round_up(cfg->hidden_size, BLOCK));
     uint32_t p = cfg->qk_rope_head_dim;
 
     s->scratch = reserve(r, (size_t)s->threads, sizeof *s->scratch);
@@ -209,7 +206,7 @@ static void reserve_scratch(Reserve *r, const Model *m) {
         size_t bytes = 2 * floats * sizeof(float);
         z->a = reserve(r, 1, bytes);
         z->b = z->a ? z->a + floats : NULL;
-        z->acts = reserve_acts(r, m, s->chunk, max_size(nope, latent), false);
+        z->acts = reserve_acts(r, m, s->chunk, max(nope, latent), false);
         z->query = reserve(r, 1, most_bytes(query_bytes, cfg->kv_lora_rank, p));
         z->keys = reserve(r, 1, most_bytes(tile_bytes, cfg->qk_nope_head_dim, p));
         z->values = reserve(r, 1, most_bytes(tile_bytes, cfg->v_head_dim, 0));
@@ -301,8 +298,7 @@ State *state_open(const Model *m, const StateOptions *o, char *err, size_t err_b
     s->max_logits = o->max_logits;
     s->threads = threads_given(o->threads);
     team_open(&s->team, s->threads);
-    if (s->chunk > s->context * s->sequence_count)
-        s->chunk = s->context * s->sequence_count;
+    s->chunk = min(s->chunk, s->context * s->sequence_count);
 
     Reserve r = {.s = s};
     reserve_cache(&r, &m->config, o);
