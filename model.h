@@ -1,5 +1,22 @@
-/* model.h: every dimension with its name, every pointer with its shape. Read it beside run.c; the file
- * that holds all this is described in engine/checkpoint.h, the matrices' inside in kernels/kernels.h. */
+/* model.h: what the program is made of: every dimension with its name, every pointer with its shape. The one
+ * header to read beside run.c and mla.c.
+ *
+ *   Config, Layer, Model   the checkpoint: engine/checkpoint.h describes the file byte by byte, kernels/kernels.h
+ *                          the inside of a matrix
+ *   Sequence, Row          a text in the cache, and a position of it that is to be computed
+ *   State                  the cache and the buffers of a call
+ *   forward, generate      run.c;  mla_attention  mla.c
+ *
+ * Where a change goes
+ *   a model family   exporter/ translates its configuration and tensor names into Config and Layer. C code never
+ *                    asks for a family; new arithmetic becomes a Config field, read in run.c, mla.c or engine/
+ *   a cache type     CacheType below, engine/cache.c (bytes of a row), kernels/tile.h (rows in and out, queries),
+ *                    cli/options.c (its name)
+ *   a weight type    kernels/kernels.h (layout), kernels/matmul.h (the product), exporter/quantize.py (packing),
+ *                    engine/checkpoint.c (what it accepts)
+ *   an option        one line in the table of cli/options.c, and the mode in cli/ that reads it
+ * Files include only what stands further left: kernels <- model.h <- engine <- mla.c, tokenizer.c <- run.c <- cli;
+ * main's table of modes is the one exception. */
 #ifndef MODEL_H
 #define MODEL_H
 
@@ -139,16 +156,16 @@ static inline Matrix head_matrix(const Matrix *w, size_t head) {
 typedef struct {
     Config config;
     const Kernels *k;
-    const float *inv_freq;    /* [p / 2] */
-    const float *query_scale; /* [max_position_embeddings / query_scale_span, rounded up] */
-    Matrix embed;             /* [V, D] */
-    Matrix head;              /* [V, D] */
-    const float *norm;        /* [D] */
-    Layer *layers;            /* [num_hidden_layers] */
+    const float *inv_freq;            /* [p / 2] */
+    const float *query_scale;         /* [max_position_embeddings / query_scale_span, rounded up] */
+    Matrix embed;                     /* [V, D] */
+    Matrix head;                      /* [V, D] */
+    const float *norm;                /* [D] */
+    Layer *layers;                    /* [num_hidden_layers] */
     const uint8_t *tokenizer_section; /* [tokenizer_bytes] tokenizer.c; 0 bytes: the checkpoint has none */
     size_t tokenizer_bytes;
     Tokenizer *tokenizer; /* of that section, opened by main; NULL: none */
-    const uint8_t *chat;      /* [chat_bytes] pieces of the chat template, cli/chat.c; 0 bytes: none */
+    const uint8_t *chat;  /* [chat_bytes] pieces of the chat template, cli/chat.c; 0 bytes: none */
     size_t chat_bytes;
     bool float_acts; /* some matrix other than the router is f32 or bf16 */
     bool int8_acts;  /* some matrix is q8 or q4 */
@@ -165,7 +182,11 @@ typedef struct {
 typedef enum { CACHE_F32, CACHE_BF16, CACHE_Q8, CACHE_Q6, CACHE_Q4, CACHE_FULL } CacheType;
 
 /* One text: its token ids, and the cache rows of the first `rows` of them. engine/sequence.h opens, cuts,
- * marks and forks sequences. */
+ * marks and forks sequences.
+ *
+ * The cache (engine/cache.h) is a pool of pages of 128 rows; a page holds its rows for all layers, a tile of 128
+ * rows [ c | k_pe ] for each, r + p numbers a row. A sequence is a list of page numbers, the same for every
+ * layer; sequences that begin alike share pages. */
 typedef struct Sequence {
     struct Cache *cache;
     int32_t *ids;   /* [context + 1] prompt and generated text */
@@ -176,7 +197,8 @@ typedef struct Sequence {
     bool open;
 } Sequence;
 
-/* How a row attends to the cache (mla.c). */
+/* How a row attends to the cache (mla.c). It follows from the row's own text alone (engine/sequence.h): a text
+ * does not depend on what is computed beside it. */
 typedef enum { PATH_ABSORBED, PATH_DECOMPRESSED, PATH_DEFINITION } Path;
 
 /* One position of one sequence, to be computed. */

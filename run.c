@@ -1,10 +1,18 @@
 /* run.c: the story: forward (a transformer with latent attention and mixtures of experts), generate, main. Read
- * it from top to bottom with model.h beside it.
+ * it from top to bottom with model.h beside it; then mla.c.
  *
- * The attention is in mla.c, routers and experts in engine/moe.c, the inner loops in kernels/, the file in
+ * There is one forward: prefill is many rows of a sequence, decode is one row, a batch is rows of many sequences.
+ * A row is one token at one place of one sequence. Weight types and cache types are the kernels' and mla.c's
+ * business.
+ *
+ * Threads. A call of forward is one parallel region. Every thread runs the same functions with its own Thread t;
+ * share(t, n, &from, &to) gives it its part of n items, next_task(t, n) the next of n uneven ones, and
+ * sync_threads(t) is a barrier: what others wrote before it can be read behind it (kernels/team.h). Work is
+ * split by output, never inside a sum, so that no result depends on the number of threads.
+ *
+ * The rest: attention in mla.c, routers and experts in engine/moe.c, the inner loops in kernels/, the file in
  * engine/checkpoint.c, buffers in engine/state.c, text <-> ids in tokenizer.c. What knows options, terminals,
- * sessions or conversations is in cli/. There is one forward: prefill is many rows of a sequence, decode is one
- * row, a batch is rows of many sequences. Weight types and cache types are the kernels' and mla.c's business. */
+ * sessions or conversations is in cli/. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -108,7 +116,16 @@ static void norm(const Model *m, State *s, const float *weight, Thread *t) {
     sync_threads(t);
 }
 
-/* out += MLP(normed) in a dense layer; out += sum of the chosen experts and the shared ones in the others. */
+/* A dense layer: out += W_down (silu(W_gate x) * W_up x), x = normed. A mixture of experts (engine/moe.c):
+ *
+ *     s      = softmax or sigmoid of W_router x                 (scoring_func)
+ *     chosen = the num_experts_per_tok best of s + bias; with groups only from the topk_group best groups, a
+ *              group's score being its best expert's, or the sum of its two best (group_score)
+ *     w_e    = s_e, without the bias; divided by the chosen ones' sum (norm_topk_prob); times
+ *              routed_scaling_factor
+ *     out   += sum of w_e MLP_e(x) over the chosen experts, in ascending order, + the shared experts' MLP(x)
+ *
+ * An expert is computed once for all rows that chose it (an expert batch), so that its weights are read once. */
 static void mlp(const Model *m, State *s, const Layer *L, Thread *t) {
     profile_stage(s, t, L->experts ? STAGE_EXPERTS : STAGE_DENSE);
     if (L->experts)
