@@ -5,11 +5,11 @@
  * The idea     Cache what keys and values are made of: one latent c (r numbers) and one rotated key k_pe
  *              (p numbers) for all heads: 576 in DeepSeek-V3.
  *
- *     x --W_kva--> [ c_raw | k_raw ]    c = RMSNorm(c_raw),  k_pe = rope(k_raw)     one cache row [ c | k_pe ]
+ *     x --W_kva--> [ c_raw | k_raw ]    c = RMSNorm(c_raw), k_pe = rope(k_raw)      cache row [ c | k_pe ]
  *     x --W_q----> [ q_nope | q_pe ] of each head, q_pe = rope(q_pe)
  *                  (with q_lora_rank: W_qb RMSNorm(W_qa x), a low rank of the queries' own)
  *
- *     k_h,j = [ W_uk,h c_j | k_pe,j ]   v_h,j = W_uv,h c_j                          made again when needed
+ *     k_h,j = [ W_uk,h c_j | k_pe,j ]   v_h,j = W_uv,h c_j                          made when needed
  *     o_h   = sum_j softmax_j(scale q_h . k_h,j) v_h,j                              attention as always
  *     out   = W_o [ o_1 | ... | o_H ]
  *
@@ -18,38 +18,43 @@
  *
  * Two ways to compute the same. Keys and values are linear in c, so a matrix may move to the other side:
  *
- *     absorbed       (also "MQA mode")  q_nope . (W_uk c) = (W_uk^T q_nope) . c  and
- *                    sum_j a_j (W_uv c_j) = W_uv (sum_j a_j c_j).  The query moves into the latent space, all
- *                    heads attend to the cached rows as they are, and values are expanded once, after the sum.
- *                    2 r + p multiplications for each query, head and row. Best for one new row: decode.
- *     decompressed   (also "MHA mode")  Expand keys and values of the cached rows, a page at a time, use them
- *                    for many queries and forget them: n + p + v multiplications for each query, head and row,
- *                    and (n + v) r for each head and row, once. Best for many new rows: prefill.
+ *     absorbed       q_nope . (W_uk c) = (W_uk^T q_nope) . c and sum_j a_j (W_uv c_j) = W_uv (sum_j a_j c_j).
+ *     ("MQA mode")   The query moves into the latent space, all heads attend to the cached rows as they are,
+ *                    and values are expanded once, after the sum. 2 r + p multiplications for each query,
+ *                    head and row. Best for one new row: decode.
+ *     decompressed   Expand keys and values of the cached rows, a page at a time, use them for many queries
+ *     ("MHA mode")   and forget them. n + p + v multiplications for each query, head and row, and (n + v) r
+ *                    for each head and row, once. Best for many new rows: prefill.
  *
- * Where they cross: counting multiplications, at (n + v) r / (2 r - n - v) new rows, 170 for DeepSeek. Measured
- * (V2-Lite's shape, q8 cache, 512 and 4096 rows of context): absorbed is faster at 96 new rows, decompressed at
- * 128. ABSORBED_ROWS in engine/sequence.h is therefore 112.
+ * Where they cross: counting multiplications, at (n + v) r / (2 r - n - v) new rows, 170 for DeepSeek.
+ * Measured (V2-Lite's shape, q8 cache, 512 and 4096 rows of context), absorbed is faster at 96 new rows and
+ * decompressed at 128. ABSORBED_ROWS in engine/sequence.h is therefore 112.
  *
  * Questions that a reader may have
- *   Why is the rotated key apart?  With rotations R_i at the query's and R_j at the key's position, the score
- *     would be q^T R_i^T R_j W_uk c. The rotations depend on both positions and stand between q and W_uk, so
- *     that W_uk could not be absorbed. A small part of the key carries the position instead.
- *   Why one rotated key for all heads?  It is not made from the latent, so each head's own would have to be
- *     cached: H p numbers instead of p.
- *   Where does kv_b_proj go?  Published checkpoints have W_uk and W_uv in one matrix, [H (n + v), r]: of each
- *     head n rows of W_uk, then v rows of W_uv. export.py splits it, and stores W_uk transposed as well
- *     (w_uk_t): the absorbed form multiplies by W_uk^T.
- *   Why does softmax_scale hold mscale squared?  The scale is (n + p)^-1/2. YaRN lengthens the context and
- *     multiplies queries and keys by mscale each; their product has it twice. export.py computes it.
- *   And sparse attention?  engine/indexer.c chooses at most index_topk rows for each new row. The absorbed form
- *     attends to copies of them side by side; the decompressed form, whose queries chose differently, to all
- *     rows under a mask.
+ *
+ *   Why is the rotated key apart? With rotations R_i at the query's and R_j at the key's position the score
+ *   would be q^T R_i^T R_j W_uk c. The rotations depend on both positions and stand between q and W_uk, so
+ *   W_uk could not be absorbed. A small part of the key carries the position instead.
+ *
+ *   Why one rotated key for all heads? It is not made from the latent, so each head's own would have to be
+ *   cached: H p numbers instead of p.
+ *
+ *   Where does kv_b_proj go? Published checkpoints have W_uk and W_uv in one matrix, [H (n + v), r]: of each
+ *   head n rows of W_uk, then v rows of W_uv. export.py splits it, and stores W_uk transposed as well
+ *   (w_uk_t), because the absorbed form multiplies by W_uk^T.
+ *
+ *   Why does softmax_scale hold mscale squared? The scale is (n + p)^-1/2. YaRN, which lengthens the context,
+ *   multiplies queries and keys by mscale each, so their product has it twice. export.py computes it.
+ *
+ *   And sparse attention? engine/indexer.c chooses at most index_topk rows for each new row. The absorbed
+ *   form attends to copies of them, side by side. The decompressed form, whose queries chose differently,
+ *   attends to all rows under a mask.
  *
  * The loops over lanes, pages and threads are in engine/attend.c, the inner loops in kernels/attention.h and
- * kernels/matmul.h, attention without MLA for comparison in engine/full.c. Nothing here knows files, tokens or
- * model families. Every thread of the team runs every function that takes an Attention; sync_threads()
- * separates steps that read what other threads wrote. Formulas: DeepSeek-V2, arXiv 2405.04434, section 2.1 and
- * appendix C. */
+ * kernels/matmul.h, attention without MLA for comparison in engine/full.c. Nothing here knows files, tokens
+ * or model families. Every thread of the team runs every function that takes an Attention; sync_threads()
+ * separates steps that read what other threads wrote. Formulas: DeepSeek-V2, arXiv 2405.04434, section 2.1
+ * and appendix C. */
 #include <math.h>
 #include <string.h>
 
@@ -61,12 +66,13 @@
 #include "kernels/linear.h"
 #include "model.h"
 
-/* ---- 1. the definition ------------------------------------------------------------------------ */
+/* ---- 1. the definition ---------------------------------------------------------------------- */
 
-/* out [v] = sum_j softmax_j(scale q . k_j) v_j for one head and one query, with k_j = [ W_uk c_j | k_pe,j ]
- * and v_j = W_uv c_j. Plain loops in f32 on one thread: slow, and what the two fast ways below are tested
- * against (MLA_PATH=definition).
- *   q [n + p] the head's query, rotated      rows [T][r + p] the cached rows [ c_j | k_pe,j ] it attends to
+/* out [v] = sum_j softmax_j(scale q . k_j) v_j for one head and one query, with k_j = [ W_uk c_j | k_pe,j
+ * ] and v_j = W_uv c_j. Plain loops in f32 on one thread: slow, and what the two fast ways below are
+ * tested against (MLA_PATH=definition).
+ *   q [n + p] the head's query, rotated      rows [T][r + p] the cached rows [ c_j | k_pe,j ] it attends
+ *                                            to
  *   w_uk [n][r], w_uv [v][r] of the head     score [T] for intermediate results */
 void mla_definition(float *out, const float *q, const float *rows, size_t T, const float *w_uk,
                     const float *w_uv, const Config *cfg, float *score) {
@@ -135,7 +141,7 @@ static void definition(const Attention *a) {
     }
 }
 
-/* ---- 2. what goes into the cache -------------------------------------------------------------- */
+/* ---- 2. what goes into the cache ------------------------------------------------------------ */
 
 /* The latent is normed, the key is rotated: row i's [ c | k_pe ]. The queries' low rank is normed, too. */
 static void finish_row(const Attention *a, size_t i) {
@@ -156,8 +162,8 @@ static void finish_row(const Attention *a, size_t i) {
     }
 }
 
-/* q = W_q x, or W_qb RMSNorm(W_qa x); [ c | k_pe ] = W_kva x goes into the cache. The queries are there when
- * it returns, the cache's rows after the next sync_threads. */
+/* q = W_q x, or W_qb RMSNorm(W_qa x); [ c | k_pe ] = W_kva x goes into the cache. The queries are there
+ * when it returns, the cache's rows after the next sync_threads. */
 static void project(const Attention *a) {
     State *s = a->s;
     size_t from, to;
@@ -177,7 +183,7 @@ static void project(const Attention *a) {
     }
 }
 
-/* ---- 3. absorbed: decode ---------------------------------------------------------------------- */
+/* ---- 3. absorbed: decode -------------------------------------------------------------------- */
 
 static void absorbed(const Attention *a) {
     const Config *cfg = a->cfg;
@@ -206,10 +212,10 @@ static void absorbed(const Attention *a) {
     }
 }
 
-/* ---- 4. decompressed: prefill ----------------------------------------------------------------- */
+/* ---- 4. decompressed: prefill --------------------------------------------------------------- */
 
-/* Keys and values of one head for `rows` cached rows, page k of the span that was read:
- * k_j = [ W_uk c_j | k_pe,j ], v_j = W_uv c_j. They are the thread's own. */
+/* Keys and values of one head for `rows` cached rows, page k of the span that was read: k_j = [ W_uk c_j |
+ * k_pe,j ], v_j = W_uv c_j. They are the thread's own. */
 static void expand(const Attention *a, size_t head, size_t k, size_t rows) {
     TileShape keys = key_shape(a), values = value_shape(a);
     size_t n_stride = round_up(a->cfg->qk_nope_head_dim, PANEL), v_stride = a->s->attention.v_stride;
@@ -247,7 +253,7 @@ static void decompressed(const Attention *a, const Run *run) {
     sync_threads(a->t);
 }
 
-/* ---- 5. the whole ----------------------------------------------------------------------------- */
+/* ---- 5. the whole --------------------------------------------------------------------------- */
 
 void mla_attention(const Model *m, State *s, size_t layer, Thread *t) {
     Attention a = attention_open(m, s, layer, t);

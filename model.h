@@ -1,22 +1,24 @@
 /* model.h: what the program is made of: every dimension with its name, every pointer with its shape. The one
  * header to read beside run.c and mla.c.
  *
- *   Config, Layer, Model   the checkpoint: engine/checkpoint.h describes the file byte by byte, kernels/kernels.h
- *                          the inside of a matrix
+ *   Config, Layer, Model   the checkpoint; engine/checkpoint.h describes the file byte by byte, and
+ *                          kernels/kernels.h the inside of a matrix
  *   Sequence, Row          a text in the cache, and a position of it that is to be computed
  *   State                  the cache and the buffers of a call
- *   forward, generate      run.c;  mla_attention  mla.c
+ *   forward, generate      in run.c; mla_attention in mla.c
  *
  * Where a change goes
- *   a model family   exporter/ translates its configuration and tensor names into Config and Layer. C code never
- *                    asks for a family; new arithmetic becomes a Config field, read in run.c, mla.c or engine/
- *   a cache type     CacheType below, engine/cache.c (bytes of a row), kernels/tile.h (rows in and out, queries),
- *                    cli/options.c (its name)
- *   a weight type    kernels/kernels.h (layout), kernels/matmul.h (the product), exporter/quantize.py (packing),
- *                    engine/checkpoint.c (what it accepts)
- *   an option        one line in the table of cli/options.c, and the mode in cli/ that reads it
- * Files include only what stands further left: kernels <- model.h <- engine <- mla.c, tokenizer.c <- run.c <- cli;
- * main's table of modes is the one exception. */
+ *   a model family   exporter/ translates its configuration and tensor names into Config and Layer. C code
+ *                    never asks for a family. New arithmetic becomes a Config field, which run.c, mla.c or
+ *                    engine/ reads.
+ *   a cache type     CacheType below, engine/cache.c (bytes of a row), kernels/tile.h (rows in and out,
+ *                    queries), cli/options.c (its name)
+ *   a weight type    kernels/kernels.h (layout), kernels/matmul.h (the product), exporter/quantize.py
+ *                    (packing), engine/checkpoint.c (what is accepted)
+ *   an option        one entry in the table of cli/options.c, and the mode in cli/ that reads it
+ *
+ * Files include only what stands further left: kernels <- model.h <- engine <- mla.c, tokenizer.c <- run.c
+ * <- cli. main's table of modes is the one exception. */
 #ifndef MODEL_H
 #define MODEL_H
 
@@ -76,8 +78,8 @@ typedef struct {
     uint32_t index_n_heads;  /* Hi: the sparse attention's indexer; 0: attention is dense */
     uint32_t index_head_dim; /* di, of it the last p rotated */
     uint32_t index_topk;     /* cached rows that a new one attends to, at most */
-    /* Layer l has an indexer if max(l - index_skip_topk_offset + 1, 0) % index_topk_freq == 0; otherwise it
-     * attends to the rows that the layer before it chose. */
+    /* Layer l has an indexer if max(l - index_skip_topk_offset + 1, 0) % index_topk_freq == 0; otherwise
+     * it attends to the rows that the layer before it chose. */
     uint32_t index_topk_freq, index_skip_topk_offset;
     float rope_theta, rope_factor; /* for people only: inv_freq has them already */
     uint32_t mtp_layers;           /* 0 or 1; carried in the file, not run */
@@ -177,16 +179,16 @@ typedef struct {
     size_t tensor_count;
 } Model;
 
-/* ---- sequences: what the cache holds of a text ----------------------------------------------- */
+/* ---- sequences: what the cache holds of a text ---------------------------------------------- */
 
 typedef enum { CACHE_F32, CACHE_BF16, CACHE_Q8, CACHE_Q6, CACHE_Q4, CACHE_FULL } CacheType;
 
 /* One text: its token ids, and the cache rows of the first `rows` of them. engine/sequence.h opens, cuts,
  * marks and forks sequences.
  *
- * The cache (engine/cache.h) is a pool of pages of 128 rows; a page holds its rows for all layers, a tile of 128
- * rows [ c | k_pe ] for each, r + p numbers a row. A sequence is a list of page numbers, the same for every
- * layer; sequences that begin alike share pages. */
+ * The cache (engine/cache.h) is a pool of pages of 128 rows; a page holds its rows for all layers, a tile
+ * of 128 rows [ c | k_pe ] for each, r + p numbers a row. A sequence is a list of page numbers, the same
+ * for every layer; sequences that begin alike share pages. */
 typedef struct Sequence {
     struct Cache *cache;
     int32_t *ids;   /* [context + 1] prompt and generated text */
@@ -197,8 +199,8 @@ typedef struct Sequence {
     bool open;
 } Sequence;
 
-/* How a row attends to the cache (mla.c). It follows from the row's own text alone (engine/sequence.h): a text
- * does not depend on what is computed beside it. */
+/* How a row attends to the cache (mla.c). It follows from the row's own text alone (engine/sequence.h): a
+ * text does not depend on what is computed beside it. */
 typedef enum { PATH_ABSORBED, PATH_DECOMPRESSED, PATH_DEFINITION } Path;
 
 /* One position of one sequence, to be computed. */
@@ -211,7 +213,7 @@ typedef struct {
     bool logits; /* wanted for this row */
 } Row;
 
-/* ---- state: what a run needs beside the model ------------------------------------------------- */
+/* ---- state: what a run needs beside the model ----------------------------------------------- */
 
 typedef struct {
     CacheType cache;
@@ -221,8 +223,8 @@ typedef struct {
     int threads;
 } StateOptions;
 
-/* An MLP and the rows of the call that it is computed for: an expert with the rows that chose it, the shared
- * experts or a dense layer with all rows. */
+/* An MLP and the rows of the call that it is computed for: an expert with the rows that chose it, the
+ * shared experts or a dense layer with all rows. */
 typedef struct {
     const Mlp *mlp;
     size_t rows;
@@ -234,8 +236,8 @@ typedef struct {
 
 /* A thread's own buffers for results on their way: no other thread reads them. */
 typedef struct {
-    /* [max(chunk, TILE_ROWS)][max(LINEAR_ADD_COLUMNS, n, v, r)], at least D and MLP_ROW: results of a matrix
-     * product before they are stored */
+    /* [max(chunk, TILE_ROWS)][max(LINEAR_ADD_COLUMNS, n, v, r)], at least D and MLP_ROW: results of a
+     * matrix product before they are stored */
     float *a, *b;
     Acts acts;            /* [chunk, max(n, r)] rows of one head */
     void *query;          /* sixteen packed queries */
@@ -262,8 +264,8 @@ typedef struct {
     double since;
 } Profile;
 
-/* The cache and the buffers of one forward call, allocated once (engine/state.c). T is the number of rows in
- * the call; strides are rounded up so that panels of 16 outputs fit. */
+/* The cache and the buffers of one forward call, allocated once (engine/state.c). T is the number of rows
+ * in the call; strides are rounded up so that panels of 16 outputs fit. */
 typedef struct State {
     struct Cache *cache; /* engine/cache.h */
     Sequence *sequences; /* [sequence_count] */
@@ -286,8 +288,8 @@ typedef struct State {
 
     float *x;        /* [T][x_stride] the residual stream */
     size_t x_stride; /* D rounded up to 64 */
-    /* [T][x_stride] the residual branch: sandwich_norm: an output that waits for its norm; shortcut_moe: for
-     * the end of the pair of layers. All zeros in between */
+    /* [T][x_stride] the residual branch: sandwich_norm: an output that waits for its norm; shortcut_moe:
+     * for the end of the pair of layers. All zeros in between */
     float *branch;
     float *out, *experts_out; /* what attention and MLPs, and what experts are added to: x or branch */
     Acts normed;              /* [T, D] RMSNorm of x: what attention and MLPs read */
@@ -370,12 +372,12 @@ typedef struct State {
     size_t block_count;
 } State;
 
-/* NULL: one line in err (out of memory, with both numbers; a forced instruction set, path or chunk that does
- * not exist). */
+/* NULL: one line in err (out of memory, with both numbers; a forced instruction set, path or chunk that
+ * does not exist). */
 State *state_open(const Model *m, const StateOptions *o, char *err, size_t err_bytes);
 void state_close(State *s);
 
-/* ---- the program ------------------------------------------------------------------------------ */
+/* ---- the program ---------------------------------------------------------------------------- */
 
 /* Computes n rows (1 <= n <= s->chunk, at most max_logits of them asking for logits): puts each into its
  * sequence's cache, whose `rows` grow, and returns the logits of the rows that asked for them, in their

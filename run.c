@@ -1,18 +1,19 @@
-/* run.c: the story: forward (a transformer with latent attention and mixtures of experts), generate, main. Read
- * it from top to bottom with model.h beside it; then mla.c.
+/* run.c: the story: forward (a transformer with latent attention and mixtures of experts), generate, main.
+ * Read it from top to bottom with model.h beside it; then mla.c.
  *
- * There is one forward: prefill is many rows of a sequence, decode is one row, a batch is rows of many sequences.
- * A row is one token at one place of one sequence. Weight types and cache types are the kernels' and mla.c's
- * business.
+ * There is one forward: prefill is many rows of a sequence, decode is one row, a batch is rows of many
+ * sequences. A row is one token at one place of one sequence. Weight types and cache types are the
+ * kernels' and mla.c's business.
  *
- * Threads. A call of forward is one parallel region. Every thread runs the same functions with its own Thread t;
- * share(t, n, &from, &to) gives it its part of n items, next_task(t, n) the next of n uneven ones, and
- * sync_threads(t) is a barrier: what others wrote before it can be read behind it (kernels/team.h). Work is
- * split by output, never inside a sum, so that no result depends on the number of threads.
+ * Threads. A call of forward is one parallel region. Every thread runs the same functions with its own
+ * Thread t; share(t, n, &from, &to) gives it its part of n items, next_task(t, n) the next of n uneven
+ * ones, and sync_threads(t) is a barrier: what others wrote before it can be read behind it
+ * (kernels/team.h). Work is split by output, never inside a sum, so that no result depends on the number
+ * of threads.
  *
- * The rest: attention in mla.c, routers and experts in engine/moe.c, the inner loops in kernels/, the file in
- * engine/checkpoint.c, buffers in engine/state.c, text <-> ids in tokenizer.c. What knows options, terminals,
- * sessions or conversations is in cli/. */
+ * The rest: attention in mla.c, routers and experts in engine/moe.c, the inner loops in kernels/, the file
+ * in engine/checkpoint.c, buffers in engine/state.c, text <-> ids in tokenizer.c. What knows options,
+ * terminals, sessions or conversations is in cli/. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,7 +32,7 @@
 #include "model.h"
 #include "tokenizer.h"
 
-/* ---- forward ---------------------------------------------------------------------------------- */
+/* ---- forward -------------------------------------------------------------------------------- */
 
 static void embed(const Model *m, State *s, Thread *t);                     /* x = embedding(token) */
 static void norm(const Model *m, State *s, const float *weight, Thread *t); /* normed = RMSNorm(x) */
@@ -39,8 +40,8 @@ static void mlp(const Model *m, State *s, const Layer *L, Thread *t);       /* o
 static void add_branch(const Model *m, State *s, const float *weight, Thread *t);
 static void head(const Model *m, State *s, Thread *t); /* logits = W_head RMSNorm(x) */
 
-/* What every thread of the team runs. s->out is the residual stream x itself, or, where a model norms outputs
- * before they are added (sandwich_norm), a residual branch that add_branch norms and adds. */
+/* What every thread of the team runs. s->out is the residual stream x itself, or, where a model norms
+ * outputs before they are added (sandwich_norm), a residual branch that add_branch norms and adds. */
 static void forward_thread(const Model *m, State *s, Thread *t) {
     const Config *cfg = &m->config;
     embed(m, s, t);
@@ -48,8 +49,8 @@ static void forward_thread(const Model *m, State *s, Thread *t) {
         const Layer *L = &m->layers[l];
         if (l == atomic_load(&s->stop_before))
             return;
-        if (t->id == 0 && s->stop &&
-            s->stop()) /* all threads see it behind a barrier: before the next layer */
+        /* all threads see it behind the next barrier, before the next layer */
+        if (t->id == 0 && s->stop && s->stop())
             atomic_store(&s->stop_before, l + 1);
 
         norm(m, s, L->input_norm, t);
@@ -84,7 +85,7 @@ const float *forward(const Model *m, State *s, const Row *rows, size_t n) {
     return s->logits;
 }
 
-/* ---- its parts, in order ---------------------------------------------------------------------- */
+/* ---- its parts, in order -------------------------------------------------------------------- */
 
 /* x = embedding of the row's token; cosine and sine of its position, for every rotation of the call. */
 static void embed(const Model *m, State *s, Thread *t) {
@@ -119,13 +120,16 @@ static void norm(const Model *m, State *s, const float *weight, Thread *t) {
 /* A dense layer: out += W_down (silu(W_gate x) * W_up x), x = normed. A mixture of experts (engine/moe.c):
  *
  *     s      = softmax or sigmoid of W_router x                 (scoring_func)
- *     chosen = the num_experts_per_tok best of s + bias; with groups only from the topk_group best groups, a
+ *     chosen = the num_experts_per_tok best of s + bias; with groups only from the topk_group best groups,
+ *       a
  *              group's score being its best expert's, or the sum of its two best (group_score)
  *     w_e    = s_e, without the bias; divided by the chosen ones' sum (norm_topk_prob); times
  *              routed_scaling_factor
- *     out   += sum of w_e MLP_e(x) over the chosen experts, in ascending order, + the shared experts' MLP(x)
+ *     out   += sum of w_e MLP_e(x) over the chosen experts, in ascending order, + the shared experts'
+ *           MLP(x)
  *
- * An expert is computed once for all rows that chose it (an expert batch), so that its weights are read once. */
+ * An expert is computed once for all rows that chose it (an expert batch), so that its weights are read
+ * once. */
 static void mlp(const Model *m, State *s, const Layer *L, Thread *t) {
     profile_stage(s, t, L->experts ? STAGE_EXPERTS : STAGE_DENSE);
     if (L->experts)
@@ -171,7 +175,7 @@ static void head(const Model *m, State *s, Thread *t) {
         memmove(s->logits + i * V, s->logits + i * stride, V * sizeof(float));
 }
 
-/* ---- generate --------------------------------------------------------------------------------- */
+/* ---- generate ------------------------------------------------------------------------------- */
 
 static bool is_end_token(const Generation *g, int32_t token) {
     for (size_t i = 0; i < g->end_token_count; i++)
@@ -180,7 +184,8 @@ static bool is_end_token(const Generation *g, int32_t token) {
     return false;
 }
 
-/* What a text reads next is a stretch of its own (engine/sequence.h): all its ids that are not in the cache. */
+/* What a text reads next is a stretch of its own (engine/sequence.h): all its ids that are not in the
+ * cache. */
 static void begin_stretch(Generation *g) {
     g->stretch = g->sequence->rows;
     g->stretch_rows = g->sequence->count - g->sequence->rows;
@@ -220,8 +225,8 @@ static void next_token(const Model *m, const State *s, Generation *g, const floa
     begin_stretch(g);
 }
 
-/* s->plan = the rows of the next call: of every text that goes on, the next ids that are not in the cache, as
- * far as there is room. A text's last id asks for logits. Returns the number of rows. */
+/* s->plan = the rows of the next call: of every text that goes on, the next ids that are not in the cache,
+ * as far as there is room. A text's last id asks for logits. Returns the number of rows. */
 static size_t plan_call(State *s, Generation *texts, size_t n) {
     size_t count = 0;
     for (size_t i = 0; i < n && count < s->chunk; i++) {
@@ -237,8 +242,8 @@ static size_t plan_call(State *s, Generation *texts, size_t n) {
     return count;
 }
 
-/* The rows s->plan[first ..] of one text were computed: the sampler's penalty learns of them, and the first
- * token follows its logits. Returns the row behind them. */
+/* The rows s->plan[first ..] of one text were computed: the sampler's penalty learns of them, and the
+ * first token follows its logits. Returns the row behind them. */
 static size_t take_rows(const Model *m, State *s, Generation *g, size_t first, size_t count, double time,
                         const float **logits) {
     bool prompt = !g->written, last = false;
@@ -281,7 +286,7 @@ void generate(const Model *m, State *s, Generation *texts, size_t n) {
     }
 }
 
-/* ---- main ------------------------------------------------------------------------------------- */
+/* ---- main ----------------------------------------------------------------------------------- */
 
 /* The checkpoint and its tokenizer. False: reported. */
 static bool open_model(Model *m, const char *path) {

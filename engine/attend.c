@@ -68,8 +68,8 @@ static size_t part_count(size_t rows) { return min(cache_pages(rows), MAX_PARTS)
 
 static size_t head_groups(const Attention *a) { return div_up(a->cfg->num_attention_heads, LANES); }
 
-/* Some of the absorbed rows, as many as there are places for their parts. The work is a list of tasks: of each
- * row, of each sixteen heads, each part. */
+/* Some of the absorbed rows, as many as there are places for their parts. The work is a list of tasks: of
+ * each row, of each sixteen heads, each part. */
 typedef struct {
     size_t first, count; /* in State.absorbed.row */
     size_t parts;        /* of the longest context */
@@ -137,8 +137,8 @@ static void attend_parts(const Attention *a, const AbsorbedRows *rows) {
     }
 }
 
-/* The parts of each context are merged in order. Threads share the latent's dimensions, sixteen at a time: the
- * `part` of a task is such a slice. Maximum and sum are small: each slice merges its own copy of them. */
+/* The parts of each context are merged in order. Threads share the latent's dimensions, sixteen at a time:
+ * the `part` of a task is such a slice. Maximum and sum are small: each slice merges its own copy of them. */
 static void merge_parts(const Attention *a, const AbsorbedRows *rows) {
     State *s = a->s;
     size_t H = a->cfg->num_attention_heads, r = a->cfg->kv_lora_rank, slices = div_up(r, 16), from, to;
@@ -198,7 +198,8 @@ size_t span_page_rows(const Run *run, const Span *span, size_t k) {
     return min(run->context - (span->page + k) * TILE_ROWS, TILE_ROWS);
 }
 
-/* Sparse attention: bit i of the mask of a cached row of page k: row i of sixteen of the run attends to it. */
+/* Sparse attention: bit i of the mask of a cached row of page k: row i of sixteen of the run attends to
+ * it. */
 static uint16_t *lane_mask(const Attention *a, size_t sixteen, size_t k) {
     return a->s->sparse.lane_mask + sixteen * SPAN_ROWS + k * TILE_ROWS;
 }

@@ -1,17 +1,17 @@
 /* engine/cache.h: the latent cache: how many bytes a row takes, and where it lies.
  *
- * One row per token and layer: [ c | k_pe ], the latent (r numbers) and the rotated key (p numbers) that all
- * heads share. With CACHE_FULL a row is what attention without MLA keeps: n + p + v numbers for each head
- * (engine/full.c). A layer with an indexer keeps an index key beside it, di numbers in f32 (CACHE_F32,
- * CACHE_FULL) or bf16.
+ * One row per token and layer: [ c | k_pe ], the latent (r numbers) and the rotated key (p numbers) that
+ * all heads share. With CACHE_FULL a row is what attention without MLA keeps: n + p + v numbers for each
+ * head (engine/full.c). A layer with an indexer keeps an index key beside it, di numbers in f32
+ * (CACHE_F32, CACHE_FULL) or bf16.
  *
  * Rows lie in pages of TILE_ROWS = 128 rows. A page holds its rows for all layers:
  *
  *   [layers][tile_bytes]   a tile of each layer: its 128 rows, as kernels/kernels.h describes tiles
  *   then                   a tile of index keys for each layer with an indexer
  *
- * A sequence is a list of pages (engine/sequence.h); several sequences may share a page. The pool is reserved
- * at the start and becomes memory as it fills. Nothing here writes a row: that is mla.c's. */
+ * A sequence is a list of pages (engine/sequence.h); several sequences may share a page. The pool is
+ * reserved at the start and becomes memory as it fills. Nothing here writes a row: that is mla.c's. */
 #ifndef CACHE_H
 #define CACHE_H
 
@@ -20,8 +20,8 @@
 
 /* Cached rows that are made ready for decompression at once. */
 enum { SPAN_ROWS = 32 * TILE_ROWS };
-/* A context is split into at most this many parts, which threads attend to side by side. The number of parts
- * depends on the context's length alone, so that results do not depend on the number of threads. */
+/* A context is split into at most this many parts, which threads attend to side by side. The number of
+ * parts depends on the context's length alone, so that results do not depend on the number of threads. */
 enum { MAX_PARTS = 16 };
 
 typedef struct Cache {

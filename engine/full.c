@@ -1,11 +1,11 @@
-/* engine/full.c: attention without MLA. The same weights, but every head's keys and values are kept, as ordinary
- * multi-head attention does:
+/* engine/full.c: attention without MLA. The same weights, but every head's keys and values are kept, as
+ * ordinary multi-head attention does:
  *
  *     k_h,j = [ W_uk,h c_j | k_pe,j ]     v_h,j = W_uv,h c_j       kept: H (n + p + v) numbers a row
  *     o_h,i = sum_j softmax_j(scale q_h,i . k_h,j) v_h,j           one row, one head, one key at a time
  *
- * It costs what MLA saves, 5.6 to 71 times the memory. It is here for the comparison, and as a second witness:
- * tests compare mla.c with it. Rows are f32; nothing here is fast. */
+ * It costs what MLA saves, 5.6 to 71 times the memory. It is here for the comparison, and as a second
+ * witness: tests compare mla.c with it. Rows are f32; nothing here is fast. */
 #include "engine/full.h"
 
 #include <math.h>

@@ -4,8 +4,8 @@
 
 #include "engine/attend.h"
 
-/* The heads' outputs for the call's rows. Every thread of the team calls it, with its heads' queries rotated;
- * the outputs are there after the next sync_threads. */
+/* The heads' outputs for the call's rows. Every thread of the team calls it, with its heads' queries
+ * rotated; the outputs are there after the next sync_threads. */
 void full_attention(const Attention *a);
 
 #endif

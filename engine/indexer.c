@@ -1,23 +1,22 @@
 /* engine/indexer.c: which cached rows a new row attends to: the "lightning indexer" of DeepSeek's sparse
  * attention (V3.2, GLM-5).
  *
- * In a long context attention goes mostly to a few rows. A second, far smaller attention without softmax and
- * without values finds them:
+ * In a long context attention goes mostly to a few rows. A second, far smaller attention without softmax
+ * and without values finds them:
  *
- *     k_j     = rope(LayerNorm(W_k x_j))       the index key of a row: di numbers for all heads, cached beside
- *                                              its latents
- *     q_h     = rope(W_q,h RMSNorm(W_qa x))    the new row's index queries, Hi heads, from the same compressed
- *                                              query as those of attention
- *     w       = W_w x                          the weight of each head
- *     score_j = sum_h w_h relu(q_h . k_j)      for every row j up to the new one
+ *     k_j     = rope(LayerNorm(W_k x_j))     index key of a row: di numbers for all heads, cached, too
+ *     q_h     = rope(W_q,h RMSNorm(W_qa x))  index queries of the new row, Hi heads, from the same
+ *                                            compressed query as those of attention
+ *     w       = W_w x                        weight of each head
+ *     score_j = sum_h w_h relu(q_h . k_j)    for every row j up to the new one
  *
- * The new row attends to the index_topk rows that score highest; of equal scores the earlier row is taken. Up
- * to that many rows attention is dense: nothing is scored, only the keys are kept. A layer without an indexer
- * attends to the rows that the layer before it chose (IndexShare).
+ * The new row attends to the index_topk rows that score highest; of equal scores the earlier row is taken.
+ * Up to that many rows attention is dense: nothing is scored, only the keys are kept. A layer without an
+ * indexer attends to the rows that the layer before it chose (IndexShare).
  *
- * The published arithmetic also multiplies scores by Hi^-0.5 di^-0.5, and keys and queries by an orthonormal
- * matrix before it rounds them to 8 bits. Neither changes which rows score highest, except by the rounding,
- * which is not done here: keys are kept in bf16, with -k f32 and full in f32.
+ * The published arithmetic also multiplies scores by Hi^-0.5 di^-0.5, and keys and queries by an
+ * orthonormal matrix before it rounds them to 8 bits. Neither changes which rows score highest, except by
+ * the rounding, which is not done here: keys are kept in bf16, with -k f32 and full in f32.
  *
  * Attention to the chosen rows is engine/attend.c's; the loop over keys is kernels/index.h. Formulas:
  * DeepSeek-V3.2, arXiv 2512.02556, section 2.1; sharing: arXiv 2603.12201. */
@@ -135,8 +134,9 @@ static uint32_t ordered(float x) {
 }
 
 /* Sets bit j of mask, which is all zeros, for the `most` highest of score[0 .. rows), the first of equals;
- * all bits if there are no more rows. The lowest that is chosen is found a byte at a time, the highest byte
- * first: radix selection, four times through the scores. False: there was a choice, and some score is non-finite. */
+ * all bits if there are no more rows. The lowest that is chosen is found a byte at a time, the highest
+ * byte first: radix selection, four times through the scores. False: there was a choice, and some score is
+ * non-finite. */
 static bool choose_highest(uint64_t *mask, const float *score, size_t rows, size_t most) {
     uint32_t least = 0;
     bool finite = true;
@@ -188,7 +188,7 @@ void choose_rows(const Model *m, State *s, size_t layer, Thread *t) {
     }
 }
 
-/* ---- the chosen rows, for the two paths of attention --------------------------------- */
+/* ---- the chosen rows, for the two paths of attention ---------------------------------------- */
 
 void add_to_mask(const State *s, size_t i, size_t page, size_t lane, uint16_t mask[TILE_ROWS]) {
     for (size_t j = 0; j < TILE_ROWS; j++)

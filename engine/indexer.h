@@ -6,10 +6,10 @@
 #include "engine/util.h"
 #include "model.h"
 
-/* For the call's rows, in a layer that has an indexer: their index keys go into the cache and, if the call is
- * sparse (State.sparse.active), the rows that each of them attends to into State.sparse.mask, where they stay
- * for the layers without indexer that follow. In other layers nothing happens. Every thread of the team calls
- * it, when normed and qa_normed are there; returns when all are done. */
+/* For the call's rows, in a layer that has an indexer: their index keys go into the cache and, if the call
+ * is sparse (State.sparse.active), the rows that each of them attends to into State.sparse.mask, where
+ * they stay for the layers without indexer that follow. In other layers nothing happens. Every thread of
+ * the team calls it, when normed and qa_normed are there; returns when all are done. */
 void choose_rows(const Model *m, State *s, size_t layer, Thread *t);
 
 /* Does row i of a sparse call attend to row j of its sequence? j is at most its own place. */
@@ -25,8 +25,8 @@ static inline size_t rows_attended(const State *s, size_t i) {
 /* Sets bit `lane` of mask[j] for the rows j of a page that row i attends to. */
 void add_to_mask(const State *s, size_t i, size_t page, size_t lane, uint16_t mask[TILE_ROWS]);
 
-/* For the absorbed rows number first .. first + count - 1: copies the latents that each attends to into tiles
- * of its own, side by side. Every thread of the team calls it; returns when all is done. */
+/* For the absorbed rows number first .. first + count - 1: copies the latents that each attends to into
+ * tiles of its own, side by side. Every thread of the team calls it; returns when all is done. */
 void select_latents(const Model *m, State *s, size_t layer, size_t first, size_t count, Thread *t);
 
 /* Tile `tile` of the latents that the absorbed row number first + line attends to. */

@@ -2,16 +2,16 @@
  *
  *     s      = softmax or sigmoid of W_router x       one score for each of E + Z experts
  *     chosen = the K best of s + bias, from the best groups where experts are grouped
- *     y      = sum over chosen e of w_e MLP_e(x), w_e = s_e, or s_e / sum of the chosen s, times the model's
- *              scaling factor; and the shared experts' MLP(x), once
+ *     y      = sum over chosen e of w_e MLP_e(x), and the shared experts' MLP(x), once
+ *     w_e    = s_e, or s_e / sum of the chosen s, times the model's scaling factor
  *     MLP(x) = W_down (silu(W_gate x) * W_up x), or W_down relu(W_up x)^2 without gate
  *
  * (DeepSeek-V2, arXiv 2405.04434, section 2.2; DeepSeek-V3, arXiv 2412.19437, section 2.1.2.)
  *
- * An expert is computed once for all rows that chose it, an *expert batch*, so that its weights are read once.
- * A dense layer's MLP and the shared experts are batches of all rows. Outputs are added in one order: experts
- * ascending, then the shared ones. Zero experts (numbers E .. E + Z - 1) have no weights: they give back their
- * input. */
+ * An expert is computed once for all rows that chose it, an *expert batch*, so that its weights are read
+ * once. A dense layer's MLP and the shared experts are batches of all rows. Outputs are added in one
+ * order: experts ascending, then the shared ones. Zero experts (numbers E .. E + Z - 1) have no weights:
+ * they give back their input. */
 #include "engine/moe.h"
 
 #include <string.h>
@@ -30,8 +30,8 @@ static size_t largest(const float *x, const bool *taken, size_t n) {
     return best;
 }
 
-/* Marks the experts of all but the best topk_group groups as taken. A group's score is its largest value, or
- * the sum of its two largest. */
+/* Marks the experts of all but the best topk_group groups as taken. A group's score is its largest value,
+ * or the sum of its two largest. */
 static void limit_groups(const Config *cfg, const float *biased, bool *taken) {
     size_t size = cfg->n_routed_experts / cfg->n_group;
     float score[MAX_GROUPS];
@@ -52,8 +52,8 @@ static void limit_groups(const Config *cfg, const float *biased, bool *taken) {
         taken[e] = !kept[e / size];
 }
 
-/* The experts of one row and their weights, best first. scores [E + Z] are the router's outputs, changed in
- * place. The bias takes part in choosing, not in weighing. */
+/* The experts of one row and their weights, best first. scores [E + Z] are the router's outputs, changed
+ * in place. The bias takes part in choosing, not in weighing. */
 static void choose_experts(const Model *m, float *scores, const float *bias, uint32_t *chosen,
                            float *weight) {
     const Config *cfg = &m->config;
@@ -123,7 +123,8 @@ static void add_batch(State *s, const Mlp *mlp, size_t rows, size_t first, size_
     s->moe.batch_count++;
 }
 
-/* The rows of the call, sorted by the experts that they chose: a counting sort. Returns how many there are. */
+/* The rows of the call, sorted by the experts that they chose: a counting sort. Returns how many there
+ * are. */
 static size_t plan_experts(const Config *cfg, State *s, const Layer *L, size_t *hidden) {
     size_t K = cfg->num_experts_per_tok, first = 0;
     memset(s->moe.expert_rows, 0, router_rows(cfg) * sizeof *s->moe.expert_rows);

@@ -7,8 +7,8 @@
 
 #include "kernels/util.h"
 
-/* Whether n logits are finite. A NaN or an infinity makes the sum non-finite; the sum of finite logits stays
- * far below the largest float. */
+/* Whether n logits are finite. A NaN or an infinity makes the sum non-finite; the sum of finite logits
+ * stays far below the largest float. */
 static inline bool all_finite(const float *x, size_t n) {
     float sum = 0;
     for (size_t i = 0; i < n; i++)
