@@ -31,69 +31,69 @@
 
 typedef struct Tokenizer Tokenizer; /* tokenizer.h */
 
-/* Every fact that changes the arithmetic, under the name that published configurations use. Part of the
- * file: 4-byte fields, in this order. What could be folded into the weights was folded by export.py and
- * has no field. */
+/* Every fact that changes the arithmetic, under the name that config.json uses. Part of the file: 4-byte
+ * fields in this order; a new field comes at the end, and 0 means "as before", so that older files stay good.
+ * What could be folded into the weights was folded by export.py and has no field. */
 typedef struct {
-    /* for people only: the source's directory or the published shape; NUL-terminated */
-    char name[64];
-    uint32_t hidden_size; /* D */
-    /* multiplies embeddings: a tied one cannot hold it, because head shares it */
-    float embed_scale;
-    uint32_t num_hidden_layers;   /* layers in this file */
-    uint32_t published_layers;    /* of the model it was made from */
+    char name[64];                /* of the source's directory or published shape, for people; ends in NUL */
+    uint32_t hidden_size;         /* D */
+    float embed_scale;            /* embeddings are multiplied by it; a tied head is not */
+    uint32_t num_hidden_layers;   /* in this file */
+    uint32_t published_layers;    /* of the published model */
     uint32_t num_attention_heads; /* H */
-    uint32_t q_lora_rank;         /* ql; 0: queries come from x directly */
+    uint32_t q_lora_rank;         /* ql: low rank of the queries; 0: queries come from x directly */
     uint32_t kv_lora_rank;        /* r: the latent */
     uint32_t qk_nope_head_dim;    /* n: part of a query or key without position */
     uint32_t qk_rope_head_dim;    /* p: rotated part; the rotated key is shared by all heads */
     uint32_t v_head_dim;          /* v */
-    uint32_t intermediate_size;   /* I: width of a dense layer's MLP */
+    uint32_t intermediate_size;   /* I: hidden width of a dense layer's MLP */
     uint32_t hidden_act;          /* ACT_SILU or ACT_RELU2 */
-    uint32_t sandwich_norm;       /* 1: what attention and MLP give is normed before it is added */
+    uint32_t sandwich_norm;       /* 1: outputs of attention and MLP are normed before they are added */
     uint32_t vocab_size;          /* V */
     uint32_t max_position_embeddings;
     uint32_t tie_word_embeddings; /* 1: head is embed */
-    uint32_t n_routed_experts;    /* E; 0: every layer is dense */
+
+    /* mixtures of experts: run.c, mlp(), has the equations */
+    uint32_t n_routed_experts; /* E; 0: every layer is dense */
     uint32_t num_experts_per_tok;
     uint32_t n_shared_experts;
-    uint32_t moe_intermediate_size; /* M */
-    uint32_t first_k_dense_replace; /* layers below it are dense */
-    uint32_t moe_layer_freq;        /* of the others, every such one is a mixture of experts */
-    /* Z: the router's experts E .. E + Z - 1 give back what they are given */
-    uint32_t zero_expert_num;
-    /* 1: layers are pairs, the first with experts beside its dense MLP, whose sum is added after the
-     * second */
+    uint32_t moe_intermediate_size; /* M: hidden width of an expert */
+    uint32_t first_k_dense_replace; /* layers below it are dense; */
+    uint32_t moe_layer_freq;        /* of the others those whose number it divides are mixtures of experts */
+    uint32_t zero_expert_num;       /* Z: experts E .. E + Z - 1 give back their input */
+    /* 1: layers are pairs; the first has experts beside its dense MLP, whose sum is added after the second */
     uint32_t shortcut_moe;
-    uint32_t n_group, topk_group; /* experts are chosen from topk_group of n_group groups */
+    uint32_t n_group, topk_group; /* experts are chosen from the topk_group best of n_group groups */
     uint32_t scoring_func;        /* SCORE_SOFTMAX or SCORE_SIGMOID */
-    uint32_t group_score;         /* GROUP_MAX or GROUP_TOP2_SUM */
+    uint32_t group_score;         /* GROUP_MAX or GROUP_TOP2_SUM: of a group's experts */
     uint32_t norm_topk_prob;      /* 1: the chosen weights are divided by their sum */
-    float routed_scaling_factor;  /* then multiplied by this, always */
+    float routed_scaling_factor;  /* and multiplied by this */
+
     float rms_norm_eps;
-    float latent_norm_eps; /* of q_a_norm and kv_a_norm: another one than rms_norm_eps */
+    float latent_norm_eps; /* of q_a_norm and kv_a_norm */
     float softmax_scale;   /* (n + p)^-0.5, times YaRN's mscale squared where the model has it */
-    /* a query at position i is multiplied by query_scale[i / span]; 0: it is not */
+    /* queries at position i are multiplied by query_scale[i / query_scale_span]; 0: they are not */
     uint32_t query_scale_span;
-    uint32_t index_n_heads;  /* Hi: the sparse attention's indexer; 0: attention is dense */
+
+    /* sparse attention: engine/indexer.c. Layer l has an indexer if max(l - index_skip_topk_offset + 1, 0) %
+     * index_topk_freq == 0; otherwise it attends to the rows that the layer before it chose. */
+    uint32_t index_n_heads;  /* Hi; 0: attention is dense */
     uint32_t index_head_dim; /* di, of it the last p rotated */
     uint32_t index_topk;     /* cached rows that a new one attends to, at most */
-    /* Layer l has an indexer if max(l - index_skip_topk_offset + 1, 0) % index_topk_freq == 0; otherwise
-     * it attends to the rows that the layer before it chose. */
     uint32_t index_topk_freq, index_skip_topk_offset;
-    float rope_theta, rope_factor; /* for people only: inv_freq has them already */
+
+    float rope_theta, rope_factor; /* for people: inv_freq holds their effect */
     uint32_t mtp_layers;           /* 0 or 1; carried in the file, not run */
+
     /* about text, from tokenizer_config.json and generation_config.json */
-    int32_t bos_token_id; /* -1: none */
+    int32_t bos_token_id; /* begin token; -1: none */
     uint32_t add_bos_token;
-    uint32_t eos_tokens; /* how many of the next are used */
+    uint32_t eos_tokens; /* how many end tokens there are */
     int32_t eos_token_id[8];
     float temperature, top_p; /* the defaults of -t and --top-p */
     uint32_t top_k;           /* 0: off */
     float min_p;              /* 0: off */
     float repetition_penalty; /* the default of --repeat-penalty; 0: not given, which means 1, off */
-    /* A new field is added here, at the end, and 0 means "as before": a file without it stays good
-     * (engine/checkpoint.c, read_config). */
 } Config;
 
 enum { MLP_ROW = 2048 };                      /* hidden columns that a single row computes at once */
@@ -123,28 +123,34 @@ typedef struct {
     Matrix down; /* [D, I or M] */
 } Mlp;
 
+/* One layer's weights. Matrices are [outputs, inputs]. */
 typedef struct {
-    const float *input_norm;                  /* [D] */
-    Matrix q;                                 /* [H * (n + p), D]    when q_lora_rank is 0, otherwise */
-    Matrix q_a;                               /* [ql, D] */
-    const float *q_a_norm;                    /* [ql] */
-    Matrix q_b;                               /* [H * (n + p), ql] */
-    Matrix kv_a;                              /* [r + p, D]          latent and rotated key */
-    const float *kv_a_norm;                   /* [r] */
-    Matrix w_uk;                              /* [n, r] of head 0; head_matrix() gives the others */
-    Matrix w_uk_t;                            /* [r, n] of head 0 */
-    Matrix w_uv;                              /* [v, r] of head 0 */
-    Matrix o;                                 /* [D, H * v'], v' = v rounded up to 32 */
-    Matrix index_q;                           /* [Hi * di, ql]       the indexer, where layer_has_indexer */
+    const float *input_norm; /* [D] */
+
+    /* attention: mla.c */
+    Matrix q;               /* [H * (n + p), D] if q_lora_rank is 0, else the next three: */
+    Matrix q_a;             /* [ql, D] */
+    const float *q_a_norm;  /* [ql] */
+    Matrix q_b;             /* [H * (n + p), ql] */
+    Matrix kv_a;            /* [r + p, D] latent and rotated key */
+    const float *kv_a_norm; /* [r] */
+    Matrix w_uk;            /* [n, r] of head 0; head_matrix() gives the others */
+    Matrix w_uk_t;          /* [r, n] of head 0: the transposed one */
+    Matrix w_uv;            /* [v, r] of head 0 */
+    Matrix o;               /* [D, H * v'], v' = v rounded up to 32 */
+
+    /* sparse attention, in a layer with an indexer */
+    Matrix index_q;                           /* [Hi * di, ql] */
     Matrix index_k;                           /* [di, D] */
     const float *index_k_norm, *index_k_bias; /* [di] */
     Matrix index_weights;                     /* [Hi, D] */
-    const float *attention_out_norm, *mlp_out_norm; /* [D] sandwich_norm */
+
+    const float *attention_out_norm, *mlp_out_norm; /* [D] with sandwich_norm */
     const float *post_norm;                         /* [D] */
-    /* a dense layer's MLP (with shortcut_moe every layer's), or the shared experts' */
-    Mlp mlp;
+
+    Mlp mlp;                  /* a dense layer's (with shortcut_moe every layer's), or the shared experts' */
     Matrix router;            /* [E + Z, D] */
-    const float *router_bias; /* [E + Z] added to the scores for choosing, not for weighing */
+    const float *router_bias; /* [E + Z] takes part in choosing, not in weighing */
     Mlp *experts;             /* [E]; NULL in a dense layer */
 } Layer;
 
