@@ -24,7 +24,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path.insert(0, str(ROOT))
 
-from exporter.shapes import SHAPES  # noqa: E402 (found through the line above)
+from exporter.shapes import SHAPES
 
 MODEL = "deepseek-v3"
 GROUPS = 8  # of GQA, as in Llama 3
@@ -116,7 +116,12 @@ class Kind(NamedTuple):
 def kinds_of(s):
     plain = (s.n, KEY), (s.v, VALUE)
     return (
-        Kind("MLA with keys and values of all heads kept", "H (n + p + v)", s.H, ((s.n + s.p, KEY), (s.v, VALUE))),
+        Kind(
+            "MLA with keys and values of all heads kept",
+            "H (n + p + v)",
+            s.H,
+            ((s.n + s.p, KEY), (s.v, VALUE)),
+        ),
         Kind("MHA: every head has its own", "H (n + v)", s.H, plain),
         Kind(f"GQA: {GROUPS} groups of heads share", f"{GROUPS} (n + v)", GROUPS, plain),
         Kind("MQA: all heads share one", "n + v", 1, plain),
@@ -169,7 +174,7 @@ def check_formulas():
         [program, ROOT / "demo" / "stories.bin", "--info"], capture_output=True, text=True, check=True
     ).stdout
     last = re.search(r"\((\d+) layers, H = (\d+), n = (\d+), p = (\d+), v = (\d+);", info)
-    latent = re.search(r"^latent +keys and values (\d+)", info, re.M)
+    latent = re.search(r"^latent +keys and values (\d+)", info, re.MULTILINE)
     layers, H, n, p, v = map(int, last.groups())
     s = Sizes(H, n, p, v, int(latent[1]), layers)
     labels = "full K and V, H", "MHA, H", "GQA-8, 8", "MQA, n", "-k f32"
@@ -241,7 +246,9 @@ def draw_attention():
     svg.arrow((640, y + 24), (603, y + 24))
     svg.arrow((535, y + 48), (535, y + 80))
     svg.text(535, y + 97, "o", 15, anchor="middle", weight="bold")
-    svg.text(836, y + 120, f"{pair} multiplications for each query, head and row (n + p + v),", 13, anchor="end")
+    svg.text(
+        836, y + 120, f"{pair} multiplications for each query, head and row (n + p + v),", 13, anchor="end"
+    )
     svg.text(836, y + 138, f"and {expand:,} for each row and head, once ((n + v) r)", 13, anchor="end")
     svg.save("attention.svg")
     print(f"  {absorbed:,} or {pair:,} + {expand:,} once: by multiplications they cross at {crossing} rows")
