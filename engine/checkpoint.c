@@ -26,7 +26,8 @@
  * time. */
 static uint32_t crc_table[8][256];
 
-static void crc_init(void) {
+/* Before main: crc32 may be called first by anybody, from any thread. */
+__attribute__((constructor)) static void crc_init(void) {
     for (uint32_t i = 0; i < 256; i++) {
         uint32_t c = i;
         for (int bit = 0; bit < 8; bit++)
@@ -335,8 +336,8 @@ static const char *config_error(const Config *c) {
 
 static const char *moe_error(const Config *c) {
     uint32_t E = c->n_routed_experts;
-    if (!E)
-        return NULL;
+    if (!E) /* State has rows for chosen experts by this number */
+        return c->num_experts_per_tok ? "num_experts_per_tok" : NULL;
     if (c->n_group < 1 || c->n_group > MAX_GROUPS || E % c->n_group || (c->n_group > 1 && c->zero_expert_num))
         return "n_group";
     if (c->topk_group < 1 || c->topk_group > c->n_group)
@@ -495,7 +496,6 @@ bool model_open(Model *m, const char *path, char *err, size_t err_bytes) {
         snprintf(err, err_bytes, "%s", why);
         return false;
     }
-    crc_init();
     map_file(&r);
     if (!r.failed)
         read_header(&r);
