@@ -19,6 +19,7 @@
 #include "engine/rope.h"
 #include "kernels/linear.h"
 #include "mla.h"
+#include "engine/util.h"
 #include "model.h"
 
 /* ---- router --------------------------------------------------------------------------------- */
@@ -420,8 +421,8 @@ End generate(Run *r) {
     double middle = seconds();
     r->read += r->sequence.position - before;
     bool complete = r->sequence.position == r->sequence.count; /* else there are no logits */
-    End end = complete && !are_numbers(logits, r->model->config.vocab_size) ? NOT_NUMBERS
-              : interrupted()                                               ? CAUGHT
+    End end = complete && !all_finite(logits, r->model->config.vocab_size) ? NOT_NUMBERS
+              : interrupted()                                              ? CAUGHT
                               : write_text(r, logits, r->options->tokens);
     r->read_seconds += middle - start;
     r->write_seconds += seconds() - middle;

@@ -10,6 +10,7 @@
 #include "cli/output.h"
 #include "cli/prompt.h"
 #include "cli/system.h"
+#include "engine/util.h"
 #include "mla.h"
 
 enum { DECODE_STEPS = 16, READ_BYTES = 1 << 29, SHORT_PREFILL = 512, SHORT_TIMES = 3 };
@@ -131,7 +132,7 @@ static double compute(Bench *b, size_t n, bool logits) {
     double time = seconds() - start;
     b->position += n;
     if (logits)
-        b->numbers &= are_numbers(last, b->m->config.vocab_size);
+        b->numbers &= all_finite(last, b->m->config.vocab_size);
     return time;
 }
 
@@ -245,6 +246,6 @@ int mode_bench(const Model *m, const Options *o) {
     if (!b.memory)
         return failed(FAILED, "out of memory: the read loop needs %d MB", READ_BYTES >> 20);
     if (!b.numbers)
-        return not_numbers(m);
+        return non_finite(m);
     return interrupted() ? interrupt_status() : DONE;
 }

@@ -83,6 +83,11 @@ static void write_cut(Run *r, size_t tokens, size_t cut) {
     }
 }
 
+int non_finite(const Model *m) {
+    return failed(FAILED, "%s: the logits are not numbers; --check looks for damage in the checkpoint",
+                  m->path);
+}
+
 static double rate(size_t tokens, double time) { return time > 0 ? (double)tokens / time : 0; }
 
 static int tell(const Run *r, End end) {
@@ -92,7 +97,7 @@ static int tell(const Run *r, End end) {
         r->options->mode == MODE_GENERATE)
         note("the model has nothing to add: a prompt or --ignore-eos goes on");
     if (end == NOT_NUMBERS)
-        return not_numbers(r->model);
+        return non_finite(r->model);
     note("prompt %zu tokens, %.1f tokens/s; text %zu tokens, %.1f tokens/s; seed %llu", r->read,
          rate(r->read, r->read_seconds), r->written, rate(r->decoded, r->write_seconds),
          (unsigned long long)r->sequence.seed);

@@ -18,9 +18,8 @@ int mode_bench(const Model *m, const Options *o);      /* bench.c */
 /* What is wrong with the checkpoint's chat template; NULL: nothing, or there is none (chat.c). */
 const char *chat_damage(const Model *m);
 
-/* Whether the sum of n logits is finite; the report where it is not, which returns FAILED (logits.c). */
-bool are_numbers(const float *x, size_t n);
-int not_numbers(const Model *m);
+/* Says that logits are not finite, and returns FAILED (generate.c). */
+int non_finite(const Model *m);
 
 /* Bytes of weights that a forward call of n rows reads, each matrix once: what the speed of memory is
  * divided by (info.c). */

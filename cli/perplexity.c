@@ -17,6 +17,7 @@
 #include "cli/output.h"
 #include "cli/prompt.h"
 #include "cli/system.h"
+#include "engine/util.h"
 
 /* rows in one forward call; their logits are its largest buffer */
 enum { SCORED_ROWS = 128, DEFAULT_CONTEXT = 2048 };
@@ -56,7 +57,7 @@ static Prediction predict(const Model *m, const float *logits, float *p) {
     }
     memcpy(p, logits, vocab * sizeof *p);
     m->k->softmax(p, vocab);
-    return (Prediction){best, are_numbers(logits, vocab) ? (double)logits[best] - log((double)p[best]) : NAN};
+    return (Prediction){best, all_finite(logits, vocab) ? (double)logits[best] - log((double)p[best]) : NAN};
 }
 
 static void add_loss(Score *score, double loss) {
@@ -118,7 +119,7 @@ static int print_score(const Scoring *s, const Options *o) {
     if (!used->tokens)
         return failed(FAILED, "the text has no token that could be scored");
     if (!isfinite(used->sum) || !isfinite(other->sum))
-        return not_numbers(s->model);
+        return non_finite(s->model);
     double n = (double)used->tokens, mean = used->sum / n;
     double variance = used->tokens > 1 ? fmax(used->sum_of_squares - n * mean * mean, 0) / (n - 1) : 0;
     output_print("perplexity %.4f +- %.4f tokens %zu\n", perplexity(used),
