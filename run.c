@@ -404,14 +404,16 @@ static End write_text(Run *r, const float *logits, int64_t most) {
             return ENDED;
         }
         q->ids[q->count++] = token;
-        if (!write_token(r) || left == 1)
-            return ENDED;
+        if (!write_token(r))
+            return STOPPED;
+        if (left == 1)
+            break;
         if (q->position == r->state->context)
             return CONTEXT_FULL;
         logits = read_tokens(r);
         r->decoded++;
     }
-    return ENDED;
+    return LENGTH;
 }
 
 End generate(Run *r) {

@@ -5,6 +5,8 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
 
 #include "cli/modes.h"
 #include "cli/prompt.h"
@@ -90,16 +92,31 @@ int non_finite(const Model *m) {
 
 static double rate(size_t tokens, double time) { return time > 0 ? (double)tokens / time : 0; }
 
+/* At the end, because data that is piped in may take its time. */
+void note_waiting_input(const Options *o) {
+    int bytes = 0;
+    bool prompt = o->typed[OPT_PROMPT] || o->typed[OPT_FILE] || o->typed[OPT_IDS];
+    if (!prompt && !isatty(STDIN_FILENO) && !ioctl(STDIN_FILENO, FIONREAD, &bytes) && bytes > 0)
+        note("standard input was not read: -f - takes the prompt from it");
+}
+
+/* What there is to say about the last text. The exit status. */
 static int tell(const Run *r, End end) {
-    if (end == CONTEXT_FULL)
-        note("the context of %zu tokens is full", r->state->context);
-    if (end == ENDED && !r->written && r->options->tokens && r->options->typed[OPT_SESSION] &&
-        r->options->mode == MODE_GENERATE)
-        note("the model has nothing to add: a prompt or --ignore-eos goes on");
+    static const char *const reasons[] = {
+        [ENDED] = "end",     [STOPPED] = "stop", [LENGTH] = "length", [CONTEXT_FULL] = "context",
+        [CAUGHT] = "signal",
+    };
+    const Options *o = r->options;
     if (end == NOT_NUMBERS)
         return non_finite(r->model);
-    note("prompt %zu tokens, %.1f tokens/s; text %zu tokens, %.1f tokens/s; seed %llu", r->read,
-         rate(r->read, r->read_seconds), r->written, rate(r->decoded, r->write_seconds),
+    if (o->mode != MODE_CHAT)
+        note_waiting_input(o);
+    if (end == CONTEXT_FULL)
+        note("the context of %zu tokens is full", r->state->context);
+    if (end == ENDED && !r->written && o->typed[OPT_SESSION] && o->mode == MODE_GENERATE)
+        note("the model has nothing to add: a prompt or --ignore-eos goes on");
+    note("prompt %zu tokens, %.1f tokens/s; text %zu tokens, %.1f tokens/s, ended: %s; seed %llu", r->read,
+         rate(r->read, r->read_seconds), r->written, rate(r->decoded, r->write_seconds), reasons[end],
          (unsigned long long)r->sequence.seed);
     return end == CAUGHT ? interrupt_status() : DONE;
 }
@@ -161,12 +178,14 @@ int run_open(Run *r, Session *session) {
     return session_load(session, &r->sequence, r->state);
 }
 
+int run_save(Run *r, Session *session) {
+    r->sequence.cut = r->text.cut;
+    r->sequence.random = sampler_random(r->sampler);
+    return session_save(session, &r->sequence, r->state);
+}
+
 int run_finish(Run *r, Session *session, End end) {
-    Sequence *q = &r->sequence;
-    int status = tell(r, end);
-    q->cut = r->text.cut;
-    q->random = sampler_random(r->sampler);
-    int saved = end == NOT_NUMBERS ? DONE : session_save(session, q, r->state);
+    int status = tell(r, end), saved = end == NOT_NUMBERS ? DONE : run_save(r, session);
     return saved ? saved : status;
 }
 

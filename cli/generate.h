@@ -24,7 +24,9 @@ typedef struct {
     double read_seconds, write_seconds;
 } Run;
 
-typedef enum { ENDED, CONTEXT_FULL, CAUGHT, NOT_NUMBERS } End;
+/* Why a text ended: an end token or the end of the input, a stop text, -n, no room in the context, a signal,
+ * logits that are not finite. */
+typedef enum { ENDED, STOPPED, LENGTH, CONTEXT_FULL, CAUGHT, NOT_NUMBERS } End;
 
 /* With model, options, state and the sequence of session_open in place: everything else that a run needs,
  * before the first byte of text. DONE, or an exit status after a report. */
@@ -43,6 +45,9 @@ const char *token_text(const Run *r, size_t at, size_t *n);
 
 /* At most the first `rows` rows of the cache count: what the sequence holds behind them is to be computed. */
 void run_rewind(Run *r, size_t rows);
+
+/* Puts the session away, as often as there is something new. DONE, or FAILED after a report. */
+int run_save(Run *r, Session *session);
 
 /* Tells how the last text ended, with statistics, and puts the session away. The exit status. */
 int run_finish(Run *r, Session *session, End end);

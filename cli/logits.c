@@ -81,6 +81,7 @@ int mode_logits(const Model *m, const Options *o) {
     if (!status) {
         watch_interrupt();
         status = write_file(o->output, m, s, &p);
+        note_waiting_input(o);
     }
     state_close(s);
     prompt_close(&p);

@@ -18,6 +18,10 @@ int mode_bench(const Model *m, const Options *o);      /* bench.c */
 /* What is wrong with the checkpoint's chat template; NULL: nothing, or there is none (chat.c). */
 const char *chat_damage(const Model *m);
 
+/* Says so if no prompt was given and data waits on standard input, which whoever piped it means as the prompt
+ * (generate.c). */
+void note_waiting_input(const Options *o);
+
 /* Says that logits are not finite, and returns FAILED (generate.c). */
 int non_finite(const Model *m);
 

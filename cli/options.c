@@ -11,6 +11,7 @@
 
 #include "cli/output.h"
 #include "cli/system.h"
+#include "engine/unicode.h"
 
 const char *const cache_names[CACHE_TYPES] = {
     [CACHE_F32] = "f32", [CACHE_BF16] = "bf16", [CACHE_Q8] = "q8",
@@ -243,15 +244,6 @@ static int hex_value(const char *digits, int count) {
     return value;
 }
 
-static char *put_utf8(char *out, int c) {
-    static const int first[] = {0, 0xC0, 0xE0, 0xF0};
-    int more = c < 0x80 ? 0 : c < 0x800 ? 1 : c < 0x10000 ? 2 : 3;
-    *out++ = (char)(first[more] | c >> (6 * more));
-    for (; more > 0; more--)
-        *out++ = (char)(0x80 | (c >> (6 * (more - 1)) & 0x3F));
-    return out;
-}
-
 /* The character of \uHHHH, or of a pair of surrogates \uD8..\uDC..; -1 if it is none. *used: bytes of text
  * behind "\u". */
 static int unicode_value(const char *text, size_t *used) {
@@ -294,7 +286,7 @@ static bool unescape(const char *typed, const char *text, size_t *bytes) {
         }
         in += used;
         if (escape[1] == 'u')
-            out = put_utf8(out, c);
+            out += utf8_write((uint8_t *)out, (uint32_t)c);
         else
             *out++ = (char)c;
     }

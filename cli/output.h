@@ -1,8 +1,9 @@
 /* output.h: the two streams. Standard output carries what was asked for, unaltered; standard error carries
  * everything else, one line each.
  *
- * A write to standard output that fails ends the program here, so that no caller has to ask: quietly with
- * status 0 if the reader has closed the pipe, with status 1 and a line otherwise (a full disk). */
+ * A write to standard output that fails ends the program here, so that no caller has to ask: with status 0 if
+ * the reader has closed the pipe, quietly unless a session is lost, and with status 1 and a line otherwise (a
+ * full disk). A terminal that is closed is SIGHUP, and what is written to it from then on is dropped. */
 #ifndef OUTPUT_H
 #define OUTPUT_H
 
@@ -25,6 +26,9 @@ void ask(const char *mark);
 void progress(const char *what, size_t done, size_t of);
 
 void output_open(void); /* once, before anything else is opened or written */
+/* What is lost if a write fails from now on: the session of this name, whose temporary file is removed. NULL and
+ * NULL: nothing is. */
+void output_guard(const char *session, const char *temporary);
 void output_write(const char *bytes, size_t n);
 void output_print(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void output_flush(void);

@@ -14,12 +14,7 @@ typedef struct {
 
 size_t utf8_read(const uint8_t *s, size_t n, uint32_t *code) {
     static const uint32_t least[5] = {0, 0, 0x80, 0x800, 0x10000};
-    size_t length = s[0] < 0x80   ? 1
-                    : s[0] < 0xC2 ? 0
-                    : s[0] < 0xE0 ? 2
-                    : s[0] < 0xF0 ? 3
-                    : s[0] < 0xF5 ? 4
-                                  : 0;
+    size_t length = utf8_length(s[0]);
     if (length == 0 || length > n)
         return 0;
     uint32_t c = length == 1 ? s[0] : s[0] & (0x7Fu >> length);
@@ -34,7 +29,7 @@ size_t utf8_read(const uint8_t *s, size_t n, uint32_t *code) {
     return length;
 }
 
-static size_t utf8_write(uint8_t *out, uint32_t c) {
+size_t utf8_write(uint8_t *out, uint32_t c) {
     size_t length = c < 0x80 || c >= CODES ? 1 : c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
     static const uint8_t lead[5] = {0, 0, 0xC0, 0xE0, 0xF0};
     for (size_t i = length; i-- > 1; c >>= 6)

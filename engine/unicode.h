@@ -25,9 +25,17 @@ typedef struct {
     bool prefix_once;                /* not before text that begins with that character */
 } NormalForm;
 
+/* Bytes of the UTF-8 character that begins with this byte; 0: none does. */
+static inline size_t utf8_length(uint8_t first) {
+    return first < 0x80 ? 1 : first < 0xC2 || first > 0xF4 ? 0 : first < 0xE0 ? 2 : first < 0xF0 ? 3 : 4;
+}
+
 /* Length of the well-formed UTF-8 character at s (n > 0 bytes), or 0; *code is its code point. Refuses
  * what Unicode's table 3-7 refuses: overlong forms, surrogates, anything above 10FFFF. */
 size_t utf8_read(const uint8_t *s, size_t n, uint32_t *code);
+
+/* The UTF-8 form of a code point: 1 to 4 bytes, how many. */
+size_t utf8_write(uint8_t *out, uint32_t code);
 
 /* n bytes of text (any bytes; what is not UTF-8 stays) in normal form: *out is malloced, *bytes of them,
  * or NULL where the text is so already. `prefixed`: with the prefix. False if memory runs out. */
