@@ -156,7 +156,7 @@ int mode_perplexity(const Model *m, const Options *o) {
                       o->typed[OPT_PERPLEXITY]);
     int status = FAILED;
     Scoring s = {.model = m};
-    char *text = read_file(o->file, &bytes);
+    char *text = read_file(o->file, MAX_TEXT, &bytes);
     int32_t *ids = text ? tokenize(m, o, text, bytes, true, &n) : NULL, *window = malloc(c * sizeof *window);
     if (!window)
         report("out of memory");
