@@ -250,6 +250,16 @@ static bool prompt_opens_thought(const Chat *c) {
     return begin.bytes && !from_last(begin, THOUGHT_END).bytes;
 }
 
+bool chat_has_thoughts(const Model *m) {
+    Template t;
+    if (!m->chat_bytes || open_template(m, &t))
+        return false;
+    bool has = t.flags & DROP_THOUGHTS;
+    for (int i = 0; i < PIECES; i++)
+        has |= from_last(t.piece[i], THOUGHT_BEGIN).bytes || from_last(t.piece[i], THOUGHT_END).bytes;
+    return has;
+}
+
 /* What of the answer goes into the history. `text` is what the model wrote, with the end of PROMPT in
  * front if PROMPT is ANSWER and more. */
 static Slice history_of(const Chat *c, Slice text) {

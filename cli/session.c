@@ -304,8 +304,7 @@ static int read_head(Session *s, uint64_t size) {
         return damaged(s, "the checksum of its header is wrong");
     size_t header = header_bytes(&first), known = min(header, sizeof *h);
     memcpy(h, s->head, known);
-    if (!all_zero(s->head + known, header - known) || !all_zero(h->reserved, sizeof h->reserved) ||
-        h->conversation > 1)
+    if (!all_zero(s->head + known, header - known) || !all_zero(h->reserved, sizeof h->reserved))
         return failed(FAILED,
                       "%s: written by a newer version of this program, with what this one does not know: use "
                       "that version, or give --session another name to begin anew",
