@@ -98,8 +98,8 @@ static uint64_t read_all(const uint64_t *p, size_t n) {
     return a + b + c + d;
 }
 
-/* Reads READ_BYTES of memory that is in no cache, with all threads. The fastest of some times counts, and of all
- * measurements so far: another program that takes its share makes memory look slower than it is. */
+/* Reads READ_BYTES of memory that is in no cache, with all threads. The fastest of some times counts, and
+ * of all measurements so far: another program that takes its share makes memory look slower than it is. */
 static void measure_bandwidth(Bench *b) {
     uint64_t *p = malloc(READ_BYTES), sum = 0;
     Result r = {.test = "bandwidth", .seconds = INFINITY, .bytes = READ_BYTES};

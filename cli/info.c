@@ -180,8 +180,8 @@ static void print_text(const Model *m) {
                  (double)c->top_p, c->top_k);
 }
 
-/* One line of the table: the numbers and bytes of a token in all published layers; what is saved of `unit`, the
- * bytes of keys and values of all heads at 2 bytes a number, or how many times as much it is. */
+/* One line of the table: the numbers and bytes of a token in all published layers; what is saved of
+ * `unit`, the bytes of keys and values of all heads at 2 bytes a number, or how many times as much it is. */
 static void print_cost(const Config *c, const char *what, size_t numbers, size_t bytes, size_t unit) {
     char held[32], token[32], context[32], saved[32];
     double part = (double)bytes / (double)unit;

@@ -1,7 +1,7 @@
-/* options.c: the command line (options.h), with the habits of GNU programs: -n20, --tokens=20, -- before a model
- * whose name begins with -. Parsing is strict: a value that is not entirely what the option takes, an option that
- * cannot have an effect, two options of which only one could, a name that is cut short: all are refused. Opens
- * no file and knows no model. */
+/* options.c: the command line (options.h), with the habits of GNU programs: -n20, --tokens=20, -- before a
+ * model whose name begins with -. Parsing is strict: a value that is not entirely what the option takes,
+ * an option that cannot have an effect, two options of which only one could, a name that is cut short: all
+ * are refused. Opens no file and knows no model. */
 #include "cli/options.h"
 
 #include <ctype.h>
@@ -11,9 +11,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cli/escape.h"
 #include "cli/output.h"
 #include "cli/system.h"
-#include "engine/unicode.h"
 
 const char *const cache_names[CACHE_TYPES] = {
     [CACHE_F32] = "f32", [CACHE_BF16] = "bf16", [CACHE_Q8] = "q8",
@@ -152,7 +152,7 @@ static void help(void) {
         output_print("\n");
     }
     output_print("\nStandard output carries the text alone. Exit status: 0 done, 1 failed, 2 wrong usage, "
-                 "130 after Ctrl-C, 143 after SIGTERM.\n");
+                 "130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.\n");
 }
 
 /* ---- values --------------------------------------------------------------------------------- */
@@ -238,67 +238,6 @@ static bool parse_value(Options *o, OptionId id, const char *typed, const char *
 
 /* ---- escapes -------------------------------------------------------------------------------- */
 
-static int hex_value(const char *digits, int count) {
-    int value = 0;
-    for (int i = 0; i < count; i++) {
-        int c = tolower((unsigned char)digits[i]);
-        if (!isxdigit(c))
-            return -1;
-        value = value * 16 + (c <= '9' ? c - '0' : c - 'a' + 10);
-    }
-    return value;
-}
-
-/* The character of \uHHHH, or of a pair of surrogates \uD8..\uDC..; -1 if it is none. *used: bytes of text
- * behind "\u". */
-static int unicode_value(const char *text, size_t *used) {
-    int c = hex_value(text, 4);
-    *used = 4;
-    if (c < 0xD800 || c > 0xDFFF)
-        return c;
-    int low = c < 0xDC00 && text[4] == '\\' && text[5] == 'u' ? hex_value(text + 6, 4) : -1;
-    *used = 10;
-    return low >= 0xDC00 && low <= 0xDFFF ? 0x10000 + ((c - 0xD800) << 10) + (low - 0xDC00) : -1;
-}
-
-/* Interprets the escapes in text, in place (they only get shorter; C lets a program write to argv). False:
- * reported. */
-static bool unescape(const char *typed, const char *text, size_t *bytes) {
-    const char *in = text;
-    char *out = (char *)text;
-    while (*in) {
-        const char *escape = in;
-        size_t used = 0;
-        int c = (unsigned char)*in++;
-        if (c != '\\') {
-            *out++ = (char)c;
-            continue;
-        }
-        switch (*in++) {
-        case 'n': c = '\n'; break;
-        case 't': c = '\t'; break;
-        case '\\': c = '\\'; break;
-        case 'x':
-            c = hex_value(in, 2);
-            used = 2;
-            break;
-        case 'u': c = unicode_value(in, &used); break;
-        default: c = -1;
-        }
-        if (c < 0) {
-            report("%s: '%.12s': -e knows \\n \\t \\\\ \\xHH and \\uHHHH", typed, escape);
-            return false;
-        }
-        in += used;
-        if (escape[1] == 'u')
-            out += utf8_write((uint8_t *)out, (uint32_t)c);
-        else
-            *out++ = (char)c;
-    }
-    *bytes = (size_t)(out - text);
-    return true;
-}
-
 static bool unescape_all(Options *o) {
     if (!o->typed[OPT_ESCAPE])
         return true;
@@ -327,7 +266,8 @@ enum { MOST_USUAL_TEMPERATURE = 2 };
 /* What getopt_long gives for an option of the table; a letter is given as itself. */
 enum { LONG_OPTION = 256 };
 
-/* The option that `argument` names, entirely, with or without "=value" behind a long name. OPTION_COUNT: none. */
+/* The option that `argument` names, entirely, with or without "=value" behind a long name. OPTION_COUNT:
+ * none. */
 static OptionId find(const char *argument) {
     size_t length = strcspn(argument, "=");
     for (int i = 0; i < OPTION_COUNT; i++) {
@@ -372,7 +312,8 @@ static const struct {
     {"--log-disable", "-q, --quiet"},
 };
 
-/* Whether two names differ in hyphens and underscores at most: --top_p, --topp. `part`: the first may end early. */
+/* Whether two names differ in hyphens and underscores at most: --top_p, --topp. `part`: the first may end
+ * early. */
 static bool alike(const char *a, const char *b, bool part) {
     for (;; a++, b++) {
         a += strspn(a, "-_");
@@ -509,7 +450,8 @@ static OptionId option_of(int code) {
 static bool take_option(Options *o, int argc, char **argv, const char *argument, int code) {
     bool error = code == '?' || code == ':', is_long = argument[1] == '-';
     OptionId id = option_of(error ? optopt : code);
-    /* getopt_long takes a long name that is cut short, which may mean another option one day, and -ctk as -c tk */
+    /* getopt_long takes a long name that is cut short, which may mean another option one day, and -ctk as
+     * -c tk */
     if (id == OPTION_COUNT || (is_long ? find(argument) == OPTION_COUNT : right_name(argument) != NULL))
         return unknown_option(is_long || right_name(argument) ? argument : (char[]){'-', (char)optopt, 0});
     const Option *option = &table[id];

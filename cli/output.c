@@ -87,8 +87,9 @@ void output_guard(const char *session_name, const char *temporary_name) {
     session = session_name, temporary = temporary_name;
 }
 
-/* The window of a terminal was closed: the text ends as after SIGHUP, which may come later than the error of
- * the first write, and the session can still be written. Where SIGHUP is ignored nothing would end the text. */
+/* The window of a terminal was closed: the text ends as after SIGHUP, which may come later than the error
+ * of the first write, and the session can still be written. Where SIGHUP is ignored nothing would end the
+ * text. */
 static bool terminal_is_gone(void) {
     struct sigaction action;
     if (!terminal || errno != EIO || sigaction(SIGHUP, NULL, &action) || action.sa_handler == SIG_IGN)

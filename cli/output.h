@@ -26,8 +26,8 @@ void ask(const char *mark);
 void progress(const char *what, size_t done, size_t of);
 
 void output_open(void); /* once, before anything else is opened or written */
-/* What is lost if a write fails from now on: the session of this name, whose temporary file is removed. NULL and
- * NULL: nothing is. */
+/* What is lost if a write fails from now on: the session of this name, whose temporary file is removed.
+ * NULL and NULL: nothing is. */
 void output_guard(const char *session, const char *temporary);
 void output_write(const char *bytes, size_t n);
 void output_print(const char *format, ...) __attribute__((format(printf, 1, 2)));

@@ -18,8 +18,8 @@ typedef struct {
 /* an endless source ends here and not with the machine's memory */
 enum { MAX_TEXT = 1 << 30 };
 
-/* All of FILE ("-": standard input), malloced. Where it has more than `most` bytes, which are at most MAX_TEXT,
- * some of them, and *bytes is above `most`. NULL: reported. */
+/* All of FILE ("-": standard input), malloced. Where it has more than `most` bytes, which are at most
+ * MAX_TEXT, some of them, and *bytes is above `most`. NULL: reported. */
 char *read_file(const char *path, size_t most, size_t *bytes);
 
 /* Ids of a text, without begin token, checked against the vocabulary; `begins`: no text is before it.

@@ -197,8 +197,8 @@ static int in_use(const Session *s) {
 }
 
 /* Opens and locks the temporary file, and makes it empty. The run that had it before may have renamed or
- * removed it between open and flock: then it is another file now that has the name. `patience`: how often to try
- * again, after 10 ms, while another run has it. */
+ * removed it between open and flock: then it is another file now that has the name. `patience`: how often
+ * to try again, after 10 ms, while another run has it. */
 static int take_lock(Session *s, int patience) {
     struct stat st;
     int fd;
@@ -249,8 +249,8 @@ static int cannot_read(const Session *s) {
     return failed(FAILED, "%s: cannot read it: %s", s->name, strerror(errno));
 }
 
-/* The first bytes of the file, which say how long the rest is. Nothing is believed before the checksum is right,
- * except sizes that agree with the file's own. */
+/* The first bytes of the file, which say how long the rest is. Nothing is believed before the checksum is
+ * right, except sizes that agree with the file's own. */
 static int read_first(const Session *s, uint64_t size, SessionHeader *h) {
     size_t there = min(size, FIRST_HEADER_BYTES);
     if (!read_at(s->file, h, there, 0))

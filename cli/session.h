@@ -41,8 +41,8 @@ int session_open(Session *s, Sequence *q, const Model *m, Options *o);
  * after a report: damaged, or the disk has no room for what `state` can hold. */
 int session_load(Session *s, const Sequence *q, State *state);
 
-/* Writes q and the cache; it may be called again when q has grown. At every moment FILE is what it was or what
- * it will be, and the session stays locked until session_close. DONE, or FAILED after a report. */
+/* Writes q and the cache; it may be called again when q has grown. At every moment FILE is what it was or
+ * what it will be, and the session stays locked until session_close. DONE, or FAILED after a report. */
 int session_save(Session *s, const Sequence *q, const State *state);
 
 void session_close(Session *s); /* also after session_open failed */
