@@ -59,7 +59,10 @@ static void print_result(const Bench *b, const Result *r) {
                      fmin(part, 1));
     } else {
         char share[32], rows[48] = "", rate[32] = "";
-        snprintf(share, sizeof share, part > 1.005 ? "cached" : "%.0f %%", 100 * part);
+        if (part > 1.005)
+            strcpy(share, "cached");
+        else
+            snprintf(share, sizeof share, "%.0f %%", 100 * part);
         if (r->rows) {
             snprintf(rows, sizeof rows, "%8zu %6zu", r->context, r->rows);
             snprintf(rate, sizeof rate, "%.2f", speed);

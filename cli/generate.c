@@ -11,6 +11,7 @@
 #include "cli/modes.h"
 #include "cli/prompt.h"
 #include "cli/system.h"
+#include "engine/util.h"
 
 /* ---- the text ------------------------------------------------------------------------------- */
 
@@ -123,7 +124,7 @@ static int tell(const Run *r, End end) {
 
 void run_rewind(Run *r, size_t rows) {
     Sequence *q = &r->sequence;
-    q->position = rows < q->position ? rows : q->position;
+    q->position = min(rows, q->position);
     sampler_forget(r->sampler);
     for (size_t i = 0; i < q->position; i++)
         sampler_saw(r->sampler, q->ids[i]);

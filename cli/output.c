@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "engine/unicode.h"
+#include "engine/util.h"
 
 bool quiet = false;
 
@@ -239,15 +240,14 @@ static bool text_byte(Text *t, char byte) {
         while (s->matched && s->text[s->matched] != byte)
             s->matched = s->fail[s->matched - 1];
         s->matched += s->text[s->matched] == byte;
-        if (s->matched > t->stop_held)
-            t->stop_held = s->matched;
+        t->stop_held = max(t->stop_held, s->matched);
         if (s->matched == s->bytes && s->bytes > found)
             found = s->bytes;
     }
     if (found)
         t->stop_held = found;
     size_t keep = t->stop_held, free_bytes = held + 1 - keep;
-    write_text(t, before->text, free_bytes < held ? free_bytes : held);
+    write_text(t, before->text, min(free_bytes, held));
     if (free_bytes > held)
         write_text(t, &byte, 1);
     return !found;

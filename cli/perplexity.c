@@ -1,7 +1,7 @@
 /* perplexity.c: --perplexity FILE. How well the model predicts a text; --against TYPE: and how far its
  * predictions are from those with another cache.
  *
- * The text is tokenised as a whole and cut into windows of c - 1 tokens, each read after a begin token and
+ * The text is tokenized as a whole and cut into windows of c - 1 tokens, each read after a begin token and
  * apart from the others. Every token is scored once, by its negative log-probability; where the model has
  * no begin token, nothing predicts the first of a window. The perplexity is exp of the mean, its standard
  * error that of the mean times the perplexity.
@@ -85,11 +85,10 @@ static void score_row(Scoring *s, const float *used, const float *other, int32_t
 static void score_window(Scoring *s, const int32_t *ids, size_t n) {
     static Row rows[SCORED_ROWS];
     const Model *m = s->model;
-    size_t vocab = m->config.vocab_size,
-           chunk = s->used.state->chunk < SCORED_ROWS ? s->used.state->chunk : SCORED_ROWS;
+    size_t vocab = m->config.vocab_size, chunk = min(s->used.state->chunk, SCORED_ROWS);
     /* the last token is predicted and predicts nothing */
     for (size_t from = 0; from + 1 < n; from += chunk) {
-        size_t count = n - 1 - from < chunk ? n - 1 - from : chunk;
+        size_t count = min(n - 1 - from, chunk);
         for (size_t i = 0; i < count; i++)
             rows[i] = (Row){.token = ids[from + i], .position = (uint32_t)(from + i), .logits = true};
         const float *used = forward(m, s->used.state, rows, count),
@@ -105,7 +104,7 @@ static void score_text(Scoring *s, const Options *o, const int32_t *ids, size_t 
     size_t begin = s->model->config.bos_token_id >= 0 && !o->typed[OPT_NO_BOS];
     window[0] = s->model->config.bos_token_id;
     for (size_t from = 0; from < n; from += c - 1) {
-        size_t count = n - from < c - 1 ? n - from : c - 1;
+        size_t count = min(n - from, c - 1);
         memcpy(window + begin, ids + from, count * sizeof *ids);
         score_window(s, window, begin + count);
         progress("perplexity", from + count, n);

@@ -20,7 +20,7 @@ import zlib
 
 import pytest
 
-from conftest import MODELS
+from conftest import MODELS, ROOT
 from test_cli import FAILED, MODEL, RUN, USAGE, refused, run, start, text
 
 GREEDY = ["-t", "0"]
@@ -524,6 +524,48 @@ def test_what_is_left_is_taken_over(session, tiny):
         temporary.chmod(0o744)
         text("-n", 1, "--session", session, model=tiny)
         assert os.listdir(session.parent) == [session.name] and not session.stat().st_mode & 0o111
+
+
+@pytest.fixture(scope="module")
+def session_driver(tmp_path_factory):
+    program = tmp_path_factory.mktemp("driver") / "session_driver"
+    files = [
+        ROOT / "tests" / "session_driver.c",
+        *(ROOT / name for name in ("mla.c", "tokenizer.c")),
+        *sorted((ROOT / "engine").glob("*.c")),
+        *sorted((ROOT / "cli").glob("*.c")),
+        *(ROOT / "kernels" / f"{name}.c" for name in ("dispatch", "team", "linear", "kernels")),
+    ]
+    names = ['-DISAS="portable"', "-DISA_portable", '-DMLA_VERSION=""']
+    flags = ["-std=gnu11", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-I", ROOT]
+    subprocess.run(["cc", *flags, *names, *files, "-o", program, "-lm"], check=True)
+    return program
+
+
+def test_saved_again_and_again(session_driver, session, tiny):
+    """As after each turn of a conversation: the file is right after each save, and locked from the beginning to the
+    end, although a save takes the temporary file away."""
+    turns = ["1 2 3", "4 5", "", "6 7 8 9"]
+    process = subprocess.Popen(
+        [session_driver, tiny, session, *turns], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    for i in range(len(turns)):
+        assert process.stdout.readline() == b"saved\n"
+        raw = session.read_bytes()
+        ids = [int(word) for turn in turns[: i + 1] for word in turn.split()]
+        assert list(struct.unpack_from(f"<{header(raw)['tokens']}i", raw, 192)) == ids
+        others = [
+            subprocess.Popen([RUN, tiny, "-n", "1", "--session", session], stderr=subprocess.PIPE)
+            for _ in range(4)
+        ]
+        process.stdin.write(b"\n"), process.stdin.flush()  # the next save meets them
+        if i + 1 < len(turns):
+            assert all(b"in use" in other.communicate()[1] and other.returncode == FAILED for other in others)
+        else:
+            for other in others:
+                other.communicate()
+    assert process.wait(10) == 0
+    assert os.listdir(session.parent) == [session.name] and text("-n", 1, "--session", session, model=tiny)
 
 
 def test_in_use_after_a_save(session):
