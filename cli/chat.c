@@ -23,6 +23,7 @@
 #include "cli/system.h"
 #include "cli/template.h"
 #include "cli/turns.h"
+#include "engine/util.h"
 #include "mla.h"
 
 enum { DEFAULT_CONTEXT = 8192 }; /* rows, at a terminal */
@@ -48,6 +49,11 @@ typedef struct {
 const char *chat_damage(const Model *m) {
     Template t;
     return m->chat_bytes ? template_open(m, &t) : NULL;
+}
+
+bool chat_has_thoughts(const Model *m) {
+    Template t;
+    return m->chat_bytes && !template_open(m, &t) && t.piece[THINK_END].text.bytes;
 }
 
 /* ---- texts -> ids; false: reported ---------------------------------------------------------- */
@@ -145,7 +151,7 @@ static Slice shown_of_prompt(const Chat *c) {
 static bool collect_answer(Chat *c) {
     const Sequence *q = &c->run.sequence;
     const ThoughtMarks *marks = &c->template.marks;
-    Slice shown = shown_of_prompt(c), mark = {shown.text, min_size(shown.bytes, marks->begin.bytes)};
+    Slice shown = shown_of_prompt(c), mark = {shown.text, min(shown.bytes, marks->begin.bytes)};
     answer_clear(&c->answer);
     if (!answer_add(&c->answer, marks, mark.bytes ? marks->begin_id : -1, mark) ||
         !answer_add(&c->answer, marks, -1, after(shown, mark.bytes)))
@@ -244,7 +250,7 @@ static int answer_turn(Chat *c, End *end) {
     q->count += c->made.count;
     c->first_token = q->count;
     Slice shown = shown_of_prompt(c);
-    size_t mark = min_size(shown.bytes, c->template.marks.begin.bytes);
+    size_t mark = min(shown.bytes, c->template.marks.begin.bytes);
     if (shown.bytes) {
         text_echo(&r->text, shown.text, mark);
         text_echo(&r->text, shown.text + mark, shown.bytes - mark);
@@ -286,9 +292,11 @@ static bool take_turn(Chat *c, Session *session, End *end, int *status) {
         return false;
     }
     *status = answer_turn(c, end);
-    if (!*status && *end != NOT_NUMBERS && c->run.sequence.count)
+    if (*status || *end == NOT_NUMBERS)
+        return false;
+    if (c->run.sequence.count)
         *status = run_save(&c->run, session);
-    bool goes_on = *end == ENDED || (*end == CAUGHT && c->turns.terminal);
+    bool goes_on = *end != CONTEXT_FULL && (*end != CAUGHT || c->turns.terminal);
     return !*status && goes_on && !c->run.options->typed[OPT_PROMPT];
 }
 
@@ -316,7 +324,7 @@ static size_t default_rows(const Chat *c) {
     size_t memory = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
     size_t row = cache_token_bytes(cfg, c->run.options->cache, cfg->num_hidden_layers);
     size_t rows = memory / 2 / row;
-    return rows > DEFAULT_CONTEXT ? rows : DEFAULT_CONTEXT;
+    return max(rows, DEFAULT_CONTEXT);
 }
 
 /* Whether the options fit the template and the session. */

@@ -16,8 +16,6 @@ typedef struct {
     size_t bytes, space;
 } Buffer;
 
-static inline size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
-
 /* s without its first n bytes; n <= s.bytes. */
 static inline Slice after(Slice s, size_t n) { return (Slice){s.text + n, s.bytes - n}; }
 

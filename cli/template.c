@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/util.h"
+
 enum {
     TAG = 0x32544843,  /* "CHT2" */
     HEAD = 3 + PIECES, /* numbers before the texts */
@@ -20,7 +22,7 @@ const char *template_open(const Model *m, Template *t) {
     *t = (Template){0};
     if (m->chat_bytes < sizeof *head)
         return "its size";
-    memcpy(head, m->chat, min_size(m->chat_bytes, sizeof head));
+    memcpy(head, m->chat, min(m->chat_bytes, sizeof head));
     if (head[0] != TAG)
         return "its first four bytes (another version?)";
     if (m->chat_bytes < sizeof head || m->chat_bytes > MAX_SECTION)
@@ -46,8 +48,7 @@ static bool find_tokens(Piece *p, const Model *m) {
     for (size_t i = 0; i < p->text.bytes;) {
         Slice rest = after(p->text, i);
         Mark token = {.at = i};
-        token.id =
-            tokenizer_added(m->tokenizer, rest.text, min_size(rest.bytes, LONGEST_TOKEN), &token.bytes);
+        token.id = tokenizer_added(m->tokenizer, rest.text, min(rest.bytes, LONGEST_TOKEN), &token.bytes);
         bool found = token.id >= 0 && (uint32_t)token.id < m->config.vocab_size && token.bytes;
         if (found && !append(&p->tokens, (Slice){(const char *)&token, sizeof token}))
             return false;
