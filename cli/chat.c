@@ -288,7 +288,10 @@ static int unread_turn(Chat *c) {
 static bool take_turn(Chat *c, Session *session, End *end, int *status) {
     watch_interrupt();
     if (interrupted() || !next_turn(c, status)) {
-        *end = interrupted() ? CAUGHT : ENDED;
+        if (interrupted())
+            *end = CAUGHT;
+        else if (*end == CAUGHT) /* an answer, not the conversation */
+            *end = ENDED;
         return false;
     }
     *status = answer_turn(c, end);

@@ -5,8 +5,8 @@
  * what anybody says; text between two of them is tokenized as one string.
  *
  *   conversation   OPEN, or SYSTEM_BEFORE system SYSTEM_AFTER, then turns with NEXT NUMBER_AFTER between
- *                  them; with COUNT the turn's number stands before NUMBER_AFTER: `number` in the second turn,
- *                  then one more in each
+ *                  them; with COUNT the turn's number stands before NUMBER_AFTER: `number` in the second
+ *                  turn, then one more in each
  *   turn           user ANSWER answer, or user BLANK where nothing of the answer is kept; the last one: user
  *                  PROMPT, and the model goes on
  *

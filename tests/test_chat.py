@@ -54,7 +54,7 @@ EXACT = {"env": {**os.environ, "MLA_PATH": "absorbed"}}  # one path, whatever th
 
 
 # ---- templates
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 
 def say(before="", after=""):
@@ -95,7 +95,10 @@ def middle(role):
 
 
 CHATML = "{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}"
-HELPFUL = "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system<|im_middle|>You are a helpful assistant<|im_end|>' }}{% endif %}"
+HELPFUL = (
+    "{% if messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system<|im_middle|>You are a helpful assistant<|im_end|>' }}{% endif %}"
+)
 TEMPLATES = {
     "V2": template(say("", "\\n\\n"), say("User: ", "\\n\\n"), say("Assistant: ", EOS), "Assistant:"),
     "V3": template(say(), say(USER), say(ASSISTANT, EOS), ASSISTANT),
@@ -133,7 +136,8 @@ PUBLISHED = {
     "R1": f"{BOS}s{USER}u{ASSISTANT}a{EOS}{USER}u{ASSISTANT}<think>\n",
     "V3.1": f"{BOS}s{USER}u{ASSISTANT}</think>a{EOS}{USER}u{ASSISTANT}</think>",
     "V3.1, off": f"{BOS}s{USER}u{ASSISTANT}</think>a{EOS}{USER}u{ASSISTANT}<think></think>",
-    "Kimi": "<|im_start|>system<|im_middle|>s<|im_end|><|im_start|>user<|im_middle|>u<|im_end|><|im_start|>assistant<|im_middle|>a<|im_end|>"
+    "Kimi": "<|im_start|>system<|im_middle|>s<|im_end|><|im_start|>user<|im_middle|>u<|im_end|>"
+    "<|im_start|>assistant<|im_middle|>a<|im_end|>"
     "<|im_start|>user<|im_middle|>u<|im_end|><|im_start|>assistant<|im_middle|>",
     "GLM": "[gMASK]<sop><|system|>s<|user|>u<|assistant|></think>a<|user|>u<|assistant|><think>",
     "MiniCPM3": IM.format("system", "s")
@@ -174,7 +178,7 @@ def weights(path):
 
 
 def source(folder, chat_template, merges=()):
-    """A Hugging Face directory: a model of tests/models with a larger vocabulary, a tokenizer and a template."""
+    """A Hugging Face directory: a model of tests/models with a larger vocabulary, a tokenizer, a template."""
     folder.mkdir()
     t = tokenizer(merges)
     arrays = weights(MODELS / "v2lite" / "model.safetensors")
@@ -335,7 +339,7 @@ def test_what_is_said_is_no_mark(said, chat_model, tmp_path):
 
 
 # ---- thoughts
-# ---------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 BEGIN, END = THINK
 MISTRAL = ["[INST]", "[/INST]", "[THINK]", "[/THINK]"]
@@ -394,7 +398,7 @@ ANSWERS = [
     "BtE a",
     "`E~",
 ]
-ENDS_OF_PROMPTS = {"V3.2": "E", "V3.1": "E", "K2.5": "B", "GLM": "B"}  # the others end with no mark
+ENDS_OF_PROMPTS = {"V3.2": "E", "V3.1": "E", "K2.5": "B", "GLM": "B", "R1": "\n"}  # others: no letter
 
 
 def can_be_said(family, answer):
@@ -593,7 +597,7 @@ def test_rounds_are_counted(chat_model, tmp_path):
 
 
 # ---- lines in, answers out
-# ---------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 SAMPLED = ["-t", 1, "--top-k", 8, "-s", 5, "-n", 20]
 
@@ -743,7 +747,7 @@ def test_quiet_and_statistics(chat_model):
 
 
 # ---- a terminal
-# --------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 
 class Talk:
@@ -910,7 +914,7 @@ def test_terminated(turn, chat_model, tmp_path):
 
 
 # ---- refusals
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_no_template(export):
@@ -974,7 +978,7 @@ def test_damaged_section(chat_model, tmp_path):
 
 
 # ---- export
-# ------------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 ROUNDS = template(
     say("SYSTEM:"),
