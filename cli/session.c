@@ -90,15 +90,15 @@ static size_t page_bytes(const Model *m, CacheType type) {
     return cache_token_bytes(&m->config, type, m->config.num_hidden_layers) * TILE_ROWS;
 }
 
-static uint64_t pages_of(uint64_t rows) { return div_up(rows, TILE_ROWS); }
+static uint64_t pages_of(uint64_t rows) { return (rows + TILE_ROWS - 1) / TILE_ROWS; }
 
-static uint64_t header_bytes(const SessionHeader *h) {
+static uint32_t header_bytes(const SessionHeader *h) {
     return h->header_bytes ? h->header_bytes : FIRST_HEADER_BYTES;
 }
 
 /* Of a session with this header, tokens, logits and pages. */
 static uint64_t data_offset(uint64_t header, uint64_t tokens, uint64_t logits, uint64_t pages) {
-    return round_up(header + 4 * (tokens + logits + pages), DATA_ALIGN);
+    return (header + 4 * (tokens + logits + pages) + DATA_ALIGN - 1) / DATA_ALIGN * DATA_ALIGN;
 }
 
 /* The three lists behind the header; `head` is the file's beginning, h its header. */
@@ -233,8 +233,8 @@ static int take_lock(Session *s, int patience) {
     }
     s->lock = fd;
     s->mode = st.st_mode & SESSION_MODES;
-    fchmod(fd,
-           s->mode | TEMPORARY_MODE); /* where that is impossible, what a killed run leaves is in the way */
+    /* where that is impossible, what a killed run leaves is in the way */
+    fchmod(fd, s->mode | TEMPORARY_MODE);
     if (ftruncate(fd, 0))
         return failed(FAILED, "%s: cannot write it: %s", s->temporary, strerror(errno));
     output_guard(s->name, s->temporary);
@@ -254,7 +254,7 @@ static int cannot_read(const Session *s) {
 /* The first bytes of the file, which say how long the rest is. Nothing is believed before the checksum is
  * right, except sizes that agree with the file's own. */
 static int read_first(const Session *s, uint64_t size, SessionHeader *h) {
-    size_t there = min(size, FIRST_HEADER_BYTES);
+    size_t there = size < FIRST_HEADER_BYTES ? (size_t)size : FIRST_HEADER_BYTES;
     if (!read_at(s->file, h, there, 0))
         return cannot_read(s);
     if (there < sizeof h->magic || memcmp(h->magic, SESSION_MAGIC, sizeof h->magic))
@@ -271,7 +271,7 @@ static int read_first(const Session *s, uint64_t size, SessionHeader *h) {
                       "%s: cut short, %llu bytes are there: copy it again, or give --session another name to "
                       "begin anew",
                       s->name, (unsigned long long)size);
-    uint64_t header = header_bytes(h);
+    uint32_t header = header_bytes(h);
     if (header % 8 || header < FIRST_HEADER_BYTES || header > MAX_HEADER_BYTES || size != h->file_bytes ||
         h->data_offset != data_offset(header, h->tokens, h->logits, h->pages) || h->data_offset > size ||
         h->data_offset > MAX_HEAD)
