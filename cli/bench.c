@@ -13,8 +13,9 @@
 #include "cli/prompt.h"
 #include "kernels/clock.h"
 #include "cli/system.h"
+#include "engine/cache.h"
+#include "engine/sequence.h"
 #include "engine/util.h"
-#include "mla.h"
 
 enum { DECODE_STEPS = 16, READ_BYTES = 1 << 29, READ_TIMES = 7, SHORT_PREFILL = 512, SHORT_TIMES = 3 };
 
@@ -31,7 +32,7 @@ typedef struct {
     const Model *m;
     State *s;
     Row *rows; /* [chunk] */
-    size_t position;
+    Sequence *sequence;
     bool csv, profile;
     bool memory;      /* for the read loop */
     bool numbers;     /* the logits so far */
@@ -132,28 +133,25 @@ static void measure_bandwidth(Bench *b) {
 /* n rows of a sequence that no model would find likely; the speed does not depend on them but for the
  * experts they choose. */
 static double compute(Bench *b, size_t n, bool logits) {
+    Sequence *q = b->sequence;
     double start = seconds();
-    for (size_t i = 0; i < n; i++) {
-        size_t at = b->position + i;
-        b->rows[i] = (Row){.token = (int32_t)(at * 7919 % b->m->config.vocab_size),
-                           .position = (uint32_t)at,
-                           .logits = logits && i + 1 == n};
-    }
+    for (q->count = q->rows; q->count < q->rows + n; q->count++)
+        q->ids[q->count] = (int32_t)(q->count * 7919 % b->m->config.vocab_size);
+    sequence_rows(q, b->rows, n, q->rows, n);
+    b->rows[n - 1].logits = logits;
     const float *last = forward(b->m, b->s, b->rows, n);
     double time = seconds() - start;
-    b->position += n;
     if (logits)
         b->numbers &= all_finite(last, b->m->config.vocab_size);
     return time;
 }
 
-/* Of what the cache keeps of `rows` rows: all, or, of a row that attends to `seen` of them, their latents
- * and every index key. */
-static double cache_bytes(const Bench *b, size_t rows, size_t seen) {
-    const Config *c = &b->m->config;
-    size_t latents = cache_row_bytes(c, b->s->cache->type) * c->num_hidden_layers;
-    size_t all = cache_token_bytes(c, b->s->cache->type, c->num_hidden_layers);
-    return (double)rows * (double)(all - latents) + (double)seen * (double)latents;
+/* What is read of a cache of `rows` rows: every index key, and the latents of the `attended` rows. */
+static double cache_bytes(const Bench *b, size_t rows, size_t attended) {
+    const Config *cfg = &b->m->config;
+    size_t latents = cache_row_bytes(cfg, b->s->cache->type) * cfg->num_hidden_layers;
+    size_t all = cache_token_bytes(cfg, b->s->cache->type, cfg->num_hidden_layers);
+    return (double)rows * (double)(all - latents) + (double)attended * (double)latents;
 }
 
 static void start_profile(Bench *b, Profile *p) {
@@ -177,12 +175,12 @@ static void stop_profile(Bench *b, size_t rows) {
 static double prefill(Bench *b, size_t from, size_t to, double *bytes) {
     double time = 0;
     *bytes = 0;
-    b->position = from;
-    while (b->position < to && !interrupted()) {
-        size_t n = min(to - b->position, b->s->chunk);
-        time += compute(b, n, b->position + n == to);
-        *bytes += (double)weight_bytes(b->m, n) + cache_bytes(b, b->position, b->position);
-        progress("prefill", b->position, to);
+    for (size_t rows = sequence_cut(b->sequence, from); rows < to && !interrupted();) {
+        size_t n = min(to - rows, b->s->chunk);
+        time += compute(b, n, rows + n == to);
+        rows += n;
+        *bytes += (double)weight_bytes(b->m, n) + cache_bytes(b, rows, rows);
+        progress("prefill", rows, to);
     }
     return time;
 }
@@ -208,15 +206,15 @@ static void bench_decode(Bench *b, size_t context) {
     Profile profile;
     double times[DECODE_STEPS] = {0};
     measure_bandwidth(b);
-    b->position = context;
+    sequence_cut(b->sequence, context);
     compute(b, 1, true); /* pages that are touched for the first time */
-    b->position = context;
+    sequence_cut(b->sequence, context);
     start_profile(b, &profile);
     for (int i = 0; i < DECODE_STEPS && goes_on(b); i++)
         times[i] = compute(b, 1, true);
     size_t done = goes_on(b) ? DECODE_STEPS : 0;
     Result r = {.test = "decode", .context = context, .rows = 1, .seconds = median(times, DECODE_STEPS)};
-    r.bytes = (double)weight_bytes(b->m, 1) + cache_bytes(b, context, min(context, b->s->dense_rows));
+    r.bytes = (double)weight_bytes(b->m, 1) + cache_bytes(b, context, min(context, b->s->sparse.threshold));
     if (done)
         print_result(b, &r);
     stop_profile(b, done);
@@ -232,6 +230,7 @@ int mode_bench(const Model *m, const Options *o) {
     b.s = open_state(m, o, limit, 1);
     if (!b.s)
         return FAILED;
+    b.sequence = sequence_open(b.s);
     b.rows = malloc(b.s->chunk * sizeof *b.rows);
     watch_interrupt();
     if (b.csv)

@@ -23,8 +23,9 @@
 #include "cli/system.h"
 #include "cli/template.h"
 #include "cli/turns.h"
+#include "engine/cache.h"
+#include "engine/sequence.h"
 #include "engine/util.h"
-#include "mla.h"
 
 enum { DEFAULT_CONTEXT = 8192 }; /* rows, at a terminal */
 
@@ -116,7 +117,7 @@ static bool add_piece(Chat *c, int which) {
 
 static bool add_number(Chat *c) {
     char digits[24];
-    unsigned long long number = (unsigned long long)c->template.number + c->run.sequence.turns - 1;
+    unsigned long long number = (unsigned long long)c->template.number + c->run.saved.turns - 1;
     int n = c->template.flags & COUNT ? snprintf(digits, sizeof digits, "%llu", number) : 0;
     return append(&c->made.plain, (Slice){digits, (size_t)n});
 }
@@ -149,7 +150,7 @@ static Slice shown_of_prompt(const Chat *c) {
 }
 
 static bool collect_answer(Chat *c) {
-    const Sequence *q = &c->run.sequence;
+    const Sequence *q = c->run.sequence;
     const ThoughtMarks *marks = &c->template.marks;
     Slice shown = shown_of_prompt(c), mark = {shown.text, min(shown.bytes, marks->begin.bytes)};
     answer_clear(&c->answer);
@@ -181,9 +182,9 @@ static Slice history_of(const Chat *c) {
 /* The sequence holds the tokens of c->made from the turn on; the cache is right as far as they were there.
  * One at least is left to compute, so that no logits of another place are taken for theirs. */
 static void replace_turn(Chat *c) {
-    Sequence *q = &c->run.sequence;
+    Sequence *q = c->run.sequence;
     size_t same = 0, end = c->turn + c->made.count;
-    while (same < c->made.count && c->turn + same < q->position &&
+    while (same < c->made.count && c->turn + same < q->rows &&
            q->ids[c->turn + same] == c->made.ids[same])
         same++;
     if (c->made.count)
@@ -203,7 +204,7 @@ static int keep_turn(Chat *c, End *end) {
         !flush_plain(c))
         return FAILED;
     if (c->turn + c->made.count > c->run.state->context) {
-        *end = CONTEXT_FULL;
+        *end = END_CONTEXT;
         return DONE;
     }
     replace_turn(c);
@@ -213,14 +214,14 @@ static int keep_turn(Chat *c, End *end) {
 
 /* The turn becomes a part of the history. */
 static int commit_turn(Chat *c, End *end) {
-    Sequence *q = &c->run.sequence;
-    if (q->count == c->first_token && *end == CAUGHT) { /* it is forgotten */
+    Sequence *q = c->run.sequence;
+    if (q->count == c->first_token && *end == END_INTERRUPTED) { /* it is forgotten */
         c->made.count = 0;
         replace_turn(c);
         return DONE;
     }
     int status = collect_answer(c) ? keep_turn(c, end) : FAILED;
-    q->turns++;
+    c->run.saved.turns++;
     return status;
 }
 
@@ -236,8 +237,10 @@ static int no_room(const Chat *c, const char *what, size_t tokens) {
 /* Reads the user's turn and writes the answer. */
 static int answer_turn(Chat *c, End *end) {
     Run *r = &c->run;
-    Sequence *q = &r->sequence;
+    Sequence *q = r->sequence;
     c->turn = q->count;
+    if (!sequence_mark(q))
+        return failed(FAILED, "out of memory");
     if (!make_turn(c, PROMPT) || !flush_plain(c))
         return FAILED;
     if (!c->made.count)
@@ -256,9 +259,9 @@ static int answer_turn(Chat *c, End *end) {
         text_echo(&r->text, shown.text + mark, shown.bytes - mark);
     }
     r->text.cut = 0;
-    *end = generate(r);
+    *end = run_generate(r);
     text_end(&r->text);
-    return *end == NOT_NUMBERS ? DONE : commit_turn(c, end);
+    return *end == END_NON_FINITE ? DONE : commit_turn(c, end);
 }
 
 /* ---- the conversation ----------------------------------------------------------------------- */
@@ -280,7 +283,7 @@ static int unread_turn(Chat *c) {
     return failed(FAILED,
                   "the context of %zu tokens is full: turn %u and all after it have no answer; -c makes it "
                   "longer, up to %u for this model",
-                  c->run.state->context, c->run.sequence.turns + 1,
+                  c->run.state->context, c->run.saved.turns + 1,
                   c->run.model->config.max_position_embeddings);
 }
 
@@ -289,32 +292,32 @@ static bool take_turn(Chat *c, Session *session, End *end, int *status) {
     watch_interrupt();
     if (interrupted() || !next_turn(c, status)) {
         if (interrupted())
-            *end = CAUGHT;
-        else if (*end == CAUGHT) /* an answer, not the conversation */
-            *end = ENDED;
+            *end = END_INTERRUPTED;
+        else if (*end == END_INTERRUPTED) /* an answer, not the conversation */
+            *end = END_TOKEN;
         return false;
     }
     *status = answer_turn(c, end);
-    if (*status || *end == NOT_NUMBERS)
+    if (*status || *end == END_NON_FINITE)
         return false;
-    if (c->run.sequence.count)
+    if (c->run.sequence->count)
         *status = run_save(&c->run, session);
-    bool goes_on = *end != CONTEXT_FULL && (*end != CAUGHT || c->turns.terminal);
+    bool goes_on = *end != END_CONTEXT && (*end != END_INTERRUPTED || c->turns.terminal);
     return !*status && goes_on && !c->run.options->typed[OPT_PROMPT];
 }
 
 static int talk(Chat *c, Session *session) {
-    End end = ENDED;
+    End end = END_TOKEN;
     int status = DONE;
     turns_greet(&c->turns);
     while (take_turn(c, session, &end, &status)) {
     }
-    if (!status && end == CONTEXT_FULL)
+    if (!status && end == END_CONTEXT)
         status = unread_turn(c);
     if (status)
         return status;
     if (!c->run.read)
-        return end == CAUGHT ? interrupt_status() : DONE;
+        return end == END_INTERRUPTED ? interrupt_status() : DONE;
     return run_finish(&c->run, NULL, end);
 }
 
@@ -333,14 +336,14 @@ static size_t default_rows(const Chat *c) {
 /* Whether the options fit the template and the session. */
 static int check_conversation(const Chat *c, const Session *session) {
     const Options *o = c->run.options;
-    const Sequence *q = &c->run.sequence;
+    const SavedText *saved = &c->run.saved;
     if (o->system && c->template.flags & NO_SYSTEM)
         return failed(FAILED, "%s: the model's chat template takes no system text: leave %s out",
                       c->run.model->path, o->typed[OPT_SYSTEM]);
-    if (q->count && !q->turns)
+    if (saved->count && !saved->turns)
         return failed(FAILED, "%s: holds a text, no conversation: give --session another name to begin one",
                       session->name);
-    if (q->count && o->system)
+    if (saved->count && o->system)
         return failed(FAILED,
                       "%s: the conversation has begun, with its own system text: leave %s out, or give "
                       "--session another name",
@@ -365,12 +368,11 @@ static int open_template(Chat *c) {
 /* Everything before the first turn. */
 static int open_chat(Chat *c, Session *session, Options *o) {
     Run *r = &c->run;
-    Sequence *q = &r->sequence;
     int status = open_template(c);
     if (!status && !o->typed[OPT_PROMPT])
         status = turns_open(&c->turns, o->file);
     if (!status)
-        status = session_open(session, q, r->model, o);
+        status = session_open(session, &r->saved, r->model, o);
     if (!status)
         status = check_conversation(c, session);
     if (status)
@@ -378,10 +380,10 @@ static int open_chat(Chat *c, Session *session, Options *o) {
     size_t context = context_rows(r->model, o, default_rows(c));
     if (!context)
         return WRONG_USAGE;
-    if (q->count > context)
+    if (r->saved.count > context)
         return failed(FAILED,
                       "%s: the conversation has %zu tokens, more than the context of %zu; -c makes it longer",
-                      session->name, q->count, context);
+                      session->name, r->saved.count, context);
     r->state = open_state(r->model, o, context, 1);
     if (!r->state)
         return FAILED;

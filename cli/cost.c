@@ -1,5 +1,5 @@
 /* cost.c: what a call of forward reads (cost.h), from the table of tensors alone. What it keeps in the
- * cache is arithmetic on Config: mla.h. */
+ * cache is arithmetic on Config: engine/cache.h. */
 #include "cli/cost.h"
 
 #include <string.h>

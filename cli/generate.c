@@ -11,7 +11,9 @@
 #include "cli/modes.h"
 #include "cli/prompt.h"
 #include "cli/system.h"
+#include "engine/sequence.h"
 #include "engine/util.h"
+#include "tokenizer.h"
 
 /* ---- the text ------------------------------------------------------------------------------- */
 
@@ -26,7 +28,7 @@ static const char *token_bytes(const Run *r, int32_t token, bool first, size_t *
 }
 
 const char *token_text(Run *r, size_t at, size_t *n) {
-    const int32_t *ids = r->sequence.ids;
+    const int32_t *ids = r->sequence->ids;
     bool first = true; /* the first of the text if none before it has any */
     while (r->textless < at && first) {
         token_bytes(r, ids[r->textless], false, n);
@@ -41,15 +43,48 @@ static void write_id(Run *r, int32_t token) {
     output_flush();
 }
 
-bool write_token(Run *r) {
+/* Writes the last token of the sequence. False: a stop text is complete. */
+static bool write_token(void *run) {
+    Run *r = run;
     r->written++;
     if (!r->model->tokenizer) {
-        write_id(r, r->sequence.ids[r->sequence.count - 1]);
+        write_id(r, r->sequence->ids[r->sequence->count - 1]);
         return true;
     }
     size_t n;
-    const char *bytes = token_text(r, r->sequence.count - 1, &n);
+    const char *bytes = token_text(r, r->sequence->count - 1, &n);
     return text_token(&r->text, bytes, n);
+}
+
+static void show_progress(void *run, size_t done, size_t all) {
+    (void)run;
+    progress("prompt", done, all);
+}
+
+End run_generate(Run *r) {
+    const Config *cfg = &r->model->config;
+    int32_t end_tokens[sizeof cfg->eos_token_id / sizeof *cfg->eos_token_id + 1];
+    size_t count = 0;
+    if (!r->options->typed[OPT_IGNORE_EOS]) {
+        end_tokens[count++] = r->turn_end;
+        for (uint32_t i = 0; i < cfg->eos_tokens; i++)
+            end_tokens[count++] = cfg->eos_token_id[i];
+    }
+    Generation g = {.sequence = r->sequence,
+                    .sampler = r->sampler,
+                    .logits = r->state->logits,
+                    .limit = r->options->tokens,
+                    .end_tokens = end_tokens,
+                    .end_token_count = count,
+                    .emit = write_token,
+                    .progress = show_progress,
+                    .owner = r};
+    generate(r->model, r->state, &g, 1);
+    r->read += g.read;
+    r->steps += g.steps;
+    r->read_seconds += g.read_seconds;
+    r->write_seconds += g.write_seconds;
+    return g.end;
 }
 
 /* ---- the run -------------------------------------------------------------------------------- */
@@ -73,7 +108,7 @@ static void echo_prompt(Run *r, const Prompt *p) {
 /* What a stop text kept from being written when the session was put away: the last `cut` bytes of its
  * tokens. */
 static void write_cut(Run *r, size_t tokens, size_t cut) {
-    const int32_t *ids = r->sequence.ids;
+    const int32_t *ids = r->sequence->ids;
     size_t from = tokens, bytes = 0, first = 0, n = 0; /* first: the first token with text */
     for (; first < tokens && n == 0; first += n == 0)
         token_bytes(r, ids[first], false, &n);
@@ -105,58 +140,58 @@ void note_waiting_input(const Options *o) {
 /* What there is to say about the last text. The exit status. */
 static int tell(const Run *r, End end) {
     static const char *const reasons[] = {
-        [ENDED] = "end",     [STOPPED] = "stop", [LENGTH] = "length", [CONTEXT_FULL] = "context",
-        [CAUGHT] = "signal",
+        [END_TOKEN] = "end",     [END_STOP] = "stop", [END_LENGTH] = "length", [END_CONTEXT] = "context",
+        [END_INTERRUPTED] = "signal",
     };
     const Options *o = r->options;
-    if (end == NOT_NUMBERS)
+    if (end == END_NON_FINITE)
         return non_finite(r->model);
     if (o->mode != MODE_CHAT)
         note_waiting_input(o);
-    if (end == CONTEXT_FULL)
+    if (end == END_CONTEXT)
         note("the context of %zu tokens is full", r->state->context);
-    if (end == ENDED && !r->written && o->typed[OPT_SESSION] && o->mode == MODE_GENERATE)
+    if (end == END_TOKEN && !r->written && o->typed[OPT_SESSION] && o->mode == MODE_GENERATE)
         note("the model has nothing to add: a prompt or --ignore-eos goes on");
     note("prompt %zu tokens, %.1f tokens/s; text %zu tokens, %.1f tokens/s, ended: %s; seed %llu", r->read,
-         rate(r->read, r->read_seconds), r->written, rate(r->decoded, r->write_seconds), reasons[end],
-         (unsigned long long)r->sequence.seed);
-    return end == CAUGHT ? interrupt_status() : DONE;
+         rate(r->read, r->read_seconds), r->written, rate(r->steps, r->write_seconds), reasons[end],
+         (unsigned long long)r->saved.seed);
+    return end == END_INTERRUPTED ? interrupt_status() : DONE;
 }
 
 void run_rewind(Run *r, size_t rows) {
-    Sequence *q = &r->sequence;
-    q->position = min(rows, q->position);
+    rows = sequence_cut(r->sequence, rows);
     r->textless = min(rows, r->textless);
     sampler_forget(r->sampler);
-    for (size_t i = 0; i < q->position; i++)
-        sampler_saw(r->sampler, q->ids[i]);
+    for (size_t i = 0; i < rows; i++)
+        sampler_saw(r->sampler, r->sequence->ids[i]);
 }
 
 /* What was not given on the command line comes from the checkpoint, and the seed from the session or the
  * system. */
-static bool sampling(const Config *c, const Options *o, const Sequence *q, SamplerOptions *s) {
+static bool sampling(const Config *cfg, const Options *o, const SavedText *saved, SamplerOptions *s) {
     *s = (SamplerOptions){
-        .temperature = o->temperature < 0 ? c->temperature : (float)o->temperature,
-        .top_k = o->top_k < 0 ? c->top_k : (uint32_t)o->top_k,
-        .top_p = o->top_p < 0 ? c->top_p : (float)o->top_p,
-        .min_p = o->min_p < 0 ? c->min_p : (float)o->min_p,
-        .repeat_penalty = o->repeat_penalty < 0 ? c->repetition_penalty : (float)o->repeat_penalty,
-        .seed = o->typed[OPT_SEED] ? o->seed : q->seed,
+        .temperature = o->temperature < 0 ? cfg->temperature : (float)o->temperature,
+        .top_k = o->top_k < 0 ? cfg->top_k : (uint32_t)o->top_k,
+        .top_p = o->top_p < 0 ? cfg->top_p : (float)o->top_p,
+        .min_p = o->min_p < 0 ? cfg->min_p : (float)o->min_p,
+        .repeat_penalty = o->repeat_penalty < 0 ? cfg->repetition_penalty : (float)o->repeat_penalty,
+        .seed = o->typed[OPT_SEED] ? o->seed : saved->seed,
     };
-    return o->typed[OPT_SEED] || q->count || random_seed(&s->seed);
+    if (s->repeat_penalty == 0) /* the checkpoint does not say */
+        s->repeat_penalty = 1;
+    return o->typed[OPT_SEED] || saved->count || random_seed(&s->seed);
 }
 
 /* The sampler as it was when the session was put away, unless -s begins anew, and the tokens for it to
  * penalise. */
 static bool open_sampler(Run *r, const SamplerOptions *so) {
-    Sequence *q = &r->sequence;
     r->sampler = sampler_open(r->model->k, r->model->config.vocab_size, so);
     if (!r->sampler)
         return false;
-    if (q->count && !r->options->typed[OPT_SEED])
-        sampler_resume(r->sampler, q->random);
-    q->seed = so->seed;
-    run_rewind(r, q->position);
+    if (r->saved.count && !r->options->typed[OPT_SEED])
+        sampler_resume(r->sampler, r->saved.random);
+    r->saved.seed = so->seed;
+    run_rewind(r, r->sequence->rows);
     return true;
 }
 
@@ -168,53 +203,50 @@ int run_open(Run *r, Session *session) {
     if (o->stop_count && !m->tokenizer)
         return failed(FAILED, "%s: %s compares text, and the checkpoint has no tokenizer to make any",
                       m->path, o->typed[OPT_STOP]);
-    if (!sampling(&m->config, o, &r->sequence, &so))
+    if (!sampling(&m->config, o, &r->saved, &so))
         return failed(FAILED, "the system has no /dev/urandom to take a seed from: give one with --seed");
     r->state->stop = interrupted;
-    int32_t *ids = realloc(r->sequence.ids, (r->state->context + 1) * sizeof *ids);
-    if (ids)
-        r->sequence.ids = ids;
-    r->rows = malloc(r->state->chunk * sizeof *r->rows);
-    if (!text_open(&r->text, o->stops, o->stop_bytes, o->stop_count) || !ids || !r->rows ||
-        !open_sampler(r, &so))
+    r->sequence = sequence_open(r->state);
+    int status = session_load(session, r->sequence, r->state);
+    if (status)
+        return status;
+    if (!text_open(&r->text, o->stops, o->stop_bytes, o->stop_count) || !open_sampler(r, &so))
         return failed(FAILED, "out of memory");
-    return session_load(session, &r->sequence, r->state);
+    return DONE;
 }
 
 int run_save(Run *r, Session *session) {
-    r->sequence.cut = r->text.cut;
-    r->sequence.random = sampler_random(r->sampler);
-    return session_save(session, &r->sequence, r->state);
+    r->saved.cut = r->text.cut;
+    r->saved.random = sampler_random(r->sampler);
+    return session_save(session, &r->saved, r->sequence, r->state);
 }
 
 int run_finish(Run *r, Session *session, End end) {
     int status = tell(r, end);
-    int saved = end == NOT_NUMBERS || !session ? DONE : run_save(r, session);
+    int saved = end == END_NON_FINITE || !session ? DONE : run_save(r, session);
     return saved ? saved : status;
 }
 
 void run_close(Run *r) {
     text_close(&r->text);
-    free(r->rows);
-    free(r->sequence.ids);
     sampler_close(r->sampler);
     state_close(r->state);
 }
 
 static int write_all(Run *r, Session *session, const Prompt *prompt) {
-    Sequence *q = &r->sequence;
+    Sequence *q = r->sequence;
     bool echo = r->options->typed[OPT_ECHO];
     watch_interrupt();
     if (prompt->count)
         memcpy(q->ids + q->count, prompt->ids, prompt->count * sizeof *q->ids);
     q->count += prompt->count;
-    if (q->cut && r->model->tokenizer && (echo || !prompt->count)) /* else the prompt takes its place */
-        write_cut(r, prompt->before, q->cut);
+    if (r->saved.cut && r->model->tokenizer && (echo || !prompt->count)) /* else the prompt takes its place */
+        write_cut(r, prompt->before, r->saved.cut);
     if (echo)
         echo_prompt(r, prompt);
-    q->turns = 0;
-    End end = generate(r);
-    if (!r->model->tokenizer && !r->text.terminal && end != NOT_NUMBERS)
+    r->saved.turns = 0;
+    End end = run_generate(r);
+    if (!r->model->tokenizer && !r->text.terminal && end != END_NON_FINITE)
         output_print("\n");
     text_end(&r->text);
     return run_finish(r, session, end);
@@ -225,9 +257,9 @@ int mode_generate(const Model *m, const Options *given) {
     Run r = {.model = m, .options = &o};
     Session session;
     Prompt prompt = {0};
-    int status = session_open(&session, &r.sequence, m, &o);
+    int status = session_open(&session, &r.saved, m, &o);
     if (!status)
-        status = prompt_read(&prompt, m, &o, r.sequence.count);
+        status = prompt_read(&prompt, m, &o, r.saved.count);
     if (!status)
         status = prompt_state(&r.state, &prompt, m, &o, 1);
     if (!status)

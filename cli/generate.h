@@ -13,38 +13,30 @@ typedef struct {
     const Options *options;
     State *state;
     Sampler *sampler;
-    Sequence sequence;    /* ids [context + 1]: session, prompt and text so far */
-    Row *rows;            /* [state->chunk] of the prompt */
+    Sequence *sequence;   /* session, prompt and text so far */
+    SavedText saved;      /* the rest of a session */
     Text text;            /* on standard output */
     int32_t turn_end;     /* ends a text as the model's end tokens do; -1: none */
     size_t ids_printed;   /* without tokenizer */
     size_t read, written; /* tokens of prompts and of texts */
     size_t textless;      /* at least so many tokens at the beginning of the sequence have no text */
-    /* forward calls for texts: a prompt's last row gives the first token for nothing */
-    size_t decoded;
+    size_t steps;         /* forward calls for texts: the first token comes with the prompt's last row */
     double read_seconds, write_seconds;
 } Run;
 
-/* Why a text ended: an end token or the end of the input, a stop text, -n, no room in the context, a signal,
- * logits that are not finite. */
-typedef enum { ENDED, STOPPED, LENGTH, CONTEXT_FULL, CAUGHT, NOT_NUMBERS } End;
-
-/* With model, options, state and the sequence of session_open in place: everything else that a run needs,
+/* With model, options, state and what session_open gave in place: everything else that a run needs,
  * before the first byte of text. DONE, or an exit status after a report. */
 int run_open(Run *r, Session *session);
 
-/* Computes the tokens of the sequence that are not in the cache yet, at least one unless a session brought
- * logits, then writes at most options->tokens. */
-End generate(Run *r); /* run.c */
-
-/* Writes the last token of the sequence. False: a stop text is complete. */
-bool write_token(Run *r);
+/* generate() of run.c for the run's sequence: reads its tokens that are not in the cache yet, at least one unless
+ * a session brought logits, then writes at most options->tokens. */
+End run_generate(Run *r);
 
 /* The bytes of token `at` of the sequence. Special tokens are marks between texts and have none, unless
  * the user works with them (--special) or sees thoughts. */
 const char *token_text(Run *r, size_t at, size_t *n);
 
-/* At most the first `rows` rows of the cache count: what the sequence holds behind them is to be computed. */
+/* At most the first `rows` rows of the cache count: what the sequence holds behind them is to be read. */
 void run_rewind(Run *r, size_t rows);
 
 /* Puts the session away, as often as there is something new. DONE, or FAILED after a report. */

@@ -8,8 +8,9 @@
 #include "cli/cost.h"
 #include "cli/modes.h"
 #include "cli/output.h"
+#include "engine/cache.h"
 #include "engine/checkpoint.h"
-#include "mla.h"
+#include "tokenizer.h"
 
 /* ---- parameters, of `layers` layers; each one counted once, although W_uk is stored twice --- */
 

@@ -13,6 +13,7 @@
 #include "cli/prompt.h"
 #include "cli/system.h"
 #include "cli/target.h"
+#include "engine/sequence.h"
 #include "engine/util.h"
 
 enum { LOGIT_ROWS = 64 }; /* rows in one forward call; their logits are its largest buffer */
@@ -22,10 +23,14 @@ enum { LOGIT_ROWS = 64 }; /* rows in one forward call; their logits are its larg
 static bool write_rows(FILE *f, const Model *m, State *s, const Prompt *p, bool *finite) {
     static Row rows[LOGIT_ROWS];
     size_t chunk = min(s->chunk, LOGIT_ROWS);
+    Sequence *q = sequence_open(s);
+    memcpy(q->ids, p->ids, p->count * sizeof *q->ids);
+    q->count = p->count;
     for (size_t from = 0; from < p->count && !interrupted(); from += chunk) {
         size_t n = min(p->count - from, chunk);
+        sequence_rows(q, rows, n, from, n);
         for (size_t i = 0; i < n; i++)
-            rows[i] = (Row){.token = p->ids[from + i], .position = (uint32_t)(from + i), .logits = true};
+            rows[i].logits = true;
         const float *logits = forward(m, s, rows, n);
         *finite = all_finite(logits, n * m->config.vocab_size);
         if (!*finite || fwrite(logits, sizeof *logits * m->config.vocab_size, n, f) != n)

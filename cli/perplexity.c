@@ -18,6 +18,7 @@
 #include "cli/prompt.h"
 #include "kernels/clock.h"
 #include "cli/system.h"
+#include "engine/sequence.h"
 #include "engine/util.h"
 
 /* rows in one forward call; their logits are its largest buffer */
@@ -31,6 +32,7 @@ typedef struct {
 /* One cache type that the text is read with. */
 typedef struct {
     State *state;
+    Sequence *sequence;
     float *p; /* [V] the next token's probabilities */
     Score score;
 } Reader;
@@ -82,18 +84,33 @@ static void score_row(Scoring *s, const float *used, const float *other, int32_t
                 (double)s->other.p[i] * (((double)other[i] - p.log_sum) - ((double)used[i] - q.log_sum));
 }
 
+/* The logits of the next n tokens of the reader's window. */
+static const float *read_rows(const Model *m, Reader *r, size_t n) {
+    static Row rows[SCORED_ROWS];
+    sequence_rows(r->sequence, rows, n, r->sequence->rows, n);
+    for (size_t i = 0; i < n; i++)
+        rows[i].logits = true;
+    return forward(m, r->state, rows, n);
+}
+
+static void begin_window(Reader *r, const int32_t *ids, size_t n) {
+    sequence_cut(r->sequence, 0);
+    memcpy(r->sequence->ids, ids, n * sizeof *ids);
+    r->sequence->count = n;
+}
+
 /* One window: ids[0 .. n) are read, and row i predicts ids[i + 1]. */
 static void score_window(Scoring *s, const int32_t *ids, size_t n) {
-    static Row rows[SCORED_ROWS];
     const Model *m = s->model;
     size_t vocab = m->config.vocab_size, chunk = min(s->used.state->chunk, SCORED_ROWS);
+    begin_window(&s->used, ids, n);
+    if (s->other.state)
+        begin_window(&s->other, ids, n);
     /* the last token is predicted and predicts nothing */
     for (size_t from = 0; from + 1 < n; from += chunk) {
         size_t count = min(n - 1 - from, chunk);
-        for (size_t i = 0; i < count; i++)
-            rows[i] = (Row){.token = ids[from + i], .position = (uint32_t)(from + i), .logits = true};
-        const float *used = forward(m, s->used.state, rows, count),
-                    *other = s->other.state ? forward(m, s->other.state, rows, count) : NULL;
+        const float *used = read_rows(m, &s->used, count),
+                    *other = s->other.state ? read_rows(m, &s->other, count) : NULL;
         for (size_t i = 0; i < count; i++)
             score_row(s, used + i * vocab, other ? other + i * vocab : NULL, ids[from + i + 1]);
     }
@@ -137,6 +154,8 @@ static bool open_reader(Reader *r, const Model *m, const Options *given, CacheTy
     o.cache = cache;
     r->state = open_state(m, &o, context, SCORED_ROWS);
     r->p = malloc(m->config.vocab_size * sizeof *r->p);
+    if (r->state)
+        r->sequence = sequence_open(r->state);
     if (r->state && !r->p)
         report("out of memory");
     return r->state && r->p;

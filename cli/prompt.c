@@ -9,6 +9,7 @@
 
 #include "cli/output.h"
 #include "engine/util.h"
+#include "tokenizer.h"
 
 char *read_file(const char *path, size_t most, size_t *bytes) {
     FILE *f = strcmp(path, "-") ? fopen(path, "rb") : stdin;

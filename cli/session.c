@@ -1,6 +1,6 @@
 /* session.c: --session FILE (session.h). Puts away what a text needs to go on as if it had never stopped,
  * and nothing else: options are not kept, but for the cache type, which the rows are in. The text itself
- * is made in run.c, the cache's pages are described in mla.h.
+ * is made in run.c, the cache's pages are described in engine/cache.h.
  *
  *   offset 0            SessionHeader, header.header_bytes
  *   then                ids, int32, header.tokens of them; the first header.rows are in the cache
@@ -40,10 +40,11 @@
 #include "cli/output.h"
 #include "cli/system.h"
 #include "cli/target.h"
-#include "kernels/clock.h"
+#include "engine/cache.h"
 #include "engine/checkpoint.h"
+#include "engine/sequence.h"
 #include "engine/util.h"
-#include "mla.h"
+#include "kernels/clock.h"
 
 #define SESSION_MAGIC "MLA.S\r\n\032"
 
@@ -90,15 +91,13 @@ static size_t page_bytes(const Model *m, CacheType type) {
     return cache_token_bytes(&m->config, type, m->config.num_hidden_layers) * TILE_ROWS;
 }
 
-static uint64_t pages_of(uint64_t rows) { return (rows + TILE_ROWS - 1) / TILE_ROWS; }
-
 static uint32_t header_bytes(const SessionHeader *h) {
     return h->header_bytes ? h->header_bytes : FIRST_HEADER_BYTES;
 }
 
 /* Of a session with this header, tokens, logits and pages. */
 static uint64_t data_offset(uint64_t header, uint64_t tokens, uint64_t logits, uint64_t pages) {
-    return (header + 4 * (tokens + logits + pages) + DATA_ALIGN - 1) / DATA_ALIGN * DATA_ALIGN;
+    return round_up(header + 4 * (tokens + logits + pages), DATA_ALIGN);
 }
 
 /* The three lists behind the header; `head` is the file's beginning, h its header. */
@@ -344,7 +343,7 @@ static int check_head(const Session *s, Options *o) {
                       s->name, cache_names[o->cache], cache_names[type]);
     o->cache = (CacheType)type;
 
-    bool sizes = h->page_bytes == page_bytes(s->model, o->cache) && h->pages == pages_of(h->rows) &&
+    bool sizes = h->page_bytes == page_bytes(s->model, o->cache) && h->pages == cache_pages(h->rows) &&
                  h->logits == (h->rows == h->tokens ? c->vocab_size : 0) &&
                  (h->file_bytes - h->data_offset) / h->page_bytes == h->pages &&
                  (h->file_bytes - h->data_offset) % h->page_bytes == 0;
@@ -357,7 +356,7 @@ static int check_head(const Session *s, Options *o) {
     return DONE;
 }
 
-static int read_sequence(Session *s, Sequence *q, Options *o) {
+static int read_text(Session *s, SavedText *text, Options *o) {
     struct stat st;
     s->file = open(s->path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
     if (s->file < 0)
@@ -379,22 +378,14 @@ static int read_sequence(Session *s, Sequence *q, Options *o) {
     if (status)
         return status;
     const SessionHeader *h = s->header;
-    *q = (Sequence){.count = h->tokens,
-                    .position = h->rows,
-                    .cut = h->cut,
-                    .turns = h->conversation,
-                    .seed = h->seed,
-                    .random = h->random};
-    q->ids = malloc(q->count * sizeof *q->ids);
-    if (!q->ids)
-        return failed(FAILED, "out of memory");
-    memcpy(q->ids, head_ids(h, s->head), q->count * sizeof *q->ids);
+    *text = (SavedText){
+        .count = h->tokens, .cut = h->cut, .turns = h->conversation, .seed = h->seed, .random = h->random};
     return DONE;
 }
 
-int session_open(Session *s, Sequence *q, const Model *m, Options *o) {
+int session_open(Session *s, SavedText *text, const Model *m, Options *o) {
     *s = (Session){.name = o->session, .model = m, .lock = -1, .file = -1};
-    *q = (Sequence){0};
+    *text = (SavedText){0};
     if (!s->name)
         return DONE;
     if (!*s->name)
@@ -402,15 +393,15 @@ int session_open(Session *s, Sequence *q, const Model *m, Options *o) {
     int status = name_files(s);
     if (!status)
         status = take_lock(s, 0);
-    return status ? status : read_sequence(s, q, o);
+    return status ? status : read_text(s, text, o);
 }
 
 /* Better to know now than when the text is there. Where a file system tells no size nothing is known. */
 static int check_room(const Session *s, const State *state) {
     struct statvfs disk;
     uint64_t rows = state->context, logits = s->model->config.vocab_size;
-    uint64_t most = data_offset(sizeof(SessionHeader), rows + 1, logits, pages_of(rows)) +
-                    pages_of(rows) * page_bytes(s->model, state->cache->type);
+    uint64_t most = data_offset(sizeof(SessionHeader), rows + 1, logits, cache_pages(rows)) +
+                    cache_pages(rows) * page_bytes(s->model, state->cache->type);
     if (fstatvfs(s->lock, &disk) || !disk.f_blocks || (uint64_t)disk.f_bavail * disk.f_frsize >= most)
         return DONE;
     return failed(
@@ -421,32 +412,35 @@ static int check_room(const Session *s, const State *state) {
 enum { PAGE_DAMAGED = INT_MAX };
 
 /* Page i takes its place in the cache. 0, PAGE_DAMAGED, or errno if it cannot be read. */
-static int read_page(const Session *s, const State *state, size_t i) {
+static int read_page(const Session *s, const Sequence *q, size_t i) {
     const SessionHeader *h = s->header;
-    uint8_t *page = cache_page(state->cache, 0, i);
+    uint8_t *page = cache_page(q, i);
     if (!read_at(s->file, page, h->page_bytes, h->data_offset + i * h->page_bytes))
         return errno;
     return crc32(0, page, h->page_bytes) == head_page_checksums(h, s->head)[i] ? 0 : PAGE_DAMAGED;
 }
 
-int session_load(Session *s, const Sequence *q, State *state) {
+int session_load(Session *s, Sequence *q, State *state) {
     int status = s->name ? check_room(s, state) : DONE, error = 0;
     if (status || s->file < 0)
         return status;
     const SessionHeader *h = s->header;
     double start = seconds();
-    cache_extend(state->cache, 0, q->position);
+    memcpy(q->ids, head_ids(h, s->head), h->tokens * sizeof *q->ids);
+    q->count = h->tokens;
+    sequence_reserve(q, h->rows); /* which are less than the context */
 #ifdef _OPENMP
 #pragma omp parallel for schedule(dynamic) num_threads(state->threads) reduction(max : error)
 #endif
     for (size_t i = 0; i < h->pages; i++) {
-        int page_error = read_page(s, state, i);
+        int page_error = read_page(s, q, i);
         error = page_error > error ? page_error : error;
     }
     if (error == PAGE_DAMAGED)
         return damaged(s, "the checksum of a page is wrong");
     if (error)
         return failed(FAILED, "%s: cannot read it: %s", s->name, strerror(error));
+    q->rows = h->rows;
     memcpy(state->logits, head_logits(h, s->head), h->logits * sizeof *state->logits);
     note("session %u tokens, %.1f MB, read in %.3f s", h->tokens, (double)h->file_bytes / 1e6,
          seconds() - start);
@@ -455,7 +449,7 @@ int session_load(Session *s, const Sequence *q, State *state) {
 
 /* ---- writing -------------------------------------------------------------------------------- */
 
-static uint8_t *make_head(const Session *s, const Sequence *q, const State *state) {
+static uint8_t *make_head(const Session *s, const SavedText *text, const Sequence *q, const State *state) {
     const Model *m = s->model;
     CacheType type = state->cache->type;
     SessionHeader h = {
@@ -463,14 +457,14 @@ static uint8_t *make_head(const Session *s, const Sequence *q, const State *stat
         .version = SESSION_VERSION,
         .page_bytes = page_bytes(m, type),
         .model = fingerprint(m),
-        .seed = q->seed,
-        .random = q->random,
+        .seed = text->seed,
+        .random = text->random,
         .tokens = (uint32_t)q->count,
-        .rows = (uint32_t)q->position,
-        .cut = (uint32_t)q->cut,
-        .logits = q->position == q->count ? m->config.vocab_size : 0,
-        .pages = (uint32_t)pages_of(q->position),
-        .conversation = q->turns,
+        .rows = (uint32_t)q->rows,
+        .cut = (uint32_t)text->cut,
+        .logits = q->rows == q->count ? m->config.vocab_size : 0,
+        .pages = (uint32_t)cache_pages(q->rows),
+        .conversation = text->turns,
     };
     h.data_offset = data_offset(header_bytes(&h), h.tokens, h.logits, h.pages);
     h.file_bytes = h.data_offset + h.pages * h.page_bytes;
@@ -486,11 +480,11 @@ static uint8_t *make_head(const Session *s, const Sequence *q, const State *stat
 }
 
 /* The pages first: the head holds their checksums. */
-static bool write_session(const Session *s, uint8_t *head, const State *state) {
+static bool write_session(const Session *s, uint8_t *head, const Sequence *q) {
     SessionHeader *h = (void *)head;
     uint32_t *checksum = head_page_checksums(h, head);
     for (size_t i = 0; i < h->pages; i++) {
-        const uint8_t *page = cache_page(state->cache, 0, i);
+        const uint8_t *page = cache_page(q, i);
         checksum[i] = crc32(0, page, h->page_bytes);
         if (!write_at(s->lock, page, h->page_bytes, h->data_offset + i * h->page_bytes))
             return false;
@@ -499,17 +493,17 @@ static bool write_session(const Session *s, uint8_t *head, const State *state) {
     return write_at(s->lock, head, h->data_offset, 0) && !fsync(s->lock);
 }
 
-int session_save(Session *s, const Sequence *q, const State *state) {
+int session_save(Session *s, const SavedText *text, const Sequence *q, const State *state) {
     if (!s->name)
         return DONE;
     mode_t mode = s->mode;
     int status = s->lock < 0 ? take_lock(s, PATIENCE) : DONE; /* where it was saved before */
     if (status)
         return status;
-    uint8_t *head = make_head(s, q, state);
+    uint8_t *head = make_head(s, text, q, state);
     if (!head)
         return failed(FAILED, "%s: out of memory to write it: it is as it was", s->name);
-    bool written = write_session(s, head, state);
+    bool written = write_session(s, head, q);
     free(head);
     if (written) {
         fchmod(s->lock, s->mode = mode); /* no longer a temporary file */

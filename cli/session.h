@@ -8,16 +8,13 @@
 #include "cli/options.h"
 #include "model.h"
 
-/* How far a text has come. */
+/* What a session holds of a text beside its sequence. */
 typedef struct {
-    int32_t *ids; /* [count] of the prompt and of what was written, begin token included */
-    size_t count;
-    /* of these are in the cache: where the next row goes. The others are still to be computed */
-    size_t position;
+    size_t count;          /* tokens of its sequence; 0: there is no session yet */
     size_t cut;            /* bytes at their end that a stop text kept from being written */
     uint32_t turns;        /* of --chat, all of them whole; 0: the text is no conversation */
     uint64_t seed, random; /* what the sampler began with, and where it is */
-} Sequence;
+} SavedText;
 
 typedef struct {
     const char *name; /* as on the command line; NULL: no --session, nothing is read or written */
@@ -31,19 +28,19 @@ typedef struct {
     struct SessionHeader *header; /* of the file, as this program knows it */
 } Session;
 
-/* Locks the session and reads everything but the cache: *q, whose ids are malloced (NULL and 0 tokens if
- * FILE does not exist). Without -k, o->cache becomes the session's. DONE, or an exit status after a
+/* Locks the session and reads everything but the cache: *text is all zeros if FILE does not exist. Without -k, o->cache becomes the session's. DONE, or an exit status after a
  * report: in use, read-only, cut short, damaged, no session, of another version, model or cache type, or in a
  * place that cannot be written. */
-int session_open(Session *s, Sequence *q, const Model *m, Options *o);
+int session_open(Session *s, SavedText *text, const Model *m, Options *o);
 
-/* Reads the cache's rows, and the logits of the last one if no token is left to compute. DONE, or FAILED
- * after a report: damaged, or the disk has no room for what `state` can hold. */
-int session_load(Session *s, const Sequence *q, State *state);
+/* Puts the session's tokens and cache rows into q, an empty sequence, and the logits of the last row, if no
+ * token is left to compute, into state->logits. DONE, or FAILED after a report: damaged, or the disk has no room
+ * for what `state` can hold. */
+int session_load(Session *s, Sequence *q, State *state);
 
-/* Writes q and the cache; it may be called again when q has grown. At every moment FILE is what it was or
+/* Writes the text, q and its rows; it may be called again when q has grown. At every moment FILE is what it was or
  * what it will be, and the session stays locked until session_close. DONE, or FAILED after a report. */
-int session_save(Session *s, const Sequence *q, const State *state);
+int session_save(Session *s, const SavedText *text, const Sequence *q, const State *state);
 
 void session_close(Session *s); /* also after session_open failed */
 

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "engine/util.h"
+#include "tokenizer.h"
 
 enum {
     TAG = 0x32544843,  /* "CHT2" */

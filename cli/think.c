@@ -2,6 +2,7 @@
  * the checkpoint's chat section; exporter/chat.py has seen to it that this is what the model's own template
  * does. Text that merely spells a mark is text, as long as the tokenizer has a token for the mark. */
 #include "cli/think.h"
+#include "tokenizer.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -15,8 +15,7 @@ typedef struct {
 
 /* ---- UTF-8 ---------------------------------------------------------------------------------- */
 
-/* Of the character that begins with byte `first`; 0: none does. */
-static size_t length_of(uint8_t first) {
+size_t utf8_length(uint8_t first) {
     if (first < 0x80)
         return 1;
     if (first < 0xC2)
@@ -30,7 +29,7 @@ static size_t length_of(uint8_t first) {
 
 size_t utf8_read(const uint8_t *s, size_t n, uint32_t *code) {
     static const uint32_t least[5] = {0, 0, 0x80, 0x800, 0x10000};
-    size_t length = length_of(s[0]);
+    size_t length = utf8_length(s[0]);
     if (length == 0 || length > n)
         return 0;
     uint32_t c = length == 1 ? s[0] : s[0] & (0x7Fu >> length);

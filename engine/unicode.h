@@ -34,6 +34,9 @@ typedef struct {
  * Unicode's table 3-7 refuses: overlong forms, surrogates, anything above 10FFFF. */
 size_t utf8_read(const uint8_t *s, size_t n, uint32_t *code);
 
+/* Bytes of the UTF-8 character that begins with this byte; 0: none does. */
+size_t utf8_length(uint8_t first);
+
 /* Writes code point c to out (4 bytes of room); returns the bytes written. */
 size_t utf8_write(uint8_t *out, uint32_t c);
 

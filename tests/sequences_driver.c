@@ -24,7 +24,7 @@ static Model m;
 static State *s;
 static Sequence *sequence[SEQUENCES];
 
-static void append(Sequence *q, char *ids) {
+static void append_ids(Sequence *q, char *ids) {
     for (char *end; *ids; ids = *end ? end + 1 : end)
         q->ids[q->count++] = (int32_t)strtol(ids, &end, 10);
 }
@@ -99,7 +99,7 @@ static bool obey(char *line) {
         Sequence *from = sequence[strtoul(rest, &rows, 10) % SEQUENCES];
         sequence[i] = sequence_fork(s, from, strtoul(rows, NULL, 10));
     } else if (!strcmp(name, "append")) {
-        append(sequence[i], rest);
+        append_ids(sequence[i], rest);
     } else if (!strcmp(name, "cut")) {
         sequence[i]->count = sequence_cut(sequence[i], strtoul(rest, NULL, 10));
     } else if (!strcmp(name, "close")) {
