@@ -384,7 +384,7 @@ static bool is_end_token(const Run *r, int32_t token) {
     bool end = token == r->turn_end;
     for (uint32_t i = 0; i < c->eos_tokens; i++)
         end |= token == c->eos_token_id[i];
-    return end && !r->options->typed[OPT_IGNORE_EOS];
+    return end && !r->options->given[OPT_IGNORE_EOS];
 }
 
 /* Writes at most `most` tokens (-1: as many as the context has room for), the first one from the logits
@@ -393,11 +393,11 @@ static End write_text(Run *r, const float *logits, int64_t most) {
     Sequence *q = &r->sequence;
     for (int64_t left = most; left != 0; left--) {
         if (interrupted())
-            return CAUGHT;
+            return INTERRUPTED;
         uint64_t random = sampler_random(r->sampler);
         int32_t token = sampler_next(r->sampler, logits);
         if (token < 0)
-            return NOT_NUMBERS;
+            return NON_FINITE;
         if (is_end_token(r, token)) {
             /* it is no part of the text: a session that goes on from here chooses again */
             sampler_resume(r->sampler, random);
@@ -423,8 +423,8 @@ End generate(Run *r) {
     double middle = seconds();
     r->read += r->sequence.position - before;
     bool complete = r->sequence.position == r->sequence.count; /* else there are no logits */
-    End end = complete && !all_finite(logits, r->model->config.vocab_size) ? NOT_NUMBERS
-              : interrupted()                                              ? CAUGHT
+    End end = complete && !all_finite(logits, r->model->config.vocab_size) ? NON_FINITE
+              : interrupted()                                              ? INTERRUPTED
                               : write_text(r, logits, r->options->tokens);
     r->read_seconds += middle - start;
     r->write_seconds += seconds() - middle;
@@ -449,7 +449,7 @@ int main(int argc, char **argv) {
             status = modes[o.mode](&m, &o);
             model_close(&m);
         } else {
-            status = failed(FAILED, "%s", err);
+            status = log_error(FAILED, "%s", err);
         }
     }
     options_close(&o);

@@ -121,7 +121,7 @@ static bool append(Buffer *b, Slice s) {
         size_t space = 2 * (b->bytes + s.bytes) + 256;
         char *text = realloc(b->text, space);
         if (!text) {
-            report("out of memory");
+            log_error(FAILED, "out of memory");
             return false;
         }
         b->text = text, b->space = space;
@@ -178,7 +178,7 @@ static bool push(Ids *made, const int32_t *ids, size_t n) {
         size_t space = 2 * (made->count + n) + 64;
         int32_t *more = realloc(made->ids, space * sizeof *more);
         if (!more) {
-            report("out of memory");
+            log_error(FAILED, "out of memory");
             return false;
         }
         made->ids = more, made->space = space;
@@ -325,7 +325,7 @@ static void replace_turn(Chat *c) {
 /* The turn as the history has it. */
 static int settle(Chat *c, End *end) {
     size_t prompt_rest;
-    if (c->run.sequence.count == c->answer && *end == CAUGHT) {
+    if (c->run.sequence.count == c->answer && *end == INTERRUPTED) {
         c->made.count = 0;
         replace_turn(c);
         return DONE;
@@ -355,17 +355,18 @@ static int answer(Chat *c, End *end) {
     if (!make_turn(c, PROMPT, (Slice){"", 0}))
         return FAILED;
     if (!c->made.count)
-        return failed(FAILED,
-                      "%s: a turn without a token: the text is empty, and the chat template adds nothing",
-                      r->model->path);
+        return log_error(FAILED,
+                         "%s: a turn without a token: the text is empty, and the chat template adds nothing",
+                         r->model->path);
     if (c->turn + c->made.count > r->state->context) {
         *end = CONTEXT_FULL;
-        if (c->turn && !r->options->typed[OPT_PROMPT])
+        if (c->turn && !r->options->given[OPT_PROMPT])
             return DONE;
-        return failed(FAILED,
-                      "the conversation has %zu tokens, more than the context of %zu; -c makes it longer, up "
-                      "to %u for this model",
-                      c->turn + c->made.count, r->state->context, r->model->config.max_position_embeddings);
+        return log_error(
+            FAILED,
+            "the conversation has %zu tokens, more than the context of %zu; -c makes it longer, up "
+            "to %u for this model",
+            c->turn + c->made.count, r->state->context, r->model->config.max_position_embeddings);
     }
     memcpy(q->ids + q->count, c->made.ids, c->made.count * sizeof *q->ids);
     q->count = c->answer = c->turn + c->made.count;
@@ -378,7 +379,7 @@ static int answer(Chat *c, End *end) {
     r->text.cut = 0;
     *end = generate(r);
     text_end(&r->text);
-    return *end == NOT_NUMBERS ? DONE : settle(c, end);
+    return *end == NON_FINITE ? DONE : settle(c, end);
 }
 
 /* ---- the user ------------------------------------------------------------------------------- */
@@ -401,10 +402,10 @@ static bool read_more(Input *in, const char *name, int *status) {
     ssize_t n = read(in->file, block, sizeof block);
     in->end = n <= 0;
     if (n < 0)
-        *status = failed(FAILED, "%s: cannot read it: %s", name, strerror(errno));
+        *status = log_error(FAILED, "%s: cannot read it: %s", name, strerror(errno));
     else if (in->read.bytes - in->used > MAX_TURN)
         *status =
-            failed(FAILED, "%s: a line is longer than the %d bytes that a turn may have", name, MAX_TURN);
+            log_error(FAILED, "%s: a line is longer than the %d bytes that a turn may have", name, MAX_TURN);
     else if (!append(&in->read, (Slice){block, (size_t)n}))
         *status = FAILED;
     return n > 0 && !*status;
@@ -436,7 +437,7 @@ static bool read_turn(Chat *c, int *status) {
     bool goes_on = false, got;
     do {
         if (in->terminal)
-            ask(goes_on ? ". " : "> ");
+            prompt_mark(goes_on ? ". " : "> ");
         got = read_line(in, name, &line, status);
         if (!got)
             break;
@@ -446,7 +447,7 @@ static bool read_turn(Chat *c, int *status) {
             *status = FAILED;
     } while (!*status && (goes_on || !in->turn.bytes));
     if (!got && in->terminal)
-        ask("\n");
+        prompt_mark("\n");
     c->user = (Slice){in->turn.text, in->turn.bytes};
     return !*status && !interrupted() && in->turn.bytes;
 }
@@ -454,11 +455,11 @@ static bool read_turn(Chat *c, int *status) {
 static int open_input(Chat *c) {
     const Options *o = c->run.options;
     Input *in = &c->input;
-    if (o->typed[OPT_PROMPT])
+    if (o->given[OPT_PROMPT])
         return DONE;
     in->file = o->file && strcmp(o->file, "-") ? open(o->file, O_RDONLY | O_CLOEXEC) : STDIN_FILENO;
     if (in->file < 0)
-        return failed(FAILED, "%s: cannot read it: %s", o->file, strerror(errno));
+        return log_error(FAILED, "%s: cannot read it: %s", o->file, strerror(errno));
     in->terminal = isatty(in->file);
     return append(&in->read, (Slice){"", 0}) ? DONE : FAILED;
 }
@@ -470,15 +471,16 @@ static int talk(Chat *c, Session *session) {
     End end = ENDED;
     int status = DONE, turns = 0;
     watch_interrupt();
-    if (o->typed[OPT_PROMPT]) {
+    if (o->given[OPT_PROMPT]) {
         c->user = (Slice){o->text, o->text_bytes};
         status = answer(c, &end);
         turns++;
     } else {
-        while (!status && end != CONTEXT_FULL && end != NOT_NUMBERS && (end != CAUGHT || c->input.terminal)) {
+        while (!status && end != CONTEXT_FULL && end != NON_FINITE &&
+               (end != INTERRUPTED || c->input.terminal)) {
             watch_interrupt();
             if (interrupted() || !read_turn(c, &status)) {
-                end = interrupted() ? CAUGHT : ENDED;
+                end = interrupted() ? INTERRUPTED : ENDED;
                 break;
             }
             status = answer(c, &end);
@@ -488,7 +490,7 @@ static int talk(Chat *c, Session *session) {
     if (status)
         return status;
     c->run.sequence.conversation = true;
-    return turns ? run_finish(&c->run, session, end) : end == CAUGHT ? interrupt_status() : DONE;
+    return turns ? run_finish(&c->run, session, end) : end == INTERRUPTED ? interrupt_status() : DONE;
 }
 
 /* Everything before the first turn. */
@@ -497,37 +499,38 @@ static int open_chat(Chat *c, Session *session, Options *o) {
     const Model *m = r->model;
     Sequence *q = &r->sequence;
     if (!m->tokenizer || !m->chat_bytes)
-        return failed(
+        return log_error(
             FAILED,
             "%s: the checkpoint has no %s, so that %s is not possible: export.py says why when it makes one",
-            m->path, m->tokenizer ? "chat template" : "tokenizer", o->typed[OPT_CHAT]);
+            m->path, m->tokenizer ? "chat template" : "tokenizer", o->given[OPT_CHAT]);
     const char *wrong = open_template(m, &c->template);
     if (wrong)
-        return failed(FAILED, "%s: the chat template is damaged: %s; export the checkpoint again", m->path,
-                      wrong);
+        return log_error(FAILED, "%s: the chat template is damaged: %s; export the checkpoint again", m->path,
+                         wrong);
     if (o->system && c->template.flags & NO_SYSTEM)
-        return failed(FAILED, "%s: the model's chat template takes no system text: leave %s out", m->path,
-                      o->typed[OPT_SYSTEM]);
+        return log_error(FAILED, "%s: the model's chat template takes no system text: leave %s out", m->path,
+                         o->given[OPT_SYSTEM]);
     int status = open_input(c);
     if (!status)
         status = session_open(session, q, m, o);
     if (status)
         return status;
     if (q->count && !q->conversation)
-        return failed(FAILED, "%s: holds a text, no conversation: give --session another name to begin one",
-                      session->name);
+        return log_error(FAILED,
+                         "%s: holds a text, no conversation: give --session another name to begin one",
+                         session->name);
     if (q->count && o->system)
-        return failed(FAILED,
-                      "%s: the conversation has begun, with its own system text: leave %s out, or give "
-                      "--session another name",
-                      session->name, o->typed[OPT_SYSTEM]);
+        return log_error(FAILED,
+                         "%s: the conversation has begun, with its own system text: leave %s out, or give "
+                         "--session another name",
+                         session->name, o->given[OPT_SYSTEM]);
     size_t context = context_rows(m, o, DEFAULT_CONTEXT);
     if (!context)
         return WRONG_USAGE;
     if (q->count > context)
-        return failed(FAILED,
-                      "%s: the conversation has %zu tokens, more than the context of %zu; -c makes it longer",
-                      session->name, q->count, context);
+        return log_error(
+            FAILED, "%s: the conversation has %zu tokens, more than the context of %zu; -c makes it longer",
+            session->name, q->count, context);
     r->state = open_state(m, o, context, 1);
     return r->state ? run_open(r, session) : FAILED;
 }

@@ -19,7 +19,7 @@
 static const char *token_bytes(const Run *r, int32_t token, bool first, size_t *n) {
     bool special;
     const char *bytes = tokenizer_decode(r->model->tokenizer, token, first, n, &special);
-    if (special && !r->options->typed[OPT_SPECIAL] && !thought_begins(&r->text, bytes, *n) &&
+    if (special && !r->options->given[OPT_SPECIAL] && !thought_begins(&r->text, bytes, *n) &&
         !thought_ends(&r->text, bytes, *n))
         *n = 0;
     return bytes;
@@ -86,40 +86,40 @@ static void write_cut(Run *r, size_t tokens, size_t cut) {
     }
 }
 
-int non_finite(const Model *m) {
-    return failed(FAILED, "%s: the logits are not numbers; --check looks for damage in the checkpoint",
-                  m->path);
+int log_non_finite(const Model *m) {
+    return log_error(FAILED, "%s: the logits are not numbers; --check looks for damage in the checkpoint",
+                     m->path);
 }
 
 static double rate(size_t tokens, double time) { return time > 0 ? (double)tokens / time : 0; }
 
 /* At the end, because data that is piped in may take its time. */
-void note_waiting_input(const Options *o) {
+void log_waiting_input(const Options *o) {
     int bytes = 0;
-    bool prompt = o->typed[OPT_PROMPT] || o->typed[OPT_FILE] || o->typed[OPT_IDS];
+    bool prompt = o->given[OPT_PROMPT] || o->given[OPT_FILE] || o->given[OPT_IDS];
     if (!prompt && !isatty(STDIN_FILENO) && !ioctl(STDIN_FILENO, FIONREAD, &bytes) && bytes > 0)
-        note("standard input was not read: -f - takes the prompt from it");
+        log_info("standard input was not read: -f - takes the prompt from it");
 }
 
 /* What there is to say about the last text. The exit status. */
-static int tell(const Run *r, End end) {
+static int print_stats(const Run *r, End end) {
     static const char *const reasons[] = {
-        [ENDED] = "end",     [STOPPED] = "stop", [LENGTH] = "length", [CONTEXT_FULL] = "context",
-        [CAUGHT] = "signal",
+        [ENDED] = "end",          [STOPPED] = "stop", [LENGTH] = "length", [CONTEXT_FULL] = "context",
+        [INTERRUPTED] = "signal",
     };
     const Options *o = r->options;
-    if (end == NOT_NUMBERS)
-        return non_finite(r->model);
+    if (end == NON_FINITE)
+        return log_non_finite(r->model);
     if (o->mode != MODE_CHAT)
-        note_waiting_input(o);
+        log_waiting_input(o);
     if (end == CONTEXT_FULL)
-        note("the context of %zu tokens is full", r->state->context);
-    if (end == ENDED && !r->written && o->typed[OPT_SESSION] && o->mode == MODE_GENERATE)
-        note("the model has nothing to add: a prompt or --ignore-eos goes on");
-    note("prompt %zu tokens, %.1f tokens/s; text %zu tokens, %.1f tokens/s, ended: %s; seed %llu", r->read,
-         rate(r->read, r->read_seconds), r->written, rate(r->decoded, r->write_seconds), reasons[end],
-         (unsigned long long)r->sequence.seed);
-    return end == CAUGHT ? interrupt_status() : DONE;
+        log_info("the context of %zu tokens is full", r->state->context);
+    if (end == ENDED && !r->written && o->given[OPT_SESSION] && o->mode == MODE_GENERATE)
+        log_info("the model has nothing to add: a prompt or --ignore-eos goes on");
+    log_info("prompt %zu tokens, %.1f tokens/s; text %zu tokens, %.1f tokens/s, ended: %s; seed %llu",
+             r->read, rate(r->read, r->read_seconds), r->written, rate(r->decoded, r->write_seconds),
+             reasons[end], (unsigned long long)r->sequence.seed);
+    return end == INTERRUPTED ? interrupt_status() : DONE;
 }
 
 void run_rewind(Run *r, size_t rows) {
@@ -139,9 +139,9 @@ static bool sampling(const Config *c, const Options *o, const Sequence *q, Sampl
         .top_p = o->top_p < 0 ? c->top_p : (float)o->top_p,
         .min_p = (float)o->min_p,
         .repeat_penalty = (float)o->repeat_penalty,
-        .seed = o->typed[OPT_SEED] ? o->seed : q->seed,
+        .seed = o->given[OPT_SEED] ? o->seed : q->seed,
     };
-    return o->typed[OPT_SEED] || q->count || random_seed(&s->seed);
+    return o->given[OPT_SEED] || q->count || random_seed(&s->seed);
 }
 
 /* The sampler as it was when the session was put away, unless -s begins anew, and the tokens for it to
@@ -151,7 +151,7 @@ static bool open_sampler(Run *r, const SamplerOptions *so) {
     r->sampler = sampler_open(r->model->k, r->model->config.vocab_size, so);
     if (!r->sampler)
         return false;
-    if (q->count && !r->options->typed[OPT_SEED])
+    if (q->count && !r->options->given[OPT_SEED])
         sampler_resume(r->sampler, q->random);
     q->seed = so->seed;
     run_rewind(r, q->position);
@@ -164,10 +164,10 @@ int run_open(Run *r, Session *session) {
     SamplerOptions so;
     r->turn_end = -1;
     if (o->stop_count && !m->tokenizer)
-        return failed(FAILED, "%s: %s compares text, and the checkpoint has no tokenizer to make any",
-                      m->path, o->typed[OPT_STOP]);
+        return log_error(FAILED, "%s: %s compares text, and the checkpoint has no tokenizer to make any",
+                         m->path, o->given[OPT_STOP]);
     if (!sampling(&m->config, o, &r->sequence, &so))
-        return failed(FAILED, "the system has no /dev/urandom to take a seed from: give one with --seed");
+        return log_error(FAILED, "the system has no /dev/urandom to take a seed from: give one with --seed");
     r->state->stop = interrupted;
     int32_t *ids = realloc(r->sequence.ids, (r->state->context + 1) * sizeof *ids);
     if (ids)
@@ -175,7 +175,7 @@ int run_open(Run *r, Session *session) {
     r->rows = malloc(r->state->chunk * sizeof *r->rows);
     if (!text_open(&r->text, o->stops, o->stop_bytes, o->stop_count) || !ids || !r->rows ||
         !open_sampler(r, &so))
-        return failed(FAILED, "out of memory");
+        return log_error(FAILED, "out of memory");
     return session_load(session, &r->sequence, r->state);
 }
 
@@ -186,7 +186,7 @@ int run_save(Run *r, Session *session) {
 }
 
 int run_finish(Run *r, Session *session, End end) {
-    int status = tell(r, end), saved = end == NOT_NUMBERS ? DONE : run_save(r, session);
+    int status = print_stats(r, end), saved = end == NON_FINITE ? DONE : run_save(r, session);
     return saved ? saved : status;
 }
 
@@ -200,7 +200,7 @@ void run_close(Run *r) {
 
 static int write_all(Run *r, Session *session, const Prompt *prompt) {
     Sequence *q = &r->sequence;
-    bool echo = r->options->typed[OPT_ECHO];
+    bool echo = r->options->given[OPT_ECHO];
     watch_interrupt();
     if (prompt->count)
         memcpy(q->ids + q->count, prompt->ids, prompt->count * sizeof *q->ids);
@@ -211,7 +211,7 @@ static int write_all(Run *r, Session *session, const Prompt *prompt) {
         echo_prompt(r, prompt);
     q->conversation = false;
     End end = generate(r);
-    if (!r->model->tokenizer && !r->text.terminal && end != NOT_NUMBERS)
+    if (!r->model->tokenizer && !r->text.terminal && end != NON_FINITE)
         output_print("\n");
     text_end(&r->text);
     return run_finish(r, session, end);

@@ -26,7 +26,7 @@ typedef struct {
 
 /* Why a text ended: an end token or the end of the input, a stop text, -n, no room in the context, a signal,
  * logits that are not finite. */
-typedef enum { ENDED, STOPPED, LENGTH, CONTEXT_FULL, CAUGHT, NOT_NUMBERS } End;
+typedef enum { ENDED, STOPPED, LENGTH, CONTEXT_FULL, INTERRUPTED, NON_FINITE } End;
 
 /* With model, options, state and the sequence of session_open in place: everything else that a run needs,
  * before the first byte of text. DONE, or an exit status after a report. */
