@@ -6,7 +6,7 @@
  * kernels' and mla.c's business.
  *
  * Threads. A call of forward is one parallel region. Every thread runs the same functions with its own
- * Thread t; share(t, n, &from, &to) gives it its part of n items, next_task(t, n) the next of n uneven
+ * Thread t; share(t, n, &from, &to) gives it its part of n items, next_tprompt_mark(t, n) the next of n uneven
  * ones, and sync_threads(t) is a barrier: what others wrote before it can be read behind it
  * (kernels/team.h). Work is split by output, never inside a sum, so that no result depends on the number
  * of threads.
@@ -292,14 +292,14 @@ void generate(const Model *m, State *s, Generation *texts, size_t n) {
 static bool open_model(Model *m, const char *path) {
     char err[1024], why[256];
     if (!model_open(m, path, err, sizeof err)) {
-        report("%s", err);
+        log_error(FAILED, "%s", err);
         return false;
     }
     if (!m->tokenizer_bytes)
         return true;
     m->tokenizer = tokenizer_open(m->tokenizer_section, m->tokenizer_bytes, why, sizeof why);
     if (!m->tokenizer) {
-        report("%s: damaged: tokenizer: %s; copy it or export it again", path, why);
+        log_error(FAILED, "%s: damaged: tokenizer: %s; copy it or export it again", path, why);
         model_close(m);
     }
     return m->tokenizer;

@@ -80,12 +80,12 @@ static void print_profile(const Bench *b, size_t rows) {
     double all = 0;
     for (int i = 0; i < STAGE_COUNT; i++)
         all += p->seconds[i];
-    note("  of %.3f ms a row:", all / (double)rows * 1e3);
+    log_info("  of %.3f ms a row:", all / (double)rows * 1e3);
     for (int i = 0; i < STAGE_COUNT; i++)
-        note("    %-10s %8.3f ms %5.1f %%", names[i], p->seconds[i] / (double)rows * 1e3,
-             100 * p->seconds[i] / all);
-    note("    waiting    %8.3f ms %5.1f %%  (at barriers, part of the above)", p->waited / (double)rows * 1e3,
-         100 * p->waited / all);
+        log_info("    %-10s %8.3f ms %5.1f %%", names[i], p->seconds[i] / (double)rows * 1e3,
+                 100 * p->seconds[i] / all);
+    log_info("    waiting    %8.3f ms %5.1f %%  (at barriers, part of the above)",
+             p->waited / (double)rows * 1e3, 100 * p->waited / all);
 }
 
 /* ---- the read loop -------------------------------------------------------------------------- */
@@ -226,7 +226,7 @@ int mode_bench(const Model *m, const Options *o) {
     size_t limit = context_rows(m, o, most);
     if (!limit)
         return WRONG_USAGE;
-    Bench b = {.m = m, .csv = o->typed[OPT_CSV], .profile = o->typed[OPT_PROFILE], .numbers = true};
+    Bench b = {.m = m, .csv = o->given[OPT_CSV], .profile = o->given[OPT_PROFILE], .numbers = true};
     b.s = open_state(m, o, limit, 1);
     if (!b.s)
         return FAILED;
@@ -254,8 +254,8 @@ int mode_bench(const Model *m, const Options *o) {
     free(b.rows);
     state_close(b.s);
     if (!b.memory)
-        return failed(FAILED, "out of memory: the read loop needs %d MB", READ_BYTES >> 20);
+        return log_error(FAILED, "out of memory: the read loop needs %d MB", READ_BYTES >> 20);
     if (!b.numbers)
-        return non_finite(m);
+        return log_non_finite(m);
     return interrupted() ? interrupt_status() : DONE;
 }

@@ -64,7 +64,7 @@ static bool push(Ids *made, const int32_t *ids, size_t n) {
         size_t space = 2 * (made->count + n) + 64;
         int32_t *more = realloc(made->ids, space * sizeof *more);
         if (!more) {
-            report("out of memory");
+            log_error(FAILED, "out of memory");
             return false;
         }
         made->ids = more;
@@ -184,8 +184,7 @@ static Slice history_of(const Chat *c) {
 static void replace_turn(Chat *c) {
     Sequence *q = c->run.sequence;
     size_t same = 0, end = c->turn + c->made.count;
-    while (same < c->made.count && c->turn + same < q->rows &&
-           q->ids[c->turn + same] == c->made.ids[same])
+    while (same < c->made.count && c->turn + same < q->rows && q->ids[c->turn + same] == c->made.ids[same])
         same++;
     if (c->made.count)
         memcpy(q->ids + c->turn, c->made.ids, c->made.count * sizeof *q->ids);
@@ -227,7 +226,7 @@ static int commit_turn(Chat *c, End *end) {
 
 static int no_room(const Chat *c, const char *what, size_t tokens) {
     const State *s = c->run.state;
-    return failed(
+    return log_error(
         FAILED,
         "%s has no answer: the conversation would have %zu tokens, more than the context of %zu; -c "
         "makes it longer, up to %u for this model",
@@ -240,13 +239,13 @@ static int answer_turn(Chat *c, End *end) {
     Sequence *q = r->sequence;
     c->turn = q->count;
     if (!sequence_mark(q))
-        return failed(FAILED, "out of memory");
+        return log_error(FAILED, "out of memory");
     if (!make_turn(c, PROMPT) || !flush_plain(c))
         return FAILED;
     if (!c->made.count)
-        return failed(FAILED,
-                      "%s: a turn without a token: the text is empty, and the chat template adds nothing",
-                      r->model->path);
+        return log_error(FAILED,
+                         "%s: a turn without a token: the text is empty, and the chat template adds nothing",
+                         r->model->path);
     if (c->turn + c->made.count > r->state->context)
         return no_room(c, "the turn", c->turn + c->made.count);
     memcpy(q->ids + q->count, c->made.ids, c->made.count * sizeof *q->ids);
@@ -269,7 +268,7 @@ static int answer_turn(Chat *c, End *end) {
 /* c->user = the next turn. False: as turns_next. */
 static bool next_turn(Chat *c, int *status) {
     const Options *o = c->run.options;
-    if (!o->typed[OPT_PROMPT])
+    if (!o->given[OPT_PROMPT])
         return turns_next(&c->turns, &c->user, status);
     c->user = (Slice){o->text, o->text_bytes};
     return true;
@@ -278,13 +277,13 @@ static bool next_turn(Chat *c, int *status) {
 /* A turn is there for which the context has no room. */
 static int unread_turn(Chat *c) {
     int status = DONE;
-    if (c->turns.terminal || c->run.options->typed[OPT_PROMPT] || !next_turn(c, &status))
+    if (c->turns.terminal || c->run.options->given[OPT_PROMPT] || !next_turn(c, &status))
         return status;
-    return failed(FAILED,
-                  "the context of %zu tokens is full: turn %u and all after it have no answer; -c makes it "
-                  "longer, up to %u for this model",
-                  c->run.state->context, c->run.saved.turns + 1,
-                  c->run.model->config.max_position_embeddings);
+    return log_error(
+        FAILED,
+        "the context of %zu tokens is full: turn %u and all after it have no answer; -c makes it "
+        "longer, up to %u for this model",
+        c->run.state->context, c->run.saved.turns + 1, c->run.model->config.max_position_embeddings);
 }
 
 /* One turn: its text, the answer, the session. False: the last one, or none. */
@@ -303,7 +302,7 @@ static bool take_turn(Chat *c, Session *session, End *end, int *status) {
     if (c->run.sequence->count)
         *status = run_save(&c->run, session);
     bool goes_on = *end != END_CONTEXT && (*end != END_INTERRUPTED || c->turns.terminal);
-    return !*status && goes_on && !c->run.options->typed[OPT_PROMPT];
+    return !*status && goes_on && !c->run.options->given[OPT_PROMPT];
 }
 
 static int talk(Chat *c, Session *session) {
@@ -338,30 +337,31 @@ static int check_conversation(const Chat *c, const Session *session) {
     const Options *o = c->run.options;
     const SavedText *saved = &c->run.saved;
     if (o->system && c->template.flags & NO_SYSTEM)
-        return failed(FAILED, "%s: the model's chat template takes no system text: leave %s out",
-                      c->run.model->path, o->typed[OPT_SYSTEM]);
+        return log_error(FAILED, "%s: the model's chat template takes no system text: leave %s out",
+                         c->run.model->path, o->given[OPT_SYSTEM]);
     if (saved->count && !saved->turns)
-        return failed(FAILED, "%s: holds a text, no conversation: give --session another name to begin one",
-                      session->name);
+        return log_error(FAILED,
+                         "%s: holds a text, no conversation: give --session another name to begin one",
+                         session->name);
     if (saved->count && o->system)
-        return failed(FAILED,
-                      "%s: the conversation has begun, with its own system text: leave %s out, or give "
-                      "--session another name",
-                      session->name, o->typed[OPT_SYSTEM]);
+        return log_error(FAILED,
+                         "%s: the conversation has begun, with its own system text: leave %s out, or give "
+                         "--session another name",
+                         session->name, o->given[OPT_SYSTEM]);
     return DONE;
 }
 
 static int open_template(Chat *c) {
     const Model *m = c->run.model;
     if (!m->tokenizer || !m->chat_bytes)
-        return failed(
+        return log_error(
             FAILED,
             "%s: the checkpoint has no %s, so that %s is not possible: export.py says why when it makes one",
-            m->path, m->tokenizer ? "chat template" : "tokenizer", c->run.options->typed[OPT_CHAT]);
+            m->path, m->tokenizer ? "chat template" : "tokenizer", c->run.options->given[OPT_CHAT]);
     const char *wrong = template_open(m, &c->template);
     if (wrong)
-        return failed(FAILED, "%s: the chat template is damaged: %s; export the checkpoint again", m->path,
-                      wrong);
+        return log_error(FAILED, "%s: the chat template is damaged: %s; export the checkpoint again", m->path,
+                         wrong);
     return template_tokens(&c->template, m) ? DONE : FAILED;
 }
 
@@ -369,7 +369,7 @@ static int open_template(Chat *c) {
 static int open_chat(Chat *c, Session *session, Options *o) {
     Run *r = &c->run;
     int status = open_template(c);
-    if (!status && !o->typed[OPT_PROMPT])
+    if (!status && !o->given[OPT_PROMPT])
         status = turns_open(&c->turns, o->file);
     if (!status)
         status = session_open(session, &r->saved, r->model, o);
@@ -381,9 +381,9 @@ static int open_chat(Chat *c, Session *session, Options *o) {
     if (!context)
         return WRONG_USAGE;
     if (r->saved.count > context)
-        return failed(FAILED,
-                      "%s: the conversation has %zu tokens, more than the context of %zu; -c makes it longer",
-                      session->name, r->saved.count, context);
+        return log_error(
+            FAILED, "%s: the conversation has %zu tokens, more than the context of %zu; -c makes it longer",
+            session->name, r->saved.count, context);
     r->state = open_state(r->model, o, context, 1);
     if (!r->state)
         return FAILED;

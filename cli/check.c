@@ -67,7 +67,7 @@ static Verdict check(const Model *m, const TensorInfo *t) {
 int mode_check(const Model *m, const Options *o) {
     Verdict *verdict = calloc(m->tensor_count + 1, sizeof *verdict);
     if (!verdict)
-        return failed(FAILED, "out of memory");
+        return log_error(FAILED, "out of memory");
     (void)o; /* without OpenMP */
 #ifdef _OPENMP
 #pragma omp parallel for schedule(dynamic) num_threads((int)o->threads)
@@ -79,20 +79,21 @@ int mode_check(const Model *m, const Options *o) {
     uint64_t bytes = 0;
     const char *wrong = chat_damage(m);
     if (wrong)
-        status = failed(FAILED, "%s: the chat template is damaged: %s; export the checkpoint again", m->path,
-                        wrong);
+        status = log_error(FAILED, "%s: the chat template is damaged: %s; export the checkpoint again",
+                           m->path, wrong);
     for (size_t i = 0; i < m->tensor_count; i++) {
         const TensorInfo *t = &m->tensors[i];
         bytes += t->bytes;
         if (verdict[i] == DAMAGED)
             status =
-                failed(FAILED, "%s: tensor %.*s is damaged, its checksum differs: copy or export it again",
-                       m->path, (int)sizeof t->name, t->name);
+                log_error(FAILED, "%s: tensor %.*s is damaged, its checksum differs: copy or export it again",
+                          m->path, (int)sizeof t->name, t->name);
         else if (verdict[i] == NO_WEIGHT)
-            status = failed(FAILED,
-                            "%s: tensor %.*s holds what no weight can be (infinity, not-a-number or -128): "
-                            "its source is broken",
-                            m->path, (int)sizeof t->name, t->name);
+            status =
+                log_error(FAILED,
+                          "%s: tensor %.*s holds what no weight can be (infinity, not-a-number or -128): "
+                          "its source is broken",
+                          m->path, (int)sizeof t->name, t->name);
     }
     free(verdict);
     if (!status)

@@ -31,7 +31,7 @@ static int unicode_value(const char *text, size_t *used) {
     return low >= 0xDC00 && low <= 0xDFFF ? 0x10000 + ((c - 0xD800) << 10) + (low - 0xDC00) : -1;
 }
 
-bool unescape(const char *typed, const char *text, size_t *bytes) {
+bool unescape(const char *given, const char *text, size_t *bytes) {
     const char *in = text;
     char *out = (char *)text;
     while (*in) {
@@ -54,7 +54,7 @@ bool unescape(const char *typed, const char *text, size_t *bytes) {
         default: c = -1;
         }
         if (c < 0) {
-            report("%s: '%.12s': -e knows \\n \\t \\\\ \\xHH and \\uHHHH", typed, escape);
+            log_error(WRONG_USAGE, "%s: '%.12s': -e knows \\n \\t \\\\ \\xHH and \\uHHHH", given, escape);
             return false;
         }
         in += used;

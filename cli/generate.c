@@ -21,7 +21,7 @@
 static const char *token_bytes(const Run *r, int32_t token, bool first, size_t *n) {
     bool special;
     const char *bytes = tokenizer_decode(r->model->tokenizer, token, first, n, &special);
-    if (special && !r->options->typed[OPT_SPECIAL] && !thought_begins(&r->text, bytes, *n) &&
+    if (special && !r->options->given[OPT_SPECIAL] && !thought_begins(&r->text, bytes, *n) &&
         !thought_ends(&r->text, bytes, *n))
         *n = 0;
     return bytes;
@@ -65,7 +65,7 @@ End run_generate(Run *r) {
     const Config *cfg = &r->model->config;
     int32_t end_tokens[sizeof cfg->eos_token_id / sizeof *cfg->eos_token_id + 1];
     size_t count = 0;
-    if (!r->options->typed[OPT_IGNORE_EOS]) {
+    if (!r->options->given[OPT_IGNORE_EOS]) {
         end_tokens[count++] = r->turn_end;
         for (uint32_t i = 0; i < cfg->eos_tokens; i++)
             end_tokens[count++] = cfg->eos_token_id[i];
@@ -122,39 +122,39 @@ static void write_cut(Run *r, size_t tokens, size_t cut) {
     }
 }
 
-int non_finite(const Model *m) {
-    return failed(FAILED, "%s: the logits are not numbers; --check looks for damage in the checkpoint",
-                  m->path);
+int log_non_finite(const Model *m) {
+    return log_error(FAILED, "%s: the logits are not numbers; --check looks for damage in the checkpoint",
+                     m->path);
 }
 
 static double rate(size_t tokens, double time) { return time > 0 ? (double)tokens / time : 0; }
 
 /* At the end, because data that is piped in may take its time. */
-void note_waiting_input(const Options *o) {
+void log_waiting_input(const Options *o) {
     int bytes = 0;
-    bool prompt = o->typed[OPT_PROMPT] || o->typed[OPT_FILE] || o->typed[OPT_IDS];
+    bool prompt = o->given[OPT_PROMPT] || o->given[OPT_FILE] || o->given[OPT_IDS];
     if (!prompt && !isatty(STDIN_FILENO) && !ioctl(STDIN_FILENO, FIONREAD, &bytes) && bytes > 0)
-        note("standard input was not read: -f - takes the prompt from it");
+        log_info("standard input was not read: -f - takes the prompt from it");
 }
 
 /* What there is to say about the last text. The exit status. */
-static int tell(const Run *r, End end) {
+static int print_stats(const Run *r, End end) {
     static const char *const reasons[] = {
-        [END_TOKEN] = "end",     [END_STOP] = "stop", [END_LENGTH] = "length", [END_CONTEXT] = "context",
-        [END_INTERRUPTED] = "signal",
+        [END_TOKEN] = "end",       [END_STOP] = "stop",          [END_LENGTH] = "length",
+        [END_CONTEXT] = "context", [END_INTERRUPTED] = "signal",
     };
     const Options *o = r->options;
     if (end == END_NON_FINITE)
-        return non_finite(r->model);
+        return log_non_finite(r->model);
     if (o->mode != MODE_CHAT)
-        note_waiting_input(o);
+        log_waiting_input(o);
     if (end == END_CONTEXT)
-        note("the context of %zu tokens is full", r->state->context);
-    if (end == END_TOKEN && !r->written && o->typed[OPT_SESSION] && o->mode == MODE_GENERATE)
-        note("the model has nothing to add: a prompt or --ignore-eos goes on");
-    note("prompt %zu tokens, %.1f tokens/s; text %zu tokens, %.1f tokens/s, ended: %s; seed %llu", r->read,
-         rate(r->read, r->read_seconds), r->written, rate(r->steps, r->write_seconds), reasons[end],
-         (unsigned long long)r->saved.seed);
+        log_info("the context of %zu tokens is full", r->state->context);
+    if (end == END_TOKEN && !r->written && o->given[OPT_SESSION] && o->mode == MODE_GENERATE)
+        log_info("the model has nothing to add: a prompt or --ignore-eos goes on");
+    log_info("prompt %zu tokens, %.1f tokens/s; text %zu tokens, %.1f tokens/s, ended: %s; seed %llu",
+             r->read, rate(r->read, r->read_seconds), r->written, rate(r->steps, r->write_seconds),
+             reasons[end], (unsigned long long)r->saved.seed);
     return end == END_INTERRUPTED ? interrupt_status() : DONE;
 }
 
@@ -175,11 +175,11 @@ static bool sampling(const Config *cfg, const Options *o, const SavedText *saved
         .top_p = o->top_p < 0 ? cfg->top_p : (float)o->top_p,
         .min_p = o->min_p < 0 ? cfg->min_p : (float)o->min_p,
         .repeat_penalty = o->repeat_penalty < 0 ? cfg->repetition_penalty : (float)o->repeat_penalty,
-        .seed = o->typed[OPT_SEED] ? o->seed : saved->seed,
+        .seed = o->given[OPT_SEED] ? o->seed : saved->seed,
     };
     if (s->repeat_penalty == 0) /* the checkpoint does not say */
         s->repeat_penalty = 1;
-    return o->typed[OPT_SEED] || saved->count || random_seed(&s->seed);
+    return o->given[OPT_SEED] || saved->count || random_seed(&s->seed);
 }
 
 /* The sampler as it was when the session was put away, unless -s begins anew, and the tokens for it to
@@ -188,7 +188,7 @@ static bool open_sampler(Run *r, const SamplerOptions *so) {
     r->sampler = sampler_open(r->model->k, r->model->config.vocab_size, so);
     if (!r->sampler)
         return false;
-    if (r->saved.count && !r->options->typed[OPT_SEED])
+    if (r->saved.count && !r->options->given[OPT_SEED])
         sampler_resume(r->sampler, r->saved.random);
     r->saved.seed = so->seed;
     run_rewind(r, r->sequence->rows);
@@ -201,17 +201,17 @@ int run_open(Run *r, Session *session) {
     SamplerOptions so;
     r->turn_end = -1;
     if (o->stop_count && !m->tokenizer)
-        return failed(FAILED, "%s: %s compares text, and the checkpoint has no tokenizer to make any",
-                      m->path, o->typed[OPT_STOP]);
+        return log_error(FAILED, "%s: %s compares text, and the checkpoint has no tokenizer to make any",
+                         m->path, o->given[OPT_STOP]);
     if (!sampling(&m->config, o, &r->saved, &so))
-        return failed(FAILED, "the system has no /dev/urandom to take a seed from: give one with --seed");
+        return log_error(FAILED, "the system has no /dev/urandom to take a seed from: give one with --seed");
     r->state->stop = interrupted;
     r->sequence = sequence_open(r->state);
     int status = session_load(session, r->sequence, r->state);
     if (status)
         return status;
     if (!text_open(&r->text, o->stops, o->stop_bytes, o->stop_count) || !open_sampler(r, &so))
-        return failed(FAILED, "out of memory");
+        return log_error(FAILED, "out of memory");
     return DONE;
 }
 
@@ -222,7 +222,7 @@ int run_save(Run *r, Session *session) {
 }
 
 int run_finish(Run *r, Session *session, End end) {
-    int status = tell(r, end);
+    int status = print_stats(r, end);
     int saved = end == END_NON_FINITE || !session ? DONE : run_save(r, session);
     return saved ? saved : status;
 }
@@ -235,7 +235,7 @@ void run_close(Run *r) {
 
 static int write_all(Run *r, Session *session, const Prompt *prompt) {
     Sequence *q = r->sequence;
-    bool echo = r->options->typed[OPT_ECHO];
+    bool echo = r->options->given[OPT_ECHO];
     watch_interrupt();
     if (prompt->count)
         memcpy(q->ids + q->count, prompt->ids, prompt->count * sizeof *q->ids);

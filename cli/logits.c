@@ -63,13 +63,14 @@ static int write_file(const char *path, const Model *m, State *s, const Prompt *
     FILE *f = target ? open_output(target, direct, &temporary) : NULL;
     int status = DONE;
     if (!f || !write_rows(f, m, s, p, &finite) || fflush(f))
-        status = finite ? failed(FAILED, "%s: cannot write it: %s", path, strerror(errno)) : non_finite(m);
+        status =
+            finite ? log_error(FAILED, "%s: cannot write it: %s", path, strerror(errno)) : log_non_finite(m);
     if (f && fclose(f) && !status)
-        status = failed(FAILED, "%s: cannot write it: %s", path, strerror(errno));
+        status = log_error(FAILED, "%s: cannot write it: %s", path, strerror(errno));
     if (!status && interrupted())
         status = interrupt_status();
     if (!status && !direct && rename(temporary, target))
-        status = failed(FAILED, "%s: cannot rename %s to it: %s", path, temporary, strerror(errno));
+        status = log_error(FAILED, "%s: cannot rename %s to it: %s", path, temporary, strerror(errno));
     if (status && f && !direct)
         unlink(temporary);
     free(temporary);
@@ -86,7 +87,7 @@ int mode_logits(const Model *m, const Options *o) {
     if (!status) {
         watch_interrupt();
         status = write_file(o->output, m, s, &p);
-        note_waiting_input(o);
+        log_waiting_input(o);
     }
     state_close(s);
     prompt_close(&p);

@@ -23,9 +23,9 @@ bool chat_has_thoughts(const Model *m);
 
 /* Says so if no prompt was given and data waits on standard input, which whoever piped it means as the prompt
  * (generate.c). */
-void note_waiting_input(const Options *o);
+void log_waiting_input(const Options *o);
 
 /* Says that logits are not finite, and returns FAILED (generate.c). */
-int non_finite(const Model *m);
+int log_non_finite(const Model *m);
 
 #endif

@@ -41,7 +41,7 @@ typedef struct {
         *value; /* what the value is called, in [] if it may be left out; NULL: the option takes none */
     Kind kind;
     unsigned modes;     /* where the option has a meaning */
-    size_t field;       /* of the value in Options; a FLAG has none, typed[] tells */
+    size_t field;       /* of the value in Options; a FLAG has none, given[] tells */
     double least, most; /* of an INTEGER or a NUMBER */
     const char *help;
 } Option;
@@ -196,7 +196,7 @@ static bool parse_cache(const char *text, CacheType *type) {
 }
 
 /* Stores the value of option `id`, or reports what it takes. */
-static bool parse_value(Options *o, OptionId id, const char *typed, const char *value) {
+static bool parse_value(Options *o, OptionId id, const char *given, const char *value) {
     const Option *option = &table[id];
     void *field = (char *)o + option->field;
     double number;
@@ -207,32 +207,34 @@ static bool parse_value(Options *o, OptionId id, const char *typed, const char *
         o->stop_bytes[o->stop_count] = strlen(value);
         o->stops[o->stop_count++] = value;
         if (!*value)
-            report("%s takes a text that is not empty", typed);
+            log_error(WRONG_USAGE, "%s takes a text that is not empty", given);
         return *value;
     case SEED:
         if (parse_seed(value, field))
             return true;
-        report("%s takes a whole number from 0 to 18446744073709551615, not '%s'", typed, value);
+        log_error(WRONG_USAGE, "%s takes a whole number from 0 to 18446744073709551615, not '%s'", given,
+                  value);
         return false;
     case CACHE:
         if (parse_cache(value, field))
             return true;
-        report("%s takes f32, bf16, q8, q6, q4 or full, not '%s'", typed, value);
+        log_error(WRONG_USAGE, "%s takes f32, bf16, q8, q6, q4 or full, not '%s'", given, value);
         return false;
     case INTEGER:
         if (parse_integer(value, &number) && number >= option->least && number <= option->most) {
             *(int64_t *)field = (int64_t)number;
             return true;
         }
-        report("%s takes a whole number from %.0f to %.0f, not '%s'", typed, option->least, option->most,
-               value);
+        log_error(WRONG_USAGE, "%s takes a whole number from %.0f to %.0f, not '%s'", given, option->least,
+                  option->most, value);
         return false;
     case NUMBER:
         if (parse_number(value, &number) && number >= option->least && number <= option->most) {
             *(double *)field = number;
             return true;
         }
-        report("%s takes a number from %g to %g, not '%s'", typed, option->least, option->most, value);
+        log_error(WRONG_USAGE, "%s takes a number from %g to %g, not '%s'", given, option->least,
+                  option->most, value);
         return false;
     }
     return false;
@@ -241,20 +243,21 @@ static bool parse_value(Options *o, OptionId id, const char *typed, const char *
 /* ---- escapes -------------------------------------------------------------------------------- */
 
 static bool unescape_all(Options *o) {
-    if (!o->typed[OPT_ESCAPE])
+    if (!o->given[OPT_ESCAPE])
         return true;
-    const char *text_option = o->typed[OPT_PROMPT] ? o->typed[OPT_PROMPT] : o->typed[OPT_TOKENIZE];
+    const char *text_option = o->given[OPT_PROMPT] ? o->given[OPT_PROMPT] : o->given[OPT_TOKENIZE];
     if (!o->text && !o->system && !o->stop_count) {
-        report("%s applies to the text of -p, --system, --stop and --tokenize, none of which is given",
-               o->typed[OPT_ESCAPE]);
+        log_error(WRONG_USAGE,
+                  "%s applies to the text of -p, --system, --stop and --tokenize, none of which is given",
+                  o->given[OPT_ESCAPE]);
         return false;
     }
     if (o->text && !unescape(text_option, o->text, &o->text_bytes))
         return false;
-    if (o->system && !unescape(o->typed[OPT_SYSTEM], o->system, &o->system_bytes))
+    if (o->system && !unescape(o->given[OPT_SYSTEM], o->system, &o->system_bytes))
         return false;
     for (size_t i = 0; i < o->stop_count; i++) {
-        if (!unescape(o->typed[OPT_STOP], o->stops[i], &o->stop_bytes[i]))
+        if (!unescape(o->given[OPT_STOP], o->stops[i], &o->stop_bytes[i]))
             return false;
     }
     return true;
@@ -349,9 +352,9 @@ static bool unknown_option(const char *argument) {
     snprintf(name, sizeof name, "%.*s", (int)strcspn(argument, "="), argument);
     const char *right = right_name(name);
     if (right)
-        report("unknown option '%s': use %s", argument, right);
+        log_error(WRONG_USAGE, "unknown option '%s': use %s", argument, right);
     else
-        report("unknown option '%s'; run --help lists them", argument);
+        log_error(WRONG_USAGE, "unknown option '%s'; run --help lists them", argument);
     return false;
 }
 
@@ -359,12 +362,12 @@ static bool unknown_option(const char *argument) {
 static bool at_most_one(const Options *o, const OptionId *set, size_t n, const char *why) {
     const char *one = NULL;
     for (size_t i = 0; i < n; i++) {
-        const char *typed = o->typed[set[i]];
-        if (one && typed) {
-            report("%s and %s cannot be combined: %s", one, typed, why);
+        const char *given = o->given[set[i]];
+        if (one && given) {
+            log_error(WRONG_USAGE, "%s and %s cannot be combined: %s", one, given, why);
             return false;
         }
-        one = typed ? typed : one;
+        one = given ? given : one;
     }
     return true;
 }
@@ -380,22 +383,22 @@ static bool choose_mode(Options *o) {
         return false;
     const char *mode = "the generation of text";
     for (int i = 0; i < (int)(sizeof modes / sizeof *modes); i++) {
-        if (o->typed[modes[i]]) {
+        if (o->given[modes[i]]) {
             o->mode = (Mode)(MODE_GENERATE + 1 + i);
-            mode = o->typed[modes[i]];
+            mode = o->given[modes[i]];
         }
     }
     for (int i = 0; i < OPTION_COUNT; i++) {
-        if (o->typed[i] && !(table[i].modes & 1u << o->mode)) {
-            report("%s has no meaning for %s", o->typed[i], mode);
+        if (o->given[i] && !(table[i].modes & 1u << o->mode)) {
+            log_error(WRONG_USAGE, "%s has no meaning for %s", o->given[i], mode);
             return false;
         }
     }
-    if (o->mode == MODE_TOKENIZE && !o->text == !o->typed[OPT_FILE]) {
-        report("%s takes a TEXT or -f FILE, one of them", o->typed[OPT_TOKENIZE]);
+    if (o->mode == MODE_TOKENIZE && !o->text == !o->given[OPT_FILE]) {
+        log_error(WRONG_USAGE, "%s takes a TEXT or -f FILE, one of them", o->given[OPT_TOKENIZE]);
         return false;
     }
-    if (o->mode == MODE_CHAT && !o->typed[OPT_TOKENS])
+    if (o->mode == MODE_CHAT && !o->given[OPT_TOKENS])
         o->tokens = -1;
     return true;
 }
@@ -408,7 +411,8 @@ static bool choose_threads(Options *o) {
         o->threads = physical_cores();
 #else
     if (o->threads > 1) {
-        report("%s takes 1 only: this program was built without OpenMP", o->typed[OPT_THREADS]);
+        log_error(WRONG_USAGE, "%s takes 1 only: this program was built without OpenMP",
+                  o->given[OPT_THREADS]);
         return false;
     }
     o->threads = 1;
@@ -418,8 +422,8 @@ static bool choose_threads(Options *o) {
 
 static bool take_model(Options *o, const char *argument) {
     if (o->model) {
-        report("unexpected argument '%s': the model is '%s', and a prompt needs -p in front", argument,
-               o->model);
+        log_error(WRONG_USAGE, "unexpected argument '%s': the model is '%s', and a prompt needs -p in front",
+                  argument, o->model);
         return false;
     }
     o->model = argument;
@@ -460,20 +464,20 @@ static bool take_option(Options *o, int argc, char **argv, const char *argument,
     const char *given = is_long ? option->name : option->letter, *value = optarg;
     if (error) {
         if (option->value)
-            report("%s takes a value, %s, and none follows", given, option->value);
+            log_error(WRONG_USAGE, "%s takes a value, %s, and none follows", given, option->value);
         else
-            report("%s takes no value", given);
+            log_error(WRONG_USAGE, "%s takes no value", given);
         return false;
     }
     if (option->value && !value) { /* it may be left out: an option that follows is none */
         bool follows = optind < argc && find(argv[optind]) == OPTION_COUNT;
         value = follows ? argv[optind++] : NULL;
     }
-    o->typed[id] = given;
+    o->given[id] = given;
     return !option->value || !value || parse_value(o, id, given, value);
 }
 
-static bool tell_about_program(OptionId id) {
+static bool print_about(OptionId id) {
     if (id == OPT_HELP)
         help();
     else
@@ -496,9 +500,9 @@ static bool read_arguments(Options *o, int argc, char **argv, int *status) {
         if (code == 1 ? !take_model(o, optarg) : !take_option(o, argc, argv, argument, code))
             return false;
         for (OptionId id = OPT_HELP; id <= OPT_VERSION; id++) {
-            if (o->typed[id]) {
+            if (o->given[id]) {
                 *status = DONE;
-                return tell_about_program(id);
+                return print_about(id);
             }
         }
     }
@@ -521,17 +525,17 @@ bool options_parse(Options *o, int argc, char **argv, int *status) {
     o->stops = calloc((size_t)argc + 1, sizeof *o->stops);
     o->stop_bytes = calloc((size_t)argc + 1, sizeof *o->stop_bytes);
     if (!o->stops || !o->stop_bytes) {
-        report("out of memory");
+        log_error(WRONG_USAGE, "out of memory");
         return false;
     }
     *status = WRONG_USAGE;
     if (!read_arguments(o, argc, argv, status))
         return false;
     if (!o->model) {
-        report("no model is given: %s; run --help tells more", usage);
+        log_error(WRONG_USAGE, "no model is given: %s; run --help tells more", usage);
         return false;
     }
-    quiet = o->typed[OPT_QUIET];
+    quiet = o->given[OPT_QUIET];
     o->text_bytes = o->text ? strlen(o->text) : 0;
     o->system_bytes = o->system ? strlen(o->system) : 0;
     if (!choose_mode(o) || !unescape_all(o) || !choose_threads(o))
@@ -539,8 +543,8 @@ bool options_parse(Options *o, int argc, char **argv, int *status) {
     if (!o->text)
         o->text = "";
     if (o->temperature > MOST_USUAL_TEMPERATURE)
-        note("%s %g is a temperature, and a high one; -j sets the threads", o->typed[OPT_TEMPERATURE],
-             o->temperature);
+        log_info("%s %g is a temperature, and a high one; -j sets the threads", o->given[OPT_TEMPERATURE],
+                 o->temperature);
     return true;
 }
 

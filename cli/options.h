@@ -61,7 +61,7 @@ typedef enum {
 
 typedef struct {
     /* how the option was written ("-n", "--tokens"); NULL: it was not given */
-    const char *typed[OPTION_COUNT];
+    const char *given[OPTION_COUNT];
     const char *model;
     Mode mode;
     const char *text; /* of -p or --tokenize; text_bytes long and, after -e, perhaps with NULs */

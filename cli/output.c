@@ -44,14 +44,7 @@ static void line(const char *prefix, const char *format, va_list args) {
     fprintf(stderr, "%s%s\n", prefix, text);
 }
 
-void report(const char *format, ...) {
-    va_list args;
-    va_start(args, format);
-    line("run: ", format, args);
-    va_end(args);
-}
-
-int failed(int status, const char *format, ...) {
+int log_error(int status, const char *format, ...) {
     va_list args;
     va_start(args, format);
     line("run: ", format, args);
@@ -59,7 +52,7 @@ int failed(int status, const char *format, ...) {
     return status;
 }
 
-void note(const char *format, ...) {
+void log_info(const char *format, ...) {
     if (quiet)
         return;
     va_list args;
@@ -68,7 +61,7 @@ void note(const char *format, ...) {
     va_end(args);
 }
 
-void ask(const char *mark) {
+void prompt_mark(const char *mark) {
     if (!quiet)
         fputs(mark, stderr);
 }
@@ -108,11 +101,11 @@ static void output_error(void) {
     if (temporary)
         unlink(temporary);
     if (error == EPIPE && session)
-        report("%s: the session was not written: the reader of standard output has gone", session);
+        log_error(FAILED, "%s: the session was not written: the reader of standard output has gone", session);
     else if (session)
-        report("standard output: %s; the session %s was not written", strerror(error), session);
+        log_error(FAILED, "standard output: %s; the session %s was not written", strerror(error), session);
     else if (error != EPIPE)
-        report("standard output: %s", strerror(error));
+        log_error(FAILED, "standard output: %s", strerror(error));
     _exit(error == EPIPE ? DONE : FAILED); /* not exit(): stdio would try to write the rest */
 }
 

@@ -14,16 +14,14 @@
 
 enum { DONE = 0, FAILED = 1, WRONG_USAGE = 2 }; /* exit status; after a signal interrupt_status() */
 
-extern bool quiet; /* -q: report() alone */
+extern bool quiet; /* -q: log_error() alone */
 
-/* an error: "run: ..." */
-void report(const char *format, ...) __attribute__((format(printf, 1, 2)));
-/* report, and return status */
-int failed(int status, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* an error, "run: ...": returns status */
+int log_error(int status, const char *format, ...) __attribute__((format(printf, 2, 3)));
 /* a remark or statistics; nothing under -q */
-void note(const char *format, ...) __attribute__((format(printf, 1, 2)));
+void log_info(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* where the user is to write, without a newline; nothing under -q */
-void ask(const char *mark);
+void prompt_mark(const char *mark);
 /* a line that overwrites itself, on a terminal only; gone when done == of */
 void progress(const char *what, size_t done, size_t of);
 

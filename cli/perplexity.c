@@ -119,7 +119,7 @@ static void score_window(Scoring *s, const int32_t *ids, size_t n) {
 /* The windows one after the other. `window` [c] holds the one being read, begin token included. */
 static void score_text(Scoring *s, const Options *o, const int32_t *ids, size_t n, size_t c,
                        int32_t *window) {
-    size_t begin = s->model->config.bos_token_id >= 0 && !o->typed[OPT_NO_BOS];
+    size_t begin = s->model->config.bos_token_id >= 0 && !o->given[OPT_NO_BOS];
     window[0] = s->model->config.bos_token_id;
     for (size_t from = 0; from < n; from += c - 1) {
         size_t count = min(n - from, c - 1);
@@ -134,9 +134,9 @@ static double perplexity(const Score *s) { return exp(s->sum / (double)s->tokens
 static int print_score(const Scoring *s, const Options *o) {
     const Score *used = &s->used.score, *other = &s->other.score;
     if (!used->tokens)
-        return failed(FAILED, "the text has no token that could be scored");
+        return log_error(FAILED, "the text has no token that could be scored");
     if (!isfinite(used->sum) || !isfinite(other->sum))
-        return non_finite(s->model);
+        return log_non_finite(s->model);
     double n = (double)used->tokens, mean = used->sum / n;
     double variance = used->tokens > 1 ? fmax(used->sum_of_squares - n * mean * mean, 0) / (n - 1) : 0;
     output_print("perplexity %.4f +- %.4f tokens %zu\n", perplexity(used),
@@ -157,7 +157,7 @@ static bool open_reader(Reader *r, const Model *m, const Options *given, CacheTy
     if (r->state)
         r->sequence = sequence_open(r->state);
     if (r->state && !r->p)
-        report("out of memory");
+        log_error(FAILED, "out of memory");
     return r->state && r->p;
 }
 
@@ -171,21 +171,21 @@ int mode_perplexity(const Model *m, const Options *o) {
     if (!c)
         return WRONG_USAGE;
     if (c < 2)
-        return failed(WRONG_USAGE, "%s needs a context of at least 2: a token to read and one to predict",
-                      o->typed[OPT_PERPLEXITY]);
+        return log_error(WRONG_USAGE, "%s needs a context of at least 2: a token to read and one to predict",
+                         o->given[OPT_PERPLEXITY]);
     int status = FAILED;
     Scoring s = {.model = m};
     char *text = read_file(o->file, MAX_TEXT, &bytes);
     int32_t *ids = text ? tokenize(m, o, text, bytes, true, &n) : NULL, *window = malloc(c * sizeof *window);
     if (!window)
-        report("out of memory");
+        log_error(FAILED, "out of memory");
     else if (ids && open_reader(&s.used, m, o, o->cache, c) &&
-             (!o->typed[OPT_AGAINST] || open_reader(&s.other, m, o, o->against, c))) {
+             (!o->given[OPT_AGAINST] || open_reader(&s.other, m, o, o->against, c))) {
         double start = seconds();
         score_text(&s, o, ids, n, c, window);
         status = print_score(&s, o);
         if (!status)
-            note("%zu tokens, %.1f tokens/s", n, (double)n / (seconds() - start));
+            log_info("%zu tokens, %.1f tokens/s", n, (double)n / (seconds() - start));
     }
     close_reader(&s.used);
     close_reader(&s.other);

@@ -29,9 +29,9 @@ char *read_file(const char *path, size_t most, size_t *bytes) {
     }
     bool broken = !text || ferror(f);
     if (broken)
-        report("%s: cannot read it: %s", path, strerror(errno));
+        log_error(FAILED, "%s: cannot read it: %s", path, strerror(errno));
     else if (n > MAX_TEXT)
-        report("%s: longer than the %d bytes that a text may have", path, MAX_TEXT);
+        log_error(FAILED, "%s: longer than the %d bytes that a text may have", path, MAX_TEXT);
     if (f && f != stdin)
         fclose(f);
     *bytes = n;
@@ -44,22 +44,24 @@ char *read_file(const char *path, size_t most, size_t *bytes) {
 int32_t *tokenize(const Model *m, const Options *o, const char *text, size_t bytes, bool begins,
                   size_t *count) {
     if (!m->tokenizer) {
-        report("%s: the checkpoint has no tokenizer, so that it reads and writes token ids only: --ids \"1 2 "
-               "3\"",
-               m->path);
+        log_error(
+            FAILED,
+            "%s: the checkpoint has no tokenizer, so that it reads and writes token ids only: --ids \"1 2 "
+            "3\"",
+            m->path);
         return NULL;
     }
     char err[256];
     int32_t *ids =
-        tokenizer_encode(m->tokenizer, text, bytes, o->typed[OPT_SPECIAL], begins, count, err, sizeof err);
+        tokenizer_encode(m->tokenizer, text, bytes, o->given[OPT_SPECIAL], begins, count, err, sizeof err);
     if (!ids) {
-        report("%s: %s", m->path, err);
+        log_error(FAILED, "%s: %s", m->path, err);
         return NULL;
     }
     for (size_t i = 0; i < *count; i++) {
         if (ids[i] < 0 || (uint32_t)ids[i] >= m->config.vocab_size) {
-            report("%s: token %d of the text is beyond the model's vocabulary of %u", m->path, ids[i],
-                   m->config.vocab_size);
+            log_error(FAILED, "%s: token %d of the text is beyond the model's vocabulary of %u", m->path,
+                      ids[i], m->config.vocab_size);
             free(ids);
             return NULL;
         }
@@ -70,25 +72,25 @@ int32_t *tokenize(const Model *m, const Options *o, const char *text, size_t byt
 /* "1 2 3" */
 static int parse_ids(Prompt *p, const Model *m, const Options *o) {
     static const char space[] = " \t\n";
-    const char *name = o->typed[OPT_IDS];
+    const char *name = o->given[OPT_IDS];
     p->ids = malloc((strlen(o->ids) / 2 + 1) * sizeof *p->ids);
     if (!p->ids)
-        return failed(FAILED, "out of memory");
+        return log_error(FAILED, "out of memory");
     for (const char *c = o->ids + strspn(o->ids, space); *c; c += strspn(c, space)) {
         uint64_t id = 0;
         size_t length = strcspn(c, space);
         if (strspn(c, "0123456789") != length)
-            return failed(WRONG_USAGE, "%s takes token ids like \"1 2 3\", not '%.*s'", name,
-                          (int)(length < 40 ? length : 40), c);
+            return log_error(WRONG_USAGE, "%s takes token ids like \"1 2 3\", not '%.*s'", name,
+                             (int)(length < 40 ? length : 40), c);
         for (size_t i = 0; i < length && id < m->config.vocab_size; i++)
             id = id * 10 + (uint64_t)(c[i] - '0');
         if (id >= m->config.vocab_size)
-            return failed(WRONG_USAGE, "%s takes ids from 0 to %u for this model, not %.*s", name,
-                          m->config.vocab_size - 1, (int)(length < 40 ? length : 40), c);
+            return log_error(WRONG_USAGE, "%s takes ids from 0 to %u for this model, not %.*s", name,
+                             m->config.vocab_size - 1, (int)(length < 40 ? length : 40), c);
         p->ids[p->count++] = (int32_t)id;
         c += length;
     }
-    return p->count ? DONE : failed(WRONG_USAGE, "%s takes at least one token id", name);
+    return p->count ? DONE : log_error(WRONG_USAGE, "%s takes at least one token id", name);
 }
 
 /* An empty text starts from the begin token even where the tokenizer would not add one: there must be
@@ -96,13 +98,13 @@ static int parse_ids(Prompt *p, const Model *m, const Options *o) {
 static int parse_text(Prompt *p, const Model *m, const Options *o) {
     size_t count = 0;
     int32_t *text = NULL;
-    if (p->bytes || o->typed[OPT_PROMPT]) {
+    if (p->bytes || o->given[OPT_PROMPT]) {
         text = tokenize(m, o, p->text, p->bytes, !p->before, &count);
         if (!text)
             return FAILED;
     }
     int32_t bos = m->config.bos_token_id;
-    bool begin = bos >= 0 && !o->typed[OPT_NO_BOS] && !p->before && (m->config.add_bos_token || !count);
+    bool begin = bos >= 0 && !o->given[OPT_NO_BOS] && !p->before && (m->config.add_bos_token || !count);
     p->ids = malloc((count + 1) * sizeof *p->ids);
     if (p->ids && begin)
         p->ids[0] = bos;
@@ -112,9 +114,9 @@ static int parse_text(Prompt *p, const Model *m, const Options *o) {
     p->begin = begin;
     p->count = count + begin;
     if (!p->ids)
-        return failed(FAILED, "out of memory");
+        return log_error(FAILED, "out of memory");
     if (!p->count && !p->before)
-        return failed(
+        return log_error(
             WRONG_USAGE,
             "there is nothing to start from: the prompt is empty and %s; give one with -p, -f or --ids",
             bos < 0 ? "the model has no begin token" : "--no-bos leaves the begin token out");
@@ -147,18 +149,18 @@ static int read_prompt_file(Prompt *p, const Model *m, const Options *o) {
     if (!p->text)
         return FAILED;
     if (p->bytes > most)
-        return failed(FAILED, "%s: more than %zu bytes, which is longer than the context of %zu tokens%s",
-                      o->file, most, rows, context_hint(o));
+        return log_error(FAILED, "%s: more than %zu bytes, which is longer than the context of %zu tokens%s",
+                         o->file, most, rows, context_hint(o));
     return DONE;
 }
 
 int prompt_read(Prompt *p, const Model *m, const Options *o, size_t before) {
     *p = (Prompt){.before = before};
-    if (o->typed[OPT_IDS])
+    if (o->given[OPT_IDS])
         return parse_ids(p, m, o);
     p->text = o->text;
     p->bytes = o->text_bytes;
-    int status = o->typed[OPT_FILE] ? read_prompt_file(p, m, o) : DONE;
+    int status = o->given[OPT_FILE] ? read_prompt_file(p, m, o) : DONE;
     return status ? status : parse_text(p, m, o);
 }
 
@@ -168,8 +170,8 @@ size_t context_rows(const Model *m, const Options *o, size_t needed) {
         return min(needed, limit);
     if ((uint64_t)o->context <= limit)
         return (size_t)o->context;
-    report("%s takes at most %zu for this model, not %lld", o->typed[OPT_CONTEXT], limit,
-           (long long)o->context);
+    log_error(FAILED, "%s takes at most %zu for this model, not %lld", o->given[OPT_CONTEXT], limit,
+              (long long)o->context);
     return 0;
 }
 
@@ -187,7 +189,7 @@ State *open_state(const Model *m, const Options *o, size_t context, uint32_t max
     char err[1024];
     State *s = state_open(m, &so, err, sizeof err);
     if (!s)
-        report("%s", err);
+        log_error(FAILED, "%s", err);
     return s;
 }
 
@@ -197,9 +199,9 @@ int prompt_state(State **s, const Prompt *p, const Model *m, const Options *o, u
     if (!context)
         return WRONG_USAGE;
     if (needed > context)
-        return failed(FAILED, "the %s %zu tokens, more than the context of %zu%s",
-                      p->before ? "session and the prompt have" : "prompt has", needed, context,
-                      context_hint(o));
+        return log_error(FAILED, "the %s %zu tokens, more than the context of %zu%s",
+                         p->before ? "session and the prompt have" : "prompt has", needed, context,
+                         context_hint(o));
     *s = open_state(m, o, context, max_logits);
     return *s ? DONE : FAILED;
 }

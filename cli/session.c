@@ -160,13 +160,14 @@ static bool sync_directory(char *path) {
 }
 
 static int cannot_be_written(const char *path) {
-    return failed(FAILED, "%s: the session could not be written here at the end: %s", path, strerror(errno));
+    return log_error(FAILED, "%s: the session could not be written here at the end: %s", path,
+                     strerror(errno));
 }
 
 static int not_a_file(const Session *s) {
-    return failed(FAILED,
-                  "%s: not a regular file; --session takes a file that it wrote, or a name that is free",
-                  s->name);
+    return log_error(FAILED,
+                     "%s: not a regular file; --session takes a file that it wrote, or a name that is free",
+                     s->name);
 }
 
 /* Two names may mean one session: links are followed. */
@@ -180,7 +181,7 @@ static int name_files(Session *s) {
         return not_a_file(s);
     s->temporary = malloc(strlen(s->path) + sizeof suffix);
     if (!s->temporary)
-        return failed(FAILED, "out of memory");
+        return log_error(FAILED, "out of memory");
     strcpy(s->temporary, s->path);
     strcat(s->temporary, suffix);
     return DONE;
@@ -194,7 +195,7 @@ static bool still_named(int fd, const char *name) {
 }
 
 static int in_use(const Session *s) {
-    return failed(FAILED, "%s: in use by another run: wait for its end or give another name", s->name);
+    return log_error(FAILED, "%s: in use by another run: wait for its end or give another name", s->name);
 }
 
 /* Opens and locks the temporary file, and makes it empty. The run that had it before may have renamed or
@@ -213,8 +214,8 @@ static int take_lock(Session *s, int patience) {
                 break;
         } else if (!file || errno != EWOULDBLOCK) {
             close(fd);
-            return failed(FAILED, "%s: no file that can be locked: give the session another name",
-                          s->temporary);
+            return log_error(FAILED, "%s: no file that can be locked: give the session another name",
+                             s->temporary);
         } else if (patience-- > 0) {
             nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
         } else {
@@ -224,7 +225,7 @@ static int take_lock(Session *s, int patience) {
     }
     if (fstat(fd, &st) || st.st_nlink != 1 || (st.st_size && !(st.st_mode & TEMPORARY_MODE))) {
         close(fd);
-        return failed(
+        return log_error(
             FAILED,
             "%s: a file of yours has the name of the temporary file: move it away, or give the session "
             "another name",
@@ -235,7 +236,7 @@ static int take_lock(Session *s, int patience) {
     /* where that is impossible, what a killed run leaves is in the way */
     fchmod(fd, s->mode | TEMPORARY_MODE);
     if (ftruncate(fd, 0))
-        return failed(FAILED, "%s: cannot write it: %s", s->temporary, strerror(errno));
+        return log_error(FAILED, "%s: cannot write it: %s", s->temporary, strerror(errno));
     output_guard(s->name, s->temporary);
     return DONE;
 }
@@ -243,11 +244,11 @@ static int take_lock(Session *s, int patience) {
 /* ---- reading -------------------------------------------------------------------------------- */
 
 static int damaged(const Session *s, const char *what) {
-    return failed(FAILED, "%s: damaged: %s; give --session another name to begin anew", s->name, what);
+    return log_error(FAILED, "%s: damaged: %s; give --session another name to begin anew", s->name, what);
 }
 
 static int cannot_read(const Session *s) {
-    return failed(FAILED, "%s: cannot read it: %s", s->name, strerror(errno));
+    return log_error(FAILED, "%s: cannot read it: %s", s->name, strerror(errno));
 }
 
 /* The first bytes of the file, which say how long the rest is. Nothing is believed before the checksum is
@@ -257,19 +258,20 @@ static int read_first(const Session *s, uint64_t size, SessionHeader *h) {
     if (!read_at(s->file, h, there, 0))
         return cannot_read(s);
     if (there < sizeof h->magic || memcmp(h->magic, SESSION_MAGIC, sizeof h->magic))
-        return failed(FAILED,
-                      "%s: not a session; --session takes a file that it wrote, or a name that is free",
-                      s->name);
+        return log_error(FAILED,
+                         "%s: not a session; --session takes a file that it wrote, or a name that is free",
+                         s->name);
     if (there == FIRST_HEADER_BYTES && h->version != SESSION_VERSION)
-        return failed(FAILED,
-                      "%s: a session of version %u, and this program knows version %d: give --session "
-                      "another name to begin anew",
-                      s->name, h->version, SESSION_VERSION);
+        return log_error(FAILED,
+                         "%s: a session of version %u, and this program knows version %d: give --session "
+                         "another name to begin anew",
+                         s->name, h->version, SESSION_VERSION);
     if (there < FIRST_HEADER_BYTES || size < h->file_bytes)
-        return failed(FAILED,
-                      "%s: cut short, %llu bytes are there: copy it again, or give --session another name to "
-                      "begin anew",
-                      s->name, (unsigned long long)size);
+        return log_error(
+            FAILED,
+            "%s: cut short, %llu bytes are there: copy it again, or give --session another name to "
+            "begin anew",
+            s->name, (unsigned long long)size);
     uint32_t header = header_bytes(h);
     if (header % 8 || header < FIRST_HEADER_BYTES || header > MAX_HEADER_BYTES || size != h->file_bytes ||
         h->data_offset != data_offset(header, h->tokens, h->logits, h->pages) || h->data_offset > size ||
@@ -295,21 +297,22 @@ static int read_head(Session *s, uint64_t size) {
     SessionHeader *h = s->header = calloc(1, sizeof *h);
     s->head = malloc(first.data_offset);
     if (!h || !s->head)
-        return failed(FAILED, "out of memory");
+        return log_error(FAILED, "out of memory");
     if (!read_at(s->file, s->head, first.data_offset, 0))
         return cannot_read(s);
     if (memcmp(s->head, &first, FIRST_HEADER_BYTES))
-        return failed(FAILED, "%s: changed while it was read: let nothing else write it, and run again",
-                      s->name);
+        return log_error(FAILED, "%s: changed while it was read: let nothing else write it, and run again",
+                         s->name);
     if (head_checksum(s->head, first.data_offset) != first.checksum)
         return damaged(s, "the checksum of its header is wrong");
     size_t header = header_bytes(&first), known = min(header, sizeof *h);
     memcpy(h, s->head, known);
     if (!all_zero(s->head + known, header - known) || !all_zero(h->reserved, sizeof h->reserved))
-        return failed(FAILED,
-                      "%s: written by a newer version of this program, with what this one does not know: use "
-                      "that version, or give --session another name to begin anew",
-                      s->name);
+        return log_error(
+            FAILED,
+            "%s: written by a newer version of this program, with what this one does not know: use "
+            "that version, or give --session another name to begin anew",
+            s->name);
     return DONE;
 }
 
@@ -328,19 +331,19 @@ static int check_head(const Session *s, Options *o) {
     const Config *c = &s->model->config;
     int type = cache_type(h);
     if (h->model != fingerprint(s->model))
-        return failed(
+        return log_error(
             FAILED,
             "%s: made with another model (%.63s) than %s: use that one, or give --session another name",
             s->name, h->model_name, s->model->path);
     if (type < 0)
-        return failed(
+        return log_error(
             FAILED,
             "%s: its cache type %.8s is unknown to this program: give --session another name to begin anew",
             s->name, h->cache);
-    if (o->typed[OPT_CACHE] && (int)o->cache != type)
-        return failed(FAILED,
-                      "%s: its cache is of another type than %s: use -k %s, or give --session another name",
-                      s->name, cache_names[o->cache], cache_names[type]);
+    if (o->given[OPT_CACHE] && (int)o->cache != type)
+        return log_error(
+            FAILED, "%s: its cache is of another type than %s: use -k %s, or give --session another name",
+            s->name, cache_names[o->cache], cache_names[type]);
     o->cache = (CacheType)type;
 
     bool sizes = h->page_bytes == page_bytes(s->model, o->cache) && h->pages == cache_pages(h->rows) &&
@@ -366,7 +369,7 @@ static int read_text(Session *s, SavedText *text, Options *o) {
     if (flock(s->file, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK)
         return in_use(s);
     if (!(st.st_mode & 0222) || access(s->path, W_OK))
-        return failed(
+        return log_error(
             FAILED,
             "%s: read-only, and the session is written at the end: make it writable, or give --session the "
             "name of a copy",
@@ -389,7 +392,7 @@ int session_open(Session *s, SavedText *text, const Model *m, Options *o) {
     if (!s->name)
         return DONE;
     if (!*s->name)
-        return failed(WRONG_USAGE, "%s takes the name of a file", o->typed[OPT_SESSION]);
+        return log_error(WRONG_USAGE, "%s takes the name of a file", o->given[OPT_SESSION]);
     int status = name_files(s);
     if (!status)
         status = take_lock(s, 0);
@@ -404,7 +407,7 @@ static int check_room(const Session *s, const State *state) {
                     cache_pages(rows) * page_bytes(s->model, state->cache->type);
     if (fstatvfs(s->lock, &disk) || !disk.f_blocks || (uint64_t)disk.f_bavail * disk.f_frsize >= most)
         return DONE;
-    return failed(
+    return log_error(
         FAILED, "%s: %zu tokens may take %.1f MB, and the disk has room for %.1f MB: use a smaller -n or -c",
         s->name, state->context, (double)most / 1e6, (double)disk.f_bavail * (double)disk.f_frsize / 1e6);
 }
@@ -439,11 +442,11 @@ int session_load(Session *s, Sequence *q, State *state) {
     if (error == PAGE_DAMAGED)
         return damaged(s, "the checksum of a page is wrong");
     if (error)
-        return failed(FAILED, "%s: cannot read it: %s", s->name, strerror(error));
+        return log_error(FAILED, "%s: cannot read it: %s", s->name, strerror(error));
     q->rows = h->rows;
     memcpy(state->logits, head_logits(h, s->head), h->logits * sizeof *state->logits);
-    note("session %u tokens, %.1f MB, read in %.3f s", h->tokens, (double)h->file_bytes / 1e6,
-         seconds() - start);
+    log_info("session %u tokens, %.1f MB, read in %.3f s", h->tokens, (double)h->file_bytes / 1e6,
+             seconds() - start);
     return DONE;
 }
 
@@ -502,7 +505,7 @@ int session_save(Session *s, const SavedText *text, const Sequence *q, const Sta
         return status;
     uint8_t *head = make_head(s, text, q, state);
     if (!head)
-        return failed(FAILED, "%s: out of memory to write it: it is as it was", s->name);
+        return log_error(FAILED, "%s: out of memory to write it: it is as it was", s->name);
     bool written = write_session(s, head, q);
     free(head);
     if (written) {
@@ -510,15 +513,15 @@ int session_save(Session *s, const SavedText *text, const Sequence *q, const Sta
         written = !rename(s->temporary, s->path);
     }
     if (!written)
-        return failed(FAILED, "%s: cannot write it: %s; the session is as it was", s->temporary,
-                      strerror(errno));
+        return log_error(FAILED, "%s: cannot write it: %s; the session is as it was", s->temporary,
+                         strerror(errno));
     output_guard(NULL, NULL);
     if (s->file >= 0)
         close(s->file);
     s->file = s->lock, s->lock = -1; /* the lock goes with the file */
-    return sync_directory(s->path)
-               ? DONE
-               : failed(FAILED, "%s: written, but not safe from a power cut: %s", s->name, strerror(errno));
+    return sync_directory(s->path) ? DONE
+                                   : log_error(FAILED, "%s: written, but not safe from a power cut: %s",
+                                               s->name, strerror(errno));
 }
 
 void session_close(Session *s) {

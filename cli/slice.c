@@ -11,7 +11,7 @@ bool append(Buffer *b, Slice s) {
         size_t space = 2 * (b->bytes + s.bytes) + 256;
         char *text = realloc(b->text, space);
         if (!text) {
-            report("out of memory");
+            log_error(FAILED, "out of memory");
             return false;
         }
         b->text = text;

@@ -13,9 +13,9 @@ int mode_tokenize(const Model *m, const Options *o) {
     free(file);
     if (!ids)
         return FAILED;
-    if (o->typed[OPT_COUNT])
+    if (o->given[OPT_COUNT])
         output_print("%zu", count);
-    for (size_t i = 0; i < count && !o->typed[OPT_COUNT]; i++)
+    for (size_t i = 0; i < count && !o->given[OPT_COUNT]; i++)
         output_print(i ? " %d" : "%d", ids[i]);
     output_print("\n");
     output_flush();

@@ -32,7 +32,7 @@ int turns_open(Turns *t, const char *file) {
     *t = (Turns){.name = file ? file : "-", .mark = "> "};
     t->file = standard ? STDIN_FILENO : open(file, O_RDONLY | O_CLOEXEC);
     if (t->file < 0)
-        return failed(FAILED, "%s: cannot read it: %s", t->name, strerror(errno));
+        return log_error(FAILED, "%s: cannot read it: %s", t->name, strerror(errno));
     t->terminal = isatty(t->file);
     if (t->terminal) {
         struct sigaction action = {.sa_handler = resume, .sa_flags = SA_RESTART};
@@ -44,7 +44,8 @@ int turns_open(Turns *t, const char *file) {
 
 void turns_greet(const Turns *t) {
     if (t->terminal && isatty(STDERR_FILENO))
-        note("Ctrl-D ends the conversation, Ctrl-C an answer; a line that ends with \\ goes on in the next.");
+        log_info(
+            "Ctrl-D ends the conversation, Ctrl-C an answer; a line that ends with \\ goes on in the next.");
 }
 
 void turns_close(Turns *t) {
@@ -59,7 +60,7 @@ void turns_close(Turns *t) {
 static void show_mark(Turns *t, const char *mark) {
     t->mark = mark;
     resumed = 0;
-    ask(mark);
+    prompt_mark(mark);
 }
 
 /* Until there is something to read, or Ctrl-C or SIGTERM: they are looked for ten times a second. */
@@ -69,14 +70,14 @@ static void wait_for_input(const Turns *t) {
     while (!interrupted() && (n == 0 || (n < 0 && errno == EINTR))) {
         if (resumed && t->terminal) {
             resumed = 0;
-            ask(t->mark);
+            prompt_mark(t->mark);
         }
         n = poll(&ready, 1, 100);
     }
 }
 
 static int too_long(const Turns *t) {
-    return failed(FAILED, "%s: a turn is longer than the %d bytes that it may have", t->name, MAX_TURN);
+    return log_error(FAILED, "%s: a turn is longer than the %d bytes that it may have", t->name, MAX_TURN);
 }
 
 /* False: the end, an error that was reported to *status, or Ctrl-C. */
@@ -88,7 +89,7 @@ static bool read_more(Turns *t, int *status) {
     ssize_t n = read(t->file, block, sizeof block);
     t->end = n <= 0;
     if (n < 0)
-        *status = failed(FAILED, "%s: cannot read it: %s", t->name, strerror(errno));
+        *status = log_error(FAILED, "%s: cannot read it: %s", t->name, strerror(errno));
     if (n <= 0)
         return false;
     if (t->used) {
@@ -180,12 +181,13 @@ bool turns_next(Turns *t, Slice *turn, int *status) {
     do {
         got = read_lines(t, &cut, status);
         if (got && cut)
-            report("not sent: a line has %d bytes, and the terminal may have cut it there; give shorter "
-                   "lines, or the text in a file: -f FILE",
-                   TERMINAL_LINE);
+            log_error(FAILED,
+                      "not sent: a line has %d bytes, and the terminal may have cut it there; give shorter "
+                      "lines, or the text in a file: -f FILE",
+                      TERMINAL_LINE);
     } while (got && (cut || !t->turn.bytes));
     if (!got && t->terminal)
-        ask("\n");
+        prompt_mark("\n");
     *turn = contents(&t->turn);
     return got;
 }

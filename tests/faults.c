@@ -31,7 +31,7 @@ static int refused(void) {
     return 1;
 }
 
-__attribute__((destructor)) static void tell(void) {
+__attribute__((destructor)) static void print_stats(void) {
     if (getenv("FAULT_COUNT"))
         dprintf(STDERR_FILENO, "%ld requests\n", requests);
 }

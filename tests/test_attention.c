@@ -42,7 +42,7 @@ typedef struct {
 
 static int failures;
 
-static void report(bool ok, const char *name, const char *why) {
+static void log_error(FAILED, bool ok, const char *name, const char *why) {
     if (ok)
         printf("ok %s\n", name);
     else
@@ -353,7 +353,7 @@ static void check_bytes(const Kernels *portable, const Kernels *k, TileType type
         free_case(&c);
     }
     snprintf(name, sizeof name, "attention_bytes %s %s", k->name, type_name);
-    report(same, name, why);
+    log_error(FAILED, same, name, why);
 }
 
 /* The portable build computes softmax attention. `spread` 1: scores of ordinary size; 30: almost one row
@@ -378,7 +378,7 @@ static void check_values(const Kernels *portable, TileType type, const char *typ
         free_case(&c);
     }
     snprintf(name, sizeof name, "attention_values %s, query x%.0f", type_name, (double)spread);
-    report(worst <= tolerance, name, why);
+    log_error(FAILED, worst <= tolerance, name, why);
 }
 
 /* How far a number may be from what the tile gives back, with the largest magnitudes of its part and of
@@ -434,7 +434,7 @@ static void check_put_get(const Kernels *k, TileType type, const char *type_name
         free(tile), free(copy), free(x), free(y), free(z);
     }
     snprintf(name, sizeof name, "tile_put_get %s %s", k->name, type_name);
-    report(good, name, "a row does not come back");
+    log_error(FAILED, good, name, "a row does not come back");
 }
 
 /* A tile's part a as activations: the integers and scales of an int8 row are carried over, not rounded a
@@ -483,7 +483,7 @@ static void check_acts(const Kernels *k, TileType type, const char *type_name) {
         free(tile), free(x), free(f), free(scale), free(q), free(sum);
     }
     snprintf(name, sizeof name, "tile_acts %s %s", k->name, type_name);
-    report(good, name, "activations are not the tile's rows");
+    log_error(FAILED, good, name, "activations are not the tile's rows");
 }
 
 /* Numbers that no model should produce end in some number, never in a write out of bounds (build with ASan
@@ -504,7 +504,7 @@ static void check_hostile(const Kernels *k, TileType type, const char *type_name
         free_case(&c);
     }
     snprintf(name, sizeof name, "hostile_numbers %s %s", k->name, type_name);
-    report(true, name, "");
+    log_error(FAILED, true, name, "");
 }
 
 /* Scores of index keys: the portable build's beside sums in double precision, and every build's beside the
@@ -551,7 +551,7 @@ static void check_index(const Kernels *portable, const Kernels *k, TileType type
         free(key), free(query), free(weight), free(scratch), free(tile), free(packed);
     }
     snprintf(name, sizeof name, "index_scores %s %s", k->name, type_name);
-    report(near && same, name, same ? "not the sums of the formula" : "not the portable build's bytes");
+    log_error(FAILED, near && same, name, same ? "not the sums of the formula" : "not the portable build's bytes");
 }
 
 /* The bytes of a row that the cache types promise, and what q4 makes of normally distributed numbers: the
@@ -559,7 +559,7 @@ static void check_index(const Kernels *portable, const Kernels *k, TileType type
  * own for every sixteen numbers. */
 static void check_sizes_and_error(const Kernels *k) {
     TileShape q6 = {TILE_Q6, 512, 64}, q4 = {TILE_Q4, 512, 64};
-    report(tile_bytes(&q6) == TILE_ROWS * 436 && tile_bytes(&q4) == TILE_ROWS * 356, "row_bytes q6, q4",
+    log_error(FAILED, tile_bytes(&q6) == TILE_ROWS * 436 && tile_bytes(&q4) == TILE_ROWS * 356, "row_bytes q6, q4",
            "not as documented");
     random_state = 23;
     uint8_t *tile = allocate(tile_bytes(&q4));
@@ -580,7 +580,7 @@ static void check_sizes_and_error(const Kernels *k) {
             }
         }
     }
-    report(error < 0.8 * even, "q4_error", "no better than an even grid");
+    log_error(FAILED, error < 0.8 * even, "q4_error", "no better than an even grid");
     free(tile), free(x);
 }
 

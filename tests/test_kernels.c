@@ -17,7 +17,7 @@ static const Kernels *sets[4]; /* portable first */
 static size_t n_sets;
 static int failures;
 
-static void report(const char *set, const char *name, bool ok, const char *detail) {
+static void log_error(FAILED, const char *set, const char *name, bool ok, const char *detail) {
     printf("%s %s/%s%s%s\n", ok ? "ok" : "FAIL", set, name, ok ? "" : " ", ok ? "" : detail);
     failures += !ok;
 }
@@ -239,10 +239,10 @@ static void check_put_and_gather(const Kernels *k) {
             inside &= free_rows(all[i]);
         free(v), free(chosen), free(pick);
     }
-    report(k->name, "put", right, "differs from plain C");
-    report(k->name, "put-same-bytes", same, "differs from portable");
-    report(k->name, "gather", copied, "differs from putting the same rows");
-    report(k->name, "put-gather-bounds", inside, "wrote outside its rows");
+    log_error(FAILED, k->name, "put", right, "differs from plain C");
+    log_error(FAILED, k->name, "put-same-bytes", same, "differs from portable");
+    log_error(FAILED, k->name, "gather", copied, "differs from putting the same rows");
+    log_error(FAILED, k->name, "put-gather-bounds", inside, "wrote outside its rows");
 }
 
 /* Protects: numbers no model should have (infinity, NaN, subnormals) are survived in the same way
@@ -262,7 +262,7 @@ static void check_put_strange(const Kernels *k) {
             same &= x.a.q[i] >= -127;
         free_rows(&x), free_rows(&p);
     }
-    report(k->name, "put-strange", same, "differs from portable or leaves -127 .. 127");
+    log_error(FAILED, k->name, "put-strange", same, "differs from portable or leaves -127 .. 127");
 }
 
 /* |y - exact| in units of what rounding in f32, in this order, may cost. */
@@ -314,11 +314,11 @@ static void check_matmul(const Kernels *k) {
         }
         char name[64];
         snprintf(name, sizeof name, "matmul-%s", TYPE_NAMES[type]);
-        report(k->name, name, right, "differs from the product in double");
+        log_error(FAILED, k->name, name, right, "differs from the product in double");
         snprintf(name, sizeof name, "matmul-%s-same-bytes", TYPE_NAMES[type]);
-        report(k->name, name, same, "differs from portable");
+        log_error(FAILED, k->name, name, same, "differs from portable");
         snprintf(name, sizeof name, "matmul-%s-bounds", TYPE_NAMES[type]);
-        report(k->name, name, inside, "wrote outside y");
+        log_error(FAILED, k->name, name, inside, "wrote outside y");
     }
 }
 
@@ -344,7 +344,7 @@ static void check_matmul_batches(const Kernels *k) {
         }
         free_rows(&x), free_weights(&w);
     }
-    report(k->name, "matmul-batches", same, "a row's result depends on its neighbours");
+    log_error(FAILED, k->name, "matmul-batches", same, "a row's result depends on its neighbours");
 }
 
 /* Protects: embeddings. */
@@ -364,7 +364,7 @@ static void check_row(const Kernels *k) {
             right &= end[0] == 0xA5 && unguard(out, round_up(cols * 4, 64));
             free_weights(&w);
         }
-    report(k->name, "row", right, "differs from the matrix");
+    log_error(FAILED, k->name, "row", right, "differs from the matrix");
 }
 
 static double ulps(float got, double exact) {
@@ -407,9 +407,9 @@ static void check_exp(const Kernels *k) {
     char detail[128];
     snprintf(detail, sizeof detail, "worst: sigmoid %.2f, silu %.2f, softmax %.2f ulp", worst_sigmoid,
              worst_silu, worst_softmax);
-    report(k->name, "exp-ulp", worst_sigmoid <= 2.5 && worst_silu <= 3.5 && worst_softmax <= 4, detail);
-    report(k->name, "exp-same-bytes", same, "differs from portable");
-    report(k->name, "exp-ends", ends, "exp(-infinity) is not 0");
+    log_error(FAILED, k->name, "exp-ulp", worst_sigmoid <= 2.5 && worst_silu <= 3.5 && worst_softmax <= 4, detail);
+    log_error(FAILED, k->name, "exp-same-bytes", same, "differs from portable");
+    log_error(FAILED, k->name, "exp-ends", ends, "exp(-infinity) is not 0");
 }
 
 /* Protects: the one rounding of a fused multiply-add, on which "the same bytes" rests; judged by libm. */
@@ -426,7 +426,7 @@ static void check_fma(const Kernels *k) {
         k->axpy(&got, a, &b, 1);
         right &= isnan(exact) ? isnan(got) : !memcmp(&got, &exact, 4);
     }
-    report(k->name, "fma", right, "differs from fmaf");
+    log_error(FAILED, k->name, "fma", right, "differs from fmaf");
 }
 
 /* Protects: norms and reductions, at any length and in place. */
@@ -464,9 +464,9 @@ static void check_vectors(const Kernels *k) {
         for (int i = 0; i < 4; i++)
             inside &= unguard(all[i], round_up(n * 4, 64));
     }
-    report(k->name, "vectors", right, "rmsnorm, dot or axpy differ from double precision");
-    report(k->name, "vectors-same-bytes", same, "differs from portable");
-    report(k->name, "vectors-bounds", inside, "wrote outside");
+    log_error(FAILED, k->name, "vectors", right, "rmsnorm, dot or axpy differ from double precision");
+    log_error(FAILED, k->name, "vectors-same-bytes", same, "differs from portable");
+    log_error(FAILED, k->name, "vectors-bounds", inside, "wrote outside");
 }
 
 int main(void) {
@@ -479,7 +479,7 @@ int main(void) {
             sets[n_sets++] = k;
     }
     setenv("MLA_ISA", "none", 1);
-    report("dispatch", "unknown-set-is-refused",
+    log_error(FAILED, "dispatch", "unknown-set-is-refused",
            !kernels_choose(&why) && strstr(why, "none") && strstr(why, "portable"), why);
     for (size_t i = 0; i < n_sets; i++) {
         check_put_and_gather(sets[i]);
