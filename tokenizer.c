@@ -347,7 +347,7 @@ static const TokenText *find_text(const Tokenizer *t, int table, const uint8_t *
 }
 
 int32_t tokenizer_added(const Tokenizer *t, const char *text, size_t n, size_t *bytes) {
-    Budget one_place = {UINT64_MAX}; /* the longest text has MAX_TEXT bytes: one search is short */
+    Budget one_place = {UINT64_MAX}; /* the longest text has MAX_TOKEN_TEXT bytes: one search is short */
     const TokenText *a = find_text(t, ADDED, (const uint8_t *)text, n, &one_place);
     if (!a)
         a = find_text(t, ADDED_LATE, (const uint8_t *)text, n, &one_place);

@@ -1,9 +1,9 @@
-/* checkpoint.h: the file format of model.bin, byte by byte. This header is the truth; exporter/ writes
- * what it says.
+/* checkpoint.h: the file format of model.bin, byte by byte. This header is the truth; exporter/ writes what
+ * it says.
  *
  *   offset 0            FileHeader, 64 bytes
  *   64                  Config (model.h), header.config_bytes: fields are added at its end
- *   round up to 64      tokenizer section (tokenizer.c), header.tokenizer_bytes; 0 bytes: no tokenizer
+ *   round up to 64      tokenizer section (engine/section.h), header.tokenizer_bytes; 0 bytes: no tokenizer
  *   round up to 64      chat template (cli/chat.c), header.chat_bytes; 0 bytes: no template
  *   round up to 64      TensorInfo[header.tensors]
  *   header.data_offset  the tensors, each on a multiple of 64, an expert's gate on a multiple of 4096 with
@@ -13,18 +13,21 @@
  * Everything is little-endian. The file is mapped and used in place.
  *
  * Tensors, in exactly this order (the table is read with a cursor; a tensor that is missing, left over or
- * of another shape is named and refused). [rows, cols] matrices in panels (kernels/kernels.h), "vector"
- * plain f32. D hidden_size, H heads, n qk_nope_head_dim, p qk_rope_head_dim, v v_head_dim, r kv_lora_rank,
- * ql q_lora_rank, I intermediate_size, M moe_intermediate_size, E n_routed_experts, S n_shared_experts *
- * M, V vocab_size:
+ * of another shape is named and refused). [rows, cols] are matrices in panels (kernels/kernels.h), "vector"
+ * is plain f32. The sizes are:
+ *
+ *   D hidden_size          p qk_rope_head_dim   ql q_lora_rank            E n_routed_experts
+ *   H num_attention_heads  v v_head_dim         I  intermediate_size      S n_shared_experts * M
+ *   n qk_nope_head_dim     r kv_lora_rank       M  moe_intermediate_size  V vocab_size
  *
  *   embed                [V, D]
- *   head                 [V, D]          only if tie_word_embeddings is 0
+ *   head                 [V, D]              only if tie_word_embeddings is 0
  *   norm                 vector D
- *   inv_freq             vector p / 2    angle of pair i at position m is the f32 product m * inv_freq[i]
- *   query_scale          vector of max_position_embeddings / query_scale_span, rounded up; only if
- *                        query_scale_span is not 0
- *   then for each layer L = 0 .. num_hidden_layers - 1, names beginning with "layers.L.":
+ *   inv_freq             vector p / 2        the angle of pair i at position m is the f32 product
+ *                                            m * inv_freq[i]
+ *   query_scale          vector              max_position_embeddings / query_scale_span numbers, rounded up;
+ *                                            only if query_scale_span is not 0
+ *   for each layer L = 0 .. num_hidden_layers - 1, names beginning with "layers.L.":
  *   input_norm           vector D
  *   q                    [H * (n + p), D]    if q_lora_rank is 0, else these three:
  *     q_a                [ql, D]
@@ -33,14 +36,13 @@
  *   kv_a                 [r + p, D]
  *   kv_a_norm            vector r
  *   w_uk                 H matrices [n, r]   head h: no-position key = w_uk[h] c
- *   w_uk_t               H matrices [r, n]   the same, transposed (absorbed: query in the latent space =
- *                        w_uk_t[h] q)
+ *   w_uk_t               H matrices [r, n]   the same, transposed; absorbed: the query in the latent space
+ *                                            is w_uk_t[h] q
  *   w_uv                 H matrices [v, r]   value = w_uv[h] c
  *   o                    [D, H * v']         v' = v rounded up to 32: each head's columns begin a block,
- *                        those past v meet zeros
+ *                                            those past v meet zeros
  *   a layer with an indexer (layer_has_indexer), Hi index_n_heads, di index_head_dim:
  *     index_q            [Hi * di, ql]       within a head, di - p rows without position, then p rotated
- *                        ones
  *     index_k            [di, D]             the same
  *     index_k_norm       vector di           weight and bias of a LayerNorm
  *     index_k_bias       vector di
@@ -55,14 +57,18 @@
  *   router_bias          vector E + Z        zeros where the model has none
  *   shared.gate, .up     [S, D]              if n_shared_experts is not 0
  *   shared.down          [D, S]
- *   for each expert e:   experts.e.gate, experts.e.up [M, D], experts.e.down [D, M]
+ *   for each expert e:
+ *     experts.e.gate, .up  [M, D]
+ *     experts.e.down     [D, M]
  *   mlp_out_norm         vector D            if sandwich_norm is 1
- *   and if mtp_layers is 1, with "mtp." in front: enorm vector D, hnorm vector D, eh_proj [D, 2 D], then
- *     the tensors of one layer as above
- *   (of the kind that layer published_layers would have), then norm vector D
+ *   if mtp_layers is 1, with "mtp." in front:
+ *     enorm, hnorm       vector D
+ *     eh_proj            [D, 2 D]
+ *     the tensors of one layer as above, of the kind that layer published_layers would have
+ *     norm               vector D
  *
  * "H matrices" is one entry with count = H: H matrices of the same shape, one after the other, each padded
- * by itself. Rows of rotated parts (in q, q_b and kv_a) are in interleaved pairs: (x[2i], x[2i+1]) is pair
+ * by itself. Rows of rotated parts (in q, q_b and kv_a) are in interleaved pairs: (x[2i], x[2i + 1]) is pair
  * i; within a head the n no-position rows come first. */
 #ifndef CHECKPOINT_H
 #define CHECKPOINT_H
@@ -72,11 +78,7 @@
 
 #define CHECKPOINT_MAGIC "MLA.C\r\n\032" /* eight bytes; damaged by any transfer in text mode */
 
-enum {
-    CHECKPOINT_VERSION = 2,
-    EXPERT_ALIGN = 4096,
-    OLDEST_CONFIG_BYTES = offsetof(Config, min_p), /* of the first files of this version */
-};
+enum { CHECKPOINT_VERSION = 2, EXPERT_ALIGN = 4096 };
 
 typedef struct {
     char magic[8];
@@ -84,7 +86,7 @@ typedef struct {
     uint32_t checksum; /* CRC-32 (zlib's) of bytes 0 .. data_offset - 1 with this field zero */
     uint64_t file_bytes;
     uint64_t data_offset;  /* a multiple of 4096 */
-    uint32_t config_bytes; /* sizeof(Config) of the program that wrote the file */
+    uint32_t config_bytes; /* sizeof(Config) */
     uint32_t tokenizer_bytes;
     uint32_t tensors;
     uint32_t chat_bytes;

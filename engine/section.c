@@ -80,7 +80,7 @@ static const char *check_texts(const Tokenizer *t, int table) {
         const TokenText *a = &t->texts[table][i];
         if (a->id >= t->h.vocabulary || a->bytes == 0)
             return "an added token or a unit";
-        if (a->start > t->h.text_bytes || a->bytes > t->h.text_bytes - a->start || a->bytes > MAX_TEXT)
+        if (a->start > t->h.text_bytes || a->bytes > t->h.text_bytes - a->start || a->bytes > MAX_TOKEN_TEXT)
             return "the text of an added token or a unit";
         if (i > 0 && !ascending(t, a - 1, a))
             return "the order of added tokens or units";

@@ -18,7 +18,7 @@
  *   by_text            [by_text]          ids sorted by their bytes: a word that is one of these tokens is
  *                                         taken whole, without merging. Empty where a tokenizer does not
  *   texts              [texts[0] + ..]    {start, bytes, id}: text[start .. start + bytes) stands for id, the
- *                                         longest at a place; at most MAX_TEXT bytes; sorted by bytes
+ *                                         longest at a place; at most MAX_TOKEN_TEXT bytes; sorted by bytes
  *                                         within each table
  *                                           table 0  added tokens of trusted text, leftmost first
  *                                           table 1  the same, in what table 0 left over
@@ -53,7 +53,7 @@
 #define NONE UINT32_MAX
 
 /* Limits. None is near what a published tokenizer has. */
-enum { MAX_TEXT = 1024, MAX_CLASSES = 63, MAX_STEPS = 64, MAX_ALTERNATIVES = 64, MAX_ITEMS = 256 };
+enum { MAX_TOKEN_TEXT = 1024, MAX_CLASSES = 63, MAX_STEPS = 64, MAX_ALTERNATIVES = 64, MAX_ITEMS = 256 };
 
 enum { RUN, KEEP, NOT_AHEAD, LINE_END, SPLIT, JUMP, MATCH, OPS };
 enum { ADDED, ADDED_LATE, UNITS, TABLES };

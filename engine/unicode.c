@@ -15,18 +15,6 @@ typedef struct {
 
 /* ---- UTF-8 ---------------------------------------------------------------------------------- */
 
-size_t utf8_length(uint8_t first) {
-    if (first < 0x80)
-        return 1;
-    if (first < 0xC2)
-        return 0; /* the inside of a character, or an overlong form */
-    if (first < 0xE0)
-        return 2;
-    if (first < 0xF0)
-        return 3;
-    return first < 0xF5 ? 4 : 0;
-}
-
 size_t utf8_read(const uint8_t *s, size_t n, uint32_t *code) {
     static const uint32_t least[5] = {0, 0, 0x80, 0x800, 0x10000};
     size_t length = utf8_length(s[0]);

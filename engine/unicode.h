@@ -30,12 +30,22 @@ typedef struct {
     bool prefix_once;                /* not before text that begins with that character */
 } NormalForm;
 
+/* Bytes of the UTF-8 character that begins with byte `first`; 0: none does. */
+static inline size_t utf8_length(uint8_t first) {
+    if (first < 0x80)
+        return 1;
+    if (first < 0xC2)
+        return 0; /* the inside of a character, or an overlong form */
+    if (first < 0xE0)
+        return 2;
+    if (first < 0xF0)
+        return 3;
+    return first < 0xF5 ? 4 : 0;
+}
+
 /* Length of the well-formed UTF-8 character at s (n > 0 bytes), or 0; *code is its code point. Refuses what
  * Unicode's table 3-7 refuses: overlong forms, surrogates, anything above 10FFFF. */
 size_t utf8_read(const uint8_t *s, size_t n, uint32_t *code);
-
-/* Bytes of the UTF-8 character that begins with this byte; 0: none does. */
-size_t utf8_length(uint8_t first);
 
 /* Writes code point c to out (4 bytes of room); returns the bytes written. */
 size_t utf8_write(uint8_t *out, uint32_t c);

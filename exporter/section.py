@@ -12,7 +12,7 @@ TAG = 0x324B4F54  # "TOK2"
 HEADER = struct.Struct("<17I")
 NONE = 0xFFFFFFFF
 MAX_IDS = 1 << 24
-MAX_TEXT = 1024  # bytes of an added token or a unit; the same limit as in engine/section.h
+MAX_TOKEN_TEXT = 1024  # bytes of an added token or a unit; the same limit as in engine/section.h
 PREFIX_FIRST, PREFIX_ONCE, NORMALIZE_LAST, DROP_SPACE = 1, 2, 4, 8
 
 
@@ -81,9 +81,9 @@ def pack_texts(texts, tokens, text, token_start):
     appended to `text`."""
     entries = []
     for bytes_, token in sorted(texts):
-        if len(bytes_) > MAX_TEXT:
+        if len(bytes_) > MAX_TOKEN_TEXT:
             raise UnsupportedTokenizer(
-                f"token {token} has {len(bytes_)} bytes; an added token or a unit has {MAX_TEXT} at most"
+                f"token {token} has {len(bytes_)} bytes; an added token or a unit has {MAX_TOKEN_TEXT} at most"
             )
         if tokens.get(token) == bytes_:
             start = token_start[token]

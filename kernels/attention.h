@@ -2,24 +2,24 @@
  * for each instruction set on the vectors of simd.h. kernels.h describes the tiles; which rows and queries
  * there are is mla.c's business.
  *
- * The sixteen lanes of a vector are the sixteen queries, so that the maximum, the exponential and the sum
- * of a softmax are plain vector operations, and a row is read once for all of them. A tile of 128 rows is
- * taken in four steps:
+ * The sixteen lanes of a vector are the sixteen queries: the maximum, the exponential and the sum of a
+ * softmax are plain vector operations, and a row is read once for all of them. A tile of 128 rows is taken
+ * in four steps:
  *
  *   1 scores   [row][lane] = scale * (row . query)
- *   2 softmax  (online) new maximum of each lane; where it grew, what was summed so far shrinks by exp(old
- *              - new);
- *              then p = exp(score - maximum), sum += p, rows in order
- *   3 weights  q8, q6 and q4 only: p times the row's scale as an integer in 0 .. 255, its largest in this
+ *   2 softmax  (online) the new maximum of each lane; where it grew, what was summed so far shrinks by
+ *              exp(old - new); then p = exp(score - maximum), sum += p, rows in order
+ *   3 weights  q8, q6 and q4 only: p times the row's scale as an integer in 0 .. 255, the largest of this
  *              tile and lane being 255
  *   4 values   out[dim][lane] += p * value[row][dim]
  *
  * f32 and bf16: every score and every output is one chain of fma, dimensions in order and rows in order.
  * q8, q6, q4: q6 and q4 tiles are unpacked to q8 (tile.h), once for all queries. The sums over dimensions
- * in step 1 and over rows in step 4 are exact integers, whose order is free; around them stand
- *     score = fma((float)dot_b, row_scale_b * query_b, (float)dot_a * (row_scale_a * query_a)), query_x =
- *       query scale of x * scale
- *     out   = fma((float)dot, weight_step, out),  weight_step = largest (p * row_scale) / 255
+ * in step 1 and over rows in step 4 are exact integers, whose order is free. Around them stand
+ *
+ *   score = fma((float)dot_b, row_scale_b * query_b, (float)dot_a * (row_scale_a * query_a))
+ *           where query_x = query scale of part x * scale
+ *   out   = fma((float)dot, weight_step, out), weight_step = largest (p * row_scale) / 255
  *
  * What lies in a tile past its last row is never looked at, except by sums that are then dropped. */
 
@@ -28,16 +28,14 @@ typedef struct {
     float scale[2][LANES];
 } QueryScales;
 
-/* The bytes between steps 1 and 4 of a tile. */
+/* What is kept between steps 1 and 4 of a tile. Its size is the same in every build. */
 typedef struct {
     float p[TILE_ROWS][LANES];          /* scores, then probabilities */
     float block[TILE_ROWS][16];         /* f32, bf16: a block of rows, as f32 */
-    uint8_t weights[TILE_ROWS / 4][64]; /* q8: [4 rows at a time][lane][4 rows] */
-    /* q8: TILE dimensions, see value_units; TILE is at most 16, and the size must be the same in every
-     * build */
-    int8_t values[TILE_ROWS * 16];
-    uint8_t unpacked[]; /* q6, q4: the tile as q8 */
-} Scratch;
+    uint8_t weights[TILE_ROWS / 4][64]; /* q8: [groups of 4 rows][lane][4 rows], see value_units */
+    int8_t values[TILE_ROWS * 16];      /* q8: up to 16 dimensions of all rows, see value_units */
+    uint8_t unpacked[];                 /* q6, q4: the tile as q8 */
+} AttendScratch;
 
 #ifdef ISA_portable /* the sizes are the same for all: once */
 size_t query_bytes(const TileShape *s) {
@@ -47,7 +45,7 @@ size_t query_bytes(const TileShape *s) {
 
 size_t attend_scratch_bytes(const TileShape *s) {
     TileShape q8 = {TILE_Q8, s->d1, s->d2};
-    return sizeof(Scratch) + (is_packed(s->type) ? tile_bytes(&q8) : 0);
+    return sizeof(AttendScratch) + (is_packed(s->type) ? tile_bytes(&q8) : 0);
 }
 #endif
 
@@ -78,24 +76,25 @@ static void query(const TileShape *s, void *out, const float *const a[LANES], co
 
 /* ---- step 1: scores ------------------------------------------------------------------------- */
 
-/* How far ahead of the scores the tile is asked for: rows of the next tile then arrive while this one's
- * values are summed. */
+/* How far ahead of the scores memory is asked for, in bytes: rows of the next tile then arrive while the
+ * values of this one are summed. */
 enum { ATTEND_AHEAD = 8192 };
 
-/* acc[row][lane] = row . query, over the n units of one part: TILE rows of a sub-tile, beginning at
- * `rows`, of which the first `written` are rows. */
-OP void dots(vi acc[TILE], const uint8_t *query_unit, const uint8_t *rows, size_t n, const int32_t *sum,
+/* acc[row][lane] = row . query, over the n units of one part, for REG_ROWS rows of a sub-tile from `rows`
+ * on. Only the first `written` of them are rows. sum: of each row's integers. */
+OP void dots(vi acc[REG_ROWS], const uint8_t *query_unit, const uint8_t *rows, size_t n, const int32_t *sum,
              size_t written) {
-    UNROLL for (int r = 0; r < TILE; r++) acc[r] = dot4_start((size_t)r < written ? sum[r] : 0);
+    UNROLL for (int r = 0; r < REG_ROWS; r++) acc[r] = dot4_start((size_t)r < written ? sum[r] : 0);
     for (size_t u = 0; u < n; u++) {
         vb q = vb_load_biased(query_unit + u * 64);
         PREFETCH(rows + u * 64 + ATTEND_AHEAD);
-        UNROLL for (int r = 0; r < TILE; r++) acc[r] = dot4(acc[r], q, (const int8_t *)rows + u * 64 + r * 4);
+        UNROLL for (int r = 0; r < REG_ROWS; r++) acc[r] =
+            dot4(acc[r], q, (const int8_t *)rows + u * 64 + r * 4);
     }
 }
 
-/* Sub-tile i of an int8 tile as one of q8: a packed one is unpacked to its place in x->unpacked. */
-static const uint8_t *q8_sub_tile(const TileShape *s, const uint8_t *tile, size_t i, Scratch *x) {
+/* Sub-tile i of an int8 tile as one of q8: where it is packed, it is unpacked to its place in x->unpacked. */
+static const uint8_t *q8_sub_tile(const TileShape *s, const uint8_t *tile, size_t i, AttendScratch *x) {
     TileShape q8 = {TILE_Q8, s->d1, s->d2};
     if (!is_packed(s->type))
         return tile + i * sub_tile_bytes(s);
@@ -104,63 +103,63 @@ static const uint8_t *q8_sub_tile(const TileShape *s, const uint8_t *tile, size_
     return sub;
 }
 
-/* Of the rows of one q8 sub-tile. */
+/* p[row][lane] for the rows of one q8 sub-tile. */
 static void q8_scores(const TileShape *s, const uint8_t *query, const uint8_t *sub, size_t rows, float scale,
                       float (*p)[LANES]) {
     const SubTileScales *scales = sub_tile_scales(s, sub);
     const QueryScales *qs = (const QueryScales *)(query + all_units(s) * 64);
     size_t ua = units(s->d1), ub = units(s->d2);
     vf qa = vf_mul(vf_load(qs->scale[0]), vf_set1(scale)), qb = vf_mul(vf_load(qs->scale[1]), vf_set1(scale));
-    for (size_t row = 0; row < rows; row += TILE) {
-        vi acc[TILE];
+    for (size_t row = 0; row < rows; row += REG_ROWS) {
+        vi acc[REG_ROWS];
         dots(acc, query, sub + row * 4, ua, scales->sum[0] + row, rows - row);
-        UNROLL for (int r = 0; r < TILE; r++)
+        UNROLL for (int r = 0; r < REG_ROWS; r++)
             vf_store(p[row + r], vf_mul(vi_to_float(acc[r]), vf_mul(vf_set1(scales->scale[0][row + r]), qa)));
         if (!ub)
             continue;
         dots(acc, query + ua * UNIT, sub + ua * UNIT + row * 4, ub, scales->sum[1] + row, rows - row);
-        UNROLL for (int r = 0; r < TILE; r++)
+        UNROLL for (int r = 0; r < REG_ROWS; r++)
             vf_store(p[row + r], vf_fma(vi_to_float(acc[r]), vf_mul(vf_set1(scales->scale[1][row + r]), qb),
                                         vf_load(p[row + r])));
     }
 }
 
-/* A packed sub-tile is used while it is still near, and stays for the values. */
+/* A packed sub-tile is used while it is still in the cache, and stays unpacked for the values. */
 static void int8_scores(const TileShape *s, const uint8_t *query, const uint8_t *tile, size_t rows,
-                        float scale, Scratch *x) {
+                        float scale, AttendScratch *x) {
     TileShape q8 = {TILE_Q8, s->d1, s->d2};
     for (size_t row = 0; row < rows; row += SUB_ROWS)
-        q8_scores(&q8, query, q8_sub_tile(s, tile, row / SUB_ROWS, x),
-                  rows - row < SUB_ROWS ? rows - row : SUB_ROWS, scale, x->p + row);
+        q8_scores(&q8, query, q8_sub_tile(s, tile, row / SUB_ROWS, x), min(rows - row, SUB_ROWS), scale,
+                  x->p + row);
 }
 
 /* f32 and bf16: `width` numbers of each row at a time, brought to f32 in `block`. */
 static void float_scores(const TileShape *s, const float *query, const void *tile, size_t rows, float scale,
-                         Scratch *x) {
+                         AttendScratch *x) {
     enum { WIDTH = 64 };
     float *block = x->block[0];
     size_t d = (size_t)s->d1 + s->d2;
-    for (size_t row = 0; row < rows; row += TILE) {
-        vf acc[TILE];
-        UNROLL for (int r = 0; r < TILE; r++) acc[r] = vf_set1(0.0f);
+    for (size_t row = 0; row < rows; row += REG_ROWS) {
+        vf acc[REG_ROWS];
+        UNROLL for (int r = 0; r < REG_ROWS; r++) acc[r] = vf_set1(0.0f);
         for (size_t from = 0; from < d; from += WIDTH) {
-            size_t n = d - from < WIDTH ? d - from : WIDTH;
-            for (size_t r = 0; r < TILE; r++) /* rows past the last: the last once more */
-                tile_read(s, tile, row + r < rows ? row + r : rows - 1, 0, from, n, block + r * WIDTH);
+            size_t n = min(d - from, WIDTH);
+            for (size_t r = 0; r < REG_ROWS; r++) /* rows past the last: the last once more */
+                tile_read(s, tile, min(row + r, rows - 1), 0, from, n, block + r * WIDTH);
             for (size_t i = 0; i < n; i++) {
                 vf q = vf_load(query + (from + i) * LANES);
-                UNROLL for (int r = 0; r < TILE; r++) acc[r] =
+                UNROLL for (int r = 0; r < REG_ROWS; r++) acc[r] =
                     vf_fma(q, vf_set1(block[r * WIDTH + i]), acc[r]);
             }
         }
-        UNROLL for (int r = 0; r < TILE; r++) vf_store(x->p[row + r], vf_mul(acc[r], vf_set1(scale)));
+        UNROLL for (int r = 0; r < REG_ROWS; r++) vf_store(x->p[row + r], vf_mul(acc[r], vf_set1(scale)));
     }
 }
 
 /* ---- step 2: softmax ------------------------------------------------------------------------ */
 
-/* exp of what is subtracted from a maximum that may still be -infinity: exp(-infinity - reference) is 0,
- * not NaN. */
+/* What scores are measured from: the maximum, which may still be -infinity. exp(-infinity - reference) is
+ * then 0, not NaN. */
 OP vf reference_of(vf max) { return vf_max(max, vf_set1(-FLT_MAX)); }
 
 /* x * factor, and 0 in the lanes that have seen no row: their output was never written. The others have a
@@ -173,7 +172,7 @@ OP vf shrink(vf x, vf factor, vf sum) {
 static void raise_max(Softmax *s, vf max, size_t dv) {
     vf old = vf_load(s->max);
     vm grown = vf_gt(max, old);
-    /* factors of 1: nothing changes */
+    /* all factors are 1: nothing changes */
     if (vf_largest(vf_select(grown, vf_set1(1.0f), vf_set1(0.0f))) == 0.0f)
         return;
     vf factor = vf_exp(vf_sub(old, reference_of(max))), sum = vf_load(s->sum);
@@ -183,7 +182,7 @@ static void raise_max(Softmax *s, vf max, size_t dv) {
         vf_store(s->out + d * LANES, shrink(vf_load(s->out + d * LANES), factor, sum));
 }
 
-/* What a lane may not see scores -infinity. */
+/* Rows that a lane may not see score -infinity in it. */
 static void hide_rows(float (*p)[LANES], size_t rows, const uint16_t *seen) {
     int32_t bit[LANES];
     for (int i = 0; i < LANES; i++)
@@ -224,15 +223,18 @@ static void online_softmax(float (*p)[LANES], size_t rows, const int32_t limit[L
 
 /* ---- steps 3 and 4: values ------------------------------------------------------------------ */
 
-/* p * row scale as integers in 0 .. 255, four rows to a vector as dot4 wants them; returns what one step
- * is worth, for each lane: NaN if a row's scale is no number. */
-static vf quantize_weights(const TileShape *s, const uint8_t *tile, size_t rows, Scratch *x) {
+/* Step 3. The weight of a row in a lane is p * the row's scale: the values' own integers are then summed
+ * with it as they are. Weights become integers in 0 .. 255, for each lane in steps of its own: the largest
+ * becomes 255. x->weights receives four rows to a vector, the lower row in the lower byte of its lane, as
+ * the picture below shows; rows past the last weigh nothing. Returns what one step is worth in each lane,
+ * or NaN if a row's scale is not finite. x->p is used up. */
+static vf quantize_weights(const TileShape *s, const uint8_t *tile, size_t rows, AttendScratch *x) {
     vf largest = vf_set1(1e-30f); /* 255 / largest must not overflow */
-    bool numbers = true;
+    bool finite = true;
     for (size_t r = 0; r < rows; r++) {
         float scale = sub_tile_scales(s, tile + r / SUB_ROWS * sub_tile_bytes(s))->scale[0][r % SUB_ROWS];
         vf w = vf_mul(vf_load(x->p[r]), vf_set1(scale));
-        numbers &= scale - scale == 0;
+        finite &= scale - scale == 0;
         vf_store(x->p[r], w);
         largest = vf_max(w, largest);
     }
@@ -248,17 +250,31 @@ static vf quantize_weights(const TileShape *s, const uint8_t *tile, size_t rows,
         }
         vi_store((int32_t *)x->weights[r / 4], four);
     }
-    return numbers ? vf_div(largest, vf_set1(255.0f)) : vf_set1(NAN);
+    return finite ? vf_div(largest, vf_set1(255.0f)) : vf_set1(NAN);
 }
 
-/* out[dim][lane] += step * sum over rows of weight[row][lane] * value[row][dim], for the 4 n dimensions of
- * n units. The units are turned first, from [16 rows][4 dimensions] to [4 groups][4 dimensions][4 rows],
- * so that one dimension of four rows is what dot4 reads from memory. `keep` has zeros where the last
- * sub-tile has no row. */
+/* Step 4. out[dim][lane] += step * sum over rows of weight[row][lane] * value[row][dim], for the 4 n
+ * dimensions of n units, n <= REG_ROWS / 4, of which the first `dims` exist.
+ *
+ * dot4 multiplies four bytes of each lane by four bytes from memory, and here the four are rows. So a
+ * unit, which keeps four dimensions of a row together, is turned first. One unit of a sub-tile, row r and
+ * dimension d as rd:
+ *
+ *     byte      as it is kept       after turn_4x4                 weights[0], for all of this
+ *      0 ..  3  00 01 02 03         00 10 20 30  dimension 0       lane  0:  w0 w1 w2 w3   of rows 0 .. 3
+ *      4 ..  7  10 11 12 13         01 11 21 31  dimension 1       lane  1:  w0 w1 w2 w3
+ *      8 .. 11  20 21 22 23         02 12 22 32  dimension 2        ...
+ *     12 .. 15  30 31 32 33         03 13 23 33  dimension 3       lane 15:  w0 w1 w2 w3
+ *     16 .. 31  rows 4 .. 7         the same of rows 4 .. 7        weights[1]
+ *     32 .. 63  rows 8 .. 15        rows 8 .. 11, 12 .. 15         weights[2], weights[3]
+ *
+ * acc[d] += dot4(weights[g], four bytes of dimension d) then adds rows 4 g .. 4 g + 3 of that dimension in
+ * every lane. `keep` has zeros where the last sub-tile has no row: what lies there is not a number of this
+ * tile. */
 OP void value_units(int n, size_t dims, const uint8_t *unit, size_t sub_bytes, size_t rows,
-                    const uint8_t *keep, Scratch *x, vf step, float *out) {
-    size_t subs = (rows + SUB_ROWS - 1) / SUB_ROWS;
-    vi acc[TILE], sums[TILE / 4];
+                    const uint8_t *keep, AttendScratch *x, vf step, float *out) {
+    size_t subs = div_up(rows, SUB_ROWS);
+    vi acc[REG_ROWS], sums[REG_ROWS / 4];
     UNROLL for (int k = 0; k < n; k++) sums[k] = vi_set1(0);
     for (size_t sub = 0; sub < subs; sub++) {
         UNROLL for (int k = 0; k < n; k++) {
@@ -277,7 +293,7 @@ OP void value_units(int n, size_t dims, const uint8_t *unit, size_t sub_bytes, s
         UNROLL for (int i = 0; i < 4; i++) acc[4 * k + i] =
             dot4_start_unsigned(sum[i] + sum[4 + i] + sum[8 + i] + sum[12 + i]);
     }
-    for (size_t g = 0; g < (rows + 3) / 4; g++) {
+    for (size_t g = 0; g < div_up(rows, 4); g++) {
         vb w = vb_load_biased(x->weights[g]);
         const int8_t *v = x->values + g / 4 * n * 64 + g % 4 * 16;
         UNROLL for (int i = 0; i < 4 * n; i++) acc[i] = dot4(acc[i], w, v + i / 4 * 64 + i % 4 * 4);
@@ -286,39 +302,43 @@ OP void value_units(int n, size_t dims, const uint8_t *unit, size_t sub_bytes, s
         vf_store(out + i * LANES, vf_fma(vi_to_float(acc[i]), step, vf_load(out + i * LANES)));
 }
 
-/* `unpacked`: by int8_scores, of the same tile. */
-static void int8_values(const TileShape *s, const uint8_t *tile, bool unpacked, size_t rows, Scratch *x,
+/* `unpacked`: int8_scores has unpacked this tile already, because it holds the keys too. */
+static void int8_values(const TileShape *s, const uint8_t *tile, bool unpacked, size_t rows, AttendScratch *x,
                         float *out) {
     for (size_t i = 0; i * SUB_ROWS < rows && !unpacked; i++)
         q8_sub_tile(s, tile, i, x);
     TileShape q8 = {TILE_Q8, s->d1, s->d2};
-    if (is_packed(s->type))
-        s = &q8, tile = x->unpacked;
+    if (is_packed(s->type)) {
+        s = &q8;
+        tile = x->unpacked;
+    }
     vf step = quantize_weights(s, tile, rows, x);
     uint8_t keep[64]; /* [4 groups][4 dimensions][4 rows] */
     for (size_t i = 0; i < 64; i++)
         keep[i] = i / 16 * 4 + i % 4 < rows % SUB_ROWS ? 0xff : 0;
     size_t u = 0, n = units(s->d1), bytes = sub_tile_bytes(s);
-    for (; u + TILE / 4 <= n; u += TILE / 4)
-        value_units(TILE / 4, s->d1 - u * 4, tile + u * 64, bytes, rows, keep, x, step, out + u * 4 * LANES);
+    for (; u + REG_ROWS / 4 <= n; u += REG_ROWS / 4)
+        value_units(REG_ROWS / 4, s->d1 - u * 4, tile + u * 64, bytes, rows, keep, x, step,
+                    out + u * 4 * LANES);
     for (; u < n; u++)
         value_units(1, s->d1 - u * 4, tile + u * 64, bytes, rows, keep, x, step, out + u * 4 * LANES);
 }
 
-static void float_values(const TileShape *s, const void *tile, size_t rows, Scratch *x, float *out) {
-    for (size_t from = 0; from < s->d1; from += TILE) {
-        size_t n = s->d1 - from < TILE ? s->d1 - from : TILE;
-        vf acc[TILE];
+static void float_values(const TileShape *s, const void *tile, size_t rows, AttendScratch *x, float *out) {
+    for (size_t from = 0; from < s->d1; from += REG_ROWS) {
+        size_t n = min(s->d1 - from, REG_ROWS);
+        vf acc[REG_ROWS];
         memset(x->block, 0, sizeof x->block);
         for (size_t r = 0; r < rows; r++)
             tile_read(s, tile, r, 0, from, n, x->block[r]);
-        UNROLL for (int i = 0; i < TILE; i++) acc[i] =
+        UNROLL for (int i = 0; i < REG_ROWS; i++) acc[i] =
             (size_t)i < n ? vf_load(out + (from + i) * LANES) : vf_set1(0.0f);
         for (size_t r = 0; r < rows; r++) {
             vf p = vf_load(x->p[r]);
-            UNROLL for (int i = 0; i < TILE; i++) acc[i] = vf_fma(p, vf_set1(x->block[r][i]), acc[i]);
+            UNROLL for (int i = 0; i < REG_ROWS; i++) acc[i] = vf_fma(p, vf_set1(x->block[r][i]), acc[i]);
         }
-        UNROLL for (int i = 0; i < TILE; i++) if ((size_t)i < n) vf_store(out + (from + i) * LANES, acc[i]);
+        UNROLL for (int i = 0; i < REG_ROWS; i++) if ((size_t)i < n)
+            vf_store(out + (from + i) * LANES, acc[i]);
     }
 }
 
@@ -327,12 +347,11 @@ static void float_values(const TileShape *s, const void *tile, size_t rows, Scra
 static void attend(const TileShape *s, const void *query, const void *keys, const TileShape *values_shape,
                    const void *values, size_t rows, const int32_t limit[LANES], const uint16_t *seen,
                    float scale, Softmax *softmax, void *scratch) {
-    Scratch *x = scratch;
+    AttendScratch *x = scratch;
     int32_t last = 0; /* rows that no lane sees are no work */
     for (size_t i = 0; i < LANES; i++)
         last = limit[i] > last ? limit[i] : last;
-    if ((size_t)last < rows)
-        rows = (size_t)last;
+    rows = min(rows, (size_t)last);
     if (!rows)
         return;
     if (is_int8(s->type))
@@ -363,7 +382,7 @@ static void softmax_merge(Softmax *s, const Softmax *t, size_t dv) {
 }
 
 static void softmax_finish(float *out, size_t ld, const Softmax *s, size_t dv, size_t lanes) {
-    /* A lane that has seen a row has a sum of at least 1; one that is not a number must stay one. */
+    /* A lane that has seen a row has a sum of at least 1, or NaN, which must stay. */
     vf sum = vf_load(s->sum), zero = vf_set1(0.0f);
     vm empty = vf_gt(vf_set1(0.5f), sum);
     for (size_t d = 0; d < dv; d++) {

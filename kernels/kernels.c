@@ -2,8 +2,8 @@
  * Each compilation exports one pointer, kernels_portable, kernels_avx2, ...; dispatch.c chooses among them
  * at start.
  *
- *   simd.h       sixteen-lane vectors, where the instruction sets differ
- *   vector.h     norms, activations, quantising
+ *   simd.h       sixteen-lane vectors; in simd_*.h the instruction sets differ
+ *   vector.h     norms, activations and their quantizing
  *   matmul.h     weights in panels times rows
  *   tile.h       tiles of cached rows: rows in and out
  *   attention.h  queries against tiles
@@ -24,19 +24,19 @@
 #define JOIN_TO(a, b) a##b
 #define JOIN(a, b)    JOIN_TO(a, b)
 
-static const Kernels vocabulary = {
+static const Kernels kernels = {
     .name = TEXT(ISA_NAME),
-    .put = put,
-    .gather = gather,
-    .matmul = matmul,
-    .row = row,
+    .dot = dot,
+    .axpy = axpy,
     .rmsnorm = rmsnorm,
     .swiglu = swiglu,
     .softmax = softmax,
     .sigmoid = sigmoid,
     .exp_minus = exp_minus,
-    .dot = dot,
-    .axpy = axpy,
+    .put = put,
+    .gather = gather,
+    .matmul = matmul,
+    .row = row,
     .tile_put = tile_put,
     .tile_get = tile_get,
     .tile_copy = tile_copy,
@@ -49,4 +49,4 @@ static const Kernels vocabulary = {
 };
 
 extern const Kernels *JOIN(kernels_, ISA_NAME);
-const Kernels *JOIN(kernels_, ISA_NAME) = &vocabulary;
+const Kernels *JOIN(kernels_, ISA_NAME) = &kernels;

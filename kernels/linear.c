@@ -1,4 +1,4 @@
-/* linear.c: see linear.h. */
+/* linear.c: matrix products, shared out over the threads of a team (linear.h). */
 #include "linear.h"
 
 void linear(const Kernels *k, float *y, size_t ldy, const Matrix *w, const Acts *x, const Thread *t) {
@@ -14,7 +14,7 @@ void linear_add(const Kernels *k, float *y, size_t ldy, const Matrix *w, const A
     size_t from, to;
     share(t, matrix_panels(w), &from, &to);
     for (size_t panel = from; panel < to; panel += STEP) {
-        size_t panels = to - panel < STEP ? to - panel : STEP;
+        size_t panels = min(to - panel, STEP);
         k->matmul(scratch, LINEAR_ADD_COLUMNS, w, panel, panels, x);
         for (size_t i = 0; i < x->rows; i++)
             k->axpy(y + (rows ? rows[i] : i) * ldy + panel * PANEL, weights ? weights[i] : 1,

@@ -34,9 +34,9 @@ static const int8_t Q4_VALUES[16] = {-113, -91, -72, -55, -40, -26, -12, 1, 14, 
 static inline bool is_int8(uint32_t type) { return type >= TILE_Q8; }
 static inline bool is_packed(uint32_t type) { return type > TILE_Q8; }
 
-static inline size_t units(size_t d) { return (d + 3) / 4; }
+static inline size_t units(size_t d) { return div_up(d, 4); }
 static inline size_t all_units(const TileShape *s) { return units(s->d1) + units(s->d2); }
-static inline size_t groups(size_t d) { return (d + GROUP - 1) / GROUP; }
+static inline size_t groups(size_t d) { return div_up(d, GROUP); }
 
 /* Part 0 is a, part 1 is b. */
 static inline size_t part_size(const TileShape *s, int part) { return part ? s->d2 : s->d1; }
@@ -85,34 +85,26 @@ size_t tile_bytes(const TileShape *s) {
 
 /* ---- rows in -------------------------------------------------------------------------------- */
 
-/* max|x|; NaN if some x is infinite or NaN, which among integers would pass for numbers. */
+/* max|x|; NaN if some x is infinite or NaN, which as integers would look like numbers. */
 static float largest_of(const float *x, size_t n) {
     vf largest = vf_set1(0.0f), differences = vf_set1(0.0f);
     for (size_t i = 0; i < n; i += LANES) {
-        vf v = vf_load_n(x + i, n - i < LANES ? n - i : LANES, 0.0f);
+        vf v = load_up_to(x + i, n - i, 0.0f);
         largest = vf_max(vf_abs(v), largest);
         differences = vf_add(differences, vf_sub(v, v));
     }
     return vf_any_nan(differences) ? NAN : vf_largest(largest);
 }
 
-/* Sixteen numbers times `inverse` to the nearest integer, ties to even. The range -most .. most binds
- * infinity and NaN, which becomes -most, and what a scale that was rounded down puts just above it. */
-OP vi to_integers(vf x, float inverse, float most) {
-    vf y = vf_mul(x, vf_set1(inverse));
-    return vf_to_int(vf_min(vf_max(y, vf_set1(-most)), vf_set1(most)));
-}
-
-/* n numbers as int8 with one scale: q = x * (127 / max|x|), scale = max|x| / 127, NaN if one is no number.
- * A part of zeros, or of numbers so small that 127 / max overflows, becomes zeros. Four numbers go to each
- * unit; `flip` 0x80 stores q + 128. Zeros past n. */
+/* n numbers as int8 with one scale: q = x * (127 / max|x|), scale = max|x| / 127, NaN if one is not
+ * finite. A part of zeros, or of numbers so small that 127 / max overflows, becomes zeros. Four numbers go
+ * to each unit; `flip` 0x80 stores q + 128. Zeros past n. */
 static void quantize_part(uint8_t *unit, const float *x, size_t n, uint8_t flip, float *scale, int32_t *sum) {
     float max = largest_of(x, n);
     bool zeros = max <= 1e-36f;
     vi total = vi_set1(0);
     for (size_t i = 0; i < n; i += LANES) {
-        vi q = to_integers(vf_load_n(x + i, n - i < LANES ? n - i : LANES, 0.0f), zeros ? 0.0f : 127.0f / max,
-                           127);
+        vi q = to_integers(load_up_to(x + i, n - i, 0.0f), zeros ? 0.0f : 127.0f / max, 127);
         total = vi_add(total, q);
         uint8_t bytes[LANES];
         vi_to_s8((int8_t *)bytes, q);
@@ -181,7 +173,7 @@ static void put_packed(const TileShape *s, uint8_t *sub, size_t row, int part, c
     memcpy(sub + scales_at(s) + ((size_t)part * SUB_ROWS + row) * sizeof half, &half, sizeof half);
     for (size_t i = 0; i < n; i += GROUP) {
         uint8_t *group = sub + part_at(s, part) + i / GROUP * group_bytes(s, part);
-        size_t here = n - i < GROUP ? n - i : GROUP;
+        size_t here = min(n - i, GROUP);
         if (q6)
             pack_q6(group, row, x + i, here, scale);
         else if (q4)
@@ -337,8 +329,10 @@ static void tile_read(const TileShape *s, const void *tile, size_t row, int part
         float scale = row_scale(s, sub, part, r);
         int8_t q[GROUP_BYTES];
         for (size_t i = from; i < from + n; i++) {
-            if (i / GROUP != unpacked)
-                unpack_group(s, sub, part, unpacked = i / GROUP, q);
+            if (i / GROUP != unpacked) {
+                unpacked = i / GROUP;
+                unpack_group(s, sub, part, unpacked, q);
+            }
             out[i - from] = (float)q[i % GROUP / 4 * UNIT + r * 4 + i % 4] * scale;
         }
     }
@@ -366,7 +360,8 @@ static void tile_copy(const TileShape *s, void *to, size_t to_row, const void *f
     }
     uint8_t *out = (uint8_t *)to + to_row / SUB_ROWS * sub_tile_bytes(s);
     const uint8_t *in = (const uint8_t *)from + from_row / SUB_ROWS * sub_tile_bytes(s);
-    to_row %= SUB_ROWS, from_row %= SUB_ROWS;
+    to_row %= SUB_ROWS;
+    from_row %= SUB_ROWS;
     copy_column(out, to_row, in, from_row, 0, multipliers_at(s), 4);
     copy_column(out, to_row, in, from_row, multipliers_at(s), scales_at(s), 1);
     copy_column(out, to_row, in, from_row, scales_at(s), sub_tile_bytes(s), s->type == TILE_Q8 ? 4 : 2);
@@ -375,7 +370,7 @@ static void tile_copy(const TileShape *s, void *to, size_t to_row, const void *f
 /* Part a of a sub-tile's rows, from x's row `first` on, to the int8 form of activations. A row's one scale
  * serves every block of 32. */
 static void sub_tile_acts(const TileShape *s, const uint8_t *sub, Acts *x, size_t first) {
-    size_t rows = x->rows - first < SUB_ROWS ? x->rows - first : SUB_ROWS, blocks = x->stride / 32;
+    size_t rows = min(x->rows - first, SUB_ROWS), blocks = x->stride / 32;
     for (size_t block = 0; block < blocks; block++) {
         int8_t units_of[2 * GROUP_BYTES] = {0};
         for (size_t g = 0; g < 2; g++)
@@ -402,7 +397,7 @@ static void tile_acts(const TileShape *s, const void *tile, Acts *x) {
     }
     for (size_t row = 0; row < x->rows; row++) {
         for (size_t i = 0; i < s->d1; i += AT_ONCE) {
-            size_t n = s->d1 - i < AT_ONCE ? s->d1 - i : AT_ONCE;
+            size_t n = min(s->d1 - i, AT_ONCE);
             tile_read(s, tile, row, 0, i, n, part);
             put(x, row, i, part, n);
         }

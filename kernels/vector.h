@@ -1,34 +1,46 @@
-/* vector.h: functions of plain vectors, and the quantising of activations. Included by kernels.c alone.
+/* vector.h: functions of plain vectors, and the quantizing of activations. Included by kernels.c alone.
  *
- * Tails: what is past the end of a vector is loaded as a number that does not change the result (zero in a
- * sum, -infinity in a maximum). */
+ * Ends of vectors: what is past the last number is loaded as one that does not change the result (zero in
+ * a sum, -infinity in a maximum). */
 #include "kernels.h"
 #include "simd.h"
 
 #include <float.h>
 
+/* Up to sixteen numbers: n of them, the rest as `fill`. */
+OP vf load_up_to(const float *x, size_t n, float fill) { return vf_load_n(x, min(n, LANES), fill); }
+
+/* ---- activations ---------------------------------------------------------------------------- */
+
+/* Sixteen numbers times `inverse` to the nearest integer, ties to even. This is the one rounding of all
+ * that is quantized to int8: activations here, rows of tiles and queries in tile.h. Each has its own rule
+ * for the scale. The limits -most .. most catch infinity, NaN (which becomes -most) and what a scale that
+ * was rounded down puts just above them. */
+OP vi to_integers(vf x, float inverse, float most) {
+    vf y = vf_mul(x, vf_set1(inverse));
+    return vf_to_int(vf_min(vf_max(y, vf_set1(-most)), vf_set1(most)));
+}
+
 /* Where 32 columns of one row are kept in the int8 form of x: bytes 32 i .. of q, element i of scale and
- * of sum. */
+ * sum. */
 OP size_t acts_block(const Acts *x, size_t row, size_t block) {
-    size_t first = row / 16 * 16, group = x->rows - first < 16 ? x->rows - first : 16;
+    size_t first = row / 16 * 16, group = min(x->rows - first, 16);
     return first * (x->stride / 32) + block * group + (row - first);
 }
 
-/* 32 numbers (a, b) become integers of -127 .. 127. A block without a number above SMALLEST counts as
- * zeros: 127 / largest would be infinite below 2^-121, and no model has such activations. Among integers
- * infinity and NaN would pass for numbers: a block that holds one gets a scale that is NaN, so that all
+/* 32 numbers (a, b) become integers of -127 .. 127. A block whose numbers are all below SMALLEST counts as
+ * zeros: 127 / largest would be infinite below 2^-121, and no model has such activations. As integers
+ * infinity and NaN would look like numbers: a block that holds one gets a scale that is NaN, so that all
  * that is computed from it is NaN up to the logits, where it is noticed. */
-static void quantise(Acts *x, size_t i, vf a, vf b) {
+static void quantize(Acts *x, size_t i, vf a, vf b) {
     const float SMALLEST = 1e-30f;
-    vf top = vf_set1(127.0f), bottom = vf_set1(-127.0f);
     float largest = vf_largest(vf_max(vf_abs(b), vf_max(vf_abs(a), vf_set1(0.0f))));
-    bool numbers = !vf_any_nan(vf_add(vf_sub(a, a), vf_sub(b, b))); /* infinity minus itself is NaN as well */
+    bool finite = !vf_any_nan(vf_add(vf_sub(a, a), vf_sub(b, b))); /* infinity minus itself is NaN as well */
     float inverse = largest > SMALLEST ? 127.0f / largest : 0.0f;
-    vi qa = vf_to_int(vf_min(vf_max(vf_mul(a, vf_set1(inverse)), bottom), top));
-    vi qb = vf_to_int(vf_min(vf_max(vf_mul(b, vf_set1(inverse)), bottom), top));
+    vi qa = to_integers(a, inverse, 127.0f), qb = to_integers(b, inverse, 127.0f);
     vi_to_s8(x->q + 32 * i, qa);
     vi_to_s8(x->q + 32 * i + 16, qb);
-    x->scale[i] = !numbers ? NAN : largest > SMALLEST ? largest / 127.0f : 0.0f;
+    x->scale[i] = !finite ? NAN : largest > SMALLEST ? largest / 127.0f : 0.0f;
     x->sum[i] = vi_sum(vi_add(qa, qb));
 }
 
@@ -37,14 +49,14 @@ static void put(Acts *x, size_t row, size_t col, const float *v, size_t n) {
     size_t end = col + n == x->cols ? x->stride : col + n;
     for (size_t c = col; c < end; c += 32) {
         size_t left = col + n > c ? col + n - c : 0;
-        vf a = vf_load_n(v + (c - col), left < 16 ? left : 16, 0.0f);
-        vf b = left > 16 ? vf_load_n(v + (c - col) + 16, left < 32 ? left - 16 : 16, 0.0f) : vf_set1(0.0f);
+        vf a = load_up_to(v + (c - col), left, 0.0f);
+        vf b = left > 16 ? load_up_to(v + (c - col) + 16, left - 16, 0.0f) : vf_set1(0.0f);
         if (x->f) {
             vf_store(x->f + row * x->stride + c, a);
             vf_store(x->f + row * x->stride + c + 16, b);
         }
         if (x->q)
-            quantise(x, acts_block(x, row, c / 32), a, b);
+            quantize(x, acts_block(x, row, c / 32), a, b);
     }
 }
 
@@ -62,6 +74,8 @@ static void gather(Acts *dst, const Acts *src, const uint32_t *rows) {
         }
     }
 }
+
+/* ---- plain vectors -------------------------------------------------------------------------- */
 
 static float dot(const float *a, const float *b, size_t n) {
     vf sum = vf_set1(0.0f);
@@ -117,26 +131,26 @@ static void sigmoid(float *x, size_t n) {
 static void softmax(float *x, size_t n) {
     vf largest = vf_set1(-INFINITY), sum = vf_set1(0.0f);
     for (size_t i = 0; i < n; i += 16)
-        largest = vf_max(vf_load_n(x + i, n - i < 16 ? n - i : 16, -INFINITY), largest);
+        largest = vf_max(load_up_to(x + i, n - i, -INFINITY), largest);
     largest = vf_set1(vf_largest(largest));
     for (size_t i = 0; i < n; i += 16) {
-        size_t here = n - i < 16 ? n - i : 16;
+        size_t here = min(n - i, 16);
         vf e = vf_exp(vf_sub(vf_load_n(x + i, here, -INFINITY), largest));
         vf_store_n(x + i, here, e);
         sum = vf_add(sum, e);
     }
     sum = vf_set1(vf_sum(sum));
     for (size_t i = 0; i < n; i += 16) {
-        size_t here = n - i < 16 ? n - i : 16;
+        size_t here = min(n - i, 16);
         vf_store_n(x + i, here, vf_div(vf_load_n(x + i, here, 0.0f), sum));
     }
 }
 
 static void exp_minus(float *x, size_t n, float minus) {
     for (size_t i = 0; i < n; i += 16) {
-        size_t here = n - i < 16 ? n - i : 16;
+        size_t here = min(n - i, 16);
         vf v = vf_load_n(x + i, here, -INFINITY);
-        /* -inf - -inf is not a number: what was never there weighs nothing */
+        /* -inf - -inf would be NaN: what was never there weighs nothing */
         vm absent = vf_gt(vf_set1(-FLT_MAX), v);
         vf_store_n(x + i, here, vf_select(absent, vf_set1(0.0f), vf_exp(vf_sub(v, vf_set1(minus)))));
     }

@@ -13,7 +13,7 @@
 
 #include "kernels/kernels.h"
 
-static const Kernels *sets[4]; /* portable first */
+static const Kernels *sets[5]; /* portable first */
 static size_t n_sets;
 static int failures;
 
@@ -118,11 +118,11 @@ static double place(Weights *w, size_t r, size_t c) {
 }
 
 static Weights make_weights(uint32_t type, size_t rows, size_t cols) {
-    bool quantised = type == TYPE_Q8 || type == TYPE_Q4;
+    bool quantized = type == TYPE_Q8 || type == TYPE_Q4;
     Weights w = {.m = {.type = type,
                        .rows = (uint32_t)rows,
                        .cols = (uint32_t)cols,
-                       .scale = quantised ? uniform(0.5f, 2) : 1}};
+                       .scale = quantized ? uniform(0.5f, 2) : 1}};
     size_t bytes = matrix_panels(&w.m) * panel_bytes(type, cols);
     w.panels = aligned_alloc(64, round_up(bytes, 64));
     w.value = calloc(rows * cols, sizeof *w.value);
@@ -268,18 +268,18 @@ static void check_put_strange(const Kernels *k) {
 /* |y - exact| in units of what rounding in f32, in this order, may cost. */
 static bool product_is_right(const Weights *w, const Rows *x, const float *y, size_t ldy, size_t panel,
                              size_t panels) {
-    bool quantised = w->m.type == TYPE_Q8 || w->m.type == TYPE_Q4;
+    bool quantized = w->m.type == TYPE_Q8 || w->m.type == TYPE_Q4;
     for (size_t r = 0; r < x->a.rows; r++)
         for (size_t o = 16 * panel; o < 16 * (panel + panels) && o < w->m.rows; o++) {
             double exact = 0, size = 0;
             for (size_t c = 0; c < w->m.cols; c++) {
                 size_t b = block_of(&x->a, r, c);
                 double a =
-                    quantised ? (double)x->a.q[32 * b + c % 32] * x->a.scale[b] : x->a.f[r * x->a.stride + c];
+                    quantized ? (double)x->a.q[32 * b + c % 32] * x->a.scale[b] : x->a.f[r * x->a.stride + c];
                 exact += w->value[o * w->m.cols + c] * a;
                 size += fabs(w->value[o * w->m.cols + c] * a);
             }
-            double steps = quantised ? (double)w->m.cols / 32 + 4 : (double)w->m.cols;
+            double steps = quantized ? (double)w->m.cols / 32 + 4 : (double)w->m.cols;
             if (!(fabs(y[r * ldy + o - 16 * panel] - exact) <= size * steps * 0x1p-24 + 1e-37))
                 return false;
         }
@@ -472,7 +472,7 @@ static void check_vectors(const Kernels *k) {
 int main(void) {
     static const char *const NAMES[] = {"portable", "avx2", "avxvnni", "avx512", "neon"};
     const char *why = "";
-    for (size_t i = 0; i < 4; i++) {
+    for (size_t i = 0; i < sizeof NAMES / sizeof *NAMES; i++) {
         setenv("MLA_ISA", NAMES[i], 1);
         const Kernels *k = kernels_choose(&why);
         if (k)
@@ -481,6 +481,10 @@ int main(void) {
     setenv("MLA_ISA", "none", 1);
     log_error(FAILED, "dispatch", "unknown-set-is-refused",
            !kernels_choose(&why) && strstr(why, "none") && strstr(why, "portable"), why);
+    unsetenv("MLA_ISA");
+    const Kernels *fastest = kernels_choose(&why);
+    setenv("MLA_ISA", "", 1);
+    report("dispatch", "empty-is-unset", fastest && kernels_choose(&why) == fastest, why);
     for (size_t i = 0; i < n_sets; i++) {
         check_put_and_gather(sets[i]);
         check_put_strange(sets[i]);

@@ -799,7 +799,7 @@ def hostile(**parts):
 
 
 NEARLY = [
-    b"a" * (section.MAX_TEXT - 1) + bytes([i]) for i in b"bcdefghijklmnopq"
+    b"a" * (section.MAX_TOKEN_TEXT - 1) + bytes([i]) for i in b"bcdefghijklmnopq"
 ]  # each fails at its last byte
 SLOW = {
     "units": dict(units=[(text, 256) for text in NEARLY]),
@@ -847,7 +847,7 @@ def test_the_longest_text(what, tmp_path, monkeypatch):
     parts = dict(units=[(long, 256)]) if what == "units" else dict(added=[section.Added(256, long, False)])
     with pytest.raises(exporter.UnsupportedTokenizer, match="1025 bytes"):
         hostile(**parts)
-    monkeypatch.setattr(section, "MAX_TEXT", 2048)
+    monkeypatch.setattr(section, "MAX_TOKEN_TEXT", 2048)
     done = Compiled(hostile(**parts), tmp_path).ask(b"")
     assert done.returncode == 1 and b"damaged" in done.stderr and done.stderr.count(b"\n") == 1
 
