@@ -385,7 +385,10 @@ static bool choose_mode(Options *o) {
 static bool choose_threads(Options *o) {
 #ifdef _OPENMP
     if (!o->threads)
-        o->threads = physical_cores();
+        o->threads = default_threads();
+    if (o->typed[OPT_THREADS] && o->threads > allowed_processors(""))
+        note("%s %d: the process may use %d processors, more threads than that are slower",
+             o->typed[OPT_THREADS], (int)o->threads, allowed_processors(""));
 #else
     if (o->threads > 1) {
         report("%s takes 1 only: this program was built without OpenMP", o->typed[OPT_THREADS]);
@@ -419,7 +422,7 @@ static bool read_arguments(Options *o, int argc, char **argv, int *status) {
             if (id == OPT_HELP)
                 help();
             else
-                output_print("mla.c " MLA_VERSION "\n");
+                output_print("mla.c " MLA_VERSION "\n%s\n", machine_line());
             output_flush();
             *status = DONE;
             return false;

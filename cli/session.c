@@ -100,7 +100,7 @@ static uint32_t head_checksum(const uint8_t *head) {
     SessionHeader h;
     memcpy(&h, head, sizeof h);
     h.checksum = 0;
-    return crc32(crc32(0, &h, sizeof h), head + sizeof h, h.data_offset - sizeof h);
+    return crc32(crc32(0, &h, sizeof h), head + sizeof h, (size_t)h.data_offset - sizeof h);
 }
 
 /* ---- the file system ------------------------------------------------------------------------ */
@@ -216,10 +216,10 @@ static int read_head(Session *s, uint64_t size) {
     if (size != h.file_bytes || h.data_offset != data_offset(h.tokens, h.logits, h.pages) ||
         h.data_offset > size || h.data_offset > MAX_HEAD)
         return damaged(s, "its sizes contradict each other");
-    s->head = malloc(h.data_offset);
+    s->head = malloc((size_t)h.data_offset);
     if (!s->head)
         return failed(FAILED, "out of memory");
-    if (!read_at(s->file, s->head, h.data_offset, 0))
+    if (!read_at(s->file, s->head, (size_t)h.data_offset, 0))
         return failed(FAILED, "%s: cannot read it: %s", s->name, strerror(errno));
     return head_checksum(s->head) == h.checksum ? DONE : damaged(s, "the checksum of its header is wrong");
 }
@@ -334,9 +334,9 @@ enum { PAGE_DAMAGED = INT_MAX };
 static int read_page(const Session *s, const State *state, size_t i) {
     const SessionHeader *h = (const void *)s->head;
     uint8_t *page = cache_page(state->cache, 0, i);
-    if (!read_at(s->file, page, h->page_bytes, h->data_offset + i * h->page_bytes))
+    if (!read_at(s->file, page, (size_t)h->page_bytes, h->data_offset + i * h->page_bytes))
         return errno;
-    return crc32(0, page, h->page_bytes) == head_page_checksums(s->head)[i] ? 0 : PAGE_DAMAGED;
+    return crc32(0, page, (size_t)h->page_bytes) == head_page_checksums(s->head)[i] ? 0 : PAGE_DAMAGED;
 }
 
 int session_load(Session *s, const Sequence *q, State *state) {
@@ -386,7 +386,7 @@ static uint8_t *make_head(const Session *s, const Sequence *q, const State *stat
     h.file_bytes = h.data_offset + h.pages * h.page_bytes;
     memcpy(h.model_name, m->config.name, sizeof h.model_name);
     memcpy(h.cache, cache_names[type], strlen(cache_names[type]));
-    uint8_t *head = calloc(1, h.data_offset);
+    uint8_t *head = calloc(1, (size_t)h.data_offset);
     if (!head)
         return NULL;
     memcpy(head, &h, sizeof h);
@@ -401,12 +401,12 @@ static bool write_session(const Session *s, uint8_t *head, const State *state) {
     uint32_t *checksum = head_page_checksums(head);
     for (size_t i = 0; i < h->pages; i++) {
         const uint8_t *page = cache_page(state->cache, 0, i);
-        checksum[i] = crc32(0, page, h->page_bytes);
-        if (!write_at(s->lock, page, h->page_bytes, h->data_offset + i * h->page_bytes))
+        checksum[i] = crc32(0, page, (size_t)h->page_bytes);
+        if (!write_at(s->lock, page, (size_t)h->page_bytes, h->data_offset + i * h->page_bytes))
             return false;
     }
     h->checksum = head_checksum(head);
-    return write_at(s->lock, head, h->data_offset, 0) && !fsync(s->lock);
+    return write_at(s->lock, head, (size_t)h->data_offset, 0) && !fsync(s->lock);
 }
 
 int session_save(Session *s, const Sequence *q, const State *state) {

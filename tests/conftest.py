@@ -30,6 +30,8 @@ BUILDS = {
         "OPENMP=",
     ],  # static: qemu-user then needs no other file
     "debug": [],  # `make debug`
+    "undefined": ["CFLAGS=-O1 -g1 -fsanitize=undefined -fno-sanitize-recover=undefined"],
+    "32 bits": ["CC=gcc -m32"],
     "threads": ["CC=clang", "ISAS=portable", "CFLAGS=-O1 -g1 -fsanitize=thread"],
 }
 

@@ -7,6 +7,8 @@ import pytest
 import compare
 from conftest import ROOT
 
+C_TESTS = ["test_kernels", "test_attention", "test_team"]
+
 
 def judge(command, subtests):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -18,6 +20,6 @@ def judge(command, subtests):
     assert done.returncode == 0, f"exit status {done.returncode}:\n{done.stderr}"
 
 
-@pytest.mark.parametrize("program", ["test_kernels", "test_attention", "test_team"])
+@pytest.mark.parametrize("program", C_TESTS)
 def test_program(program, subtests):
     judge([compare.BUILD / program], subtests)
