@@ -1,9 +1,10 @@
-"""What every test shares: the programs under test, tiny checkpoints made by export.py, and the closing line.
+"""What every test shares:
 
-programs   build(name): a build of ./run by another compiler, for another machine or with sanitizers models
-export(name, type): a model of tests/models as a checkpoint the line   "N passed, N failed", and ", N skipped"
-where a judge (a compiler, qemu, valgrind) is not installed. With MLA_NO_SKIP=1 in the
-           environment a skip is a failure: .ci/run installs every judge and sets it."""
+programs   build(name): a build of ./run by another compiler, for another machine or with sanitizers
+models     export(name, type): a model of tests/models as a checkpoint
+the lines  a line for each file, and at the end "N passed, N failed", with ", N skipped" where a judge (a
+           compiler, qemu, valgrind) is not installed. With MLA_NO_SKIP=1 in the environment a skip is a
+           failure: .ci/run installs every judge and sets it."""
 
 import functools
 import os
@@ -103,6 +104,13 @@ def pytest_runtest_makereport(item, call):
         report.outcome = "failed"
         report.longrepr = f"skipped, and MLA_NO_SKIP=1 allows no skip: {call.excinfo.value if call.excinfo else report.longrepr}"
     return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_teststatus():
+    """A line for each file, with a letter for each test that is no success: not hundreds of dots."""
+    category, letter, word = yield
+    return category, "" if category.endswith("passed") else letter, word
 
 
 # The last hook of a run: pytest's own summary stands above.
