@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 import compare
-from conftest import MODELS, ROOT, make, need
-from test_c import C_TESTS, judge
+from support import C_TESTS, MODELS, ROOT, judge, make, need
 
 DEMO = ROOT / "demo" / "stories.bin"
 STORY = ["-p", "Once upon a time", "-n", "8", "-s", "1"]

@@ -22,11 +22,21 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import compare
-from conftest import MODELS, ROOT
 from exporter.chat import DEEPSEEK_V32, find_template, proved, put_together
-from test_cli import FAILED, INTERRUPTED, MODEL, RUN, USAGE, refused, run, text
-from test_export import safetensors
-from test_session import prompt_tokens
+from support import (
+    FAILED,
+    INTERRUPTED,
+    MODEL,
+    MODELS,
+    ROOT,
+    RUN,
+    USAGE,
+    prompt_tokens,
+    refused,
+    run,
+    safetensors,
+    text,
+)
 
 BOS, EOS = "<\uff5cbegin\u2581of\u2581sentence\uff5c>", "<\uff5cend\u2581of\u2581sentence\uff5c>"
 USER, ASSISTANT = "<\uff5cUser\uff5c>", "<\uff5cAssistant\uff5c>"
@@ -47,8 +57,7 @@ VOCABULARY = 3 * 128
 EXACT = {"env": {**os.environ, "MLA_PATH": "absorbed"}}  # one path, whatever the number of new rows
 
 
-# ---- templates
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- templates -----------------------------------------------------------------------------------
 
 
 def say(before="", after=""):
@@ -235,8 +244,7 @@ def chat(model, *options, **how):
     return text("--chat", "-k", "f32", *options, model=model, **{**EXACT, **how})
 
 
-# ---- the same tokens as transformers
-# -----------------------------------------------------------------------------------------------
+# ---- the same tokens as transformers -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", TEMPLATES)
@@ -314,8 +322,7 @@ def test_what_is_said_is_no_mark(said, chat_model, tmp_path):
     assert session_ids(tmp_path / "session") == [bos, *spelled, user, *spelled, assistant]
 
 
-# ---- lines in, answers out
-# ---------------------------------------------------------------------------------------------------------
+# ---- lines in, answers out -----------------------------------------------------------------------
 
 SAMPLED = ["-t", 1, "--top-k", 8, "-s", 5, "-n", 20]
 
@@ -392,8 +399,7 @@ def test_quiet_and_statistics(chat_model):
     assert run("--chat", *SAMPLED, model=model, stdin=b"a\nb\n").stderr.count(b"\n") == 1
 
 
-# ---- a terminal
-# --------------------------------------------------------------------------------------------------------------------
+# ---- a terminal ----------------------------------------------------------------------------------
 
 
 class Talk:
@@ -494,8 +500,7 @@ def test_terminated(turn, chat_model, tmp_path):
     assert (len(session_ids(session)) > before + 5) == bool(turn)
 
 
-# ---- refusals
-# ----------------------------------------------------------------------------------------------------------------------
+# ---- refusals ------------------------------------------------------------------------------------
 
 
 def test_no_template(export):
@@ -558,8 +563,7 @@ def test_damaged_section(chat_model, tmp_path):
         text("-p", "a", "-n", 1, model=tmp_path / "model")
 
 
-# ---- export
-# ------------------------------------------------------------------------------------------------------------------------
+# ---- export --------------------------------------------------------------------------------------
 
 ROUNDS = template(
     say("SYSTEM:"),

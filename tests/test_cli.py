@@ -13,55 +13,12 @@ import re
 import select
 import signal
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import compare
-from conftest import MODELS, ROOT
-
-RUN = compare.RUN[0]
-MODEL = Path(os.environ.get("MLA_MODEL", ROOT / "demo" / "stories.bin"))
-STORY = ["-p", "Once upon a time", "-t", "0"]
-USAGE, FAILED, INTERRUPTED = 2, 1, 130
-
-
-def run(*options, model=MODEL, stdin=b"", **how):
-    command = [RUN, *([model] if model else []), *options]
-    return subprocess.run(
-        [os.fspath(word) if not isinstance(word, int) else str(word) for word in command],
-        input=stdin,
-        timeout=120,
-        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **how},
-    )
-
-
-def text(*options, **how):
-    """Standard output of a run that succeeds."""
-    done = run(*options, **how)
-    assert done.returncode == 0, done.stderr.decode()
-    return done.stdout
-
-
-def refused(done, status, *words):
-    """An error: nothing on standard output, one line on standard error that says the words."""
-    line = done.stderr.decode()
-    assert (done.returncode, done.stdout) == (status, b""), line
-    assert line.startswith("run: ") and line.count("\n") == 1 and line.endswith("\n")
-    for word in words:
-        assert word in line
-
-
-def start(*options, **how):
-    """A run that goes on while the test does something to it. A test run in the background may have SIGINT
-    ignored; the program must not."""
-    return subprocess.Popen(
-        [RUN, MODEL, *options],
-        stdin=subprocess.DEVNULL,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **how},
-    )
+from support import FAILED, INTERRUPTED, MODEL, MODELS, ROOT, RUN, STORY, USAGE, refused, run, start, text
 
 
 def on_terminal(command, stdin=subprocess.DEVNULL):
@@ -95,8 +52,7 @@ def story():
     return text(*STORY, "-n", "40")
 
 
-# ---- wrong usage
-# -------------------------------------------------------------------------------------------------------------------
+# ---- wrong usage ---------------------------------------------------------------------------------
 
 WRONG = [
     (["-n", "12x"], "-n"),
@@ -181,8 +137,7 @@ def test_help_and_version():
     assert re.match(r"mla\.c \d+\.\d+\.\d+\n", text("--version", model=None).decode())
 
 
-# ---- files that are no models
-# ------------------------------------------------------------------------------------------------------
+# ---- files that are no models --------------------------------------------------------------------
 
 
 def test_a_file_that_is_no_checkpoint(tmp_path):
@@ -211,8 +166,7 @@ def test_check(tmp_path):
     refused(run("--check", model=tmp_path / "damaged"), FAILED, "damaged", "tensor", "checksum")
 
 
-# ---- standard output
-# ---------------------------------------------------------------------------------------------------------------
+# ---- standard output -----------------------------------------------------------------------------
 
 
 def test_the_text_alone(story, tmp_path):
@@ -275,8 +229,7 @@ def test_standard_input_is_left_alone(story):
     assert done.stdout == story and os.read(read, 9) == b"mine"
 
 
-# ---- how a text ends
-# ---------------------------------------------------------------------------------------------------------------
+# ---- how a text ends -----------------------------------------------------------------------------
 
 
 def test_stop_text(story):
@@ -325,8 +278,7 @@ def test_unreadable_prompt(tmp_path):
     refused(run("-f", tmp_path), FAILED, str(tmp_path))
 
 
-# ---- chance
-# ------------------------------------------------------------------------------------------------------------------------
+# ---- chance --------------------------------------------------------------------------------------
 
 
 def test_seeds():
@@ -341,8 +293,7 @@ def test_seeds():
     assert seed.encode() not in other.stderr
 
 
-# ---- streams that fail
-# -------------------------------------------------------------------------------------------------------------
+# ---- streams that fail ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -389,8 +340,7 @@ def test_interrupt():
     assert text(*STORY, "-n", "-1", "--ignore-eos", "-k", "full").startswith(first + out)
 
 
-# ---- terminals
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- terminals -----------------------------------------------------------------------------------
 
 
 def test_a_newline_on_a_terminal_only(story):
@@ -516,8 +466,7 @@ def test_stop_texts_split_anywhere(text_driver):
         os.close(read), os.close(write)
 
 
-# ---- numbers
-# -----------------------------------------------------------------------------------------------------------------------
+# ---- numbers -------------------------------------------------------------------------------------
 
 
 def log_softmax(x):
@@ -652,8 +601,7 @@ def test_bench():
     assert text("--bench", "-c", 16).count(b"\n") == 2  # no room for a prefill
 
 
-# ---- a checkpoint without tokenizer
-# ------------------------------------------------------------------------------------------------
+# ---- a checkpoint without tokenizer --------------------------------------------------------------
 
 
 def test_ids_in_ids_out(without_tokenizer):

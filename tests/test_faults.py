@@ -16,11 +16,23 @@ import time
 
 import pytest
 
-import compare
-from conftest import MODELS, ROOT, need
-from test_cli import FAILED, MODEL, RUN, STORY, refused, run, text
-from test_fuzz import INFO, tensor
-from test_session import TEMPORARY, header, with_fields
+from support import (
+    FAILED,
+    INFO,
+    MODEL,
+    MODELS,
+    ROOT,
+    RUN,
+    STORY,
+    TEMPORARY,
+    header,
+    need,
+    refused,
+    run,
+    tensor,
+    text,
+    with_fields,
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +54,7 @@ def faults(tmp_path_factory):
     }
 
 
-# ---- memory
-# ------------------------------------------------------------------------------------------------------------------------
+# ---- memory --------------------------------------------------------------------------------------
 
 MEMORY = {
     "text": [*STORY, "-n", 3, "--stop", "dragon"],
@@ -98,8 +109,7 @@ def test_a_prompt_of_100_megabytes(tmp_path):
     )
 
 
-# ---- system calls
-# ------------------------------------------------------------------------------------------------------------------
+# ---- system calls --------------------------------------------------------------------------------
 
 
 def injected(call, error, n, log, *options, model):
@@ -185,8 +195,7 @@ def test_any_write_may_be_the_last(options, error, status, strace):
     assert n > 1
 
 
-# ---- files
-# -------------------------------------------------------------------------------------------------------------------------
+# ---- files ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("option", ["-f", "--perplexity"])
@@ -317,8 +326,7 @@ def test_no_weight_hides(name, kind, cache, number, export, tmp_path):
             )
 
 
-# ---- signals, clock, locale, standard input
-# ----------------------------------------------------------------------------------------
+# ---- signals, clock, locale, standard input ------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])

@@ -9,16 +9,13 @@ DeepSeek-V3, arXiv 2505.09343     table 1: 70.272 KB a token in bf16"""
 import json
 import math
 import re
-import sys
 
 import pytest
 
 import compare
-from conftest import MODELS
-
-sys.path.insert(0, str(compare.ROOT))
 import export as command
 from exporter.shapes import SHAPES
+from support import MODELS
 
 # The cache does not depend on these; small ones make a checkpoint of the shape small.
 SMALL = {

@@ -1,5 +1,5 @@
-"""The house rules that a program can check: which way includes point, lengths of files, functions and lines, what
-stays in kernels/, and the form that `make format` gives.
+"""The house rules that a program can check: which way includes point, lengths of files, functions and lines,
+what stays in kernels/, and the form that `make format` gives.
 
     kernels/ <- model.h <- engine/ <- mla.c, tokenizer.c <- run.c <- cli/
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, need
+from support import ROOT, need
 
 FLOORS = {"kernels": 0, "model.h": 1, "engine": 2, "mla": 3, "tokenizer": 3, "run": 4, "cli": 5}
 EXCEPTION = ("run.c", "cli/modes.h")
@@ -68,8 +68,8 @@ def test_includes_point_one_way():
 
 
 def test_no_cycle_of_includes():
-    """Of files, and of pairs of .c and .h: state.c -> cache.h and cache.c -> state.h is one, too. kernels.c is
-    the sum of its headers."""
+    """Of files, and of pairs of .c and .h: state.c -> cache.h and cache.c -> state.h is one, too. kernels.c
+    is the sum of its headers."""
     unit = lambda path: str(Path(path).with_suffix(""))
     edges = {}
     for path in SOURCES.keys() - {"kernels/kernels.c"}:

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from conftest import ROOT, make, need
+from support import ROOT, make, need
 
 STORY = b"Once upon a time"
 
@@ -66,8 +66,8 @@ COMPILERS = {
     "gcc": ('exec gcc "$@"', True),
     "has no OpenMP": ('case "$*" in *-fopenmp*) exit 1;; esac; exec gcc "$@"', False),
     "its programs with OpenMP die": (
-        'case "$*" in *-fopenmp*) for last; do :; done; printf "#!/bin/sh\\nexit 127" >"$last"; chmod +x "$last";; '
-        '*) exec gcc "$@";; esac',
+        'case "$*" in *-fopenmp*) ;; *) exec gcc "$@";; esac\n'
+        'for last; do :; done; printf "#!/bin/sh\\nexit 127" >"$last"; chmod +x "$last"',
         False,
     ),
 }

@@ -7,7 +7,6 @@ after the description in cli/session.c, with zlib's checksum."""
 import fcntl
 import os
 import random
-import re
 import resource
 import shutil
 import signal
@@ -18,15 +17,25 @@ import zlib
 
 import pytest
 
-from conftest import MODELS
-from test_cli import FAILED, MODEL, RUN, USAGE, refused, run, start, text
+from support import (
+    FAILED,
+    MODEL,
+    MODELS,
+    RUN,
+    TEMPORARY,
+    USAGE,
+    header,
+    prompt_tokens,
+    refused,
+    run,
+    start,
+    text,
+    with_fields,
+)
 
 GREEDY = ["-t", "0"]
 SAMPLED = ["-t", "1", "--top-p", "0.9", "--repeat-penalty", "1.1"]
 BEGIN = ["-p", "Once upon a time", "-s", "7"]
-HEADER = "<8sIIQQQQ64s8sQQ5I36x"
-FIELDS = "magic version checksum file_bytes data_offset page_bytes model model_name cache seed random tokens rows cut logits pages".split()
-TEMPORARY = ".session.tmp"
 
 
 @pytest.fixture(scope="module")
@@ -47,26 +56,7 @@ def put_away(tiny, session):
     return session.read_bytes()
 
 
-def header(raw):
-    return dict(zip(FIELDS, struct.unpack_from(HEADER, raw)))
-
-
-def with_fields(raw, **changed):
-    """The session with other header fields and the checksum that goes with them."""
-    fields = header(raw) | changed | {"checksum": 0}
-    end = min(fields["data_offset"], len(raw))
-    whole = bytearray(raw)
-    struct.pack_into(HEADER, whole, 0, *fields.values())
-    struct.pack_into("<I", whole, 12, zlib.crc32(whole[:end]))
-    return bytes(whole)
-
-
-def prompt_tokens(done):
-    return int(re.search(rb"prompt (\d+) tokens", done.stderr)[1])
-
-
-# ---- going on
-# ----------------------------------------------------------------------------------------------------------------------
+# ---- going on ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cache", ["f32", "bf16", "q8", "q6", "q4", "full"])
@@ -170,8 +160,7 @@ def test_seed(session):
     assert anew[0].stdout == anew[1].stdout != done.stdout
 
 
-# ---- the file
-# ----------------------------------------------------------------------------------------------------------------------
+# ---- the file ------------------------------------------------------------------------------------
 
 
 def test_the_file_is_what_its_description_says(put_away, tiny):
@@ -314,8 +303,7 @@ def hostile(raw, session, model, build):
     return done.returncode
 
 
-# ---- the moment of writing
-# ---------------------------------------------------------------------------------------------------------
+# ---- the moment of writing -----------------------------------------------------------------------
 
 
 def test_in_use(session):

@@ -5,19 +5,15 @@ transformers' word (test_oracle.py: v32, glm52)."""
 import json
 import struct
 import subprocess
-import sys
 import zlib
 
 import numpy as np
 import pytest
 
 import compare
-from conftest import MODELS, ROOT
-from test_cli import FAILED, refused, run, text
-
-sys.path.insert(0, str(ROOT))
 from exporter import config as model_config
 from exporter.errors import ExportError
+from support import FAILED, MODELS, ROOT, refused, run, text
 
 V32, GLM = MODELS / "v32", MODELS / "glm52"
 CONFIG = json.loads((GLM / "config.json").read_text())

@@ -10,7 +10,7 @@ import subprocess
 import pytest
 
 import compare
-from test_cli import RUN, run
+from support import RUN, run
 
 DRIVER = compare.BUILD / "system_driver"
 

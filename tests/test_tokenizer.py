@@ -20,14 +20,14 @@ from pathlib import Path
 import pytest
 import sentencepiece
 import tiktoken
-from tokenizers import normalizers
 from tokenizers import Tokenizer as Library
+from tokenizers import normalizers
 
 import compare
 import make_tokenizer_vectors as vectors
-from conftest import MODELS, ROOT, make
 from exporter import tokenizer as exporter
 from exporter.patterns import PATTERNS
+from support import MODELS, ROOT, make
 
 DRIVER = compare.BUILD / "tokenizer_driver"
 VECTORS = ROOT / "tests" / "tokenizers"
@@ -314,8 +314,7 @@ def damaged(section, rng):
         yield bytes(data)
 
 
-# ---- lists of ranks
-# --------------------------------------------------------------------------------------------------------------------
+# ---- lists of ranks ------------------------------------------------------------------------------
 
 
 def small_ranks():
@@ -446,8 +445,7 @@ def test_tekken(real, tmp_path):
     ]
 
 
-# ---- SentencePiece
-# -----------------------------------------------------------------------------------------------------------------------
+# ---- SentencePiece -------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -625,8 +623,7 @@ def test_a_text_begins_without_the_space_in_front(tmp_path):
         assert got.decode() == library.decode(ids)
 
 
-# ---- GGUF
-# --------------------------------------------------------------------------------------------------------------------------------
+# ---- GGUF ----------------------------------------------------------------------------------------
 
 
 def metadata(pre, vocabulary, added, merges=()):
@@ -708,8 +705,7 @@ def test_gguf_of_sentencepiece(tmp_path):
     same_as_sentencepiece(c, library)
 
 
-# ---- what is not a tokenizer
-# ---------------------------------------------------------------------------------------------------------------
+# ---- what is not a tokenizer ---------------------------------------------------------------------
 
 
 def test_other_sources_are_refused(tmp_path):
