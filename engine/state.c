@@ -247,7 +247,9 @@ static int threads_given(int wanted) {
 
 State *state_open(const Model *m, const StateOptions *o, char *err, size_t err_bytes) {
     const Config *c = &m->config;
-    State *s = calloc(1, sizeof *s);
+    State *s = aligned_alloc(64, (sizeof *s + 63) / 64 * 64);
+    if (s)
+        memset(s, 0, sizeof *s);
     size_t most_blocks = 96 + 16 * (size_t)o->threads;
     if (!s || !(s->blocks = calloc(most_blocks, sizeof *s->blocks))) {
         snprintf(err, err_bytes, "out of memory");

@@ -13,6 +13,7 @@ import compare
 from support import RUN, run
 
 DRIVER = compare.BUILD / "system_driver"
+LINUX = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processors cannot be chosen here")
 
 
 def machine(root, cpus="0-7", siblings=(), files=()):
@@ -104,6 +105,7 @@ def threads(**environment):
     return int(re.search(r"(\d+) threads?\n", done.stdout)[1])
 
 
+@LINUX
 def test_omp_num_threads():
     """Counts where -j is not given, as OpenMP's specification says; what is no number is ignored."""
     assert threads(OMP_NUM_THREADS="3") == 3
@@ -112,6 +114,7 @@ def test_omp_num_threads():
         assert threads(OMP_NUM_THREADS=nonsense) == 1, nonsense
 
 
+@LINUX
 def test_more_threads_than_processors_is_a_warning():
     most = len(os.sched_getaffinity(0))
     options = ["-p", "Once", "-n", "1"]
