@@ -1,134 +1,203 @@
-# make         ./run
-# make demo    builds, then tells a story
-# make test    every test (brings its own Python packages into build/venv)
-# make bench   prefill and decode at growing context, and where the time goes (MODEL=file: of another model than the demo)
-# make study   the latent cache in each type beside an ordinary K/V cache: memory, speed, perplexity (STUDY_TEXT=file: on a text of your own)
-# make debug   build/debug/run, with ASan and UBSan
-# make analyse what cppcheck has to say: nothing
-# make coverage  a table of the lines that the tests run (clang)
-# make matrix  logits of every compiler, optimisation, instruction set, number of threads and cache type against tests/hashes.json
-# make fuzz    hostile checkpoints, sessions, tokenizers and command lines (clang; FUZZ_SECONDS=60 for each; what is found stays in build/fuzz)
+# make            ./run
+# make demo       builds, then tells a story
+# make check      the tests of the kernels, two model families, the command line and sessions: under a minute
+# make test       every test (brings its own Python packages into build/venv)
+# make format     brings all files into the form that .clang-format and pyproject.toml describe
+# make lint       that form, and the layout of the sources: includes, lengths of files, functions and lines
+# make bench      prefill and decode at growing context, and where the time goes (MODEL=file)
+# make study      the latent cache in each type beside an ordinary K/V cache: memory, speed, perplexity
+#                 (STUDY_TEXT=file: on a text of your own)
+# make debug      build/debug/run, with ASan and UBSan
+# make analyse    what cppcheck has to say: nothing
+# make coverage   a table of the lines that the tests run (clang)
+# make matrix     logits of every compiler, optimisation, instruction set, number of threads and cache type
+#                 against tests/hashes.json (HASHES=--write makes that file anew, with ./run on one thread)
+# make fuzz       hostile checkpoints, sessions, tokenizers and command lines (clang; FUZZ_SECONDS=60 for each;
+#                 what is found stays in build/fuzz)
+# make clean      removes ./run and build
+#
+# V=1 shows the commands. CC, CFLAGS and LDFLAGS are yours; OPENMP= builds without OpenMP; BUILD=folder and
+# PROGRAM=file say where to.
 
 MAKEFLAGS += --no-builtin-rules
-CC      ?= cc
-VERSION  = 0.1.0
+.DEFAULT_GOAL = all
+CC       ?= cc
+VERSION   = 0.1.0
+BUILD     = build
+PROGRAM   = run
 
-# -O3 for the kernels' loops; no -Ofast and no contraction of a*b+c: the text must be the same on every machine.
-CFLAGS  ?= -O3
-WARN     = -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion
-BASE     = -std=gnu11 -ffp-contract=off -fno-strict-aliasing -pthread -I. $(WARN) $(if $(OPENMP),,-Wno-unknown-pragmas) -DMLA_VERSION='"$(VERSION)"'
-# OpenMP if the compiler has it; without it the program is single-threaded and says so. make OPENMP= builds without.
-OPENMP  := $(shell echo 'int main(void){return 0;}' | $(CC) -fopenmp -x c - -o /dev/null 2>/dev/null && echo -fopenmp)
-BUILD    = build
-PROGRAM  = run
-ARCH    := $(shell $(CC) -dumpmachine)
+# -O3 for the kernels' loops; no -Ofast and no contraction of a*b+c: the text must be the same everywhere.
+CFLAGS   ?= -O3
+WARN      = -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion $(if $(OPENMP),,-Wno-unknown-pragmas)
+BASE      = -std=gnu11 -ffp-contract=off -fno-strict-aliasing -pthread -I. $(WARN) -DMLA_VERSION='"$(VERSION)"'
 
-# The kernels are compiled once per instruction set and chosen at start.
-ISAS     = portable
-ifneq (,$(findstring x86_64,$(ARCH)))
-ISAS    += avx2 avx512
-# compilers before gcc 11 and clang 12 do not know it
-ISAS    += $(shell echo 'int main(void){return 0;}' | $(CC) -mavxvnni -x c - -o /dev/null 2>/dev/null && echo avxvnni)
+# ---- what the compiler can do -----------------------------------------------------------------------------
+# $(BUILD)/compiler.mk says it: found once for each compiler and its flags, and only by goals that compile.
+# OpenMP counts if a program with it also runs.
+COMPILER  = $(strip $(CC) $(CFLAGS) $(LDFLAGS) $(if $(filter command,$(origin OPENMP)),OPENMP=$(OPENMP)))
+COMPILES  = all check test demo bench study matrix fuzz $(PROGRAM) $(BUILD)/%
+ifneq (,$(filter $(COMPILES),$(or $(MAKECMDGOALS),all)))
+-include $(BUILD)/compiler.mk
+ifneq ($(PROBED),$(COMPILER))
+ifeq (,$(MAKE_RESTARTS))
+$(BUILD)/compiler.mk: probe-again
 endif
-ifneq (,$(filter aarch64% arm64%,$(ARCH)))
-ISAS    += neon
 endif
+endif
+
+$(BUILD)/compiler.mk: Makefile
+	@mkdir -p $(BUILD)
+	@$(CC) $(CFLAGS) -dM -E -x c /dev/null >$(BUILD)/macros 2>/dev/null || : >$(BUILD)/macros
+	@echo 'int main(void) { int n = 0;' >$(BUILD)/probe.c
+	@echo '_Pragma("omp parallel num_threads(2) reduction(+ : n)") n += 1; return n < 1; }' >>$(BUILD)/probe.c
+	@{ printf 'PROBED = %s\n' '$(COMPILER)'; \
+	   if grep -q '__x86_64__' $(BUILD)/macros; then echo 'ISAS = portable avx2 avx512'; \
+	     $(CC) -mavxvnni -fsyntax-only -x c /dev/null 2>/dev/null && echo 'ISAS += avxvnni'; \
+	   elif grep -q '__aarch64__' $(BUILD)/macros; then echo 'ISAS = portable neon'; \
+	   else echo 'ISAS = portable'; fi; \
+	   if $(CC) $(CFLAGS) -fopenmp $(BUILD)/probe.c $(LDFLAGS) -o $(BUILD)/probe >/dev/null 2>&1 && \
+	     $(BUILD)/probe >/dev/null 2>&1; then echo 'OPENMP = -fopenmp'; else echo 'OPENMP ='; fi; } >$@.new
+	@mv $@.new $@
+
+# ---- the program ------------------------------------------------------------------------------------------
+# The kernels are compiled once for each instruction set and chosen at start.
 FLAGS_portable =
 FLAGS_avx2     = -mavx2 -mfma -mf16c
 FLAGS_avxvnni  = $(FLAGS_avx2) -mavxvnni
 FLAGS_avx512   = -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c -mprefer-vector-width=512
 FLAGS_neon     = -march=armv8.2-a+dotprod
 
-SOURCES  = run.c mla.c tokenizer.c $(wildcard engine/*.c) kernels/dispatch.c kernels/team.c kernels/pace.c kernels/linear.c $(wildcard cli/*.c)
-OBJECTS  = $(SOURCES:%.c=$(BUILD)/%.o) $(ISAS:%=$(BUILD)/kernels/kernels_%.o)
+KERNELS   = $(BUILD)/kernels/dispatch.o $(BUILD)/kernels/team.o $(BUILD)/kernels/pace.o $(ISAS:%=$(BUILD)/kernels/kernels_%.o)
+SOURCES   = run.c mla.c tokenizer.c kernels/linear.c $(wildcard engine/*.c) $(wildcard cli/*.c)
+OBJECTS   = $(SOURCES:%.c=$(BUILD)/%.o) $(KERNELS)
+LINK      = $(CC) $(CFLAGS) $(OPENMP) $(LDFLAGS) -pthread -o $@
+COMPILE   = $(CC) $(CFLAGS) $(OPENMP) $(BASE) -MMD -MP -c -o $@ $<
+Q         = $(if $(filter 1,$(V)),,@)
+SAY       = $(if $(filter 1,$(V)),@:,@printf '%-8s %s\n')
+
+all: $(PROGRAM)
 
 $(PROGRAM): $(OBJECTS)
-	$(CC) $(CFLAGS) $(OPENMP) $(LDFLAGS) -pthread -o $@ $^ -lm
+	$(SAY) link $@
+	$(Q)$(LINK) $^ -lm
+	$(if $(OPENMP),,@echo "$@ is built without OpenMP and has one thread: $(CC) has none that runs, or OPENMP= was given")
 
-$(BUILD)/%.o: %.c Makefile
+$(BUILD)/%.o: %.c $(BUILD)/compiler.mk
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) $(OPENMP) $(BASE) -DISAS='"$(ISAS)"' -MMD -c -o $@ $<
+	$(SAY) compile $<
+	$(Q)$(COMPILE) -DISAS='"$(ISAS)"'
 
-$(BUILD)/kernels/kernels_%.o: kernels/kernels.c Makefile
+$(BUILD)/kernels/kernels_%.o: kernels/kernels.c $(BUILD)/compiler.mk
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) $(OPENMP) $(BASE) $(FLAGS_$*) -DISA_$* -MMD -c -o $@ $<
+	$(SAY) compile "$< for $*"
+	$(Q)$(COMPILE) $(FLAGS_$*) -DISA_$*
 
--include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
+-include $(OBJECTS:.o=.d) $(wildcard $(BUILD)/tests/*.d $(BUILD)/tests/fuzz/*.d)
 
-# The parts under test, alone: programs that print a line `ok NAME` or `FAIL NAME` per case; the tokenizer and the rotations behind a pipe.
-KERNELS  = $(BUILD)/kernels/dispatch.o $(BUILD)/kernels/team.o $(BUILD)/kernels/pace.o $(ISAS:%=$(BUILD)/kernels/kernels_%.o)
-TESTS    = $(BUILD)/test_kernels $(BUILD)/test_attention $(BUILD)/test_team $(BUILD)/tokenizer_driver $(BUILD)/rope_driver $(BUILD)/sequences_driver
+# ---- tests ------------------------------------------------------------------------------------------------
+# The parts alone: programs that print a line `ok NAME` or `FAIL NAME` for each case, and drivers behind a pipe.
+C_TESTS   = $(BUILD)/test_kernels $(BUILD)/test_attention $(BUILD)/test_team
+DRIVERS   = $(BUILD)/tokenizer_driver $(BUILD)/rope_driver $(BUILD)/sequences_driver $(BUILD)/system_driver
+TESTS     = $(C_TESTS) $(DRIVERS)
+LINK_TEST = $(Q)$(LINK) $^ -lm
 
-$(BUILD)/test_kernels $(BUILD)/test_attention $(BUILD)/test_team: $(BUILD)/%: $(BUILD)/tests/%.o $(KERNELS)
-	$(CC) $(CFLAGS) $(OPENMP) $(LDFLAGS) -pthread -o $@ $^ -lm
-
-$(BUILD)/tokenizer_driver: $(BUILD)/tests/tokenizer_driver.o $(BUILD)/tokenizer.o $(patsubst %,$(BUILD)/engine/%.o,section pretokenizer unicode)
-	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lm
-
+$(C_TESTS): $(BUILD)/%: $(BUILD)/tests/%.o $(KERNELS)
+	$(SAY) link $@
+	$(LINK_TEST)
+$(BUILD)/tokenizer_driver: $(BUILD)/tests/tokenizer_driver.o $(BUILD)/tokenizer.o \
+		$(patsubst %,$(BUILD)/engine/%.o,section pretokenizer unicode)
+	$(SAY) link $@
+	$(LINK_TEST)
 $(BUILD)/rope_driver: $(BUILD)/tests/rope_driver.o $(BUILD)/engine/rope.o
-	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lm
-
+	$(SAY) link $@
+	$(LINK_TEST)
+$(BUILD)/system_driver: $(BUILD)/tests/system_driver.o $(BUILD)/cli/system.o $(KERNELS)
+	$(SAY) link $@
+	$(LINK_TEST)
 $(BUILD)/sequences_driver: $(BUILD)/tests/sequences_driver.o $(filter-out $(BUILD)/run.o,$(OBJECTS))
-	$(CC) $(CFLAGS) $(OPENMP) $(LDFLAGS) -pthread -o $@ $^ -lm
+	$(SAY) link $@
+	$(LINK_TEST)
+
+check: $(PROGRAM) $(TESTS)
+	@tests/check.sh
 
 test: $(PROGRAM) $(TESTS)
-	tests/run_tests.sh
+	@tests/run_tests.sh
 
-MODEL    = demo/stories.bin
+# Each kind of files that the tests look at is found by git: what it does not know is not ours.
+format:
+	git ls-files -z '*.c' '*.h' | xargs -0 clang-format -i
+	git ls-files -z '*.py' | xargs -0 ruff format --quiet
+
+lint:
+	@tests/check.sh tests/test_layout.py
+
+MODEL     = demo/stories.bin
 bench: $(PROGRAM)
-	./run $(MODEL) --bench --profile
+	$(DIRECT)$(PROGRAM) $(MODEL) --bench --profile
+
+demo: $(PROGRAM)
+	@$(DIRECT)$(PROGRAM) demo/stories.bin --echo -p "Once upon a time" -s 69
+
+# a program in this folder is called with ./
+DIRECT    = $(if $(findstring /,$(PROGRAM)),,./)
 
 # export.py needs numpy, which the tests' Python has
-PYTHON   = $(firstword $(wildcard build/venv/bin/python) python3)
+PYTHON    = $(firstword $(wildcard build/venv/bin/python) python3)
 study: $(PROGRAM)
 	$(PYTHON) tests/study.py $(if $(STUDY_TEXT),"$(STUDY_TEXT)")
 
-# -g1: line numbers are what a sanitizer reports; tracking variables through the portable kernels takes gcc a minute.
+# -g1: line numbers are what a sanitizer reports; tracking variables through the kernels takes gcc a minute.
 debug:
-	$(MAKE) BUILD=build/debug PROGRAM=build/debug/run CFLAGS="-O1 -g1 -fsanitize=address,undefined -fno-omit-frame-pointer -fno-sanitize-recover=undefined" $(or $(GOAL),build/debug/run)
+	$(MAKE) BUILD=build/debug PROGRAM=build/debug/run $(or $(GOAL),build/debug/run) \
+		CFLAGS="-O1 -g1 -fsanitize=address,undefined -fno-omit-frame-pointer -fno-sanitize-recover=undefined"
 
-# Kernels in plain C: the sanitizers see all of it. main of run.c under another name: libFuzzer brings its own. What runs too long or takes too
-# much memory is a finding as well.
+# Kernels in plain C: the sanitizers see all of it. main of run.c under another name: libFuzzer brings its own.
+# What runs too long or takes too much memory is a finding as well.
 FUZZ_SECONDS = 60
 FUZZ_TARGETS = options tokenizer session checkpoint
+FUZZ_FLAGS   = -max_total_time=$(FUZZ_SECONDS) -timeout=100 -rss_limit_mb=2048 -malloc_limit_mb=1024 \
+	-max_len=262144 -len_control=0 -close_fd_mask=3 -print_final_stats=1
 fuzz: $(PROGRAM)
 	tests/venv.sh
-	$(MAKE) BUILD=build/fuzz CC=clang OPENMP= ISAS=portable LDFLAGS=-fsanitize=fuzzer $(FUZZ_TARGETS:%=build/fuzz/fuzz_%) \
-		CFLAGS="-O1 -g1 -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -Dmain=run_main"
+	$(MAKE) BUILD=build/fuzz CC=clang OPENMP= ISAS=portable LDFLAGS=-fsanitize=fuzzer \
+		CFLAGS="-O1 -g1 -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -Dmain=run_main" \
+		$(FUZZ_TARGETS:%=build/fuzz/fuzz_%)
 	rm -rf build/fuzz/seeds && build/venv/bin/python tests/fuzz/make_seeds.py build/fuzz/seeds
 	for target in $(FUZZ_TARGETS); do mkdir -p build/fuzz/corpus/$$target; \
-		MLA_FUZZ_MODEL=build/fuzz/seeds/model.bin build/fuzz/fuzz_$$target \
-		-max_total_time=$(FUZZ_SECONDS) -timeout=100 -rss_limit_mb=2048 -malloc_limit_mb=1024 -max_len=262144 -len_control=0 \
-		-close_fd_mask=3 -print_final_stats=1 -artifact_prefix=build/fuzz/$$target- build/fuzz/corpus/$$target build/fuzz/seeds/$$target || exit 1; done
+		MLA_FUZZ_MODEL=build/fuzz/seeds/model.bin build/fuzz/fuzz_$$target $(FUZZ_FLAGS) \
+		-artifact_prefix=build/fuzz/$$target- build/fuzz/corpus/$$target build/fuzz/seeds/$$target || exit 1; done
 
 $(BUILD)/fuzz_%: $(BUILD)/tests/fuzz/fuzz_%.o $(BUILD)/tests/fuzz/fuzz.o $(OBJECTS)
 	$(CC) $(CFLAGS) $(LDFLAGS) -pthread -o $@ $^ -lm
 
 analyse:
-	cppcheck --quiet --enable=warning,portability,performance --error-exitcode=1 --inline-suppr --std=c11 --suppress=missingIncludeSystem -I. \
-		-DISA_portable -DISAS='"portable"' -DMLA_VERSION='""' *.c engine/*.c cli/*.c kernels/*.c
+	cppcheck --quiet --enable=warning,portability,performance --error-exitcode=1 --inline-suppr --std=c11 \
+		--suppress=missingIncludeSystem -I. -DISA_portable -DISAS='"portable"' -DMLA_VERSION='""' \
+		*.c engine/*.c cli/*.c kernels/*.c
 
-# make matrix HASHES=--write makes tests/hashes.json anew, with ./run on one thread.
 matrix: $(PROGRAM)
 	tests/venv.sh
 	build/venv/bin/python tests/matrix.py $(HASHES)
 
-# The tests run the program and the kernels' tests that are built here; what ends by a signal or _exit leaves no counts, and of the faults in
-# tests/test_faults.py some meet clang's OpenMP and profile libraries, which abort: those tests fail here.
-COVERED  = build/coverage
+# The tests run the program and the kernels' tests that are built here; what ends by a signal or _exit leaves no
+# counts, and of the faults in tests/test_faults.py some meet clang's OpenMP and profile libraries, which abort:
+# those tests fail here.
+COVERED   = build/coverage
 coverage:
 	$(MAKE) BUILD=$(COVERED) PROGRAM=$(COVERED)/run CC=clang CFLAGS="-O1 -fprofile-instr-generate -fcoverage-mapping" \
 		$(COVERED)/run $(TESTS:$(BUILD)/%=$(COVERED)/%)
 	rm -f $(COVERED)/*.profraw
-	-MLA_BUILD=$(COVERED) LLVM_PROFILE_FILE=$(CURDIR)/$(COVERED)/%8m.profraw tests/run_tests.sh --deselect tests/test_fuzz.py::test_fuzz
+	-MLA_BUILD=$(COVERED) LLVM_PROFILE_FILE=$(CURDIR)/$(COVERED)/%8m.profraw tests/run_tests.sh \
+		--deselect tests/test_fuzz.py::test_fuzz
 	llvm-profdata merge -o $(COVERED)/profile $(COVERED)/*.profraw
-	llvm-cov report $(COVERED)/run $(TESTS:$(BUILD)/%=-object $(COVERED)/%) -instr-profile=$(COVERED)/profile -show-region-summary=false \
-		-show-branch-summary=false -ignore-filename-regex=tests/
-
-demo: run
-	./run demo/stories.bin -p "Once upon a time"
+	llvm-cov report $(COVERED)/run $(TESTS:$(BUILD)/%=-object $(COVERED)/%) -instr-profile=$(COVERED)/profile \
+		-show-region-summary=false -show-branch-summary=false -ignore-filename-regex=tests/
 
 clean:
 	rm -rf run build
 
-.PHONY: demo test bench study debug fuzz analyse matrix coverage clean
+help:
+	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
+
+.PHONY: all demo check test format lint bench study debug fuzz analyse matrix coverage clean help probe-again

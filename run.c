@@ -69,8 +69,8 @@ static void forward_thread(const Model *m, State *s, Thread *t) {
 
 const float *forward(const Model *m, State *s, const Row *rows, size_t n) {
     state_begin(s, rows, n);
-    int threads = team_begin(&s->team, n);
-#pragma omp parallel num_threads(threads)
+    team_begin(&s->team, n);
+#pragma omp parallel num_threads(s->team.asked)
     {
         Thread t = team_join(&s->team);
         forward_thread(m, s, &t);

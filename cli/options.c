@@ -408,7 +408,10 @@ static bool choose_mode(Options *o) {
 static bool choose_threads(Options *o) {
 #ifdef _OPENMP
     if (!o->threads)
-        o->threads = physical_cores();
+        o->threads = default_threads();
+    if (o->given[OPT_THREADS] && o->threads > allowed_processors(""))
+        log_info("%s %d: the process may use %d processors, more threads than that are slower",
+                 o->given[OPT_THREADS], (int)o->threads, allowed_processors(""));
 #else
     if (o->threads > 1) {
         log_error(WRONG_USAGE, "%s takes 1 only: this program was built without OpenMP",
@@ -481,7 +484,7 @@ static bool print_about(OptionId id) {
     if (id == OPT_HELP)
         help();
     else
-        output_print("mla.c " MLA_VERSION "\n");
+        output_print("mla.c " MLA_VERSION "\n%s\n", machine_line());
     output_flush();
     return false;
 }

@@ -3,10 +3,13 @@
 #include "cli/system.h"
 
 #include <signal.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+#include "kernels/kernels.h"
 
 enum { MAX_CPUS = 8192 };
 
@@ -29,10 +32,21 @@ static bool parse_list(const char *list, bool set[MAX_CPUS]) {
     }
 }
 
+/* The file that root and the further parts make up, or NULL. */
+__attribute__((format(printf, 2, 3))) static FILE *open_file(const char *root, const char *format, ...) {
+    char path[4096];
+    int n = snprintf(path, sizeof path, "%s", root);
+    va_list args;
+    va_start(args, format);
+    int more = n < (int)sizeof path ? vsnprintf(path + n, sizeof path - (size_t)n, format, args) : 0;
+    va_end(args);
+    return n + more < (int)sizeof path ? fopen(path, "r") : NULL;
+}
+
 /* The CPUs that the scheduler may give us, taskset's and a container's choice included. */
-static bool allowed_cpus(bool set[MAX_CPUS]) {
+static bool allowed_cpus(const char *root, bool set[MAX_CPUS]) {
     static const char key[] = "Cpus_allowed_list:";
-    FILE *f = fopen("/proc/self/status", "r");
+    FILE *f = open_file(root, "/proc/self/status");
     char line[4096];
     bool found = false;
     while (f && !found && fgets(line, sizeof line, f))
@@ -43,10 +57,9 @@ static bool allowed_cpus(bool set[MAX_CPUS]) {
 }
 
 /* Whether an allowed CPU with a smaller number is a hardware thread of the same core. */
-static bool shares_core(int cpu, const bool allowed[MAX_CPUS]) {
-    char path[96], line[4096];
-    snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%d/topology/thread_siblings_list", cpu);
-    FILE *f = fopen(path, "r");
+static bool shares_core(const char *root, int cpu, const bool allowed[MAX_CPUS]) {
+    FILE *f = open_file(root, "/sys/devices/system/cpu/cpu%d/topology/thread_siblings_list", cpu);
+    char line[4096];
     if (!f)
         return false;
     static bool siblings[MAX_CPUS];
@@ -60,27 +73,109 @@ static bool shares_core(int cpu, const bool allowed[MAX_CPUS]) {
     return shares;
 }
 
-/* A container may be given less time than its CPUs have: "quota period" in microseconds, or "max". */
-static int quota_cores(int cores) {
-    FILE *f = fopen("/sys/fs/cgroup/cpu.max", "r");
-    double quota, period;
-    if (f && fscanf(f, "%lf %lf", &quota, &period) == 2 && quota > 0 && period > 0 && quota / period < cores)
-        cores = quota / period < 1 ? 1 : (int)(quota / period);
+/* The first number in a file of a control group; 0: there is none, or "max", or -1, for no limit. */
+static double read_number(const char *root, const char *mount, const char *group, const char *name,
+                          double *second) {
+    FILE *f = open_file(root, "%s%s/%s", mount, group, name);
+    double number = 0;
+    *second = 0;
+    if (f && fscanf(f, "%lf %lf", &number, second) < 1)
+        number = 0;
     if (f)
         fclose(f);
-    return cores;
+    return number > 0 ? number : 0;
 }
 
-int physical_cores(void) {
-    static bool allowed[MAX_CPUS];
-    int cores = 0;
-    if (allowed_cpus(allowed)) {
-        for (int cpu = 0; cpu < MAX_CPUS; cpu++)
-            cores += allowed[cpu] && !shares_core(cpu, allowed);
-    } else {
-        cores = (int)sysconf(_SC_NPROCESSORS_ONLN);
+/* CPUs' worth of time that one control group may use; 0: no limit. Version 2 has quota and period in
+ * one file, version 1 in two; both in microseconds. */
+static double group_limit(const char *root, const char *mount, const char *group) {
+    double period, none, quota = read_number(root, mount, group, "cpu.max", &period);
+    if (quota == 0) {
+        quota = read_number(root, mount, group, "cpu.cfs_quota_us", &none);
+        period = read_number(root, mount, group, "cpu.cfs_period_us", &none);
     }
-    return quota_cores(cores > 1 ? cores : 1);
+    return quota > 0 && period > 0 ? quota / period : 0;
+}
+
+/* The smallest limit of a group and of the groups that it lies in. A container may see its groups at another
+ * place than /proc/self/cgroup names: what does not exist there has no limit. */
+static double smallest_limit(const char *root, const char *mount, char *group, double limit) {
+    for (;;) {
+        double here = group_limit(root, mount, group);
+        limit = here > 0 && here < limit ? here : limit;
+        char *slash = strrchr(group, '/');
+        if (!slash)
+            return limit;
+        *slash = 0;
+    }
+}
+
+/* CPUs' worth of time that the process may use, at most `cpus`: a container may be given less time than its
+ * CPUs have. A line of /proc/self/cgroup is "number:controllers:group", without controllers in version 2. */
+static double cpu_time_limit(const char *root, double cpus) {
+    static const char *const mounts[2][2] = {{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"},
+                                             {"/sys/fs/cgroup/cpu", "/sys/fs/cgroup/cpu,cpuacct"}};
+    char line[4096], list[sizeof line], group[sizeof line];
+    FILE *f = open_file(root, "/proc/self/cgroup");
+    while (f && fgets(line, sizeof line, f)) {
+        char *controllers = strchr(line, ':'), *path = controllers ? strchr(controllers + 1, ':') : NULL;
+        if (!path)
+            continue;
+        snprintf(list, sizeof list, ",%.*s,", (int)(path - controllers - 1), controllers + 1);
+        bool old = strcmp(list, ",,") != 0;
+        for (size_t i = 0; i < 2 && (!old || strstr(list, ",cpu,")); i++) {
+            snprintf(group, sizeof group, "%.*s", (int)strcspn(path + 1, "\n"), path + 1);
+            cpus = smallest_limit(root, mounts[old][i], group, cpus);
+        }
+    }
+    if (f)
+        fclose(f);
+    return cpus;
+}
+
+/* Cores, or with `hardware_threads` what the system calls processors, that the process may use. */
+static int count_cpus(const char *root, bool hardware_threads) {
+    static bool allowed[MAX_CPUS];
+    int count = 0;
+    memset(allowed, 0, sizeof allowed);
+    if (allowed_cpus(root, allowed)) {
+        for (int cpu = 0; cpu < MAX_CPUS; cpu++)
+            count += allowed[cpu] && (hardware_threads || !shares_core(root, cpu, allowed));
+    } else {
+        count = (int)sysconf(_SC_NPROCESSORS_ONLN);
+    }
+    double time = cpu_time_limit(root, count);
+    return time < 1 ? 1 : (int)time;
+}
+
+int physical_cores(const char *root) { return count_cpus(root, false); }
+
+int allowed_processors(const char *root) { return count_cpus(root, true); }
+
+int default_threads(void) {
+#ifdef _OPENMP
+    const char *text = getenv("OMP_NUM_THREADS"); /* a number, or a list: the first is ours */
+    char *end = NULL;
+    long n = text ? strtol(text, &end, 10) : 0;
+    if (n >= 1 && n <= MAX_THREADS && (*end == 0 || *end == ','))
+        return (int)n;
+    return physical_cores("");
+#else
+    return 1;
+#endif
+}
+
+const char *machine_line(void) {
+    static char line[512];
+    const char *why, *openmp = "built without OpenMP";
+    const Kernels *k = kernels_choose(&why);
+    int threads = default_threads();
+#ifdef _OPENMP
+    openmp = "OpenMP";
+#endif
+    snprintf(line, sizeof line, "%s %s, %s, %d thread%s", k ? "kernels" : "no kernels:", k ? k->name : why,
+             openmp, threads, threads > 1 ? "s" : "");
+    return line;
 }
 
 bool random_seed(uint64_t *seed) {

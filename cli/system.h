@@ -5,9 +5,20 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+enum { MAX_THREADS = 1024 };
+
 /* Physical cores that this process may use, at least 1. Two hardware threads of a core share its
- * arithmetic units: a second thread there gains little and costs every barrier. */
-int physical_cores(void);
+ * arithmetic units: a second thread there gains little and costs every barrier. The files that tell lie
+ * under `root`: "" is this machine; tests give others. */
+int physical_cores(const char *root);
+/* the same with each hardware thread counted */
+int allowed_processors(const char *root);
+
+/* Threads where -j is not given: OMP_NUM_THREADS, or the physical cores. */
+int default_threads(void);
+
+/* The second line of --version: instruction set, OpenMP, threads. */
+const char *machine_line(void);
 
 /* 64 bits from the system's random source. False: there is none. */
 bool random_seed(uint64_t *seed);

@@ -395,17 +395,19 @@ static void read_header(Reader *r) {
         return;
     }
     uint64_t tokenizer = round_up(sizeof *h + h->config_bytes, 64),
-             chat = round_up(tokenizer + h->tokenizer_bytes, 64);
-    uint64_t table = round_up(chat + h->chat_bytes, 64);
-    if (h->config_bytes < OLDEST_CONFIG_BYTES || h->config_bytes % 4 || h->data_offset % 4096 ||
-        h->data_offset > m->file_bytes || table > h->data_offset ||
+             chat = round_up((size_t)(tokenizer + h->tokenizer_bytes), 64);
+    uint64_t table = round_up((size_t)(chat + h->chat_bytes), 64);
+    if (h->tokenizer_bytes > m->file_bytes || h->chat_bytes > m->file_bytes ||
+        h->config_bytes > m->file_bytes || h->config_bytes < OLDEST_CONFIG_BYTES || h->config_bytes % 4 ||
+        h->data_offset % 4096 || h->data_offset > m->file_bytes || table > h->data_offset ||
         h->tensors > (h->data_offset - table) / sizeof(TensorInfo)) {
         fail(r, "damaged header: copy or export it again");
         return;
     }
     FileHeader zeroed = *h;
     zeroed.checksum = 0;
-    uint32_t crc = crc32(crc32(0, &zeroed, sizeof zeroed), m->file + sizeof *h, h->data_offset - sizeof *h);
+    uint32_t crc =
+        crc32(crc32(0, &zeroed, sizeof zeroed), m->file + sizeof *h, (size_t)h->data_offset - sizeof *h);
     if (crc != h->checksum) {
         fail(r, "damaged: the checksum of header and tables is %08x instead of %08x: copy or export it again",
              crc, h->checksum);

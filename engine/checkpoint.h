@@ -4,7 +4,7 @@
  *   offset 0            FileHeader, 64 bytes
  *   64                  Config (model.h), header.config_bytes: fields are added at its end
  *   round up to 64      tokenizer section (engine/section.h), header.tokenizer_bytes; 0 bytes: no tokenizer
- *   round up to 64      chat template (cli/chat.c), header.chat_bytes; 0 bytes: no template
+ *   round up to 64      chat template (cli/template.h), header.chat_bytes; 0 bytes: no template
  *   round up to 64      TensorInfo[header.tensors]
  *   header.data_offset  the tensors, each on a multiple of 64, an expert's gate on a multiple of 4096 with
  *                       its up and down behind it; gaps are zero
@@ -78,7 +78,11 @@
 
 #define CHECKPOINT_MAGIC "MLA.C\r\n\032" /* eight bytes; damaged by any transfer in text mode */
 
-enum { CHECKPOINT_VERSION = 2, EXPERT_ALIGN = 4096 };
+enum {
+    CHECKPOINT_VERSION = 2,
+    EXPERT_ALIGN = 4096,
+    OLDEST_CONFIG_BYTES = offsetof(Config, min_p), /* of the first files of this version */
+};
 
 typedef struct {
     char magic[8];
@@ -86,7 +90,7 @@ typedef struct {
     uint32_t checksum; /* CRC-32 (zlib's) of bytes 0 .. data_offset - 1 with this field zero */
     uint64_t file_bytes;
     uint64_t data_offset;  /* a multiple of 4096 */
-    uint32_t config_bytes; /* sizeof(Config) */
+    uint32_t config_bytes; /* sizeof(Config) of the program that wrote the file */
     uint32_t tokenizer_bytes;
     uint32_t tensors;
     uint32_t chat_bytes;

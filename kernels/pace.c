@@ -76,7 +76,7 @@ static int next_trial(PaceKind *k) {
         if (k->cost[i] > 0 && k->cost[i] < FASTER * cost(&k->used) &&
             (best < 0 || k->cost[i] < k->cost[best]))
             best = i;
-    if (best >= 0 || k->since < k->pause || !k->used.calls)
+    if (best >= 0 || k->since < k->pause || k->used.calls == 0)
         return best;
     k->near = !k->near;
     return k->near ? k->at - 1 : 0;

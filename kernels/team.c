@@ -26,11 +26,11 @@ void team_open(Team *team, int threads) {
     pace_open(&team->pace, threads);
 }
 
-int team_begin(Team *team, size_t rows) {
+void team_begin(Team *team, size_t rows) {
     team->rows = rows;
     team->slept = 0;
     team->begun = seconds();
-    return pace_threads(&team->pace, rows);
+    team->asked = pace_threads(&team->pace, rows);
 }
 
 void team_end(Team *team) { pace_took(&team->pace, team->rows, seconds() - team->begun, team->slept); }

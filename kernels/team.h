@@ -14,7 +14,8 @@
 
 typedef struct {
     Pace pace;
-    size_t rows;  /* of the present call */
+    int asked;    /* the threads to ask OpenMP for in the present call */
+    size_t rows;  /* of that call */
     double begun; /* when it began */
     double slept; /* seconds that its threads slept at barriers, added up; under the lock */
     /* seconds that thread 0 spent waiting are added here; NULL: not measured */
@@ -36,9 +37,9 @@ typedef struct {
 /* A team of at most `threads` threads. */
 void team_open(Team *team, int threads);
 
-/* Around each parallel region, by the one thread outside it. team_begin: how many threads to ask OpenMP for,
- * at most what team_open was given; `rows`: of the call, at least 1. */
-int team_begin(Team *team, size_t rows);
+/* Around each parallel region, by the one thread outside it. team_begin sets `asked`, at most what team_open
+ * was given; `rows`: of the call, at least 1. */
+void team_begin(Team *team, size_t rows);
 void team_end(Team *team);
 
 /* At the start of a parallel region, each thread once. */

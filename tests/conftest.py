@@ -1,66 +1,25 @@
-"""What every test shares: the programs under test, tiny checkpoints made by export.py, and the closing line.
+"""What every test shares:
 
-programs   build(name): a build of ./run by another compiler, for another machine or with sanitizers models
-export(name, type): a model of tests/models as a checkpoint the line   "N passed, N failed", and ", N skipped"
-where a judge (a compiler, qemu, valgrind) is not installed. With MLA_NO_SKIP=1 in the
-           environment a skip is a failure: .ci/run installs every judge and sets it."""
+programs   build(name): a build of ./run by another compiler, for another machine or with sanitizers
+models     export(name, type): a model of tests/models as a checkpoint
+sources    source(config, tensors): a tiny model in the form of Hugging Face
+           exported(arguments): what export.py makes of it
+the lines  a line for each file, and at the end "N passed, N failed", with ", N skipped" where a judge (a
+           compiler, qemu, valgrind) is not installed. With MLA_NO_SKIP=1 in the environment a skip is a
+           failure: .ci/run installs every judge and sets it."""
 
 import functools
+import json
 import os
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 import compare
+import export as command
+from support import CONFIG, Checkpoint, make, need, safetensors, tensors
 
-ROOT = compare.ROOT
-MODELS = ROOT / "tests" / "models"
 NO_SKIP = os.environ.get("MLA_NO_SKIP") == "1"
-
-# What `make` is told for each build, beside where to put it; "./run" itself is whatever the user built.
-BUILDS = {
-    "gcc": ["CC=gcc"],
-    "clang": ["CC=clang"],
-    "without OpenMP": ["OPENMP="],
-    "aarch64": [
-        "CC=aarch64-linux-gnu-gcc",
-        "LDFLAGS=-static",
-        "OPENMP=",
-    ],  # static: qemu-user then needs no other file
-    "debug": [],  # `make debug`
-    "threads": ["CC=clang", "ISAS=portable", "CFLAGS=-O1 -g1 -fsanitize=thread"],
-}
-
-
-def need(tool):
-    """Skips the test where the program `tool` is not installed."""
-    if not shutil.which(tool):
-        pytest.skip(f"{tool} is not installed")
-
-
-@functools.cache
-def make(name, target):
-    # Variables of an outer `make test CC=...` must not leak into a build whose point is another compiler.
-    env = {
-        k: v
-        for k, v in os.environ.items()
-        if k not in ("MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "MFLAGS", "CC", "CFLAGS", "LDFLAGS")
-    }
-    folder = f"build/{name.replace(' ', '-')}"
-    goal = f"{folder}/{target}"
-    where = ["debug", f"GOAL={goal}"] if name == "debug" else [goal, f"BUILD={folder}"]
-    done = subprocess.run(
-        ["make", "-j2", f"PROGRAM={folder}/run", *where, *BUILDS[name]],
-        cwd=ROOT,
-        env=env,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, f"make for {name} failed:\n{done.stderr}"
-    assert "warning:" not in done.stderr, f"make for {name} warns:\n{done.stderr}"
-    return ROOT / folder / target
 
 
 @pytest.fixture(scope="session")
@@ -94,13 +53,65 @@ def export(tmp_path_factory):
     return checkpoint
 
 
+@pytest.fixture
+def source(tmp_path):
+    """source(config changes, tensor changes): a directory with the tiny model; a change to None removes."""
+    folder = tmp_path / "source"
+
+    def write(config={}, changes={}):
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text(
+            json.dumps({k: v for k, v in {**CONFIG, **config}.items() if v is not None})
+        )
+        (folder / "model.safetensors").write_bytes(
+            safetensors({k: v for k, v in {**tensors(), **changes}.items() if v is not None})
+        )
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def exported(tmp_path, capsys):
+    """exported(arguments ...): what export.py writes, as a Checkpoint; or its message, where it fails with
+    status 1."""
+
+    def run(*arguments):
+        out = tmp_path / "model.bin"
+        out.unlink(missing_ok=True)
+        paths = [arguments[0], out] if not str(arguments[0]).startswith("-") else [out]
+        status = command.main([*map(str, paths), *map(str, arguments[1:] if len(paths) == 2 else arguments)])
+        message = [line for line in capsys.readouterr().err.splitlines() if "warning" not in line]
+        if status == 0:
+            assert not message
+            return Checkpoint(out)
+        assert (
+            status == 1
+            and len(message) == 1
+            and message[0].startswith("export.py: ")
+            and len(message[0]) < 700
+        )
+        assert not list(tmp_path.glob("model.bin*"))  # neither the file nor a part of it
+        return message[0]
+
+    return run
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     report = yield
     if NO_SKIP and report.skipped:
         report.outcome = "failed"
-        report.longrepr = f"skipped, and MLA_NO_SKIP=1 allows no skip: {call.excinfo.value if call.excinfo else report.longrepr}"
+        why = call.excinfo.value if call.excinfo else report.longrepr
+        report.longrepr = f"skipped, and MLA_NO_SKIP=1 allows no skip: {why}"
     return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_teststatus():
+    """A line for each file, with a letter for each test that is no success: not hundreds of dots."""
+    category, letter, word = yield
+    return category, "" if category.endswith("passed") else letter, word
 
 
 # The last hook of a run: pytest's own summary stands above.

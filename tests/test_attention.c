@@ -57,7 +57,7 @@ static uint64_t random_bits(void) { /* splitmix64 */
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
     return z ^ (z >> 31);
 }
-static size_t below(size_t n) { return random_bits() % n; }
+static size_t below(size_t n) { return (size_t)(random_bits() % n); }
 static float normal(void) { /* nearly: the sum of four uniform numbers, variance 1 */
     double s = 0;
     for (int i = 0; i < 4; i++)

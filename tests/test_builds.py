@@ -1,21 +1,22 @@
 """Builds that no result should depend on, and what only they can see: memory errors (AddressSanitizer,
 UndefinedBehaviorSanitizer, valgrind), data races (ThreadSanitizer), what cppcheck finds, and the promise
 of a program without OpenMP to say that it has one thread. Every build is without a warning
-(conftest.make)."""
+(support.make)."""
 
+import platform
 import subprocess
 from pathlib import Path
 
 import pytest
 
 import compare
-from conftest import MODELS, ROOT, make, need
-from test_c import judge
+from support import C_TESTS, MODELS, ROOT, judge, make, need
 
+DEMO = ROOT / "demo" / "stories.bin"
 STORY = ["-p", "Once upon a time", "-n", "8", "-s", "1"]
 
 
-@pytest.mark.parametrize("program", ["test_kernels", "test_attention"])
+@pytest.mark.parametrize("program", C_TESTS)
 def test_sanitizers_on_c_tests(program, subtests):
     judge([make("debug", program)], subtests)
 
@@ -29,14 +30,38 @@ def test_sanitizers_on_a_tiny_model(name, type, path, export, build):
 
 
 def test_sanitizers_on_a_story(build):
-    compare.run(ROOT / "demo" / "stories.bin", *STORY, program=build("debug"))
+    compare.run(DEMO, *STORY, program=build("debug"))
+
+
+@pytest.mark.parametrize("program", C_TESTS)
+def test_undefined_behaviour_in_c_tests(program, subtests):
+    """UndefinedBehaviorSanitizer alone: AddressSanitizer's allocator aligns more than malloc does, and hides
+    accesses that are not aligned."""
+    judge([make("undefined", program)], subtests)
+
+
+@pytest.mark.parametrize("cache", ["f32", "q8", "q4", "full"])
+def test_undefined_behaviour_in_a_story(cache, build):
+    compare.run(DEMO, *STORY, "-k", cache, program=build("undefined"))
+
+
+def test_32_bits(tmp_path, subtests):
+    """No warning (support.make), and the kernels' tests."""
+    if platform.machine() != "x86_64":
+        return  # gcc knows no 32 bits there
+    need("gcc")
+    probe = ["gcc", "-m32", "-fopenmp", "-x", "c", "-", "-o", tmp_path / "probe"]
+    if subprocess.run(probe, input=b"int main(void) { return 0; }", capture_output=True).returncode:
+        pytest.skip("gcc's libraries for 32 bits are not installed")
+    make("32 bits", "run")
+    judge([make("32 bits", "test_kernels")], subtests)
 
 
 def test_valgrind_on_a_story():
     """Reads of bytes that nothing has written, which the sanitizers cannot see."""
     need("valgrind")
     compare.run(
-        ROOT / "demo" / "stories.bin",
+        DEMO,
         *STORY,
         "-j",
         "1",
@@ -59,11 +84,11 @@ def test_no_data_races(options, build):
         "OMP_TOOL_LIBRARIES": str(archer),
         "TSAN_OPTIONS": "ignore_noninstrumented_modules=1 exitcode=9",
     }
-    compare.run(ROOT / "demo" / "stories.bin", *STORY, "-j", "3", *options, program=program, **environment)
+    compare.run(DEMO, *STORY, "-j", "3", *options, program=program, **environment)
 
 
 def test_threads_without_openmp_are_an_error(build):
-    command = [*build("without OpenMP"), ROOT / "demo" / "stories.bin", *STORY, "-j", "2"]
+    command = [*build("without OpenMP"), DEMO, *STORY, "-j", "2"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and "OpenMP" in done.stderr and done.stdout == ""
 

@@ -1,4 +1,4 @@
-"""export.py, judged by a second reader of the format: `Checkpoint` below is written from engine/checkpoint.h,
+"""export.py, judged by a second reader of the format: `Checkpoint` is written from engine/checkpoint.h,
 model.h and kernels/kernels.h (Config's fields are parsed out of model.h itself) and shares no code with
 the exporter. What the tests protect:
 
@@ -13,16 +13,12 @@ import json
 import re
 import shutil
 import struct
-import sys
 import zlib
 
 import numpy as np
 import pytest
 
 import compare
-from conftest import MODELS
-
-sys.path.insert(0, str(compare.ROOT))
 import export as command
 from exporter import config as model_config
 from exporter.errors import ExportError
@@ -30,269 +26,21 @@ from exporter.plan import make_plan, parameters
 from exporter.quantize import CODEBOOK
 from exporter.shapes import SHAPES
 from exporter.sources import E4M3
+from support import (
+    CONFIG,
+    F32,
+    MODELS,
+    Q4,
+    Q8,
+    VECTOR,
+    Checkpoint,
+    config_fields,
+    safetensors,
+    tensors,
+    to_bf16,
+)
 
-# ---- a reader of the format
-# ---------------------------------------------------------------------------------------------------
-
-VECTOR, F32, BF16, Q8, Q4 = range(5)
-
-
-def config_fields():
-    """[(name, struct format)] of Config, from model.h."""
-    text = (compare.ROOT / "model.h").read_text()
-    body = re.search(r"typedef struct \{([^}]*)\} Config;", re.sub(r"/\*.*?\*/", "", text, flags=re.S)).group(
-        1
-    )
-    fields = []
-    for kind, names in re.findall(r"(char|uint32_t|int32_t|float) ([^;]*);", body):
-        for name, count in re.findall(r"(\w+)(?:\[(\d+)\])?", names):
-            fields.append(
-                (name, {"char": "64s", "uint32_t": "I", "int32_t": (count or "") + "i", "float": "f"}[kind])
-            )
-    return fields
-
-
-class Checkpoint:
-    def __init__(self, path):
-        self.file = file = path.read_bytes()
-        magic, version, self.checksum, size, self.data, config_bytes, tokenizer, count, chat = (
-            struct.unpack_from("<8sIIQQIIII", file)
-        )
-        assert (magic, version, size) == (b"MLA.C\r\n\x1a", 2, len(file)) and self.data % 4096 == 0
-        self.config, at = {}, 64
-        for name, form in config_fields():
-            value = struct.unpack_from("<" + form, file, at)
-            self.config[name] = list(value) if len(value) > 1 else value[0]
-            at += struct.calcsize("<" + form)
-        assert at == 64 + config_bytes
-        at = -(-at // 64) * 64 + tokenizer
-        at = -(-at // 64) * 64 + chat
-        at = -(-at // 64) * 64
-        keys = "name offset bytes type count rows cols scale checksum codebook".split()
-        self.infos = [
-            dict(zip(keys, struct.unpack_from("<56sQQIIIIfI16s", file, at + 128 * i))) for i in range(count)
-        ]
-        for info in self.infos:
-            info["name"] = info["name"].rstrip(b"\0").decode()
-        self.names = {info["name"]: info for info in self.infos}
-
-    def bytes(self, name):
-        info = self.names[name]
-        return np.frombuffer(self.file, np.uint8, info["bytes"], info["offset"])
-
-    def read(self, name):
-        """The tensor as float64: [rows] or [count, rows, cols]."""
-        info, data = self.names[name], self.bytes(name)
-        rows, cols, kind = info["rows"], info["cols"], info["type"]
-        if kind == VECTOR:
-            return data.view(np.float32).astype(np.float64)
-        panels = -(-rows // 16) * info["count"]
-        if kind == F32:
-            x = data.view(np.float32).reshape(panels, cols, 16).transpose(0, 2, 1)
-        elif kind == BF16:
-            x = (
-                (data.view(np.uint16).astype(np.uint32) << 16)
-                .view(np.float32)
-                .reshape(panels, cols, 16)
-                .transpose(0, 2, 1)
-            )
-        else:
-            x = (
-                self.integers(
-                    data.reshape(panels, -(-cols // 64), -1), kind, np.frombuffer(info["codebook"], np.int8)
-                )
-                * info["scale"]
-            )
-        return x.reshape(info["count"], -1, x.shape[2])[:, :rows, :cols].astype(np.float64)
-
-    @staticmethod
-    def integers(blocks, kind, codebook):
-        """Blocks of 64 columns [panels, blocks, bytes] -> integer * scale [panels, 16, columns]: the picture
-        in kernels.h, byte for byte."""
-        panels, count, _ = blocks.shape
-        scale = (
-            np.ascontiguousarray(blocks[:, :, :64])
-            .view(np.float16)
-            .reshape(panels, count, 2, 16)
-            .astype(np.float64)
-        )
-        x = np.empty((panels, 16, count, 64))
-        for u in range(16 if kind == Q8 else 8):
-            for row in range(16):
-                for j in range(4):
-                    byte = blocks[:, :, 64 + 64 * u + 4 * row + j].astype(int)
-                    if kind == Q8:
-                        column = 4 * u + j
-                        x[:, row, :, column] = (byte - 128) * scale[:, :, column // 32, row]
-                    else:
-                        half, column = u // 4, 32 * (u // 4) + 4 * (u % 4) + j
-                        x[:, row, :, column] = codebook[byte & 15] * scale[:, :, half, row]
-                        x[:, row, :, column + 16] = codebook[byte >> 4] * scale[:, :, half, row]
-        return x.reshape(panels, 16, -1)
-
-
-# ---- a source
-# ----------------------------------------------------------------------------------------------------------------------
-
-# Two layers, dense and mixture; sizes that are no multiples of 16, 32 or 64, so that everything is padded.
-CONFIG = {
-    "model_type": "deepseek_v3",
-    "hidden_size": 72,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 3,
-    "q_lora_rank": 40,
-    "kv_lora_rank": 24,
-    "qk_nope_head_dim": 20,
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 12,
-    "intermediate_size": 100,
-    "vocab_size": 37,
-    "max_position_embeddings": 512,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10000,
-    "rope_scaling": None,
-    "tie_word_embeddings": False,
-    "hidden_act": "silu",
-    "attention_bias": False,
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "n_shared_experts": 2,
-    "moe_intermediate_size": 36,
-    "first_k_dense_replace": 1,
-    "moe_layer_freq": 1,
-    "n_group": 2,
-    "topk_group": 1,
-    "scoring_func": "sigmoid",
-    "topk_method": "noaux_tc",
-    "norm_topk_prob": True,
-    "routed_scaling_factor": 2.5,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "num_nextn_predict_layers": 1,
-}
-
-
-def to_bf16(x):
-    return (x.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
-
-
-def tensors():
-    """The tensors of CONFIG with its MTP layer, by their published names: float32 values that bf16 holds
-    exactly."""
-    c, rng = CONFIG, np.random.default_rng(7)
-    D, H, r, ql, E = (
-        c["hidden_size"],
-        c["num_attention_heads"],
-        c["kv_lora_rank"],
-        c["q_lora_rank"],
-        c["n_routed_experts"],
-    )
-    n, p, v, M = c["qk_nope_head_dim"], c["qk_rope_head_dim"], c["v_head_dim"], c["moe_intermediate_size"]
-    shapes = {"model.embed_tokens.weight": (37, D), "lm_head.weight": (37, D), "model.norm.weight": (D,)}
-    for i in range(3):
-        at = f"model.layers.{i}."
-        attention = {
-            "q_a_proj": (ql, D),
-            "q_a_layernorm": (ql,),
-            "q_b_proj": (H * (n + p), ql),
-            "kv_a_proj_with_mqa": (r + p, D),
-            "kv_a_layernorm": (r,),
-            "kv_b_proj": (H * (n + v), r),
-            "o_proj": (D, H * v),
-        }
-        shapes |= {f"{at}self_attn.{name}.weight": shape for name, shape in attention.items()}
-        shapes |= {at + "input_layernorm.weight": (D,), at + "post_attention_layernorm.weight": (D,)}
-        mlps = (
-            {"mlp.": 100}
-            if i == 0
-            else {"mlp.shared_experts.": 2 * M} | {f"mlp.experts.{e}.": M for e in range(E)}
-        )
-        for mlp, width in mlps.items():
-            shapes |= {
-                f"{at}{mlp}gate_proj.weight": (width, D),
-                f"{at}{mlp}up_proj.weight": (width, D),
-                f"{at}{mlp}down_proj.weight": (D, width),
-            }
-        if i:
-            shapes |= {at + "mlp.gate.weight": (E, D), at + "mlp.gate.e_score_correction_bias": (E,)}
-    last = "model.layers.2."
-    shapes |= {
-        last + "enorm.weight": (D,),
-        last + "hnorm.weight": (D,),
-        last + "eh_proj.weight": (D, 2 * D),
-        last + "shared_head.norm.weight": (D,),
-        last + "embed_tokens.weight": (37, D),
-        last + "shared_head.head.weight": (37, D),
-    }
-    return {
-        name: (to_bf16(rng.standard_normal(shape) * 0.05).astype(np.uint32) << 16).view(np.float32)
-        for name, shape in shapes.items()
-    }
-
-
-def safetensors(arrays):
-    """The bytes of a file that holds `arrays`: (type, bits), or float32 as BF16, uint8 as FP8, except names
-    that end in _inv or bias, F32."""
-    header, data = {}, b""
-    for name, x in arrays.items():
-        if isinstance(x, tuple):
-            kind, x = x
-            raw = x.tobytes()
-        else:
-            kind = "F8_E4M3" if x.dtype == np.uint8 else "F32" if name.endswith(("_inv", "bias")) else "BF16"
-            raw = to_bf16(x).tobytes() if kind == "BF16" else x.tobytes()
-        header[name] = {
-            "dtype": kind,
-            "shape": list(x.shape),
-            "data_offsets": [len(data), len(data) + len(raw)],
-        }
-        data += raw
-    text = json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + data
-
-
-@pytest.fixture
-def source(tmp_path):
-    """source(config changes, tensor changes): a directory with the tiny model; a change to None removes."""
-    folder = tmp_path / "source"
-
-    def write(config={}, changes={}):
-        folder.mkdir(exist_ok=True)
-        (folder / "config.json").write_text(
-            json.dumps({k: v for k, v in {**CONFIG, **config}.items() if v is not None})
-        )
-        (folder / "model.safetensors").write_bytes(
-            safetensors({k: v for k, v in {**tensors(), **changes}.items() if v is not None})
-        )
-        return folder
-
-    return write
-
-
-@pytest.fixture
-def export(tmp_path, capsys):
-    """export(arguments ...): what export.py writes, as a Checkpoint; or its message, where it fails with
-    status 1."""
-
-    def run(*arguments):
-        out = tmp_path / "model.bin"
-        out.unlink(missing_ok=True)
-        paths = [arguments[0], out] if not str(arguments[0]).startswith("-") else [out]
-        status = command.main([*map(str, paths), *map(str, arguments[1:] if len(paths) == 2 else arguments)])
-        message = [line for line in capsys.readouterr().err.splitlines() if "warning" not in line]
-        if status == 0:
-            assert not message
-            return Checkpoint(out)
-        assert (
-            status == 1
-            and len(message) == 1
-            and message[0].startswith("export.py: ")
-            and len(message[0]) < 700
-        )
-        assert not list(tmp_path.glob("model.bin*"))  # neither the file nor a part of it
-        return message[0]
-
-    return run
+# ---- a source ------------------------------------------------------------------------------------
 
 
 def expected():
@@ -377,13 +125,12 @@ def rotated(want):
     return want
 
 
-# ---- contents
-# ------------------------------------------------------------------------------------------------------------------------
+# ---- contents ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("type", ["f32", "bf16"])
-def test_every_number_arrives(type, source, export):
-    got, want = export(source(), "--type", type, "--mtp"), expected()
+def test_every_number_arrives(type, source, exported):
+    got, want = exported(source(), "--type", type, "--mtp"), expected()
     assert got.names.keys() == want.keys()
     for name, x in want.items():
         # inv_freq is computed, and rounded to f32 once.
@@ -394,8 +141,8 @@ def test_every_number_arrives(type, source, export):
 
 @pytest.mark.parametrize("rotation", [True, False], ids=["rotated", "not rotated"])
 @pytest.mark.parametrize("type", ["q8", "q4", "mixed"])
-def test_quantised_numbers_are_near(type, rotation, source, export):
-    got = export(source(), "--type", type, *([] if rotation else ["--no-rotation"]))
+def test_quantised_numbers_are_near(type, rotation, source, exported):
+    got = exported(source(), "--type", type, *([] if rotation else ["--no-rotation"]))
     for name, x in (rotated(expected()) if rotation else expected()).items():
         if name.startswith("mtp."):
             continue
@@ -412,10 +159,10 @@ def test_quantised_numbers_are_near(type, rotation, source, export):
             assert (np.abs(a - b).max(axis=2) <= bound).all(), name
 
 
-def test_types(source, export):
+def test_types(source, exported):
     """What --type says of each matrix; norms, the router and its bias stay f32, and both copies of W_uk are
     q8 in a q4 file."""
-    q4 = export(source(), "--type", "q4")
+    q4 = exported(source(), "--type", "q4")
     kinds = {name.split(".")[-1]: info["type"] for name, info in q4.names.items()}
     assert {name for name, kind in kinds.items() if kind == VECTOR} == {
         "norm",
@@ -452,17 +199,17 @@ def test_q4_is_better_than_uniform():
 
 
 @pytest.mark.parametrize("magnitude", [1e-30, 1e-6, 1.0, 1e30])
-def test_scales_stay_in_range(magnitude, source, export):
+def test_scales_stay_in_range(magnitude, source, exported):
     """Weights far from 1 keep their precision: the tensor's multiplier takes the magnitude out of the f16
     scales."""
     name = "model.layers.0.mlp.up_proj.weight"
     x = (to_bf16(tensors()[name] * magnitude).astype(np.uint32) << 16).view(np.float32)
-    got = export(source(changes={name: x}), "--type", "q8").read("layers.0.up")[0]
+    got = exported(source(changes={name: x}), "--type", "q8").read("layers.0.up")[0]
     np.testing.assert_allclose(got, x, rtol=0, atol=np.abs(x).max() / 200)
 
 
-def test_layout(source, export):
-    got = export(source(), "--type", "mixed", "--mtp")
+def test_layout(source, exported):
+    got = exported(source(), "--type", "mixed", "--mtp")
     front = bytearray(got.file[: got.data])
     front[12:16] = bytes(4)
     assert zlib.crc32(front) == got.checksum
@@ -477,8 +224,8 @@ def test_layout(source, export):
     assert end == len(got.file)
 
 
-def test_configuration(source, export):
-    c = export(source()).config
+def test_configuration(source, exported):
+    c = exported(source()).config
     for key in (
         "hidden_size",
         "num_hidden_layers",
@@ -515,13 +262,13 @@ def test_configuration(source, export):
     assert (c["temperature"], c["top_p"], c["top_k"]) == (np.float32(0.8), np.float32(0.95), 0)
 
 
-def test_sampling_defaults(source, export):
+def test_sampling_defaults(source, exported):
     folder = source()
     (folder / "generation_config.json").write_text(
         '{"do_sample": false, "top_k": 20, "top_p": 0.5, "eos_token_id": [5, 6], "bos_token_id": 4}'
     )
     (folder / "tokenizer_config.json").write_text('{"add_bos_token": false}')
-    c = export(folder).config
+    c = exported(folder).config
     assert (c["temperature"], c["top_p"], c["top_k"], c["bos_token_id"], c["add_bos_token"]) == (
         0,
         0.5,
@@ -532,7 +279,7 @@ def test_sampling_defaults(source, export):
     assert c["eos_tokens"] == 2 and c["eos_token_id"][:2] == [5, 6]
 
 
-def test_fused_experts(source, export):
+def test_fused_experts(source, exported):
     """transformers 5 stores a layer's experts in two tensors; the checkpoint is the same."""
     t = tensors()
     changes = {}
@@ -547,10 +294,10 @@ def test_fused_experts(source, export):
             at + "gate_up_proj": np.concatenate([parts["gate"], parts["up"]], axis=1),
             at + "down_proj": parts["down"],
         }
-    assert export(source(), "--mtp").file == export(source(changes=changes), "--mtp").file
+    assert exported(source(), "--mtp").file == exported(source(changes=changes), "--mtp").file
 
 
-def test_language_model_inside_another(source, export):
+def test_language_model_inside_another(source, exported):
     """Kimi-K2.5 and Mistral publish models that see: the configuration is in text_config, or beside it, and
     images cost nothing."""
     beside = ("tie_word_embeddings", "bos_token_id")
@@ -567,13 +314,13 @@ def test_language_model_inside_another(source, export):
         "vision_tower.patch_embed.weight": np.ones((4, 4), np.float32),
         "mm_projector.bias": np.ones(4, np.float32),
     }
-    assert "audio_tower.x: nothing" in export(
+    assert "audio_tower.x: nothing" in exported(
         source(outer, changes | {"audio_tower.x": np.ones(4, np.float32)})
     )
-    assert export(source(outer, changes)).file == export(source()).file
+    assert exported(source(outer, changes)).file == exported(source()).file
 
 
-def test_first_spelling(tmp_path, export):
+def test_first_spelling(tmp_path, exported):
     """openPangu-Ultra's first release has names of its own for DeepSeek's keys."""
     old = {
         "q_lora_rank": "attention_q_lora_dim",
@@ -590,22 +337,22 @@ def test_first_spelling(tmp_path, export):
     (folder / "config.json").write_text(
         json.dumps({old.get(key, key): value for key, value in config.items()})
     )
-    assert export(folder).file == export(MODELS / "sandwich").file
+    assert exported(folder).file == exported(MODELS / "sandwich").file
 
 
-def test_what_identity_experts_are_stored_with_stays_behind(tmp_path, export):
+def test_what_identity_experts_are_stored_with_stays_behind(tmp_path, exported):
     """transformers writes matrices for LongCat-Flash's identity experts too (here 4 to 6), and MTP layers
     have a name of their own."""
     folder = shutil.copytree(MODELS / "longcat", tmp_path / "longcat")
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
     other = {"model.layers.0.mlp.experts.7.gate_proj.weight": np.ones((16, 32), np.float32)}
     (folder / "model-00002-of-00002.safetensors").write_bytes(safetensors(other))
-    assert "experts.7.gate_proj.weight: nothing" in export(folder)
+    assert "experts.7.gate_proj.weight: nothing" in exported(folder)
     unused = {
         f"model.layers.0.mlp.experts.{e}.gate_proj.weight": np.ones((16, 32), np.float32) for e in (4, 5, 6)
     } | {"model.mtp.norm.weight": np.ones(32, np.float32)}
     (folder / "model-00002-of-00002.safetensors").write_bytes(safetensors(unused))
-    assert export(folder).file == export(MODELS / "longcat").file
+    assert exported(folder).file == exported(MODELS / "longcat").file
 
 
 def test_rotation_is_exact(source, tmp_path):
@@ -626,10 +373,10 @@ def test_rotation_changes_nothing(name, tmp_path):
         assert compare.relative_difference(got, want) <= 3e-4
 
 
-def test_half_split_rotation(source, export):
+def test_half_split_rotation(source, exported):
     """rope_interleave false: pair i is rows i and i + p / 2; the checkpoint has them side by side, in every
     head and in the shared key."""
-    got, want = export(source({"rope_interleave": False}), "--type", "f32"), expected()
+    got, want = exported(source({"rope_interleave": False}), "--type", "f32"), expected()
     order = [0, 4, 1, 5, 2, 6, 3, 7]
     q, k = want["layers.0.q_b"][0].reshape(3, 28, -1), want["layers.0.kv_a"][0]
     np.testing.assert_array_equal(
@@ -639,7 +386,7 @@ def test_half_split_rotation(source, export):
     np.testing.assert_array_equal(got.read("layers.0.kv_a")[0], np.concatenate([k[:24], k[24:][order]]))
 
 
-def test_rotation_multiplier_is_folded(source, export):
+def test_rotation_multiplier_is_folded(source, exported):
     """mscale and mscale_all_dim differ: cosine and sine are multiplied by g(mscale) / g(mscale_all_dim), here
     by scaling what is rotated."""
     yarn = {
@@ -649,17 +396,17 @@ def test_rotation_multiplier_is_folded(source, export):
         "mscale_all_dim": 0.5,
         "original_max_position_embeddings": 128,
     }
-    got, want = export(source({"rope_scaling": yarn}), "--type", "f32"), expected()
+    got, want = exported(source({"rope_scaling": yarn}), "--type", "f32"), expected()
     a = (0.1 * np.log(40) + 1) / (0.05 * np.log(40) + 1)
     k = want["layers.0.kv_a"][0].astype(np.float64)
     np.testing.assert_allclose(got.read("layers.0.kv_a")[0], np.concatenate([k[:24], a * k[24:]]), rtol=1e-6)
 
 
-def test_shared_embedding(source, export):
-    tied = export(source({"tie_word_embeddings": True}, {"lm_head.weight": None}))
+def test_shared_embedding(source, exported):
+    tied = exported(source({"tie_word_embeddings": True}, {"lm_head.weight": None}))
     assert tied.config["tie_word_embeddings"] == 1 and "head" not in tied.names
     # A head that is stored is used, whatever the flag says: published models exist that need it.
-    assert "head" in export(source({"tie_word_embeddings": True})).names
+    assert "head" in exported(source({"tie_word_embeddings": True})).names
 
 
 def test_fp8():
@@ -683,7 +430,7 @@ def test_fp8():
     )
 
 
-def test_fp8_blocks(source, export):
+def test_fp8_blocks(source, exported):
     """One scale for each 128 x 128 block, the last ones partial; blocks of 32 here, so that a small tensor
     has several."""
     rng = np.random.default_rng(5)
@@ -696,7 +443,7 @@ def test_fp8_blocks(source, export):
         "weight_block_size": [32, 32],
         "activation_scheme": "dynamic",
     }
-    got = export(
+    got = exported(
         source({"quantization_config": quantised}, {name: code, name + "_scale_inv": scale}), "--type", "f32"
     )
     np.testing.assert_allclose(
@@ -706,10 +453,10 @@ def test_fp8_blocks(source, export):
     )
 
 
-def test_many_files(source, export, tmp_path):
+def test_many_files(source, exported, tmp_path):
     """Split over two files with an index: the same bytes."""
     folder, t = source(), tensors()
-    whole = export(folder).file
+    whole = exported(folder).file
     (folder / "model.safetensors").unlink()
     files = {
         "model-00001-of-00002.safetensors": list(t)[::2],
@@ -717,27 +464,26 @@ def test_many_files(source, export, tmp_path):
     }
     for name, some in files.items():
         (folder / name).write_bytes(safetensors({k: t[k] for k in some}))
-    assert export(folder).file == whole
+    assert exported(folder).file == whole
     index = {"weight_map": {k: name for name, some in files.items() for k in some}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert export(folder).file == whole
+    assert exported(folder).file == whole
 
 
-def test_random(monkeypatch, export):
+def test_random(monkeypatch, exported):
     monkeypatch.setitem(SHAPES, "tiny", CONFIG)
-    first = export("--random", "tiny", "--type", "q8")
+    first = exported("--random", "tiny", "--type", "q8")
     assert (
-        export("--random", "tiny", "--type", "q8", "--seed", "0").file
+        exported("--random", "tiny", "--type", "q8", "--seed", "0").file
         == first.file
-        != export("--random", "tiny", "--seed", "1", "--type", "q8").file
+        != exported("--random", "tiny", "--seed", "1", "--type", "q8").file
     )
     assert 0.018 < first.read("layers.0.up").std() < 0.022 and (first.read("norm") == 1).all()
-    cut = export("--random", "tiny", "--layers", "1").config
+    cut = exported("--random", "tiny", "--layers", "1").config
     assert (cut["num_hidden_layers"], cut["published_layers"]) == (1, 2)
 
 
-# ---- knowledge
-# ----------------------------------------------------------------------------------------------------------------------
+# ---- knowledge -----------------------------------------------------------------------------------
 
 # Sums of the published tensors' sizes; they agree with the sizes that the models are known by (15.7B, 236B,
 # 671B, ...), and for OpenSeek-Small with the length of its published file.
@@ -846,9 +592,9 @@ def test_routers():
     assert router(scoring_func=None) == router() == (1, 1, 1, 2.5, 2)  # GLM-4.7-Flash leaves it out
 
 
-def test_router_without_a_name(source, export):
+def test_router_without_a_name(source, exported):
     """Neither scoring_func nor topk_method, as transformers 5 saves DeepSeek-V3: the correction bias tells."""
-    assert export(source({"scoring_func": None, "topk_method": None})).config["scoring_func"] == 1
+    assert exported(source({"scoring_func": None, "topk_method": None})).config["scoring_func"] == 1
 
 
 @pytest.mark.parametrize(
@@ -867,8 +613,7 @@ def test_layers_listed(keys, placement):
         model_config.parse({**CONFIG, "num_hidden_layers": 4, "moe_layer_freq": [1, 0, 0, 1]}, "")
 
 
-# ---- refusals
-# -----------------------------------------------------------------------------------------------------------------------
+# ---- refusals ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -917,8 +662,8 @@ def test_layers_listed(keys, placement):
         ({"vocab_size": 38}, "embed_tokens"),
     ],
 )
-def test_configurations_refused(config, says, source, export):
-    assert says in export(source(config))
+def test_configurations_refused(config, says, source, exported):
+    assert says in exported(source(config))
 
 
 @pytest.mark.parametrize(
@@ -940,10 +685,10 @@ def test_configurations_refused(config, says, source, export):
         ("mistral4", "query_scale_span", 33),
     ],
 )
-def test_fields_refused(name, field, value, export, tmp_path):
+def test_fields_refused(name, field, value, exported, tmp_path):
     """Whatever a checkpoint says of its features, ./run refuses what does not fit together before it reads a
     weight."""
-    file, at = bytearray(export(MODELS / name).file), 64
+    file, at = bytearray(exported(MODELS / name).file), 64
     for other, form in config_fields():
         if other == field:
             struct.pack_into("<" + form, file, at, value)
@@ -1048,21 +793,21 @@ def test_sampling_defaults_of_the_file(export, tmp_path):
         ("bad\nname", np.ones(4, np.float32), "bad\\nname"),
     ],
 )
-def test_tensors_refused(name, change, says, source, export):
-    message = export(source(changes={name: change}))
+def test_tensors_refused(name, change, says, source, exported):
+    message = exported(source(changes={name: change}))
     assert says in message and name.replace("\n", "\\n") in message
 
 
-def test_inv_freq_may_stay_behind(source, export):
+def test_inv_freq_may_stay_behind(source, exported):
     assert isinstance(
-        export(source(changes={"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)})),
+        exported(source(changes={"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)})),
         Checkpoint,
     )
 
 
-def test_no_mtp_layer(source, export):
+def test_no_mtp_layer(source, exported):
     gone = {name: None for name in tensors() if name.startswith("model.layers.2.")}
-    assert "without --mtp" in export(source(changes=gone), "--mtp")
+    assert "without --mtp" in exported(source(changes=gone), "--mtp")
 
 
 def header(entry, data=b"\0" * 64):
@@ -1090,18 +835,18 @@ def header(entry, data=b"\0" * 64):
         (header(7), "damaged"),
     ],
 )
-def test_damaged_files(file, says, source, export):
+def test_damaged_files(file, says, source, exported):
     folder = source()
     (folder / "model.safetensors").write_bytes(file)
-    message = export(folder)
+    message = exported(folder)
     assert says in message and "model.safetensors" in message
 
 
-def test_cut_short(source, export):
+def test_cut_short(source, exported):
     folder = source()
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
-    assert "cut short" in export(folder)
+    assert "cut short" in exported(folder)
 
 
 @pytest.mark.parametrize(
@@ -1114,26 +859,26 @@ def test_cut_short(source, export):
         ("model-00002-of-00002.safetensors", "missing"),
     ],
 )
-def test_index_stays_in_the_directory(shard, says, source, export):
+def test_index_stays_in_the_directory(shard, says, source, exported):
     folder = source()
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": shard}}))
-    assert says in export(folder)
+    assert says in exported(folder)
     if says == "missing":  # nor without an index
         (folder / "model.safetensors.index.json").unlink()
-        assert "model-00002-of-00002.safetensors is missing" in export(folder)
+        assert "model-00002-of-00002.safetensors is missing" in exported(folder)
 
 
-def test_configuration_nested_too_deeply(source, export):
+def test_configuration_nested_too_deeply(source, exported):
     folder = source()
     (folder / "config.json").write_text('{"a":' * 100_000)
-    assert "nested" in export(folder)
+    assert "nested" in exported(folder)
 
 
-def test_paths_refused(source, export, tmp_path, capsys):
-    assert "no such directory" in export(tmp_path / "absent")
+def test_paths_refused(source, exported, tmp_path, capsys):
+    assert "no such directory" in exported(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
-    assert "no *.safetensors" in export(tmp_path / "empty")
+    assert "no *.safetensors" in exported(tmp_path / "empty")
     assert command.main([str(source()), str(tmp_path)]) == 1 and "regular file" in capsys.readouterr().err
     assert (
         command.main([str(source()), str(tmp_path / "absent" / "x.bin")]) == 1
@@ -1164,6 +909,6 @@ def test_wrong_usage(arguments, capsys):
     assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1
 
 
-def test_committed_models(export):
+def test_committed_models(exported):
     for folder in MODELS.iterdir():
-        assert isinstance(export(folder, "--type", "q4"), Checkpoint)
+        assert isinstance(exported(folder, "--type", "q4"), Checkpoint)

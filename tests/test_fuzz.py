@@ -7,13 +7,8 @@ import zlib
 
 import pytest
 
-from conftest import MODELS, ROOT, need
 from exporter.config import FIELDS
-from test_cli import FAILED, refused, run
-
-INFO = struct.Struct(
-    "<56sQQIIII"
-)  # name, offset, bytes, type, count, rows, cols: the beginning of engine/checkpoint.h's TensorInfo
+from support import FAILED, MODELS, ROOT, need, refused, run, tensor
 
 
 def field(name):
@@ -23,16 +18,6 @@ def field(name):
         if known == name:
             return at
         at += struct.calcsize("<" + form)
-
-
-def tensor(raw, name):
-    """(where its TensorInfo lies, what it says)"""
-    at = next(
-        at
-        for at in range(64, struct.unpack_from("<Q", raw, 24)[0], 64)
-        if raw[at : at + 56].rstrip(b"\0") == name
-    )
-    return at, INFO.unpack_from(raw, at)
 
 
 def mended(raw):

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 import compare
-from conftest import ROOT
 from exporter import config as model_config
 from exporter.shapes import SHAPES
 from make_long_context_vectors import ROWS, VECTORS, long_text, raised_limit
-from test_oracle import PATHS, TOLERANCE
+from support import PATHS, TOLERANCE
 
 WANT = json.loads(VECTORS.read_text())
 

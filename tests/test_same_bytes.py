@@ -15,7 +15,7 @@ import pytest
 
 import compare
 import matrix
-from conftest import MODELS, ROOT
+from support import MODELS, ROOT
 
 STORIES = ROOT / "demo" / "stories.bin"
 TINY = MODELS / "v2_236b"  # low-rank queries, expert groups, sizes that are no multiples of 32

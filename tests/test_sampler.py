@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import compare
-from conftest import MODELS
+from support import MODELS
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 MASK = 2**64 - 1
