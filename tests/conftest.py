@@ -13,11 +13,11 @@ import json
 import os
 from pathlib import Path
 
-import pytest
-
 import compare
-import export as command
+import pytest
 from support import CONFIG, Checkpoint, make, need, safetensors, tensors
+
+import export as command
 
 NO_SKIP = os.environ.get("MLA_NO_SKIP") == "1"
 

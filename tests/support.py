@@ -12,10 +12,9 @@ import subprocess
 import zlib
 from pathlib import Path
 
+import compare
 import numpy as np
 import pytest
-
-import compare
 
 ROOT = compare.ROOT
 MODELS = ROOT / "tests" / "models"
@@ -108,10 +107,10 @@ def start(*options, **how):
     )
 
 
-SESSION_HEADER = "<8sIIQQQQ64s8sQQ5I36x"
+SESSION_HEADER = "<8sIIQQQQ64s8sQQ7I28s"
 SESSION_FIELDS = (
-    "magic version checksum file_bytes data_offset page_bytes model model_name cache seed random tokens "
-    "rows cut logits pages "
+    "magic version checksum file_bytes data_offset page_bytes model model_name cache seed random tokens rows "
+    "cut logits pages conversation header_bytes reserved"
 ).split()
 TEMPORARY = ".session.tmp"
 
@@ -381,4 +380,5 @@ PATHS = {
     "absorbed": (["-k", "f32"], {"MLA_PATH": "absorbed"}),
     "decompressed": (["-k", "f32"], {"MLA_PATH": "decompressed"}),
     "full": (["-k", "full"], {}),
+    "definition": (["-k", "f32"], {"MLA_PATH": "definition"}),
 }

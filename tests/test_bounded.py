@@ -6,8 +6,8 @@ import sys
 import time
 
 import pytest
-
 from conftest import ROOT
+
 from exporter.bounded import ChildFailed, LimitExceeded, run_bounded
 from exporter.errors import ExportError, printable
 from exporter.sources import parse_json, read_json

@@ -7,9 +7,8 @@ import platform
 import subprocess
 from pathlib import Path
 
-import pytest
-
 import compare
+import pytest
 from support import C_TESTS, MODELS, ROOT, judge, make, need
 
 DEMO = ROOT / "demo" / "stories.bin"

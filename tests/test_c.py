@@ -1,8 +1,7 @@
 """The C tests: each program prints `ok NAME` or `FAIL NAME ...` for each case, and each line counts."""
 
-import pytest
-
 import compare
+import pytest
 from support import C_TESTS, judge
 
 

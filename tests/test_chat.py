@@ -18,20 +18,30 @@ import sys
 import time
 import zlib
 
+import compare
 import numpy as np
 import pytest
+from support import (
+    FAILED,
+    INTERRUPTED,
+    MODEL,
+    MODELS,
+    ROOT,
+    RUN,
+    USAGE,
+    prompt_tokens,
+    refused,
+    run,
+    safetensors,
+    text,
+)
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-import compare
 import export as export_program
-from conftest import MODELS, ROOT
 from exporter import chat as exporter_chat
 from exporter.bounded import ChildFailed
 from exporter.chat import DEEPSEEK_V32, MissingJinja, compile_chat, find_template, proved, put_together
-from test_cli import FAILED, INTERRUPTED, MODEL, RUN, USAGE, refused, run, text
-from test_export import safetensors
-from test_session import prompt_tokens
 
 BOS, EOS = "<\uff5cbegin\u2581of\u2581sentence\uff5c>", "<\uff5cend\u2581of\u2581sentence\uff5c>"
 USER, ASSISTANT = "<\uff5cUser\uff5c>", "<\uff5cAssistant\uff5c>"

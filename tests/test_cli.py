@@ -9,60 +9,16 @@ import json
 import os
 import pty
 import random
-import resource
 import re
+import resource
 import select
 import signal
 import subprocess
-from pathlib import Path
-
-import numpy as np
-import pytest
 
 import compare
-from conftest import MODELS, ROOT
-
-RUN = compare.RUN[0]
-MODEL = Path(os.environ.get("MLA_MODEL", ROOT / "demo" / "stories.bin"))
-STORY = ["-p", "Once upon a time", "-t", "0"]
-USAGE, FAILED, INTERRUPTED = 2, 1, 130
-
-
-def run(*options, model=MODEL, stdin=b"", **how):
-    command = [RUN, *([model] if model else []), *options]
-    return subprocess.run(
-        [os.fspath(word) if not isinstance(word, int) else str(word) for word in command],
-        input=stdin,
-        timeout=120,
-        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **how},
-    )
-
-
-def text(*options, **how):
-    """Standard output of a run that succeeds."""
-    done = run(*options, **how)
-    assert done.returncode == 0, done.stderr.decode()
-    return done.stdout
-
-
-def refused(done, status, *words):
-    """An error: nothing on standard output, one line on standard error that says the words."""
-    line = done.stderr.decode()
-    assert (done.returncode, done.stdout) == (status, b""), line
-    assert line.startswith("run: ") and line.count("\n") == 1 and line.endswith("\n")
-    for word in words:
-        assert word in line
-
-
-def start(*options, **how):
-    """A run that goes on while the test does something to it. A test run in the background may have SIGINT
-    ignored; the program must not."""
-    return subprocess.Popen(
-        [RUN, MODEL, *options],
-        stdin=subprocess.DEVNULL,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **how},
-    )
+import numpy as np
+import pytest
+from support import FAILED, INTERRUPTED, MODEL, MODELS, ROOT, RUN, STORY, USAGE, refused, run, start, text
 
 
 def on_terminal(command, stdin=subprocess.DEVNULL):
@@ -836,10 +792,10 @@ def test_perplexity(tmp_path):
     (tmp_path / "text").write_bytes(sample)
     ids = [int(i) for i in text("--tokenize", sample.decode()).split()]
     begin = int(re.search(rb"begin (\d+)", text("--info"))[1])
-    for options, start in ([], [begin]), (["--no-bos"], []):
+    for options, before in ([], [begin]), (["--no-bos"], []):
         losses = []
         for i in range(0, len(ids), c - 1):
-            window = start + ids[i : i + c - 1]
+            window = before + ids[i : i + c - 1]
             p = log_softmax(compare.logits(MODEL, window, "-k", "f32"))
             losses += [-p[t, window[t + 1]] for t in range(len(window) - 1)]
         want, error = (

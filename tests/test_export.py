@@ -15,17 +15,9 @@ import shutil
 import struct
 import zlib
 
+import compare
 import numpy as np
 import pytest
-
-import compare
-import export as command
-from exporter import config as model_config
-from exporter.errors import ExportError
-from exporter.plan import make_plan, parameters
-from exporter.quantize import CODEBOOK
-from exporter.shapes import SHAPES
-from exporter.sources import E4M3
 from support import (
     CONFIG,
     F32,
@@ -39,6 +31,14 @@ from support import (
     tensors,
     to_bf16,
 )
+
+import export as command
+from exporter import config as model_config
+from exporter.errors import ExportError
+from exporter.plan import make_plan, parameters
+from exporter.quantize import CODEBOOK
+from exporter.shapes import SHAPES
+from exporter.sources import E4M3
 
 # ---- a source ------------------------------------------------------------------------------------
 

@@ -16,12 +16,24 @@ import time
 import zlib
 
 import pytest
-
-import compare
-from conftest import MODELS, ROOT, need
-from test_cli import FAILED, MODEL, RUN, STORY, refused, run, text
-from test_fuzz import INFO, field, mended, set_field, tensor
-from test_session import TEMPORARY, header, with_fields
+from support import (
+    FAILED,
+    INFO,
+    MODEL,
+    MODELS,
+    ROOT,
+    RUN,
+    STORY,
+    TEMPORARY,
+    header,
+    need,
+    refused,
+    run,
+    tensor,
+    text,
+    with_fields,
+)
+from test_fuzz import field, mended, set_field
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import subprocess
 import zlib
 
 import pytest
+from support import FAILED, MODELS, ROOT, need, refused, run, tensor
 
 from exporter.config import FIELDS
-from support import FAILED, MODELS, ROOT, need, refused, run, tensor
 
 
 def field(name):

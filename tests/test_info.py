@@ -12,15 +12,15 @@ import re
 import subprocess
 import sys
 
+import compare
 import pytest
 
-import compare
-from conftest import MODELS
-
 sys.path.insert(0, str(compare.ROOT))
+from support import MODELS
+from test_chat import source
+
 import export as command
 from exporter.shapes import SHAPES
-from test_chat import source
 
 # The cache does not depend on these; small ones make a checkpoint of the shape small.
 SMALL = {

@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from support import ROOT, need
 
 FLOORS = {"kernels": 0, "model.h": 1, "engine": 2, "mla": 3, "tokenizer": 3, "run": 4, "cli": 5}

@@ -5,14 +5,14 @@ what transformers computed (make_long_context_vectors.py made it)."""
 import json
 import subprocess
 
+import compare
 import numpy as np
 import pytest
-
-import compare
-from exporter import config as model_config
-from exporter.shapes import SHAPES
 from make_long_context_vectors import ROWS, VECTORS, long_text, raised_limit
 from support import PATHS, TOLERANCE
+
+from exporter import config as model_config
+from exporter.shapes import SHAPES
 
 WANT = json.loads(VECTORS.read_text())
 

@@ -6,7 +6,6 @@ import re
 import subprocess
 
 import pytest
-
 from support import ROOT, make, need
 
 STORY = b"Once upon a time"

@@ -13,13 +13,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import compare
 import numpy as np
 import pytest
-
-import compare
-from conftest import MODELS
-
-TOLERANCE = 3e-4  # of the spread of the logits: f32 rounding stays ten times below, any mistake is far above
+from support import MODELS, PATHS, TOLERANCE
 
 # Families of the oracle that are not computed: their attention or layers have a feature that no field of the
 # checkpoint describes.
@@ -38,12 +35,6 @@ FEATURES = {
 # moves some rows to other experts; two models that have nothing to do with each other are 0.95 apart).
 COST = {"bf16": 0.04, "q8": 0.1, "mixed": 0.3}
 
-PATHS = {
-    "absorbed": (["-k", "f32"], {"MLA_PATH": "absorbed"}),
-    "decompressed": (["-k", "f32"], {"MLA_PATH": "decompressed"}),
-    "full": (["-k", "full"], {}),
-    "definition": (["-k", "f32"], {"MLA_PATH": "definition"}),
-}
 CHUNKS = {"one call": {}, "row by row": {"MLA_CHUNK": "1"}, "seven rows": {"MLA_CHUNK": "7"}}
 
 

@@ -10,11 +10,10 @@ import platform
 import tempfile
 from pathlib import Path
 
-import numpy as np
-import pytest
-
 import compare
 import matrix
+import numpy as np
+import pytest
 from support import MODELS, ROOT
 
 STORIES = ROOT / "demo" / "stories.bin"

@@ -5,10 +5,9 @@ implementation, and they tie the copy below to the outside. A seed's first numbe
 first token, in descending order of probability, whose cumulative probability is above u times the probability
 of all that remain."""
 
+import compare
 import numpy as np
 import pytest
-
-import compare
 from support import MODELS
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]

@@ -9,8 +9,7 @@ import subprocess
 
 import numpy as np
 import pytest
-
-from conftest import MODELS, ROOT
+from support import MODELS, ROOT
 
 CACHES = ["f32", "bf16", "q8", "q6", "q4", "full"]
 CONTEXT = 420

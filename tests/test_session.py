@@ -8,7 +8,6 @@ import fcntl
 import os
 import pty
 import random
-import re
 import resource
 import shutil
 import signal
@@ -19,19 +18,26 @@ import time
 import zlib
 
 import pytest
-
-from conftest import MODELS, ROOT
-from test_cli import FAILED, MODEL, RUN, USAGE, refused, run, start, text
+from support import (
+    FAILED,
+    MODEL,
+    MODELS,
+    ROOT,
+    RUN,
+    TEMPORARY,
+    USAGE,
+    header,
+    prompt_tokens,
+    refused,
+    run,
+    start,
+    text,
+    with_fields,
+)
 
 GREEDY = ["-t", "0"]
 SAMPLED = ["-t", "1", "--top-p", "0.9", "--repeat-penalty", "1.1"]
 BEGIN = ["-p", "Once upon a time", "-s", "7"]
-HEADER = "<8sIIQQQQ64s8sQQ7I28s"
-FIELDS = (
-    "magic version checksum file_bytes data_offset page_bytes model model_name cache seed random tokens rows "
-    "cut logits pages conversation header_bytes reserved"
-).split()
-TEMPORARY = ".session.tmp"
 
 
 @pytest.fixture(scope="module")
@@ -52,20 +58,6 @@ def put_away(tiny, session):
     return session.read_bytes()
 
 
-def header(raw):
-    return dict(zip(FIELDS, struct.unpack_from(HEADER, raw)))
-
-
-def with_fields(raw, **changed):
-    """The session with other header fields and the checksum that goes with them."""
-    fields = header(raw) | changed | {"checksum": 0}
-    end = min(fields["data_offset"], len(raw))
-    whole = bytearray(raw)
-    struct.pack_into(HEADER, whole, 0, *fields.values())
-    struct.pack_into("<I", whole, 12, zlib.crc32(whole[:end]))
-    return bytes(whole)
-
-
 def with_header(raw, size, more=b""):
     """The same session with a header of `size` bytes, the new ones zero but for `more` at their end."""
     h = header(raw)
@@ -74,10 +66,6 @@ def with_header(raw, size, more=b""):
     data_offset = (len(front + lists) + 4095) // 4096 * 4096
     whole = (front + lists).ljust(data_offset, b"\0") + raw[h["data_offset"] :]
     return with_fields(whole, header_bytes=size, data_offset=data_offset, file_bytes=len(whole))
-
-
-def prompt_tokens(done):
-    return int(re.search(rb"prompt (\d+) tokens", done.stderr)[1])
 
 
 # ---- going on

@@ -10,20 +10,19 @@ about its size is one line and no file"""
 import json
 import struct
 
+import compare
 import gguf
 import numpy as np
 import pytest
+from support import MODELS, safetensors, tensors, to_bf16
 
-import compare
-from conftest import MODELS
 from exporter import gguf_config, mistral
 from exporter.errors import ExportError
-from exporter.gguf_source import Gguf, read_gguf
+from exporter.gguf_source import read_gguf
 from exporter.quantize import UNIFORM
 from exporter.sources import E4M3, File
 
 # noqa: F401 (fixtures)
-from test_export import CONFIG, Checkpoint, export, safetensors, source, tensors, to_bf16
 
 # ---- GGUF
 # ------------------------------------------------------------------------------------------------------------------------------

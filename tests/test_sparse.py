@@ -7,14 +7,14 @@ import struct
 import sys
 import zlib
 
+import compare
 import numpy as np
 import pytest
 
-import compare
-from conftest import MODELS, ROOT
-from test_cli import FAILED, refused, run, text
+from support import FAILED, MODELS, ROOT, refused, run, text
 
 sys.path.insert(0, str(ROOT))
+
 from exporter import config as model_config
 from exporter.errors import ExportError
 

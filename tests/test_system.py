@@ -7,9 +7,8 @@ import os
 import re
 import subprocess
 
-import pytest
-
 import compare
+import pytest
 from support import RUN, run
 
 DRIVER = compare.BUILD / "system_driver"

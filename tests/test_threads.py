@@ -6,9 +6,8 @@ import re
 import statistics
 import subprocess
 
-import pytest
-
 import compare
+import pytest
 
 DEMO = compare.ROOT / "demo" / "stories.bin"
 

@@ -17,15 +17,15 @@ import sys
 import time
 from pathlib import Path
 
+import compare
+import make_tokenizer_vectors as vectors
 import pytest
 import sentencepiece
 import tiktoken
-from tokenizers import normalizers
+from support import MODELS, ROOT, make
 from tokenizers import Tokenizer as Library
+from tokenizers import normalizers
 
-import compare
-import make_tokenizer_vectors as vectors
-from conftest import MODELS, ROOT, make
 from exporter import section
 from exporter import tokenizer as exporter
 from exporter.patterns import PATTERNS
