@@ -54,9 +54,11 @@ TEXTS = [
 ]
 MANY_TURNS = 12  # more than one digit has for a template that counts
 
-# Marks that end a thought: </think>, [/THINK], </longcat_think>, <|/thinking|>, ...; begin is the same
-# without the slash. And whatever a template splits a text at, whatever its name.
-THOUGHT_END = re.compile(r"[<\[\u25c1]\|?/[\w:.-]*(?:think|thought|reason)[\w:.-]*\|?[>\]\u25b7]", re.I)
+# Marks of thoughts: <think> and </think>, [THINK], </longcat_think>, <|/thinking|>, ... And whatever a
+# template splits a text at, whatever its name.
+THOUGHT_MARK = re.compile(
+    r"([<\[\u25c1]\|?)(/?)([\w:.-]*(?:think|thought|reason)[\w:.-]*\|?[>\]\u25b7])", re.I
+)
 SPLIT_AT = re.compile(r"""\b(?:split|partition|rpartition|rsplit)\(\s*(?:'([^'\\]+)'|"([^"\\]+)")""")
 MOST_MARKS, LONGEST_MARK = 6, 64
 
@@ -203,12 +205,24 @@ def take_apart(render):
     return Template(pieces, flags, number)
 
 
-def thought_marks(template):
-    """The (begin, end) marks of thoughts that a template may know, those with a telling name first."""
-    named = dict.fromkeys(THOUGHT_END.findall(template))
-    split = dict.fromkeys(a or b for a, b in SPLIT_AT.findall(template))
-    ends = [end for end in (named | split) if len(end) <= LONGEST_MARK][:MOST_MARKS]
-    return [(end.replace("/", "", 1) if "/" in end else "", end) for end in ends]
+def thought_marks(template, pieces):
+    """The (begin, end) marks of thoughts that a template may know, those with a telling name first. Where it
+    names a begin alone, that counts if it stands before the answer."""
+    before = pieces["prompt"] + pieces["answer"]
+    named = [(opening, slash, name) for opening, slash, name in THOUGHT_MARK.findall(template)]
+    named.sort(key=lambda mark: not mark[1])
+    pairs = [(a + name, f"{a}/{name}") for a, slash, name in named if slash or a + name in before]
+    pairs += [("", a or b) for a, b in SPLIT_AT.findall(template)]
+    marks = {}
+    for begin, end in pairs:
+        if len(end) <= LONGEST_MARK:
+            marks.setdefault(end, begin)
+    return [(begin, end) for end, begin in marks.items()][:MOST_MARKS]
+
+
+def has_telling_name(end):
+    mark = THOUGHT_MARK.fullmatch(end)
+    return mark is not None and mark[2] == "/"
 
 
 def kept_of(content, flags, end):
@@ -286,16 +300,16 @@ def has_mark(messages, mark):
 
 
 def ways_to_split(marks):
-    """(flags, begin, end) of what a template may do with thoughts: nothing; what the pieces can say; with
-    DROP_OPEN something else, and then it is given no thoughts."""
-    yield 0, "", ""
+    """(flags, begin, end, whether it is given thoughts) of what a template may do with thoughts: nothing; what
+    the pieces can say; something else, and then it is given none."""
+    yield 0, "", "", True
     for begin, end in marks:
         for split in (SPLIT_FIRST, SPLIT_LAST):
             for lines in (0, DROP_LINES):
-                yield split | lines, begin, end
+                yield split | lines, begin, end, True
     for begin, end in marks:
-        if THOUGHT_END.fullmatch(end):
-            yield SPLIT_LAST | DROP_OPEN, begin, end
+        if has_telling_name(end):
+            yield SPLIT_LAST, begin, end, False
 
 
 def agreeing(template, plain, thoughts, marks):
@@ -305,13 +319,10 @@ def agreeing(template, plain, thoughts, marks):
         stripped = template._replace(flags=template.flags | strip)
         wrong = difference(stripped, plain)
         first = first or wrong
-        for split, begin, end in ways_to_split(marks) if not wrong else ():
+        for split, begin, end, given in ways_to_split(marks) if not wrong else ():
             pieces = template.pieces | {"think_begin": begin, "think_end": end}
             whole = stripped._replace(pieces=pieces, flags=stripped.flags | split)
-            given = thoughts
-            if split & DROP_OPEN:
-                given = [(messages, text) for messages, text in thoughts if not has_mark(messages, end)]
-            wrong = difference(whole, given)
+            wrong = difference(whole, (pair for pair in thoughts if given or not has_mark(pair[0], end)))
             if not wrong:
                 return whole
             first = first or wrong
@@ -322,7 +333,7 @@ def parted_by_caller(template, marks):
     """A template that keeps whatever it is given: the marks that part thought and answer before it is given
     any. Where the prompt has already ended the thought, the whole answer is one."""
     prompt, answer = template.pieces["prompt"], template.pieces["answer"]
-    marks = [pair for pair in marks if THOUGHT_END.fullmatch(pair[1])]
+    marks = [pair for pair in marks if has_telling_name(pair[1])]
     marks.sort(key=lambda pair: not any(mark in prompt + answer for mark in pair))
     if not marks:
         return template
@@ -339,7 +350,7 @@ def proved(template, special):
     render = renderer(program, special)
     parts = take_apart(render)
     plain = [(messages, render(messages)) for messages in plain_conversations(not parts.flags & NO_SYSTEM)]
-    marks = thought_marks(template)
+    marks = thought_marks(template, parts.pieces)
     thoughts = [(messages, render(messages)) for messages in conversations_with_thoughts(marks)]
     parts = agreeing(parts, plain, thoughts, marks)
     if not parts.pieces["think_end"]:

@@ -366,6 +366,7 @@ THINKERS = {  # template, (begin, end), who parts thought and answer
         THINK,
         "caller",
     ),
+    "begin alone": (template(say(), say(USER), say(ASSISTANT, EOS), ASSISTANT + BEGIN), THINK, "caller"),
     "V3.1": (
         template(
             say(),
@@ -408,7 +409,14 @@ ANSWERS = [
     "BtE a",
     "`E~",
 ]
-ENDS_OF_PROMPTS = {"V3.2": "E", "V3.1": "E", "K2.5": "B", "GLM": "B", "R1": "\n"}  # others: no letter
+ENDS_OF_PROMPTS = {
+    "V3.2": "E",
+    "V3.1": "E",
+    "K2.5": "B",
+    "begin alone": "B",
+    "GLM": "B",
+    "R1": "\n",
+}  # others: no letter
 
 
 def can_be_said(family, answer):
