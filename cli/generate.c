@@ -25,12 +25,13 @@ static const char *token_bytes(const Run *r, int32_t token, bool first, size_t *
     return bytes;
 }
 
-const char *token_text(const Run *r, size_t at, size_t *n) {
+const char *token_text(Run *r, size_t at, size_t *n) {
     const int32_t *ids = r->sequence.ids;
     bool first = true; /* the first of the text if none before it has any */
-    for (size_t i = 0; i < at && first; i++) {
-        token_bytes(r, ids[i], false, n);
+    while (r->textless < at && first) {
+        token_bytes(r, ids[r->textless], false, n);
         first = *n == 0;
+        r->textless += first;
     }
     return token_bytes(r, ids[at], first, n);
 }
@@ -125,6 +126,7 @@ static int print_stats(const Run *r, End end) {
 void run_rewind(Run *r, size_t rows) {
     Sequence *q = &r->sequence;
     q->position = min(rows, q->position);
+    r->textless = min(rows, r->textless);
     sampler_forget(r->sampler);
     for (size_t i = 0; i < q->position; i++)
         sampler_saw(r->sampler, q->ids[i]);
@@ -186,7 +188,8 @@ int run_save(Run *r, Session *session) {
 }
 
 int run_finish(Run *r, Session *session, End end) {
-    int status = print_stats(r, end), saved = end == NON_FINITE ? DONE : run_save(r, session);
+    int status = print_stats(r, end);
+    int saved = end == NON_FINITE || !session ? DONE : run_save(r, session);
     return saved ? saved : status;
 }
 
@@ -209,7 +212,7 @@ static int write_all(Run *r, Session *session, const Prompt *prompt) {
         write_cut(r, prompt->before, q->cut);
     if (echo)
         echo_prompt(r, prompt);
-    q->conversation = false;
+    q->turns = 0;
     End end = generate(r);
     if (!r->model->tokenizer && !r->text.terminal && end != NON_FINITE)
         output_print("\n");

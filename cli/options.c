@@ -76,8 +76,8 @@ static const Option table[OPTION_COUNT] = {
          "at most N new tokens (default 256, for an answer in --chat -1: until\nthe context is full)"},
     [OPT_CONTEXT] = {NULL, "-c", "--context", "N", INTEGER, WRITE | LOGITS | PERPLEXITY | BENCH,
                      FIELD(context), 1, UINT32_MAX,
-                     "cache rows to allocate (default: enough for session, prompt and -n; in\n--chat 8192, "
-                     "or less if the model's limit is less)"},
+                     "cache rows to allocate (default: enough for session, prompt and -n; in\n--chat at a "
+                     "terminal 8192, else what half of the memory holds)"},
     [OPT_STOP] = {NULL, NULL, "--stop", "TEXT", STOP, WRITE, 0, 0, 0, "stop before TEXT appears; repeatable"},
     [OPT_IGNORE_EOS] = {NULL, NULL, "--ignore-eos", NULL, FLAG, WRITE, 0, 0, 0,
                         "go on after the model's end tokens"},

@@ -199,11 +199,11 @@ static void write_text(Text *t, const char *bytes, size_t n) {
 }
 
 bool thought_begins(const Text *t, const char *bytes, size_t n) {
-    return t->thoughts && n == strlen(THOUGHT_BEGIN) && !memcmp(bytes, THOUGHT_BEGIN, n);
+    return n && n == t->thought_begin.bytes && !memcmp(bytes, t->thought_begin.text, n);
 }
 
 bool thought_ends(const Text *t, const char *bytes, size_t n) {
-    return t->thoughts && n == strlen(THOUGHT_END) && !memcmp(bytes, THOUGHT_END, n);
+    return n && n == t->thought_end.bytes && !memcmp(bytes, t->thought_end.text, n);
 }
 
 static void set_dim(Text *t, bool dim) {

@@ -10,6 +10,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#include "cli/slice.h"
+
 enum { DONE = 0, FAILED = 1, WRONG_USAGE = 2 }; /* exit status; after a signal interrupt_status() */
 
 extern bool quiet; /* -q: log_error() alone */
@@ -33,10 +35,6 @@ void output_flush(void);
 
 /* ---- generated text: bytes of tokens, which may end in the middle of a character or of a stop text  */
 
-/* Tokens between which a model thinks before it answers. */
-#define THOUGHT_BEGIN "<think>"
-#define THOUGHT_END   "</think>"
-
 typedef struct {
     const char *text; /* not empty */
     size_t bytes;
@@ -54,10 +52,11 @@ typedef struct {
     char character[4]; /* on a terminal: the beginning of a UTF-8 character */
     size_t held;
     bool terminal;
-    bool flush;    /* after every token: not a regular file */
-    bool newline;  /* at the end of a text; on a terminal from the start */
-    bool thoughts; /* what stands between THOUGHT_BEGIN and THOUGHT_END is dim on a terminal */
-    bool dim;      /* now */
+    bool flush;   /* after every token: not a regular file */
+    bool newline; /* at the end of a text; on a terminal from the start */
+    /* tokens between which the model thinks, which is dim on a terminal; empty: none */
+    Slice thought_begin, thought_end;
+    bool dim; /* now */
 } Text;
 
 /* False: out of memory. The stop texts must outlive t. */
@@ -71,7 +70,7 @@ bool text_token(Text *t, const char *bytes, size_t n);
 /* what is still held back, and the newline; another text may follow */
 void text_end(Text *t);
 
-/* Whether a token is THOUGHT_BEGIN, or THOUGHT_END, to a text that knows thoughts. */
+/* Whether a token begins or ends a thought. */
 bool thought_begins(const Text *t, const char *bytes, size_t n);
 bool thought_ends(const Text *t, const char *bytes, size_t n);
 

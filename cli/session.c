@@ -66,7 +66,7 @@ typedef struct SessionHeader {
     uint32_t cut; /* bytes at the end of the text that a stop text kept from being written */
     uint32_t logits;
     uint32_t pages;
-    uint32_t conversation; /* 1: of --chat, whose turns are whole; 0: a text */
+    uint32_t conversation; /* its turns of --chat, all of them whole; 0: a text */
     uint32_t header_bytes; /* a multiple of 8; 0: FIRST_HEADER_BYTES */
     uint32_t reserved[7];  /* 0 */
 } SessionHeader;
@@ -383,7 +383,7 @@ static int read_sequence(Session *s, Sequence *q, Options *o) {
     *q = (Sequence){.count = h->tokens,
                     .position = h->rows,
                     .cut = h->cut,
-                    .conversation = h->conversation == 1,
+                    .turns = h->conversation,
                     .seed = h->seed,
                     .random = h->random};
     q->ids = malloc(q->count * sizeof *q->ids);
@@ -471,7 +471,7 @@ static uint8_t *make_head(const Session *s, const Sequence *q, const State *stat
         .cut = (uint32_t)q->cut,
         .logits = q->position == q->count ? m->config.vocab_size : 0,
         .pages = (uint32_t)pages_of(q->position),
-        .conversation = q->conversation,
+        .conversation = q->turns,
     };
     h.data_offset = data_offset(header_bytes(&h), h.tokens, h.logits, h.pages);
     h.file_bytes = h.data_offset + h.pages * h.page_bytes;

@@ -15,7 +15,7 @@ typedef struct {
     /* of these are in the cache: where the next row goes. The others are still to be computed */
     size_t position;
     size_t cut;            /* bytes at their end that a stop text kept from being written */
-    bool conversation;     /* they are whole turns of --chat, the next of which may follow */
+    uint32_t turns;        /* of --chat, all of them whole; 0: the text is no conversation */
     uint64_t seed, random; /* what the sampler began with, and where it is */
 } Sequence;
 
