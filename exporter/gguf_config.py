@@ -69,7 +69,7 @@ PIECES_BEGIN, PIECES_END = 1, 2
 
 
 def transformers_name(name: str) -> str:
-    """The name in transformers, or what is to be formatted to the experts' names; another name as it is."""
+    """The name in transformers; of stacked experts with {e} and {matrix} in it. Another name as it is."""
     stem, _, ending = name.rpartition(".")
     if stem in TOP:
         return TOP[stem] if TOP[stem].endswith("inv_freq") else f"{TOP[stem]}.{ending}"

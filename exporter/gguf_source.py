@@ -284,7 +284,8 @@ class Gguf(Source):
             self.add(ours, tensor)
 
     def _take_apart(self, ours: str, tensor: Tensor, matrices: list[str]) -> None:
-        """Adds each matrix of each of the stacked experts; `ours`: their names, to be formatted."""
+        """Adds each matrix of each of the stacked experts; `ours`: their names, with {e} and {matrix} in
+        them."""
         experts, rows = tensor.shape[0], tensor.shape[1] // len(matrices)
         declared = self.metadata.get(f"{self.architecture}.expert_count")
         if experts > LIMITS["n_routed_experts"] or experts != declared:
@@ -295,4 +296,5 @@ class Gguf(Source):
             )
         for i in range(experts * len(matrices)):
             e, matrix = divmod(i, len(matrices))
-            self.add(ours.format(e=e, matrix=matrices[matrix]), tensor.part(i * rows, rows))
+            name = ours.replace("{e}", str(e)).replace("{matrix}", matrices[matrix])
+            self.add(name, tensor.part(i * rows, rows))

@@ -24,7 +24,7 @@ from .weight_formats import Block, refuse_forms
 
 HEADER_LIMIT = 100_000_000  # bytes of JSON; the safetensors library has the same limit
 INDEX_LIMIT = 200_000_000  # an index of a 1T model is 20 MB
-JSON_LIMIT = 20_000_000  # any other JSON; a configuration that lists modules may have a few 100 KB
+JSON_LIMIT = 16_000_000  # any other JSON; one that lists the modules of a model may have a few MB
 LFS_POINTER = b"version https://git-lfs"  # begins what git leaves instead of a large file
 CHUNK = 1 << 18  # elements read at once when a whole tensor is looked at
 
