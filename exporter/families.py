@@ -2,9 +2,9 @@
 
 A model is what its configuration's fields say. But transformers leaves out what is a constant of a class, and
 published files leave out what is that class's default. model_type names the class, or architectures, where
-that is missing. Where neither does, nothing is guessed: a key whose absence means different things is
-asked for. The other spellings of keys, the keys that cannot change the arithmetic, and language models inside
-larger ones are here, too.
+that is missing. A class that is not known here is read as DeepSeek-V3's, with a warning; where no class is
+named, a key whose absence means different things is asked for, and nothing is guessed. The other spellings of
+keys, the keys that cannot change the arithmetic, and language models inside larger ones are here, too.
 """
 
 from collections.abc import Mapping
@@ -111,8 +111,8 @@ CLASSES = (
 # other tokens than begin and end, and generation, which generation_config.json decides,
 GENERATION = (
     "pad_token_id", "sep_token_id", "cls_token_id", "decoder_start_token_id", "max_length", "min_length",
-    "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty", "temperature", "top_k",
-    "top_p", "min_p", "typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size",
+    "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty", "temperature",
+    "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size",
     "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences", "forced_bos_token_id",
     "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens",
     "begin_suppress_tokens",
@@ -123,11 +123,11 @@ HARMLESS = frozenset(ORIGIN + TRAINING + CLASSES + GENERATION + PREDICTION)
 
 # Of a larger model that holds a language model in its text_config: what belongs to images and video.
 OF_IMAGES = frozenset((
-    "vision_config", "media_placeholder_token_id", "image_token_index", "image_token_id", "image_placeholder",
-    "video_token_index", "video_token_id", "video_placeholder", "vision_start_token_id", "vision_end_token_id",
-    "use_unified_vision_chunk", "projector_hidden_act", "projection_hidden_size", "projection_layer_norm_eps",
-    "multimodal_projector_bias", "spatial_merge_size", "vision_feature_layer", "vision_feature_select_strategy",
-    "ignore_index",
+    "vision_config", "media_placeholder_token_id", "image_token_index", "image_token_id",
+    "image_placeholder", "video_token_index", "video_token_id", "video_placeholder",
+    "vision_start_token_id", "vision_end_token_id", "use_unified_vision_chunk", "projector_hidden_act",
+    "projection_hidden_size", "projection_layer_norm_eps", "multimodal_projector_bias",
+    "spatial_merge_size", "vision_feature_layer", "vision_feature_select_strategy", "ignore_index",
 ))  # fmt: skip
 NAMES = ("model_type", "architectures")
 

@@ -38,7 +38,8 @@ COUNT_LIMIT = 1 << 24  # of an array's elements; a vocabulary has 2^18
 
 
 class Header:
-    """A cursor over the header: every length is checked against what is left of the file before it is used."""
+    """A cursor over the header: every length is checked against what is left of the file before it is
+    used."""
 
     def __init__(self, file):
         self.file, self.at, self.begin, self.window = file, 0, 0, b""
@@ -237,7 +238,8 @@ class Gguf(Source):
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
-        self.metadata, found = {}, {}
+        self.metadata: dict[str, Any] = {}
+        found: dict[str, Tensor] = {}
         for part in self._files(path):
             metadata, tensors = read_gguf(File(part))
             self.metadata = self.metadata or metadata
@@ -248,7 +250,8 @@ class Gguf(Source):
         declared = self.metadata.get("split.tensors.count", len(found))
         if declared != len(found):
             raise ExportError(
-                f"{path}: {declared} tensors are declared, and {len(found)} are there; download the model again"
+                f"{path}: {declared} tensors are declared, and {len(found)} are there; "
+                "download the model again"
             )
         self.architecture = self.metadata.get("general.architecture")
         for name, tensor in found.items():

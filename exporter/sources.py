@@ -46,7 +46,7 @@ ITEM_BYTES = {
     "U8": 1,
     "BOOL": 1,
 }
-READABLE = {
+READABLE: dict[str, np.dtype] = {
     "F32": np.dtype("<u4"),
     "F16": np.dtype("<u2"),
     "BF16": np.dtype("<u2"),
@@ -62,7 +62,8 @@ OF_ACTIVATIONS = ("activation_scale", ".input_scale", ".output_scale", ".qscale_
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 CONVERT = (
-    "PyTorch's pickles are not read, because reading one runs the code in it; have transformers write safetensors: "
+    "PyTorch's pickles are not read, because reading one runs the code in it; "
+    "have transformers write safetensors: "
     'AutoModelForCausalLM.from_pretrained("SOURCE", dtype="auto").save_pretrained("NEW")'
 )
 
@@ -70,8 +71,9 @@ CONVERT = (
 # they begin with alone. Versions of transformers differ.
 INSIDE = {"language_model.": "", "model.language_model.": "model."}
 # the other parts of such a model, with or without "model." in front
-OF_IMAGES = ("vision_tower.", "vision_model.", "visual.", "mm_projector.", "multi_modal_projector.")
-OF_IMAGES += ("image_newline",)
+OF_IMAGES = (
+    "vision_tower.", "vision_model.", "visual.", "mm_projector.", "multi_modal_projector.", "image_newline",
+)  # fmt: skip
 
 
 def _e4m3_table() -> np.ndarray:
@@ -149,7 +151,7 @@ class File:
         self.size = os.fstat(self.file.fileno()).st_size
 
     def pread(self, count: int, offset: int) -> bytes:
-        """Exactly `count` bytes. Thread-safe, and unlike a mapping no crash when the file shrinks meanwhile."""
+        """Exactly `count` bytes. Thread-safe, and unlike a mapping no crash when the file shrinks."""
         parts = []
         while count:
             part = os.pread(self.file.fileno(), min(count, 1 << 30), offset)
@@ -303,11 +305,11 @@ class Scaled(Tensor):
 
     def __init__(self, weight: Tensor, scale: Tensor, block: Block) -> None:
         super().__init__(weight.shard, weight.name, weight.dtype, weight.shape, weight.offset)
-        wanted = (*self.shape[:-2], *(-(-n // b) for n, b in zip(self.shape[-2:], block)))
+        wanted = (*self.shape[:-2], *(-(-n // b) for n, b in zip(self.shape[-2:], block, strict=False)))
         if len(self.shape) < 2 or [n for n in scale.shape if n != 1] != [n for n in wanted if n != 1]:
             scale.fail(
-                f" has shape {list(scale.shape)}, and {list(self.shape)} in blocks of {block[0]} x {block[1]} "
-                f"needs {list(wanted)}"
+                f" has shape {list(scale.shape)}, and {list(self.shape)} in blocks of "
+                f"{block[0]} x {block[1]} needs {list(wanted)}"
             )
         self.block, self.scale = block, Tensor(scale.shard, scale.name, scale.dtype, wanted, scale.offset)
 
@@ -396,13 +398,14 @@ class Safetensors(Source):
         for shard in shards:
             tensors = read_header(File(os.path.join(directory, shard)))
             for name, tensor in tensors.items():
-                if rename(name) is not None:
-                    self.add(rename(name), tensor)
+                ours = rename(name)
+                if ours is not None:
+                    self.add(ours, tensor)
             for name in index.get(shard, ()):
                 if name not in tensors:
                     raise ExportError(
-                        f"{os.path.join(directory, shard)}: the index says that tensor {printable(name)} is here, and it is not; "
-                        "download both again"
+                        f"{os.path.join(directory, shard)}: the index says that tensor {printable(name)} "
+                        "is here, and it is not; download both again"
                     )
         refuse_forms(directory, {name: tensor.dtype for name, tensor in self.tensors.items()}, read_json)
         if any(name.startswith(tuple(INSIDE)) for name in self.tensors):
@@ -427,8 +430,8 @@ def read_header(file: File) -> dict[str, Tensor]:
     length = int.from_bytes(file.pread(8, 0), "little") if file.size >= 8 else 0
     if length < 2 or length > HEADER_LIMIT or length > file.size - 8:
         raise ExportError(
-            f"{file.path}: not a safetensors file, or cut short: its header is said to be {length} bytes long, "
-            f"and the file has {file.size}"
+            f"{file.path}: not a safetensors file, or cut short: its header is said to be {length} bytes "
+            f"long, and the file has {file.size}"
         )
     header = parse_json(file.pread(length, 8), file.path)
     header.pop("__metadata__", None)
@@ -456,8 +459,8 @@ def _tensor(file: File, data: int, name: str, entry: Any) -> Tensor:
         fail(f"unknown type {printable(dtype)}")
     if begin > end or end > file.size - data:
         fail(
-            f"lies at {begin} .. {end} of {file.size - data} bytes of data: the file is cut short or damaged; "
-            "download it again"
+            f"lies at {begin} .. {end} of {file.size - data} bytes of data: "
+            "the file is cut short or damaged; download it again"
         )
     if math.prod(shape) * ITEM_BYTES[dtype] != end - begin:
         fail(f"shape {shape} of {dtype} does not take {end - begin} bytes")
@@ -466,7 +469,7 @@ def _tensor(file: File, data: int, name: str, entry: Any) -> Tensor:
 
 class Shards(NamedTuple):
     files: list[str]  # to read, names in the directory
-    index: dict[str, list[str]]  # file -> tensors that the index says are in it
+    listed: dict[str, list[str]]  # file -> tensors that the index says are in it
 
 
 def _shards(directory: str, stem: str) -> Shards:

@@ -90,8 +90,8 @@ def test_unknown_class_of_softmax_router():
     it is, where that makes a difference."""
     soft = {"scoring_func": "softmax", "topk_method": "greedy", "norm_topk_prob": True, "n_group": 1}
     for name, scaling in (("deepseek_v2", 1.0), ("mistral4", 2.5)):
-        c = model_config.parse({**CONFIG, **soft, "model_type": name}, "")
-        assert c.routed_scaling_factor == scaling
+        cfg = model_config.parse({**CONFIG, **soft, "model_type": name}, "")
+        assert cfg.routed_scaling_factor == scaling
     with pytest.raises(ExportError, match="model_type is missing"):
         model_config.parse({**CONFIG, **soft, "model_type": "new"}, "")
     assert model_config.parse({**CONFIG, **soft, "model_type": "new", "routed_scaling_factor": 1.0}, "")
@@ -118,10 +118,10 @@ def test_what_transformers_writes(name, diff):
     that differ from every model's defaults."""
     written = getattr(transformers, name + "Config")(architectures=[name + "ForCausalLM"])
     values = json.loads(written.to_json_string(use_diff=diff))
-    c = model_config.parse(values, "")
-    assert c.kv_lora_rank == written.kv_lora_rank and c.num_hidden_layers == written.num_hidden_layers
+    cfg = model_config.parse(values, "")
+    assert cfg.kv_lora_rank == written.kv_lora_rank and cfg.num_hidden_layers == written.num_hidden_layers
     del values["model_type"]
-    assert model_config.parse(values, "").packed() == c.packed()
+    assert model_config.parse(values, "").packed() == cfg.packed()
 
 
 @pytest.mark.parametrize("name, inner", [("Kimi_K25", "DeepseekV3"), ("Mistral3", "Mistral4")])
@@ -163,8 +163,8 @@ def test_two_spellings(written, same):
         for key in ("rope_scaling", "rope_parameters"):
             if values.get(key):
                 values[key] = {"factor": 40, "original_max_position_embeddings": 64, **values[key]}
-        c = model_config.parse(values, "")
-        return c.packed(), c.inv_freq.tobytes()
+        cfg = model_config.parse(values, "")
+        return cfg.packed(), cfg.inv_freq.tobytes()
 
     assert packed(written) == packed(same)
 
@@ -725,7 +725,7 @@ def test_damaged_header_of_a_gguf(write_gguf, tmp_path):
         (tmp_path / "x.gguf").write_bytes(changed)
         try:
             found = Gguf(str(tmp_path / "x.gguf"))
-            c = model_config.parse(gguf_config.config(found).values, "n", "x", found.has)
-            make_plan(c, "mixed", found)
+            cfg = model_config.parse(gguf_config.config(found).values, "n", "x", found.has)
+            make_plan(cfg, "mixed", found)
         except ExportError:
             pass

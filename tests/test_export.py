@@ -2,7 +2,8 @@
 model.h and kernels/kernels.h (Config's fields are parsed out of model.h itself) and shares no code with
 the exporter. What the tests protect:
 
-    contents    every number of the source arrives, in its place: exactly as f32 and bf16, within the rounding of q8 and q4
+    contents    every number of the source arrives, in its place: exactly as f32 and bf16, within the rounding
+                of q8 and q4
     format      offsets, alignment, checksums, zeros where there is nothing
     rotation    of the latent, where it belongs and nowhere else; it does not change what the model computes
     knowledge   YaRN, routers, parameter totals: against published numbers
@@ -32,7 +33,6 @@ from exporter.shapes import SHAPES
 from exporter.sources import E4M3
 
 # ---- a reader of the format
-# ---------------------------------------------------------------------------------------------------
 
 VECTOR, F32, BF16, Q8, Q4 = range(5)
 
@@ -70,7 +70,8 @@ class Checkpoint:
         at = -(-at // 64) * 64
         keys = "name offset bytes type count rows cols scale checksum codebook".split()
         self.infos = [
-            dict(zip(keys, struct.unpack_from("<56sQQIIIIfI16s", file, at + 128 * i))) for i in range(count)
+            dict(zip(keys, struct.unpack_from("<56sQQIIIIfI16s", file, at + 128 * i), strict=True))
+            for i in range(count)
         ]
         for info in self.infos:
             info["name"] = info["name"].rstrip(b"\0").decode()
@@ -132,7 +133,6 @@ class Checkpoint:
 
 
 # ---- a source
-# ----------------------------------------------------------------------------------------------------------------------
 
 # Two layers, dense and mixture; sizes that are no multiples of 16, 32 or 64, so that everything is padded.
 CONFIG = {
@@ -378,7 +378,6 @@ def rotated(want):
 
 
 # ---- contents
-# ------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("type", ["f32", "bf16"])
@@ -609,7 +608,7 @@ def test_what_identity_experts_are_stored_with_stays_behind(tmp_path, export):
 
 
 def test_rotation_is_exact(source, tmp_path):
-    """Before it is quantised a rotated tensor differs from the exact product by the rounding to f32 alone."""
+    """Before it is quantized a rotated tensor differs from the exact product by the rounding to f32 alone."""
     command.export_source(source(), tmp_path / "model.bin", "f32", mtp=True, rotation=True)
     got = Checkpoint(tmp_path / "model.bin")
     for name, x in rotated(expected()).items():
@@ -690,14 +689,14 @@ def test_fp8_blocks(source, export):
     code = rng.integers(0, 0x7F, (72, 36), np.uint8) | rng.integers(0, 2, (72, 36), np.uint8) << 7
     scale = rng.random((3, 2)).astype(np.float32) * 1e-3
     name = "model.layers.0.self_attn.o_proj.weight"
-    quantised = {
+    quantized = {
         "quant_method": "fp8",
         "fmt": "e4m3",
         "weight_block_size": [32, 32],
         "activation_scheme": "dynamic",
     }
     got = export(
-        source({"quantization_config": quantised}, {name: code, name + "_scale_inv": scale}), "--type", "f32"
+        source({"quantization_config": quantized}, {name: code, name + "_scale_inv": scale}), "--type", "f32"
     )
     np.testing.assert_allclose(
         got.read("layers.0.o").reshape(72, 3, 32)[:, :, :12].reshape(72, 36),
@@ -737,7 +736,6 @@ def test_random(monkeypatch, export):
 
 
 # ---- knowledge
-# ----------------------------------------------------------------------------------------------------------------------
 
 # Sums of the published tensors' sizes; they agree with the sizes that the models are known by (15.7B, 236B,
 # 671B, ...), and for OpenSeek-Small with the length of its published file.
@@ -839,7 +837,7 @@ def test_routers():
         routed_scaling_factor=16.0,
     )
     assert router(**v2) == (0, 0, 0, 16.0, 2)
-    # In DeepSeek-V2's MoEGate normalising and scaling exclude each other; one expert alone is scaled.
+    # In DeepSeek-V2's MoEGate normalizing and scaling exclude each other; one expert alone is scaled.
     assert router(**{**v2, "norm_topk_prob": True}) == (0, 0, 1, 1.0, 2)
     assert router(**{**v2, "norm_topk_prob": True, "num_experts_per_tok": 1}) == (0, 0, 0, 16.0, 2)
     assert router(**{**v2, "topk_method": "greedy"}) == (0, 0, 0, 16.0, 1)  # plain top-k: groups mean nothing
@@ -847,7 +845,7 @@ def test_routers():
 
 
 def test_router_without_a_name(source, export):
-    """Neither scoring_func nor topk_method, as transformers 5 saves DeepSeek-V3: the correction bias tells."""
+    """Neither scoring_func nor topk_method, as transformers 5 saves DeepSeek-V3: the bias tells."""
     assert export(source({"scoring_func": None, "topk_method": None})).config["scoring_func"] == 1
 
 
@@ -868,7 +866,6 @@ def test_layers_listed(keys, placement):
 
 
 # ---- refusals
-# -----------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -1016,8 +1013,8 @@ def test_config_of_another_version(shape, says, export, tmp_path):
 
 
 def test_sampling_defaults_of_the_file(export, tmp_path):
-    """min_p and repetition_penalty of a file are the defaults of --min-p and --repeat-penalty, and the options
-    win over them."""
+    """min_p and repetition_penalty of a file are the defaults of --min-p and --repeat-penalty, and the
+    options win over them."""
     file, path = export(MODELS / "plm").file, tmp_path / "model.bin"
     (config_bytes,) = struct.unpack_from("<I", file, 32)
     config = file[64 : 64 + config_bytes]
