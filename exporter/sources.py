@@ -13,19 +13,18 @@ import json
 import math
 import os
 import re
-import stat
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from .errors import ExportError, printable
+from .files import read_file, refuse_pointer, regular
 from .weight_formats import Block, refuse_forms
 
 HEADER_LIMIT = 100_000_000  # bytes of JSON; the safetensors library has the same limit
 INDEX_LIMIT = 200_000_000  # an index of a 1T model is 20 MB
-JSON_LIMIT = 16_000_000  # any other JSON; one that lists the modules of a model may have a few MB
-LFS_POINTER = b"version https://git-lfs"  # begins what git leaves instead of a large file
+JSON_LIMIT = 20_000_000  # any other JSON; a configuration that lists modules may have a few 100 KB
 CHUNK = 1 << 18  # elements read at once when a whole tensor is looked at
 
 ITEM_BYTES = {
@@ -101,8 +100,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def parse_json(text: bytes, path: str) -> dict[str, Any]:
     """`text` as a JSON object; `path` for messages."""
-    if text.startswith(LFS_POINTER):
-        refuse_pointer(path)
     try:
         value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
     except RecursionError:
@@ -114,31 +111,12 @@ def parse_json(text: bytes, path: str) -> dict[str, Any]:
     return value
 
 
-def refuse_pointer(path: str) -> NoReturn:
-    raise ExportError(
-        f"{path}: a pointer of Git LFS, not the file itself: fetch it with `git lfs pull` in that directory"
-    )
-
-
-def regular(path: str) -> None:
-    """Refuses devices, pipes and directories under the name of a file: they have no end, or no beginning."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise ExportError(f"{path}: not a regular file")
-
-
 def read_json(path: str, required: bool = True, limit: int = JSON_LIMIT) -> dict[str, Any]:
     """The JSON object in the file at `path`, of at most `limit` bytes; an empty one if the file is absent and
     not required."""
     if not required and not os.path.exists(path):
         return {}
-    regular(path)
-    with open(path, "rb") as file:
-        text = file.read(limit + 1)
-    if len(text) > limit:
-        raise ExportError(
-            f"{path}: larger than {limit} bytes; this is not a model's {os.path.basename(path)}"
-        )
-    return parse_json(text, path)
+    return parse_json(read_file(path, limit), path)
 
 
 class File:
@@ -149,6 +127,7 @@ class File:
         self.path = path
         self.file = open(path, "rb", buffering=0)
         self.size = os.fstat(self.file.fileno()).st_size
+        refuse_pointer(path, self.pread(min(self.size, 64), 0))
 
     def pread(self, count: int, offset: int) -> bytes:
         """Exactly `count` bytes. Thread-safe, and unlike a mapping no crash when the file shrinks."""
@@ -425,8 +404,6 @@ class Safetensors(Source):
 def read_header(file: File) -> dict[str, Tensor]:
     """{name: Tensor} of one safetensors file: 8 bytes length of the header, the header (JSON), the tensors'
     bytes."""
-    if file.size < 1 << 10 and file.pread(file.size, 0).startswith(LFS_POINTER):
-        refuse_pointer(file.path)
     length = int.from_bytes(file.pread(8, 0), "little") if file.size >= 8 else 0
     if length < 2 or length > HEADER_LIMIT or length > file.size - 8:
         raise ExportError(

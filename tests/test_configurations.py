@@ -601,8 +601,8 @@ def test_files_without_end(source, tmp_path, export):
             assert name in message and "not a regular file" in message
             shutil.rmtree(folder)
     folder = source()
-    (folder / "config.json").write_bytes(b"[" * 17_000_000)
-    assert "larger than" in cheap(folder, tmp_path / "model.bin")
+    (folder / "config.json").write_bytes(b"[" * 21_000_000)
+    assert "has more than" in cheap(folder, tmp_path / "model.bin")
     (folder / "config.json").write_bytes(b'{"a":' + b"[" * 1_000_000)
     assert "nested" in cheap(folder, tmp_path / "model.bin")
 
