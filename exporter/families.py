@@ -93,7 +93,8 @@ ALIASES = {
 ORIGIN = (
     "architectures", "auto_map", "model_type", "name_or_path", "_name_or_path", "torch_dtype", "dtype",
     "transformers_version", "tokenizer_class", "task_specific_params", "finetuning_task", "problem_type",
-    "torchscript", "tf_legacy_loss", "use_bfloat16", "id2label", "label2id", "prefix",
+    "torchscript", "tf_legacy_loss", "use_bfloat16", "id2label", "label2id", "prefix", "unsloth_fixed",
+    "unsloth_version", "_attn_implementation", "_attn_implementation_autoset", "attn_implementation",
 )  # fmt: skip
 # training,
 TRAINING = (

@@ -67,8 +67,12 @@ CONVERT = (
 )
 
 # What begins the names of a language model's tensors where it is part of a model that reads images, and what
-# they begin with alone. Versions of transformers differ.
-INSIDE = {"language_model.": "", "model.language_model.": "model."}
+# they begin with alone. Versions of transformers differ; 5.24 writes the layers of Kimi-K2.5 as blocks.
+INSIDE = {
+    "language_model.model.blocks.": "model.layers.",
+    "language_model.": "",
+    "model.language_model.": "model.",
+}
 # the other parts of such a model, with or without "model." in front
 OF_IMAGES = (
     "vision_tower.", "vision_model.", "visual.", "mm_projector.", "multi_modal_projector.", "image_newline",

@@ -210,6 +210,7 @@ IMAGES = {
 PREFIXES = {
     "transformers 4": ("language_model.", "language_model.", ""),
     "transformers 5": ("model.language_model.", "", "model."),
+    "transformers 5.24": ("language_model.model.blocks.", "language_model.", ""),
 }
 
 
@@ -230,7 +231,11 @@ def test_names_inside_a_larger_model(wrapper, version, named, source, export):
     outer |= {"architectures": ["SomethingForConditionalGeneration"], "text_config": inner}
     changes = dict.fromkeys(tensors())
     for name, x in tensors().items():
-        inside = begin + (name.removeprefix("model.") if begin.startswith("model.") else name)
+        if begin.endswith("blocks."):
+            layer = name.startswith("model.layers.")
+            inside = begin + name.removeprefix("model.layers.") if layer else head + name
+        else:
+            inside = begin + (name.removeprefix("model.") if begin.startswith("model.") else name)
         changes[head + name if name.startswith("lm_head") else inside] = x
     for name in ("vision_tower.x.weight", "multi_modal_projector.norm.weight", "mm_projector.in_proj.bias"):
         changes[images + name] = np.ones(4, np.float32)
