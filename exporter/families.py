@@ -9,7 +9,7 @@ keys, the keys that cannot change the arithmetic, and language models inside lar
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from .errors import ExportError, printable, warn
 from .keys import Keys
@@ -190,9 +190,9 @@ def open_keys(values: dict[str, Any], where: str) -> tuple[Keys, Family]:
     return keys, family
 
 
-def ask(keys: Keys, key: str) -> None:
+def ask(keys: Keys, key: str) -> NoReturn:
     """Refuses a configuration of no known class that leaves out `key`."""
     raise ExportError(
-        f"{keys.where}: {key} is missing, what that means depends on the class of the model, and neither "
-        "model_type nor architectures names one that is known here; add one of the three"
+        f"{keys.where}: {key} is missing; what that means depends on the class of the model, and model_type "
+        "and architectures name none that is known here"
     )

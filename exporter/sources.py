@@ -20,7 +20,7 @@ import numpy as np
 
 from .errors import ExportError, printable
 from .files import read_file, refuse_pointer, regular
-from .weight_formats import Block, refuse_forms
+from .weight_formats import Block, refuse_form, refuse_forms
 
 HEADER_LIMIT = 100_000_000  # bytes of JSON; the safetensors library has the same limit
 INDEX_LIMIT = 200_000_000  # an index of a 1T model is 20 MB
@@ -436,6 +436,8 @@ def _tensor(file: File, data: int, name: str, entry: Any) -> Tensor:
     ):
         fail("its header entry is damaged")
     dtype, shape, (begin, end) = entry.get("dtype"), entry["shape"], entry["data_offsets"]
+    if isinstance(dtype, str) and re.fullmatch(r"F[46](_\w+)?", dtype):
+        refuse_form(file.path, f"floating-point numbers of {dtype[1]} bits ({printable(dtype, 20)})")
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         fail(f"unknown type {printable(dtype)}")
     if begin > end or end > file.size - data:

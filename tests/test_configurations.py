@@ -85,6 +85,12 @@ def test_rotation_of_the_indexer(names, pairs):
     assert model_config.parse(values, "").index_rope_interleave is (pairs is not False)
 
 
+def test_the_class_is_named_for_all():
+    """What else asks for model_type, the chat template, finds it where architectures alone names the class."""
+    for name, model_type in (("DeepseekV32", "deepseek_v32"), ("KimiK2", "deepseek_v3"), ("Other", None)):
+        assert language_model({"architectures": [name + "ForCausalLM"]}, "").get("model_type") == model_type
+
+
 def test_unknown_class_of_softmax_router():
     """DeepSeek-V2's class does not scale weights that it normalizes, Mistral's does; another must say which
     it is, where that makes a difference."""
@@ -92,7 +98,7 @@ def test_unknown_class_of_softmax_router():
     for name, scaling in (("deepseek_v2", 1.0), ("mistral4", 2.5)):
         cfg = model_config.parse({**CONFIG, **soft, "model_type": name}, "")
         assert cfg.routed_scaling_factor == scaling
-    with pytest.raises(ExportError, match="model_type is missing"):
+    with pytest.raises(ExportError, match="routed_scaling_factor"):
         model_config.parse({**CONFIG, **soft, "model_type": "new"}, "")
     assert model_config.parse({**CONFIG, **soft, "model_type": "new", "routed_scaling_factor": 1.0}, "")
 
@@ -496,6 +502,8 @@ WORDS = np.zeros((9, 100), np.int32)
         ({".weight": ("I8", BYTES), ".SCB": np.ones(100, np.float32)}, "bitsandbytes"),
         ({".weight": ("I8", BYTES), ".weight_scale": np.ones(100, np.float32)}, "8-bit integers"),
         ({".weight": ("F8_E5M2", BYTES)}, "E5M2"),
+        ({".weight": ("F4", BYTES), ".weight_scale": ("F8_E8M0", BYTES)}, "4 bits"),
+        ({".weight": ("F6_E2M3", BYTES)}, "6 bits"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
