@@ -125,8 +125,8 @@ def _weights(keys: Keys, family: Family, softmax: bool, per_token: int) -> Weigh
     scaling = keys.number("routed_scaling_factor")
     if softmax and normalize and scaling != 1 and family.scales_softmax is None:
         raise ExportError(
-            f"{keys.where}: norm_topk_prob true with routed_scaling_factor {scaling:g}: some classes of models "
-            "do both and some do not, and model_type and architectures name none that is known here"
+            f"{keys.where}: norm_topk_prob true with routed_scaling_factor {scaling:g}: some classes of "
+            "models do both and some do not, and model_type and architectures name none that is known here"
         )
     if softmax and not family.scales_softmax:
         normalize = normalize and per_token > 1

@@ -86,7 +86,8 @@ def test_rotation_of_the_indexer(names, pairs):
 
 
 def test_the_class_is_named_for_all():
-    """What else asks for model_type, the chat template, finds it where architectures alone names the class."""
+    """What else asks for model_type, the chat template, finds it where architectures alone names the
+    class."""
     for name, model_type in (("DeepseekV32", "deepseek_v32"), ("KimiK2", "deepseek_v3"), ("Other", None)):
         assert language_model({"architectures": [name + "ForCausalLM"]}, "").get("model_type") == model_type
 
