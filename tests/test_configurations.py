@@ -387,6 +387,36 @@ def test_files_that_disagree_about_ids(added, says, name, tmp_path):
         assert all(part in str(error.value) for part in (says, do, name, "tokenizer.json"))
 
 
+@pytest.mark.parametrize(
+    "ids, ends, refused",
+    [
+        ({257: "[BOS]", 258: "[EOS]", 259: "<|im_end|>", 261: "<|im_user|>"}, [259], False),
+        # as transformers 5.11 and 5.15 write it
+        ({257: "<|im_end|>", 258: "<|im_user|>", 259: "[BOS]", 260: "[EOS]"}, [259], True),
+        ({257: "<|im_end|>", 258: "<|im_user|>", 259: "[BOS]", 260: "[EOS]"}, 258, True),
+        ({257: "[BOS]", 258: "<|im_end|>", 259: "[EOS]"}, 258, False),
+        ({257: "<|im_end|>", 258: "[EOS]", 259: "[BOS]"}, 258, False),
+        ({257: "<|im_end|>", 258: "[BOS]", 259: "[EOS]"}, None, False),
+    ],
+)
+def test_begin_and_end_by_name(ids, ends, refused, tmp_path):
+    """Where no file lists the added tokens: a tokenizer.json whose begin and end tokens both have other ids
+    than the configuration says is another model's, or lost gaps."""
+    named = {"bos_token": "[BOS]", "eos_token": {"content": "[EOS]"}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"text_config": {"bos_token_id": 257, "eos_token_id": ends}})
+    )
+    (tmp_path / "tiktoken.model").write_bytes(b"")
+    if not refused:
+        check_ids(tokenizer_json(ids), tmp_path / "tokenizer.json")
+        return
+    with pytest.raises(
+        ExportError, match="bos_token_id 257 in the other; delete tokenizer.json: tiktoken.model"
+    ):
+        check_ids(tokenizer_json(ids), tmp_path / "tokenizer.json")
+
+
 # ---- forms of weights that are not read
 
 QUANT = "quantization_config"
