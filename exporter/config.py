@@ -90,7 +90,7 @@ class ModelConfig:
     top_k: U32 = 0
     min_p: F32 = 0.0
     repetition_penalty: F32 = 0.0  # 0: not given
-    # A new field of the file is added here, and 0 means "as before".
+    # A new field of the file is added here, with the default 0, which means "as before".
 
     # tensors of their own in the file
     inv_freq: np.ndarray  # [p / 2] float32
@@ -116,12 +116,15 @@ class ModelConfig:
         return bool(self.index_n_heads) and past % self.index_topk_freq == 0
 
     def packed(self) -> bytes:
-        """Config as it is in the file."""
-        out = b""
+        """Config as it is in the file. ./run takes fields that are left out at the end for 0: those that were
+        added later are, as long as a model does not need them, so that its file stays what it always was."""
+        stored = []
         for name, form in FIELDS:
             value = getattr(self, name)
-            out += struct.pack("<" + form, *value if isinstance(value, list) else [value])
-        return out
+            stored.append(struct.pack("<" + form, *value if isinstance(value, list) else [value]))
+        while len(stored) > FIRST_FIELDS and not any(stored[-1]):
+            stored.pop()
+        return b"".join(stored)
 
 
 def _file_fields() -> list[tuple[str, str]]:
@@ -132,6 +135,7 @@ def _file_fields() -> list[tuple[str, str]]:
 
 
 FIELDS = _file_fields()
+FIRST_FIELDS = [name for name, _ in FIELDS].index("min_p")  # how many the first files had
 
 NO_INDEXER = {
     "index_n_heads": 0,

@@ -52,6 +52,9 @@ def config_fields():
     return fields
 
 
+CONFIG_BYTES = struct.calcsize("<" + "".join(form for _, form in config_fields()))
+
+
 class Checkpoint:
     def __init__(self, path):
         self.file = file = path.read_bytes()
@@ -60,11 +63,13 @@ class Checkpoint:
         )
         assert (magic, version, size) == (b"MLA.C\r\n\x1a", 2, len(file)) and self.data % 4096 == 0
         self.config, at = {}, 64
+        config = file[64 : 64 + config_bytes].ljust(CONFIG_BYTES, b"\0")  # what is left out at the end is 0
         for name, form in config_fields():
-            value = struct.unpack_from("<" + form, file, at)
+            value = struct.unpack_from("<" + form, config, at - 64)
             self.config[name] = list(value) if len(value) > 1 else value[0]
             at += struct.calcsize("<" + form)
-        assert at == 64 + config_bytes
+        assert CONFIG_BYTES - 8 <= config_bytes <= CONFIG_BYTES == at - 64
+        at = 64 + config_bytes
         at = -(-at // 64) * 64 + tokenizer
         at = -(-at // 64) * 64 + chat
         at = -(-at // 64) * 64
@@ -955,6 +960,24 @@ def test_fields_refused(name, field, value, export, tmp_path):
         compare.run(tmp_path / "model.bin", "--info")
 
 
+def whole_config(file):
+    """The bytes of a checkpoint's Config, with the fields that are left out at its end."""
+    (config_bytes,) = struct.unpack_from("<I", file, 32)
+    return file[64 : 64 + config_bytes].ljust(CONFIG_BYTES, b"\0")
+
+
+def test_file_of_a_model_without_new_fields(source, export):
+    """Fields that were added to Config later are in the file only where they say something: the session of
+    an older file goes on with the same model exported again."""
+    folder, first = source(), CONFIG_BYTES - 8  # of the first files: up to top_k
+    assert struct.unpack_from("<I", export(folder).file, 32) == (first,)
+    for keys, config_bytes in (({"min_p": 0.1}, first + 4), ({"repetition_penalty": 1.1}, first + 8)):
+        (folder / "generation_config.json").write_text(json.dumps(keys))
+        got = export(folder)
+        assert struct.unpack_from("<I", got.file, 32) == (config_bytes,)
+        assert all(got.config[key] == np.float32(value) for key, value in keys.items())
+
+
 def with_config(file, config):
     """The checkpoint `file` with the bytes `config` as its Config."""
     data, old, tokenizer, count, chat = struct.unpack_from("<QIIII", file, 24)
@@ -992,7 +1015,6 @@ def test_config_of_another_version(shape, says, export, tmp_path):
     """Config grows at its end only. A file from before a field was added means 0 by it, one from after that
     is read as long as it says nothing that this program does not know; the text stays the same."""
     file, path = export(MODELS / "plm").file, tmp_path / "model.bin"
-    (config_bytes,) = struct.unpack_from("<I", file, 32)
     text = ["--ids", "1 2 3", "-n", 8, "-t", 1, "-s", 7, "-q"]
     path.write_bytes(file)
     before = compare.run(path, *text)
@@ -1003,7 +1025,7 @@ def test_config_of_another_version(shape, says, export, tmp_path):
         struct.pack_into("<I", changed, 12, 0)
         struct.pack_into("<I", changed, 12, zlib.crc32(changed[:data]))
     else:
-        changed = with_config(file, shape(file[64 : 64 + config_bytes]))
+        changed = with_config(file, shape(whole_config(file)))
     path.write_bytes(changed)
     if says:
         with pytest.raises(RuntimeError, match="exit status 1\n.*" + says):
@@ -1016,8 +1038,7 @@ def test_sampling_defaults_of_the_file(export, tmp_path):
     """min_p and repetition_penalty of a file are the defaults of --min-p and --repeat-penalty, and the
     options win over them."""
     file, path = export(MODELS / "plm").file, tmp_path / "model.bin"
-    (config_bytes,) = struct.unpack_from("<I", file, 32)
-    config = file[64 : 64 + config_bytes]
+    config = whole_config(file)
     text = ["--ids", "1 2 3", "-n", 40, "-t", 2, "--top-p", 1, "-s", 7, "-q"]
 
     def run(min_p, penalty, *options):
