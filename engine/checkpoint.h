@@ -90,7 +90,7 @@ typedef struct {
     uint32_t checksum; /* CRC-32 (zlib's) of bytes 0 .. data_offset - 1 with this field zero */
     uint64_t file_bytes;
     uint64_t data_offset;  /* a multiple of 4096 */
-    uint32_t config_bytes; /* sizeof(Config) of the program that wrote the file */
+    uint32_t config_bytes; /* without new fields at the end that are 0 */
     uint32_t tokenizer_bytes;
     uint32_t tensors;
     uint32_t chat_bytes;

@@ -1,24 +1,24 @@
 """config.json -> the checkpoint's Config (model.h) and what plan.py must do to the weights.
 
 A model is what its configuration's fields say; where a key is absent, the model's class says what that means
-(families.py). Every key is read here or in rope.py, experts.py and weight_formats.py, or is in the table of keys
-that cannot change the arithmetic, or is refused: an unknown key is often a feature, and leaving a feature out
-silently gives wrong text. What is about text is text_fields.py's.
+(families.py). Every key is read here or in rope.py, experts.py and weight_formats.py, or is in the table of
+keys that cannot change the arithmetic, or is refused: an unknown key is often a feature, and to leave a
+feature out silently gives wrong text. What is about text is text_fields.py's.
 """
 
 import math
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, NamedTuple, get_type_hints
+from typing import Annotated, Any, NamedTuple, TypeAlias, get_type_hints
 
 import numpy as np
 
 from .experts import read_experts
 from .families import HARMLESS, Family, ask, open_keys
 from .keys import LIMITS, MEANING, REQUIRED, Keys
-from .weight_formats import Block, fp8_block, refuse_config
 from .rope import read_rope
+from .weight_formats import Block, fp8_block, refuse_config
 
 ACT_SILU, ACT_RELU2 = 0, 1  # model.h
 
@@ -27,8 +27,11 @@ ACT_SILU, ACT_RELU2 = 0, 1  # model.h
 LATENT_NORM_EPS = 1e-6
 
 # How a field of Config is stored: 4 bytes each, but name and the end tokens.
-U32, I32, F32 = Annotated[int, "I"], Annotated[int, "i"], Annotated[float, "f"]
-Name, Ids = Annotated[bytes, "64s"], Annotated[list[int], "8i"]
+U32: TypeAlias = Annotated[int, "I"]
+I32: TypeAlias = Annotated[int, "i"]
+F32: TypeAlias = Annotated[float, "f"]
+Name: TypeAlias = Annotated[bytes, "64s"]
+Ids: TypeAlias = Annotated[list[int], "8i"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +90,7 @@ class ModelConfig:
     top_k: U32 = 0
     min_p: F32 = 0.0
     repetition_penalty: F32 = 0.0  # 0: not given
-    # A new field of the file is added here, and 0 means "as before".
+    # A new field of the file is added here, with the default 0, which means "as before".
 
     # tensors of their own in the file
     inv_freq: np.ndarray  # [p / 2] float32
@@ -113,12 +116,15 @@ class ModelConfig:
         return bool(self.index_n_heads) and past % self.index_topk_freq == 0
 
     def packed(self) -> bytes:
-        """Config as it is in the file."""
-        out = b""
+        """Config as it is in the file. ./run takes fields that are left out at the end for 0: those that were
+        added later are, as long as a model does not need them, so that its file stays what it always was."""
+        stored = []
         for name, form in FIELDS:
             value = getattr(self, name)
-            out += struct.pack("<" + form, *value if isinstance(value, list) else [value])
-        return out
+            stored.append(struct.pack("<" + form, *value if isinstance(value, list) else [value]))
+        while len(stored) > FIRST_FIELDS and not any(stored[-1]):
+            stored.pop()
+        return b"".join(stored)
 
 
 def _file_fields() -> list[tuple[str, str]]:
@@ -129,6 +135,7 @@ def _file_fields() -> list[tuple[str, str]]:
 
 
 FIELDS = _file_fields()
+FIRST_FIELDS = [name for name, _ in FIELDS].index("min_p")  # how many the first files had
 
 NO_INDEXER = {
     "index_n_heads": 0,
@@ -221,9 +228,9 @@ def _layers(keys: Keys, family: Family) -> int:
 
 def _sizes(keys: Keys, family: Family) -> dict[str, int]:
     """The fields that are sizes of layers and heads."""
-    names = ("hidden_size", "num_attention_heads", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim")
-    names += ("intermediate_size", "vocab_size", "max_position_embeddings")
-    f = {key: keys.integer(key) for key in names}
+    heads = ("num_attention_heads", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim")
+    others = ("hidden_size", "intermediate_size", "vocab_size", "max_position_embeddings")
+    f = {key: keys.integer(key) for key in heads + others}
     if f["qk_rope_head_dim"] % 2:
         keys.fail("qk_rope_head_dim", "it must be even: rotations turn pairs")
     absent = max(1, f["hidden_size"] // f["num_attention_heads"]) if family.v_from_hidden else REQUIRED

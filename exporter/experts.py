@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from .errors import ExportError, printable
-from .families import Family, ask
+from .families import Family
 from .keys import LIMITS, Keys
 
 SCORE_SOFTMAX, SCORE_SIGMOID = 0, 1  # model.h
@@ -124,7 +124,10 @@ def _weights(keys: Keys, family: Family, softmax: bool, per_token: int) -> Weigh
     normalize = keys.boolean("norm_topk_prob", not softmax)
     scaling = keys.number("routed_scaling_factor")
     if softmax and normalize and scaling != 1 and family.scales_softmax is None:
-        ask(keys, "model_type")
+        raise ExportError(
+            f"{keys.where}: norm_topk_prob true with routed_scaling_factor {scaling:g}: some classes of "
+            "models do both and some do not, and model_type and architectures name none that is known here"
+        )
     if softmax and not family.scales_softmax:
         normalize = normalize and per_token > 1
         scaling = 1.0 if normalize else scaling

@@ -2,14 +2,14 @@
 
 A model is what its configuration's fields say. But transformers leaves out what is a constant of a class, and
 published files leave out what is that class's default. model_type names the class, or architectures, where
-that is missing. Where neither does, nothing is guessed: a key whose absence means different things is
-asked for. The other spellings of keys, the keys that cannot change the arithmetic, and language models inside
-larger ones are here, too.
+that is missing. A class that is not known here is read as DeepSeek-V3's, with a warning; where no class is
+named, a key whose absence means different things is asked for, and nothing is guessed. The other spellings of
+keys, the keys that cannot change the arithmetic, and language models inside larger ones are here, too.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from .errors import ExportError, printable, warn
 from .keys import Keys
@@ -93,7 +93,8 @@ ALIASES = {
 ORIGIN = (
     "architectures", "auto_map", "model_type", "name_or_path", "_name_or_path", "torch_dtype", "dtype",
     "transformers_version", "tokenizer_class", "task_specific_params", "finetuning_task", "problem_type",
-    "torchscript", "tf_legacy_loss", "use_bfloat16", "id2label", "label2id", "prefix",
+    "torchscript", "tf_legacy_loss", "use_bfloat16", "id2label", "label2id", "prefix", "unsloth_fixed",
+    "unsloth_version", "_attn_implementation", "_attn_implementation_autoset", "attn_implementation",
 )  # fmt: skip
 # training,
 TRAINING = (
@@ -111,8 +112,8 @@ CLASSES = (
 # other tokens than begin and end, and generation, which generation_config.json decides,
 GENERATION = (
     "pad_token_id", "sep_token_id", "cls_token_id", "decoder_start_token_id", "max_length", "min_length",
-    "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty", "temperature", "top_k",
-    "top_p", "min_p", "typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size",
+    "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty", "temperature",
+    "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size",
     "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences", "forced_bos_token_id",
     "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens",
     "begin_suppress_tokens",
@@ -123,11 +124,11 @@ HARMLESS = frozenset(ORIGIN + TRAINING + CLASSES + GENERATION + PREDICTION)
 
 # Of a larger model that holds a language model in its text_config: what belongs to images and video.
 OF_IMAGES = frozenset((
-    "vision_config", "media_placeholder_token_id", "image_token_index", "image_token_id", "image_placeholder",
-    "video_token_index", "video_token_id", "video_placeholder", "vision_start_token_id", "vision_end_token_id",
-    "use_unified_vision_chunk", "projector_hidden_act", "projection_hidden_size", "projection_layer_norm_eps",
-    "multimodal_projector_bias", "spatial_merge_size", "vision_feature_layer", "vision_feature_select_strategy",
-    "ignore_index",
+    "vision_config", "media_placeholder_token_id", "image_token_index", "image_token_id",
+    "image_placeholder", "video_token_index", "video_token_id", "video_placeholder",
+    "vision_start_token_id", "vision_end_token_id", "use_unified_vision_chunk", "projector_hidden_act",
+    "projection_hidden_size", "projection_layer_norm_eps", "multimodal_projector_bias",
+    "spatial_merge_size", "vision_feature_layer", "vision_feature_select_strategy", "ignore_index",
 ))  # fmt: skip
 NAMES = ("model_type", "architectures")
 
@@ -189,9 +190,9 @@ def open_keys(values: dict[str, Any], where: str) -> tuple[Keys, Family]:
     return keys, family
 
 
-def ask(keys: Keys, key: str) -> None:
+def ask(keys: Keys, key: str) -> NoReturn:
     """Refuses a configuration of no known class that leaves out `key`."""
     raise ExportError(
-        f"{keys.where}: {key} is missing, what that means depends on the class of the model, and neither "
-        "model_type nor architectures names one that is known here; add one of the three"
+        f"{keys.where}: {key} is missing; what that means depends on the class of the model, and model_type "
+        "and architectures name none that is known here"
     )

@@ -57,7 +57,8 @@ EXPERTS = {
 
 
 # The pre-tokenizers (tokenizer.ggml.pre) with which llama.cpp begins a text with a token where the file does
-# not say whether to (llama-vocab.cpp, where add_bos is set): Llama 3's, which others use, Mistral's, Chameleon's.
+# not say whether to (llama-vocab.cpp, where add_bos is set): Llama 3's, which others use, Mistral's and
+# Chameleon's.
 BEGINNING = (
     "llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano",
     "tekken", "chameleon",
@@ -69,7 +70,7 @@ PIECES_BEGIN, PIECES_END = 1, 2
 
 
 def transformers_name(name: str) -> str:
-    """The name in transformers, or what is to be formatted to the experts' names; another name as it is."""
+    """The name in transformers; of stacked experts with {e} and {matrix} in it. Another name as it is."""
     stem, _, ending = name.rpartition(".")
     if stem in TOP:
         return TOP[stem] if TOP[stem].endswith("inv_freq") else f"{TOP[stem]}.{ending}"

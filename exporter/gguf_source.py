@@ -38,7 +38,8 @@ COUNT_LIMIT = 1 << 24  # of an array's elements; a vocabulary has 2^18
 
 
 class Header:
-    """A cursor over the header: every length is checked against what is left of the file before it is used."""
+    """A cursor over the header: every length is checked against what is left of the file before it is
+    used."""
 
     def __init__(self, file):
         self.file, self.at, self.begin, self.window = file, 0, 0, b""
@@ -237,7 +238,8 @@ class Gguf(Source):
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
-        self.metadata, found = {}, {}
+        self.metadata: dict[str, Any] = {}
+        found: dict[str, Tensor] = {}
         for part in self._files(path):
             metadata, tensors = read_gguf(File(part))
             self.metadata = self.metadata or metadata
@@ -248,7 +250,8 @@ class Gguf(Source):
         declared = self.metadata.get("split.tensors.count", len(found))
         if declared != len(found):
             raise ExportError(
-                f"{path}: {declared} tensors are declared, and {len(found)} are there; download the model again"
+                f"{path}: {declared} tensors are declared, and {len(found)} are there; "
+                "download the model again"
             )
         self.architecture = self.metadata.get("general.architecture")
         for name, tensor in found.items():
@@ -284,7 +287,8 @@ class Gguf(Source):
             self.add(ours, tensor)
 
     def _take_apart(self, ours: str, tensor: Tensor, matrices: list[str]) -> None:
-        """Adds each matrix of each of the stacked experts; `ours`: their names, to be formatted."""
+        """Adds each matrix of each of the stacked experts; `ours`: their names, with {e} and {matrix} in
+        them."""
         experts, rows = tensor.shape[0], tensor.shape[1] // len(matrices)
         declared = self.metadata.get(f"{self.architecture}.expert_count")
         if experts > LIMITS["n_routed_experts"] or experts != declared:
@@ -295,4 +299,5 @@ class Gguf(Source):
             )
         for i in range(experts * len(matrices)):
             e, matrix = divmod(i, len(matrices))
-            self.add(ours.format(e=e, matrix=matrices[matrix]), tensor.part(i * rows, rows))
+            name = ours.replace("{e}", str(e)).replace("{matrix}", matrices[matrix])
+            self.add(name, tensor.part(i * rows, rows))

@@ -51,9 +51,9 @@ class Entry:
     """One tensor of the checkpoint: `count` matrices [rows, cols] whose numbers are rows of the source's
     tensor `source`.
 
-    Row i of matrix m is `times` the source's row first + m * stride + i, or column i of the `cols` source rows
-    from first + m * stride on if `transposed`. `order` and `factor`, where they are given, hold for one head
-    of k rows and are the same for all: row i is then the source's row first + m * stride + i // k * k +
+    Row i of matrix m is `times` the source's row first + m * stride + i, or column i of the `cols` source
+    rows from first + m * stride on if `transposed`. `order` and `factor`, where they are given, hold for one
+    head of k rows and are the same for all: row i is then the source's row first + m * stride + i // k * k +
     order[i % k], times factor[i % k]. `spread` = (groups, width): each group of `width` source columns begins
     on a multiple of 32, with zeros behind it.
 
@@ -194,30 +194,30 @@ class Plan:
     def rotated(self, fixed: int, p: int) -> dict[str, np.ndarray]:
         """order and factor of heads of `fixed` rows without position and p rotated ones; nothing where
         nothing changes."""
-        c = self.config
+        cfg = self.config
         keys = {}
-        if not c.rope_interleave:
+        if not cfg.rope_interleave:
             keys["order"] = np.concatenate([np.arange(fixed), fixed + interleave(p)])
-        if c.rope_multiplier != 1:
-            keys["factor"] = np.append(np.ones(fixed), np.full(p, c.rope_multiplier)).astype(np.float32)
+        if cfg.rope_multiplier != 1:
+            keys["factor"] = np.append(np.ones(fixed), np.full(p, cfg.rope_multiplier)).astype(np.float32)
         return keys
 
     def index_rows(self) -> dict[str, np.ndarray]:
         """order and factor of the rows of an indexer's head, whose rotated numbers are the first ones in the
         source and the last ones here."""
-        c = self.config
-        di, p = c.index_head_dim, c.qk_rope_head_dim
-        rotated = np.arange(p) if c.index_rope_interleave else interleave(p)
+        cfg = self.config
+        di, p = cfg.index_head_dim, cfg.qk_rope_head_dim
+        rotated = np.arange(p) if cfg.index_rope_interleave else interleave(p)
         keys = {"order": np.concatenate([np.arange(p, di), rotated])}
-        if c.rope_multiplier != 1:
-            keys["factor"] = np.append(np.ones(di - p), np.full(p, c.rope_multiplier)).astype(np.float32)
+        if cfg.rope_multiplier != 1:
+            keys["factor"] = np.append(np.ones(di - p), np.full(p, cfg.rope_multiplier)).astype(np.float32)
         return keys
 
     def indexer(self, name, source):
-        c = self.config
-        D, heads, di = c.hidden_size, c.index_n_heads, c.index_head_dim
+        cfg = self.config
+        D, heads, di = cfg.hidden_size, cfg.index_n_heads, cfg.index_head_dim
         keys, queries = self.index_rows(), source + "wq_b.weight"
-        self.matrix(name + "index_q", "attention", heads * di, c.q_lora_rank, queries, **keys)
+        self.matrix(name + "index_q", "attention", heads * di, cfg.q_lora_rank, queries, **keys)
         self.matrix(name + "index_k", "attention", di, D, source + "wk.weight", order=keys["order"])
         # the mean and the variance of a LayerNorm do not mind the order; what multiplies a rotation comes
         # after it
@@ -226,18 +226,18 @@ class Plan:
         self.matrix(name + "index_weights", F32, heads, D, source + "weights_proj.weight")
 
     def mlp(self, name, role, width, source):
-        c = self.config
-        D = c.hidden_size
-        if c.hidden_act == ACT_SILU:
+        cfg = self.config
+        D = cfg.hidden_size
+        if cfg.hidden_act == ACT_SILU:
             self.matrix(f"{name}gate", role, width, D, f"{source}gate_proj.weight")
         self.matrix(f"{name}up", role, width, D, f"{source}up_proj.weight")
-        self.matrix(f"{name}down", role, D, width, f"{source}down_proj.weight", times=c.residual_factor)
+        self.matrix(f"{name}down", role, D, width, f"{source}down_proj.weight", times=cfg.residual_factor)
 
     def attention(self, name, source):
-        c = self.config
-        D, H, ql, r = c.hidden_size, c.num_attention_heads, c.q_lora_rank, c.kv_lora_rank
-        n, p, v = c.qk_nope_head_dim, c.qk_rope_head_dim, c.v_head_dim
-        q = self.rotated(n, p) | {"times": c.query_factor}
+        cfg = self.config
+        D, H, ql, r = cfg.hidden_size, cfg.num_attention_heads, cfg.q_lora_rank, cfg.kv_lora_rank
+        n, p, v = cfg.qk_nope_head_dim, cfg.qk_rope_head_dim, cfg.v_head_dim
+        q = self.rotated(n, p) | {"times": cfg.query_factor}
         if ql:
             self.matrix(name + "q_a", "attention", ql, D, source + "q_a_proj.weight")
             self.vector(name + "q_a_norm", ql, source + "q_a_layernorm.weight")
@@ -255,22 +255,22 @@ class Plan:
             kv_a |= {"hadamard": block, "hadamard_rows": r}
             kv_b |= {"hadamard": block, "gain": gain}
         self.matrix(name + "kv_a", "attention", r + p, D, source + "kv_a_proj_with_mqa.weight", **kv_a)
-        self.vector(name + "kv_a_norm", r, gain, constant=ones, times=c.latent_factor)
+        self.vector(name + "kv_a_norm", r, gain, constant=ones, times=cfg.latent_factor)
         self.matrix(name + "w_uk", "w_uk", n, r, **kv_b)
         self.matrix(name + "w_uk_t", "w_uk", r, n, transposed=True, **kv_b)
         self.matrix(name + "w_uv", "attention", v, r, first=n, **kv_b)
         # each head's values begin on a block of 32 columns, so that threads quantize what their heads found
         # without waiting
-        o = {"shape": (D, H * v), "spread": (H, v), "times": c.residual_factor}
+        o = {"shape": (D, H * v), "spread": (H, v), "times": cfg.residual_factor}
         self.matrix(name + "o", "attention", D, H * (-(-v // 32) * 32), source + "o_proj.weight", **o)
 
     def experts(self, name, source):
-        c = self.config
-        D, E, M = c.hidden_size, c.n_routed_experts, c.moe_intermediate_size
+        cfg = self.config
+        D, E, M = cfg.hidden_size, cfg.n_routed_experts, cfg.moe_intermediate_size
         # How transformers 5 saves them: [E, 2M, D], gate's rows first; [E + Z, ...] with Z identity experts.
         fused, fused_down = source + "gate_up_proj", source + "down_proj"
-        gate_up = {"source": fused, "shape": (E + c.zero_expert_num, 2 * M, D)}
-        down = {"source": fused_down, "shape": (E, D, M), "times": c.residual_factor}
+        gate_up = {"source": fused, "shape": (E + cfg.zero_expert_num, 2 * M, D)}
+        down = {"source": fused_down, "shape": (E, D, M), "times": cfg.residual_factor}
         is_fused = self.source is not None and fused in self.source.tensors
         for e in range(E):
             begin = len(self.entries)
@@ -284,54 +284,54 @@ class Plan:
 
     def layer(self, name, source, moe, indexer, half=""):
         """`half`: of a pair that is one layer of the source, ".0" or ".1"."""
-        c = self.config
-        D, choices = c.hidden_size, c.n_routed_experts + c.zero_expert_num
+        cfg = self.config
+        D, choices = cfg.hidden_size, cfg.n_routed_experts + cfg.zero_expert_num
         self.vector(name + "input_norm", D, f"{source}input_layernorm{half}.weight")
         self.attention(name, f"{source}self_attn{half}.")
         if indexer:
             self.indexer(name, f"{source}self_attn.indexer.")
         post = f"{source}post_attention_layernorm{half}.weight"
-        if c.sandwich_norm:  # what is called so elsewhere stands before the MLP
+        if cfg.sandwich_norm:  # what is called so elsewhere stands before the MLP
             self.vector(name + "attention_out_norm", D, post)
             post = source + "pre_mlp_layernorm.weight"
         self.vector(name + "post_norm", D, post)
         mlp = source + "mlp."
-        if not moe or c.shortcut_moe:
-            self.mlp(name, "mlp", c.intermediate_size, f"{source}mlps{half}." if half else mlp)
+        if not moe or cfg.shortcut_moe:
+            self.mlp(name, "mlp", cfg.intermediate_size, f"{source}mlps{half}." if half else mlp)
         if moe:
-            gate = mlp + ("router." if c.shortcut_moe else "gate.")
-            weight = gate + ("classifier.weight" if c.shortcut_moe else "weight")
+            gate = mlp + ("router." if cfg.shortcut_moe else "gate.")
+            weight = gate + ("classifier.weight" if cfg.shortcut_moe else "weight")
             self.matrix(name + "router", F32, choices, D, weight)
-            if c.router_bias:
+            if cfg.router_bias:
                 self.vector(name + "router_bias", choices, gate + "e_score_correction_bias")
             else:
                 self.vector(name + "router_bias", choices, constant=np.zeros(choices, np.float32))
-            if c.n_shared_experts:
-                width = c.n_shared_experts * c.moe_intermediate_size
+            if cfg.n_shared_experts:
+                width = cfg.n_shared_experts * cfg.moe_intermediate_size
                 self.mlp(name + "shared.", "shared", width, mlp + "shared_experts.")
             self.experts(name + "experts.", mlp + "experts.")
-        if c.sandwich_norm:
+        if cfg.sandwich_norm:
             self.vector(name + "mlp_out_norm", D, source + "post_mlp_layernorm.weight")
 
     def model(self, mtp):
-        c = self.config
-        V, D, L = c.vocab_size, c.hidden_size, c.num_hidden_layers
+        cfg = self.config
+        V, D, L = cfg.vocab_size, cfg.hidden_size, cfg.num_hidden_layers
         self.matrix("embed", "embed", V, D, "model.embed_tokens.weight")
-        if not c.tie_word_embeddings:
+        if not cfg.tie_word_embeddings:
             self.matrix("head", "head", V, D, "lm_head.weight")
-        self.vector("norm", D, "model.norm.weight", times=c.head_factor)
-        self.vector("inv_freq", c.qk_rope_head_dim // 2, constant=c.inv_freq)
-        if c.query_scale is not None:
-            self.vector("query_scale", len(c.query_scale), constant=c.query_scale)
+        self.vector("norm", D, "model.norm.weight", times=cfg.head_factor)
+        self.vector("inv_freq", cfg.qk_rope_head_dim // 2, constant=cfg.inv_freq)
+        if cfg.query_scale is not None:
+            self.vector("query_scale", len(cfg.query_scale), constant=cfg.query_scale)
         for i in range(L):
-            at, half = (i // 2, f".{i % 2}") if c.shortcut_moe else (i, "")
-            self.layer(f"layers.{i}.", f"model.layers.{at}.", c.is_moe(i), c.has_indexer(i), half)
+            at, half = (i // 2, f".{i % 2}") if cfg.shortcut_moe else (i, "")
+            self.layer(f"layers.{i}.", f"model.layers.{at}.", cfg.is_moe(i), cfg.has_indexer(i), half)
         if mtp:
             source = f"model.layers.{L}."
             self.vector("mtp.enorm", D, source + "enorm.weight")
             self.vector("mtp.hnorm", D, source + "hnorm.weight")
             self.matrix("mtp.eh_proj", "attention", D, 2 * D, source + "eh_proj.weight")
-            self.layer("mtp.", source, c.is_moe(L), bool(c.index_n_heads))
+            self.layer("mtp.", source, cfg.is_moe(L), bool(cfg.index_n_heads))
             self.vector("mtp.norm", D, source + "shared_head.norm.weight")
 
 

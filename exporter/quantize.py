@@ -11,7 +11,7 @@ from .sources import steps
 
 PANEL, BLOCK, GROUP = 16, 64, 32
 
-# The sixteen values of a q4 weight, before its scale. Dense near zero, where most weights are: these minimise
+# The sixteen values of a q4 weight, before its scale. Dense near zero, where most weights are: these minimize
 # the squared error of normally distributed weights when every 32 of them have the best of all scales (found
 # by Lloyd's alternation of "best scales for the values" and "best values for the scales", then rounded). The
 # scale may be negative: the longer side then serves either sign.
@@ -33,7 +33,8 @@ def _nearest():
 
 
 def _pairs(table, pair):
-    """A table for one byte as one for two, seen as the type `pair`: half as many look-ups take half the time."""
+    """A table for one byte as one for two, seen as the type `pair`: half as many look-ups take half the
+    time."""
     return np.stack([np.tile(table, 256), np.repeat(table, 256)], axis=1).view(pair)[:, 0]
 
 
@@ -42,7 +43,7 @@ NEAREST_VALUE = _pairs(CODEBOOK[_nearest()].astype(np.float32), np.float64)
 
 
 def multiplier(largest, kind):
-    """The factor that a quantised tensor's scales leave out: a power of two that puts the largest of them
+    """The factor that a quantized tensor's scales leave out: a power of two that puts the largest of them
     near 2^9. Halves then have 23 binades of full precision below it."""
     if kind not in (Q8, Q4) or largest == 0:
         return 1.0

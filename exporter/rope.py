@@ -7,7 +7,7 @@ refused.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -59,8 +59,8 @@ def yarn_inv_freq(
     return extra / factor * ramp + extra * (1 - ramp)
 
 
-def _yarn(block: Keys, p: int, rope: dict) -> None:
-    """Adds what YaRN changes to `rope`, the arguments of Rope."""
+def _yarn(block: Keys, p: int, rope: Rope) -> Rope:
+    """`rope` with what YaRN changes."""
     factor = block.number("factor", least=1e-6, most=1e6)
     original = block.integer("original_max_position_embeddings")
     block.get("max_position_embeddings", None)  # for people: factor has it already
@@ -70,19 +70,22 @@ def _yarn(block: Keys, p: int, rope: dict) -> None:
     beta_fast = block.number("beta_fast", 32.0, least=1e-6, most=1e6)
     beta_slow = block.number("beta_slow", 1.0, least=1e-6, most=1e6)
     relative = yarn_mscale(factor, mscale) / yarn_mscale(factor, all_dim)
-    rope["factor"] = factor
-    rope["inv_freq"] = yarn_inv_freq(p, rope["theta"], factor, beta_fast, beta_slow, original)
-    rope["multiplier"] = block.number("attention_factor", relative, least=1e-6, most=1e6)
     # Models whose queries grow with the position were published with "apply_scale": false, and carry the two
     # mscales all the same.
-    if all_dim and not rope["query_beta"]:
-        rope["softmax_factor"] = yarn_mscale(factor, all_dim) ** 2
+    scaled = all_dim and not rope.query_beta
+    return replace(
+        rope,
+        inv_freq=yarn_inv_freq(p, rope.theta, factor, beta_fast, beta_slow, original),
+        factor=factor,
+        multiplier=block.number("attention_factor", relative, least=1e-6, most=1e6),
+        softmax_factor=yarn_mscale(factor, all_dim) ** 2 if scaled else 1.0,
+    )
 
 
-def _longrope(block: Keys, positions: int, rope: dict) -> None:
-    """Adds what longrope changes: each frequency has a divisor of its own. Another list of divisors would
-    hold beyond the original length."""
-    plain = rope["inv_freq"]
+def _longrope(block: Keys, positions: int, rope: Rope) -> Rope:
+    """`rope` with what longrope changes: each frequency has a divisor of its own. Another list of divisors
+    would hold beyond the original length."""
+    plain = rope.inv_freq
     original = block.integer("original_max_position_embeddings", positions, least=2)
     factor = positions / original  # whatever the key says
     block.number("factor", factor)
@@ -98,9 +101,9 @@ def _longrope(block: Keys, positions: int, rope: dict) -> None:
             "supported",
         )
     stretched = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
-    rope["factor"] = factor
-    rope["inv_freq"] = plain / np.array(lists["short_factor"])
-    rope["multiplier"] = block.number("attention_factor", stretched, least=1e-6, most=1e6)
+    multiplier = block.number("attention_factor", stretched, least=1e-6, most=1e6)
+    divided = plain / np.array(lists["short_factor"])
+    return replace(rope, inv_freq=divided, factor=factor, multiplier=multiplier)
 
 
 def _block(keys: Keys) -> Keys:
@@ -136,18 +139,16 @@ def read_rope(keys: Keys, family: Family, nope: int, p: int, positions: int) -> 
     kind = block.one_of("type", *kinds)
     kind = kinds[block.one_of("rope_type", kind, *kinds)]
     theta = _theta(keys, block)
-    rope = {"theta": theta, "inv_freq": theta ** (-2.0 * np.arange(p // 2) / p)}
-    rope["query_beta"] = block.number("llama_4_scaling_beta", 0.0, most=1e3)
-    if rope["query_beta"]:
-        rope["query_span"] = block.integer(
-            "original_max_position_embeddings", least=-(-positions // STRETCHES)
-        )
+    beta, span = block.number("llama_4_scaling_beta", 0.0, most=1e3), 0
+    if beta:
+        span = block.integer("original_max_position_embeddings", least=-(-positions // STRETCHES))
+    rope = Rope(theta ** (-2.0 * np.arange(p // 2) / p), theta, query_span=span, query_beta=beta)
     if kind == "longrope":
-        _longrope(block, positions, rope)
+        rope = _longrope(block, positions, rope)
     elif kind == "yarn":
-        _yarn(block, p, rope)
-    if not (rope["inv_freq"] <= FREQUENCY_LIMIT).all():
+        rope = _yarn(block, p, rope)
+    if not (rope.inv_freq <= FREQUENCY_LIMIT).all():
         key = "short_factor" if kind == "longrope" else "factor"
         block.fail(key, f"frequencies above {FREQUENCY_LIMIT} are not possible")
     block.finish()
-    return Rope(**rope)
+    return rope

@@ -63,7 +63,7 @@ def _yarn(factor: float, mscale: float, beta_fast: int = 32, original: int = 409
 
 
 def _mistral(factor: float, **keys: Any) -> dict[str, Any]:
-    """Softmax router with normalised weights, queries that grow with the position."""
+    """Softmax router with normalized weights, queries that grow with the position."""
     rope = {**_yarn(factor, 1.0, original=8192), "rope_theta": 10000, "llama_4_scaling_beta": 0.1}
     return _deepseek(
         model_type="mistral4",

@@ -13,19 +13,18 @@ import json
 import math
 import os
 import re
-import stat
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from .errors import ExportError, printable
-from .weight_formats import Block, refuse_forms
+from .files import read_file, refuse_pointer, regular
+from .weight_formats import Block, refuse_form, refuse_forms
 
 HEADER_LIMIT = 100_000_000  # bytes of JSON; the safetensors library has the same limit
 INDEX_LIMIT = 200_000_000  # an index of a 1T model is 20 MB
 JSON_LIMIT = 20_000_000  # any other JSON; a configuration that lists modules may have a few 100 KB
-LFS_POINTER = b"version https://git-lfs"  # begins what git leaves instead of a large file
 CHUNK = 1 << 18  # elements read at once when a whole tensor is looked at
 
 ITEM_BYTES = {
@@ -46,7 +45,7 @@ ITEM_BYTES = {
     "U8": 1,
     "BOOL": 1,
 }
-READABLE = {
+READABLE: dict[str, np.dtype] = {
     "F32": np.dtype("<u4"),
     "F16": np.dtype("<u2"),
     "BF16": np.dtype("<u2"),
@@ -62,16 +61,22 @@ OF_ACTIVATIONS = ("activation_scale", ".input_scale", ".output_scale", ".qscale_
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 CONVERT = (
-    "PyTorch's pickles are not read, because reading one runs the code in it; have transformers write safetensors: "
+    "PyTorch's pickles are not read, because reading one runs the code in it; "
+    "have transformers write safetensors: "
     'AutoModelForCausalLM.from_pretrained("SOURCE", dtype="auto").save_pretrained("NEW")'
 )
 
 # What begins the names of a language model's tensors where it is part of a model that reads images, and what
-# they begin with alone. Versions of transformers differ.
-INSIDE = {"language_model.": "", "model.language_model.": "model."}
+# they begin with alone. Versions of transformers differ; 5.24 writes the layers of Kimi-K2.5 as blocks.
+INSIDE = {
+    "language_model.model.blocks.": "model.layers.",
+    "language_model.": "",
+    "model.language_model.": "model.",
+}
 # the other parts of such a model, with or without "model." in front
-OF_IMAGES = ("vision_tower.", "vision_model.", "visual.", "mm_projector.", "multi_modal_projector.")
-OF_IMAGES += ("image_newline",)
+OF_IMAGES = (
+    "vision_tower.", "vision_model.", "visual.", "mm_projector.", "multi_modal_projector.", "image_newline",
+)  # fmt: skip
 
 
 def _e4m3_table() -> np.ndarray:
@@ -99,8 +104,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def parse_json(text: bytes, path: str) -> dict[str, Any]:
     """`text` as a JSON object; `path` for messages."""
-    if text.startswith(LFS_POINTER):
-        refuse_pointer(path)
     try:
         value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
     except RecursionError:
@@ -112,31 +115,12 @@ def parse_json(text: bytes, path: str) -> dict[str, Any]:
     return value
 
 
-def refuse_pointer(path: str) -> NoReturn:
-    raise ExportError(
-        f"{path}: a pointer of Git LFS, not the file itself: fetch it with `git lfs pull` in that directory"
-    )
-
-
-def regular(path: str) -> None:
-    """Refuses devices, pipes and directories under the name of a file: they have no end, or no beginning."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise ExportError(f"{path}: not a regular file")
-
-
 def read_json(path: str, required: bool = True, limit: int = JSON_LIMIT) -> dict[str, Any]:
     """The JSON object in the file at `path`, of at most `limit` bytes; an empty one if the file is absent and
     not required."""
     if not required and not os.path.exists(path):
         return {}
-    regular(path)
-    with open(path, "rb") as file:
-        text = file.read(limit + 1)
-    if len(text) > limit:
-        raise ExportError(
-            f"{path}: larger than {limit} bytes; this is not a model's {os.path.basename(path)}"
-        )
-    return parse_json(text, path)
+    return parse_json(read_file(path, limit), path)
 
 
 class File:
@@ -147,9 +131,10 @@ class File:
         self.path = path
         self.file = open(path, "rb", buffering=0)
         self.size = os.fstat(self.file.fileno()).st_size
+        refuse_pointer(path, self.pread(min(self.size, 64), 0))
 
     def pread(self, count: int, offset: int) -> bytes:
-        """Exactly `count` bytes. Thread-safe, and unlike a mapping no crash when the file shrinks meanwhile."""
+        """Exactly `count` bytes. Thread-safe, and unlike a mapping no crash when the file shrinks."""
         parts = []
         while count:
             part = os.pread(self.file.fileno(), min(count, 1 << 30), offset)
@@ -303,11 +288,11 @@ class Scaled(Tensor):
 
     def __init__(self, weight: Tensor, scale: Tensor, block: Block) -> None:
         super().__init__(weight.shard, weight.name, weight.dtype, weight.shape, weight.offset)
-        wanted = (*self.shape[:-2], *(-(-n // b) for n, b in zip(self.shape[-2:], block)))
+        wanted = (*self.shape[:-2], *(-(-n // b) for n, b in zip(self.shape[-2:], block, strict=False)))
         if len(self.shape) < 2 or [n for n in scale.shape if n != 1] != [n for n in wanted if n != 1]:
             scale.fail(
-                f" has shape {list(scale.shape)}, and {list(self.shape)} in blocks of {block[0]} x {block[1]} "
-                f"needs {list(wanted)}"
+                f" has shape {list(scale.shape)}, and {list(self.shape)} in blocks of "
+                f"{block[0]} x {block[1]} needs {list(wanted)}"
             )
         self.block, self.scale = block, Tensor(scale.shard, scale.name, scale.dtype, wanted, scale.offset)
 
@@ -396,13 +381,14 @@ class Safetensors(Source):
         for shard in shards:
             tensors = read_header(File(os.path.join(directory, shard)))
             for name, tensor in tensors.items():
-                if rename(name) is not None:
-                    self.add(rename(name), tensor)
+                ours = rename(name)
+                if ours is not None:
+                    self.add(ours, tensor)
             for name in index.get(shard, ()):
                 if name not in tensors:
                     raise ExportError(
-                        f"{os.path.join(directory, shard)}: the index says that tensor {printable(name)} is here, and it is not; "
-                        "download both again"
+                        f"{os.path.join(directory, shard)}: the index says that tensor {printable(name)} "
+                        "is here, and it is not; download both again"
                     )
         refuse_forms(directory, {name: tensor.dtype for name, tensor in self.tensors.items()}, read_json)
         if any(name.startswith(tuple(INSIDE)) for name in self.tensors):
@@ -422,13 +408,11 @@ class Safetensors(Source):
 def read_header(file: File) -> dict[str, Tensor]:
     """{name: Tensor} of one safetensors file: 8 bytes length of the header, the header (JSON), the tensors'
     bytes."""
-    if file.size < 1 << 10 and file.pread(file.size, 0).startswith(LFS_POINTER):
-        refuse_pointer(file.path)
     length = int.from_bytes(file.pread(8, 0), "little") if file.size >= 8 else 0
     if length < 2 or length > HEADER_LIMIT or length > file.size - 8:
         raise ExportError(
-            f"{file.path}: not a safetensors file, or cut short: its header is said to be {length} bytes long, "
-            f"and the file has {file.size}"
+            f"{file.path}: not a safetensors file, or cut short: its header is said to be {length} bytes "
+            f"long, and the file has {file.size}"
         )
     header = parse_json(file.pread(length, 8), file.path)
     header.pop("__metadata__", None)
@@ -452,12 +436,14 @@ def _tensor(file: File, data: int, name: str, entry: Any) -> Tensor:
     ):
         fail("its header entry is damaged")
     dtype, shape, (begin, end) = entry.get("dtype"), entry["shape"], entry["data_offsets"]
+    if isinstance(dtype, str) and re.fullmatch(r"F[46](_\w+)?", dtype):
+        refuse_form(file.path, f"floating-point numbers of {dtype[1]} bits ({printable(dtype, 20)})")
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         fail(f"unknown type {printable(dtype)}")
     if begin > end or end > file.size - data:
         fail(
-            f"lies at {begin} .. {end} of {file.size - data} bytes of data: the file is cut short or damaged; "
-            "download it again"
+            f"lies at {begin} .. {end} of {file.size - data} bytes of data: "
+            "the file is cut short or damaged; download it again"
         )
     if math.prod(shape) * ITEM_BYTES[dtype] != end - begin:
         fail(f"shape {shape} of {dtype} does not take {end - begin} bytes")
@@ -466,7 +452,7 @@ def _tensor(file: File, data: int, name: str, entry: Any) -> Tensor:
 
 class Shards(NamedTuple):
     files: list[str]  # to read, names in the directory
-    index: dict[str, list[str]]  # file -> tensors that the index says are in it
+    listed: dict[str, list[str]]  # file -> tensors that the index says are in it
 
 
 def _shards(directory: str, stem: str) -> Shards:

@@ -13,6 +13,7 @@ import unicodedata
 from pathlib import Path
 
 from exporter.errors import printable
+from exporter.ids import check_ids
 from exporter.normalizer import SPACE, composed, spaces
 from exporter.patterns import PATTERNS
 from exporter.pretokenizer import UnsupportedTokenizer
@@ -220,7 +221,9 @@ def read_tokenizer(data) -> Tokenizer:
 
 
 def read_tokenizer_json(path):
-    return read_tokenizer(json.loads(path.read_text(encoding="utf-8")))
+    data = json.loads(path.read_text(encoding="utf-8"))
+    check_ids(data, path)
+    return read_tokenizer(data)
 
 
 # ---- GGUF

@@ -83,8 +83,8 @@ SIGNS = (
 
 def refuse_form(where: str, form: str) -> NoReturn:
     raise ExportError(
-        f"{where}: the weights are quantized as {form}, which is not read; take the model as it was published, "
-        "in BF16 or FP8, or a GGUF file of it"
+        f"{where}: the weights are quantized as {form}, which is not read; "
+        "take the model as it was published, in BF16 or FP8, or a GGUF file of it"
     )
 
 
@@ -99,15 +99,16 @@ def _modelopt(quant: Mapping[str, Any]) -> str:
 def refuse_config(values: Mapping[str, Any], where: str) -> None:
     """Refuses a configuration whose quantization_config, or MLX's quantization, names a form that is not
     read."""
-    quant = values.get("quantization_config")
-    method = quant.get("quant_method") if isinstance(quant, dict) else None
-    if isinstance(quant, dict) and (method == "modelopt" or method is None and quant.get("quant_algo")):
+    stated = values.get("quantization_config")
+    quant = stated if isinstance(stated, dict) else {}
+    method = quant.get("quant_method")
+    if method == "modelopt" or method is None and quant.get("quant_algo"):
         refuse_form(where, _modelopt(quant))
     if isinstance(method, str) and method in METHODS:
         bits = 4 if quant.get("load_in_4bit") is True else 8 if quant.get("load_in_8bit") is True else None
         bits = bits or quant.get("bits")
-        stated = f"quant_method {method}" + (f", {bits} bits" if type(bits) is int else "")
-        refuse_form(where, f"{METHODS[method]} ({stated})")
+        sizes = f", {bits} bits" if type(bits) is int else ""
+        refuse_form(where, f"{METHODS[method]} (quant_method {method}{sizes})")
     if method == "compressed-tensors":
         groups = quant.get("config_groups")
         groups = list(groups.values()) if isinstance(groups, dict) else []

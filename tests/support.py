@@ -166,6 +166,9 @@ def config_fields():
     return fields
 
 
+CONFIG_BYTES = struct.calcsize("<" + "".join(form for _, form in config_fields()))
+
+
 class Checkpoint:
     def __init__(self, path):
         self.file = file = path.read_bytes()
@@ -174,17 +177,20 @@ class Checkpoint:
         )
         assert (magic, version, size) == (b"MLA.C\r\n\x1a", 2, len(file)) and self.data % 4096 == 0
         self.config, at = {}, 64
+        config = file[64 : 64 + config_bytes].ljust(CONFIG_BYTES, b"\0")  # what is left out at the end is 0
         for name, form in config_fields():
-            value = struct.unpack_from("<" + form, file, at)
+            value = struct.unpack_from("<" + form, config, at - 64)
             self.config[name] = list(value) if len(value) > 1 else value[0]
             at += struct.calcsize("<" + form)
-        assert at == 64 + config_bytes
+        assert CONFIG_BYTES - 8 <= config_bytes <= CONFIG_BYTES == at - 64
+        at = 64 + config_bytes
         at = -(-at // 64) * 64 + tokenizer
         at = -(-at // 64) * 64 + chat
         at = -(-at // 64) * 64
         keys = "name offset bytes type count rows cols scale checksum codebook".split()
         self.infos = [
-            dict(zip(keys, struct.unpack_from("<56sQQIIIIfI16s", file, at + 128 * i))) for i in range(count)
+            dict(zip(keys, struct.unpack_from("<56sQQIIIIfI16s", file, at + 128 * i), strict=True))
+            for i in range(count)
         ]
         for info in self.infos:
             info["name"] = info["name"].rstrip(b"\0").decode()

@@ -2,7 +2,8 @@
 model.h and kernels/kernels.h (Config's fields are parsed out of model.h itself) and shares no code with
 the exporter. What the tests protect:
 
-    contents    every number of the source arrives, in its place: exactly as f32 and bf16, within the rounding of q8 and q4
+    contents    every number of the source arrives, in its place: exactly as f32 and bf16, within the rounding
+                of q8 and q4
     format      offsets, alignment, checksums, zeros where there is nothing
     rotation    of the latent, where it belongs and nowhere else; it does not change what the model computes
     knowledge   YaRN, routers, parameter totals: against published numbers
@@ -141,7 +142,7 @@ def test_every_number_arrives(type, source, exported):
 
 @pytest.mark.parametrize("rotation", [True, False], ids=["rotated", "not rotated"])
 @pytest.mark.parametrize("type", ["q8", "q4", "mixed"])
-def test_quantised_numbers_are_near(type, rotation, source, exported):
+def test_quantized_numbers_are_near(type, rotation, source, exported):
     got = exported(source(), "--type", type, *([] if rotation else ["--no-rotation"]))
     for name, x in (rotated(expected()) if rotation else expected()).items():
         if name.startswith("mtp."):
@@ -356,7 +357,7 @@ def test_what_identity_experts_are_stored_with_stays_behind(tmp_path, exported):
 
 
 def test_rotation_is_exact(source, tmp_path):
-    """Before it is quantised a rotated tensor differs from the exact product by the rounding to f32 alone."""
+    """Before it is quantized a rotated tensor differs from the exact product by the rounding to f32 alone."""
     command.export_source(source(), tmp_path / "model.bin", "f32", mtp=True, rotation=True)
     got = Checkpoint(tmp_path / "model.bin")
     for name, x in rotated(expected()).items():
@@ -437,14 +438,14 @@ def test_fp8_blocks(source, exported):
     code = rng.integers(0, 0x7F, (72, 36), np.uint8) | rng.integers(0, 2, (72, 36), np.uint8) << 7
     scale = rng.random((3, 2)).astype(np.float32) * 1e-3
     name = "model.layers.0.self_attn.o_proj.weight"
-    quantised = {
+    quantized = {
         "quant_method": "fp8",
         "fmt": "e4m3",
         "weight_block_size": [32, 32],
         "activation_scheme": "dynamic",
     }
     got = exported(
-        source({"quantization_config": quantised}, {name: code, name + "_scale_inv": scale}), "--type", "f32"
+        source({"quantization_config": quantized}, {name: code, name + "_scale_inv": scale}), "--type", "f32"
     )
     np.testing.assert_allclose(
         got.read("layers.0.o").reshape(72, 3, 32)[:, :, :12].reshape(72, 36),
@@ -585,7 +586,7 @@ def test_routers():
         routed_scaling_factor=16.0,
     )
     assert router(**v2) == (0, 0, 0, 16.0, 2)
-    # In DeepSeek-V2's MoEGate normalising and scaling exclude each other; one expert alone is scaled.
+    # In DeepSeek-V2's MoEGate normalizing and scaling exclude each other; one expert alone is scaled.
     assert router(**{**v2, "norm_topk_prob": True}) == (0, 0, 1, 1.0, 2)
     assert router(**{**v2, "norm_topk_prob": True, "num_experts_per_tok": 1}) == (0, 0, 0, 16.0, 2)
     assert router(**{**v2, "topk_method": "greedy"}) == (0, 0, 0, 16.0, 1)  # plain top-k: groups mean nothing
@@ -703,6 +704,24 @@ def test_fields_refused(name, field, value, exported, tmp_path):
         compare.run(tmp_path / "model.bin", "--info")
 
 
+def whole_config(file):
+    """The bytes of a checkpoint's Config, with the fields that are left out at its end."""
+    (config_bytes,) = struct.unpack_from("<I", file, 32)
+    return file[64 : 64 + config_bytes].ljust(CONFIG_BYTES, b"\0")
+
+
+def test_file_of_a_model_without_new_fields(source, export):
+    """Fields that were added to Config later are in the file only where they say something: the session of
+    an older file goes on with the same model exported again."""
+    folder, first = source(), CONFIG_BYTES - 8  # of the first files: up to top_k
+    assert struct.unpack_from("<I", export(folder).file, 32) == (first,)
+    for keys, config_bytes in (({"min_p": 0.1}, first + 4), ({"repetition_penalty": 1.1}, first + 8)):
+        (folder / "generation_config.json").write_text(json.dumps(keys))
+        got = export(folder)
+        assert struct.unpack_from("<I", got.file, 32) == (config_bytes,)
+        assert all(got.config[key] == np.float32(value) for key, value in keys.items())
+
+
 def with_config(file, config):
     """The checkpoint `file` with the bytes `config` as its Config."""
     data, old, tokenizer, count, chat = struct.unpack_from("<QIIII", file, 24)
@@ -740,7 +759,6 @@ def test_config_of_another_version(shape, says, export, tmp_path):
     """Config grows at its end only. A file from before a field was added means 0 by it, one from after that
     is read as long as it says nothing that this program does not know; the text stays the same."""
     file, path = export(MODELS / "plm").file, tmp_path / "model.bin"
-    (config_bytes,) = struct.unpack_from("<I", file, 32)
     text = ["--ids", "1 2 3", "-n", 8, "-t", 1, "-s", 7, "-q"]
     path.write_bytes(file)
     before = compare.run(path, *text)
@@ -751,7 +769,7 @@ def test_config_of_another_version(shape, says, export, tmp_path):
         struct.pack_into("<I", changed, 12, 0)
         struct.pack_into("<I", changed, 12, zlib.crc32(changed[:data]))
     else:
-        changed = with_config(file, shape(file[64 : 64 + config_bytes]))
+        changed = with_config(file, shape(whole_config(file)))
     path.write_bytes(changed)
     if says:
         with pytest.raises(RuntimeError, match="exit status 1\n.*" + says):
@@ -761,11 +779,10 @@ def test_config_of_another_version(shape, says, export, tmp_path):
 
 
 def test_sampling_defaults_of_the_file(export, tmp_path):
-    """min_p and repetition_penalty of a file are the defaults of --min-p and --repeat-penalty, and the options
-    win over them."""
+    """min_p and repetition_penalty of a file are the defaults of --min-p and --repeat-penalty, and the
+    options win over them."""
     file, path = export(MODELS / "plm").file, tmp_path / "model.bin"
-    (config_bytes,) = struct.unpack_from("<I", file, 32)
-    config = file[64 : 64 + config_bytes]
+    config = whole_config(file)
     text = ["--ids", "1 2 3", "-n", 40, "-t", 2, "--top-p", 1, "-s", 7, "-q"]
 
     def run(min_p, penalty, *options):

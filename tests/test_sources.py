@@ -1,11 +1,10 @@
 """The forms in which people have models, each exported and compared with what is known of it from outside:
 
-GGUF          written by the gguf package from the tiny models of tests/models, in llama.cpp's layout:
-exported like the original directory, byte
-              for byte; quantised blocks arrive as the gguf package dequantises them
-FP8, INT4     every layout of scales; words packed by the compressed-tensors library Mistral       params.json
-and its names: the same checkpoint as transformers' form refusals      what is damaged, cut short or lies
-about its size is one line and no file"""
+GGUF        written by the gguf package from the tiny models of tests/models, in llama.cpp's layout: exported
+            like the original directory, byte for byte; quantized blocks arrive as the gguf package has them
+FP8, INT4   every layout of scales; words packed by the compressed-tensors library
+Mistral     params.json and its names: the same checkpoint as transformers' form
+refusals    what is damaged, cut short or lies about its size is one line and no file"""
 
 import json
 import struct
@@ -22,10 +21,7 @@ from exporter.gguf_source import read_gguf
 from exporter.quantize import UNIFORM
 from exporter.sources import E4M3, File
 
-# noqa: F401 (fixtures)
-
 # ---- GGUF
-# ------------------------------------------------------------------------------------------------------------------------------
 
 NAMES = {
     "input_layernorm": "attn_norm",
@@ -158,9 +154,9 @@ def write_gguf(tmp_path):
         kind = gguf.GGMLQuantizationType[kind]
         stored = {}
         for key, x in found.items():
-            quantised = x.ndim > 1 and "ffn_gate_inp" not in key
-            stored[key] = gguf.quants.quantize(x, kind) if quantised else x
-            writer.add_tensor(key, stored[key], raw_dtype=kind if quantised else None)
+            quantized = x.ndim > 1 and "ffn_gate_inp" not in key
+            stored[key] = gguf.quants.quantize(x, kind) if quantized else x
+            writer.add_tensor(key, stored[key], raw_dtype=kind if quantized else None)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -302,7 +298,7 @@ def test_gguf_in_parts(write_gguf, export):
     metadata, found = layout("v2lite", True)
     parts = [whole.with_name(f"v2lite-0000{i}-of-00002.gguf") for i in (1, 2)]
     reader = gguf.GGUFReader(whole)
-    for part, tensors_of in zip(parts, (reader.tensors[::2], reader.tensors[1::2])):
+    for part, tensors_of in zip(parts, (reader.tensors[::2], reader.tensors[1::2]), strict=True):
         writer = gguf.GGUFWriter(part, "deepseek2")
         for key, field in reader.fields.items():
             if not key.startswith("GGUF.") and key != "general.architecture" and part == parts[0]:
@@ -430,7 +426,6 @@ def test_package_is_asked_for(write_gguf, export, monkeypatch):
 
 
 # ---- FP8 and INT4
-# ----------------------------------------------------------------------------------------------------------------------
 
 WEIGHT = "model.layers.0.self_attn.o_proj.weight"  # [72, 36]
 
@@ -530,7 +525,10 @@ def test_fp8_scales_refused(scale, says, source, export):
 
 # 2 x 64 numbers (7 i + i // 5) mod 16 - 8, i counting them, as pack_to_int32 of compressed-tensors 0.20 packs
 # them.
-PACKED = "705e4c2b09f8d6c4a381705e4c2b09f8d6c4a381705e4c2b09f8d6c4a381705e4c2b09f8d6c4a381705e4c2b09f8d6c4a381705e4c2b09f8d6c4a381705e4c2b"
+PACKED = (
+    "705e4c2b09f8d6c4a381705e4c2b09f8d6c4a381705e4c2b09f8d6c4a381705e"
+    "4c2b09f8d6c4a381705e4c2b09f8d6c4a381705e4c2b09f8d6c4a381705e4c2b"
+)
 INT4 = {
     "quant_method": "compressed-tensors",
     "format": "pack-quantized",
@@ -571,7 +569,8 @@ DOWN = "model.layers.1.mlp.experts.0.down_proj.weight"
 
 
 def int4(group=32, size=1.0, **parts):
-    """(changes to the tiny model that have DOWN packed, its numbers [72, 64]); a part may be given instead."""
+    """(changes to the tiny model that have DOWN packed, its numbers [72, 64]); a part may be given
+    instead."""
     i = np.arange(2 * 64).reshape(2, 64)
     q = np.tile((i * 7 + i // 5) % 16 - 8, (36, 1))
     scale = (
@@ -657,7 +656,6 @@ def test_fused_experts(source, export):
 
 
 # ---- Mistral
-# ---------------------------------------------------------------------------------------------------------------------------
 
 MISTRAL = {
     "input_layernorm": "attention_norm",
@@ -780,7 +778,8 @@ def test_mistral(tmp_path, source, export):
 
 
 def test_mistral_params():
-    """Large 3's position-dependent scaling in transformers' words; a scale of YaRN's own is not understood."""
+    """Large 3's position-dependent scaling in transformers' words; a scale of YaRN's own is not
+    understood."""
     values = mistral.config(
         {**PARAMS, "llama_4_scaling": {"beta": 0.1, "original_max_position_embeddings": 64}}, "params.json"
     )
@@ -790,7 +789,6 @@ def test_mistral_params():
 
 
 # ---- what is not read
-# -------------------------------------------------------------------------------------------------------------------
 
 
 def test_pickles(tmp_path, source, export):

@@ -10,7 +10,6 @@ import zlib
 import compare
 import numpy as np
 import pytest
-
 from support import FAILED, MODELS, ROOT, refused, run, text
 
 sys.path.insert(0, str(ROOT))
