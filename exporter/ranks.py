@@ -120,7 +120,7 @@ def read_tekken(path: Path) -> Tokenizer:
     if type(count) is not int or not 0 <= count <= MAX_SPECIAL:
         raise UnsupportedTokenizer(f"there are {printable(count)} special tokens; {MAX_SPECIAL} are possible")
     named = data.get("special_tokens") or [
-        dict(rank=i, token_str=text, is_control=True) for i, text in enumerate(TEKKEN_SPECIAL)
+        {"rank": i, "token_str": text, "is_control": True} for i, text in enumerate(TEKKEN_SPECIAL)
     ]
     special = {i: f"<SPECIAL_{i}>" for i in range(count)} | {t["rank"]: t["token_str"] for t in named}
     control = set(special) - {t["rank"] for t in named if not t["is_control"]}

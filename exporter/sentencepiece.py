@@ -7,6 +7,7 @@ written as bytes. Other kinds of models, and those that change the text more tha
 tokenizer.py chooses the reader.
 """
 
+import math
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -85,7 +86,7 @@ def merges(pieces: list[Piece]) -> list[tuple[int, int, int, int]]:
     """(left, right, id, rank) of all ways to make a piece out of two."""
     normal = {text: i for i, (text, _, kind) in enumerate(pieces) if kind == NORMAL}
     known = {text for text, _, kind in pieces if kind in (NORMAL, USER_DEFINED)}
-    if any(score != score for _, score, _ in pieces):
+    if any(map(math.isnan, (score for _, score, _ in pieces))):
         raise UnsupportedTokenizer("a piece has a score that is not a number")
     rank = {score: n for n, score in enumerate(sorted({score for _, score, _ in pieces}, reverse=True))}
     found = []

@@ -17,7 +17,7 @@ import compare
 from conftest import MODELS
 
 sys.path.insert(0, str(compare.ROOT))
-import export as command
+from exporter import command
 from exporter.shapes import SHAPES
 
 # The cache does not depend on these; small ones make a checkpoint of the shape small.
