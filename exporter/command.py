@@ -40,6 +40,10 @@ def warn(text: str) -> None:
 # ---- source
 
 
+# What a source is read from. model.bin beside them is none of its files.
+SOURCE_FILES = (".safetensors", ".json", ".gguf", ".jinja", ".model", ".tiktoken")
+
+
 class Opened(NamedTuple):
     """A source. values: its config.json, or what that would say; config_path: where that is written;
     directory: where texts beside it may be, None for a GGUF file."""
@@ -106,14 +110,12 @@ def check_file(path: str) -> None:
 
 
 def refuse_source(out_path: str, path: str) -> None:
-    """The checkpoint must not replace a file of its source, nor look like one."""
+    """The checkpoint must not replace a file of its source, nor be taken for one by the next export."""
     target = find_target(out_path).path
     if os.path.isdir(path):
-        folders = (os.path.dirname(os.path.abspath(out_path)), os.path.dirname(target))
-        if os.path.realpath(path) in map(os.path.realpath, folders):
-            raise ExportError(
-                f"{out_path}: lies among the source's files; choose a name in another directory"
-            )
+        places = [p for p in (os.path.abspath(out_path), target) if p.endswith(SOURCE_FILES)]
+        if os.path.realpath(path) in (os.path.realpath(os.path.dirname(p)) for p in places):
+            raise ExportError(f"{out_path}: lies among the source's files; choose another name")
     elif os.path.exists(path) and os.path.exists(target) and os.path.samefile(path, target):
         raise ExportError(f"{out_path}: is the source itself; choose another name")
 
