@@ -152,7 +152,7 @@ def set_begin(config, begin: tuple[int, ...] | None) -> None:
     if begin is None:
         return
     if len(begin) > 1 or any(i >= config.vocab_size for i in begin):
-        ids = " ".join(map(str, begin))
+        ids = printable(" ".join(map(str, begin)), 40)
         warn(
             f"the tokenizer puts the tokens {ids} before a text, and a checkpoint can say one: none is added"
         )

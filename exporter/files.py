@@ -13,14 +13,14 @@ POINTER = b"version https://git-lfs.github.com/spec/"
 
 def read_file(path, limit: int = FILE_LIMIT) -> bytes:
     """The contents. Raises ExportError, OSError."""
-    descriptor = os.open(
-        path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
-    )  # does not wait for a pipe's writer
-    with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ExportError(f"{path}: is no regular file")
-        data = file.read(limit + 1)
-    if len(data) > limit:
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise ExportError(f"{path}: is no regular file")
+    data = b""
+    if found.st_size <= limit:
+        with open(path, "rb") as file:
+            data = file.read(limit + 1)
+    if max(found.st_size, len(data)) > limit:
         raise ExportError(f"{path}: has more than {limit} bytes")
     refuse_pointer(path, data)
     return data

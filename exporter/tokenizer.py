@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from exporter.bounded import run_bounded
 from exporter.errors import printable
-from exporter.files import read_file
+from exporter.files import FILE_LIMIT, read_file
 from exporter.normalizer import SPACE, composed, spaces
 from exporter.patterns import PATTERNS
 from exporter.pretokenizer import UnsupportedTokenizer
@@ -429,6 +429,7 @@ def compile_metadata(metadata: dict) -> Compiled | None:
 def bounded(function: Callable, source, size: int) -> Compiled | None:
     """function(source) in a child process. size: bytes of the tokenizer; published ones need less
     than half of what they may have. Raises UnsupportedTokenizer, LimitExceeded, OSError, ChildFailed."""
+    size = min(size, FILE_LIMIT)
     return run_bounded(function, source, seconds=3 + 4 * (size >> 20), memory=(128 << 20) + 40 * size)
 
 

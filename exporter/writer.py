@@ -59,13 +59,10 @@ def find_target(path: str) -> Target:
 
 
 def open_direct(target: Target) -> int:
-    """A descriptor to write to. A descriptor of our own is copied: opened by name it would begin anew."""
+    """A descriptor to write to. A descriptor of our own is copied: opened by name it would begin anew. Raises
+    OSError."""
     ours = re.fullmatch(rf"(?:/proc/{os.getpid()}(?:/task/\d+)?|/dev)/fd/(\d+)", target.path)
-    descriptor = os.dup(int(ours.group(1))) if ours else os.open(target.path, os.O_WRONLY)
-    if os.isatty(descriptor):
-        os.close(descriptor)
-        raise ExportError(f"{target.path}: is a terminal; send the checkpoint to a file or a program")
-    return descriptor
+    return os.dup(int(ours.group(1))) if ours else os.open(target.path, os.O_WRONLY)
 
 
 class Output:
@@ -98,6 +95,8 @@ class Output:
         try:
             if self.target.direct:
                 self.sink = open_direct(self.target)
+                if os.isatty(self.sink):
+                    raise ExportError(f"{self.path}: is a terminal; send the checkpoint to a file")
                 self.file = tempfile.TemporaryFile(buffering=0)
             else:
                 self.file = open(self.temporary, "xb", buffering=0)
