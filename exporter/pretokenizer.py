@@ -12,6 +12,7 @@ table from code points to a few dozen classes, and no knowledge of Unicode is le
 import functools
 import re
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -402,7 +403,7 @@ def can_be_empty(parts: list[Part]) -> bool:
     return all(map(empty, parts))
 
 
-def flatten(branches: list[list[Part]]):
+def flatten(branches: list[list[Part]]) -> Iterator[list[Part]]:
     """(a|b)|c is a|b|c."""
     for parts in branches:
         if len(parts) == 1 and isinstance(parts[0], Group) and not parts[0].optional:

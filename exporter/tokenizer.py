@@ -17,7 +17,7 @@ import struct
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from exporter.bounded import run_bounded
 from exporter.errors import printable
@@ -373,7 +373,7 @@ class Compiled(NamedTuple):
     begin: tuple[int, ...] | None  # put before every text; None: the tokenizer does not say
 
 
-def checked(where, read: Callable, source):
+def checked(where, read: Callable[[Any], Any], source: Any) -> Any:
     """read(source), with one kind of exception for all that may be wrong with it."""
     try:
         return read(source)
