@@ -31,7 +31,7 @@ class LimitExceeded(ExportError):
 
 
 class ChildFailed(Exception):
-    """A defect of this program: an exception that is neither an ExportError nor an OSError. The text says where."""
+    """A defect of this program: an exception that is no ExportError and no OSError. The text says where."""
 
 
 def run_bounded(function, *arguments, seconds, memory):
