@@ -216,7 +216,7 @@ def read_tokenizer(data: dict) -> Tokenizer:
     tokens = {i: bytes_of(token) for token, i in vocabulary.items()} | {
         a.id: bytes_of(a.text.decode("utf-8")) for a in added
     }
-    check_ids(tokens)
+    check_vocabulary(tokens)
     kind = {"form": form}
     if model.get("byte_fallback"):
         kind |= read_characters(data, vocabulary, own_place, form)
@@ -226,7 +226,7 @@ def read_tokenizer(data: dict) -> Tokenizer:
     return Tokenizer(tokens, merges=read_merges(model, own_place), added=added, special=special, **kind)
 
 
-def check_ids(tokens: dict[int, bytes]) -> None:
+def check_vocabulary(tokens: dict[int, bytes]) -> None:
     """The section has an entry for every id up to the largest."""
     if not tokens or not all(type(i) is int and 0 <= i < MAX_IDS for i in tokens):
         raise UnsupportedTokenizer(
@@ -384,7 +384,7 @@ def checked(where, read: Callable[[Any], Any], source: Any) -> Any:
 
 def section_of(read: Callable, source) -> bytes:
     tokenizer = read(source)
-    check_ids(tokenizer.tokens)
+    check_vocabulary(tokenizer.tokens)
     check_lengths(tokenizer.tokens.values())
     return pack(tokenizer)
 
