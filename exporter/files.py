@@ -1,11 +1,11 @@
-"""Reads whole files of a source: tokenizers and what stands beside them. Refuses what is no regular file (a
-pipe would never end, a device neither), what is too large, and Git LFS pointers. The files with weights are
-read in pieces, by sources.py and gguf_source.py."""
+"""Reads whole files of a source: configurations, tokenizers. Refuses what is no regular file (a pipe would
+never end, a device neither), what is too large, and Git LFS pointers. The files with weights are read in
+pieces, by sources.py and gguf_source.py, which ask the same questions."""
 
 import os
 import stat
 
-from exporter.errors import ExportError
+from .errors import ExportError
 
 FILE_LIMIT = 64 << 20  # bytes; the largest published tokenizer has 33 MB
 POINTER = b"version https://git-lfs.github.com/spec/"
@@ -13,17 +13,23 @@ POINTER = b"version https://git-lfs.github.com/spec/"
 
 def read_file(path, limit: int = FILE_LIMIT) -> bytes:
     """The contents. Raises ExportError, OSError."""
-    found = os.stat(path)
-    if not stat.S_ISREG(found.st_mode):
-        raise ExportError(f"{path}: is no regular file")
+    regular(path)
     data = b""
-    if found.st_size <= limit:
+    if os.path.getsize(path) <= limit:
         with open(path, "rb") as file:
             data = file.read(limit + 1)
-    if max(found.st_size, len(data)) > limit:
-        raise ExportError(f"{path}: has more than {limit} bytes")
+    if max(os.path.getsize(path), len(data)) > limit:
+        raise ExportError(
+            f"{path}: has more than {limit} bytes; this is not a model's {os.path.basename(path)}"
+        )
     refuse_pointer(path, data)
     return data
+
+
+def regular(path) -> None:
+    """Raises ExportError for devices, pipes and directories under the name of a file."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ExportError(f"{path}: not a regular file")
 
 
 def refuse_pointer(path, data: bytes) -> None:

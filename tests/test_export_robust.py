@@ -359,7 +359,7 @@ def test_what_is_no_file_is_no_tokenizer(file, kind, tmp_path):
     else:
         path.symlink_to("/dev/zero" if kind == "device" else "nowhere")
     says = {"pointer": "git lfs pull", "nothing": "No such file", "giant": "bytes"}.get(
-        kind, "no regular file"
+        kind, "not a regular file"
     )
     with pytest.raises((ExportError, OSError), match=says) as error:
         exporter.compile_tokenizer(tmp_path)
@@ -368,7 +368,7 @@ def test_what_is_no_file_is_no_tokenizer(file, kind, tmp_path):
 
 def test_a_pipe_under_the_name_of_a_tokenizer(source, tmp_path):
     os.mkfifo(source / "tokenizer.json")
-    refused(export(source, tmp_path / "model.bin"), "tokenizer.json: is no regular file", "--no-tokenizer")
+    refused(export(source, tmp_path / "model.bin"), "tokenizer.json: not a regular file", "--no-tokenizer")
 
 
 def test_hostile_metadata_of_a_gguf():
@@ -630,6 +630,8 @@ def test_an_old_python_reads_the_first_lines():
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "model.safetensors.index.json"])
 def test_pointers_of_git_lfs(name, source, tmp_path):
     """A clone without Git LFS has no weights: the line says how to get them."""
+    if name.endswith("index.json"):  # read where the weights are in several files
+        (source / "model.safetensors").rename(source / "model-00001-of-00001.safetensors")
     (source / name).write_text(POINTER)
     refused(export(source, tmp_path / "model.bin"), name, "git lfs pull")
 
