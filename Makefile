@@ -16,7 +16,7 @@ VERSION  = 0.1.0
 # -O3 for the kernels' loops; no -Ofast and no contraction of a*b+c: the text must be the same on every machine.
 CFLAGS  ?= -O3
 WARN     = -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion
-BASE     = -std=gnu11 -ffp-contract=off -fno-strict-aliasing -pthread -I. $(WARN) -DMLA_VERSION='"$(VERSION)"'
+BASE     = -std=gnu11 -ffp-contract=off -fno-strict-aliasing -pthread -I. $(WARN) $(if $(OPENMP),,-Wno-unknown-pragmas) -DMLA_VERSION='"$(VERSION)"'
 # OpenMP if the compiler has it; without it the program is single-threaded and says so. make OPENMP= builds without.
 OPENMP  := $(shell echo 'int main(void){return 0;}' | $(CC) -fopenmp -x c - -o /dev/null 2>/dev/null && echo -fopenmp)
 BUILD    = build
@@ -39,7 +39,7 @@ FLAGS_avxvnni  = $(FLAGS_avx2) -mavxvnni
 FLAGS_avx512   = -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c -mprefer-vector-width=512
 FLAGS_neon     = -march=armv8.2-a+dotprod
 
-SOURCES  = run.c mla.c tokenizer.c $(wildcard engine/*.c) kernels/dispatch.c kernels/team.c kernels/linear.c $(wildcard cli/*.c)
+SOURCES  = run.c mla.c tokenizer.c $(wildcard engine/*.c) kernels/dispatch.c kernels/team.c kernels/pace.c kernels/linear.c $(wildcard cli/*.c)
 OBJECTS  = $(SOURCES:%.c=$(BUILD)/%.o) $(ISAS:%=$(BUILD)/kernels/kernels_%.o)
 
 $(PROGRAM): $(OBJECTS)
@@ -56,13 +56,13 @@ $(BUILD)/kernels/kernels_%.o: kernels/kernels.c Makefile
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
 
 # The parts under test, alone: programs that print a line `ok NAME` or `FAIL NAME` per case; the tokenizer and the rotations behind a pipe.
-KERNELS  = $(BUILD)/kernels/dispatch.o $(BUILD)/kernels/team.o $(ISAS:%=$(BUILD)/kernels/kernels_%.o)
-TESTS    = $(BUILD)/test_kernels $(BUILD)/test_attention $(BUILD)/tokenizer_driver $(BUILD)/rope_driver $(BUILD)/sequences_driver
+KERNELS  = $(BUILD)/kernels/dispatch.o $(BUILD)/kernels/team.o $(BUILD)/kernels/pace.o $(ISAS:%=$(BUILD)/kernels/kernels_%.o)
+TESTS    = $(BUILD)/test_kernels $(BUILD)/test_attention $(BUILD)/test_team $(BUILD)/tokenizer_driver $(BUILD)/rope_driver $(BUILD)/sequences_driver
 
-$(BUILD)/test_kernels $(BUILD)/test_attention: $(BUILD)/%: $(BUILD)/tests/%.o $(KERNELS)
+$(BUILD)/test_kernels $(BUILD)/test_attention $(BUILD)/test_team: $(BUILD)/%: $(BUILD)/tests/%.o $(KERNELS)
 	$(CC) $(CFLAGS) $(OPENMP) $(LDFLAGS) -pthread -o $@ $^ -lm
 
-$(BUILD)/tokenizer_driver: $(BUILD)/tests/tokenizer_driver.o $(BUILD)/tokenizer.o $(BUILD)/engine/unicode.o
+$(BUILD)/tokenizer_driver: $(BUILD)/tests/tokenizer_driver.o $(BUILD)/tokenizer.o $(patsubst %,$(BUILD)/engine/%.o,section pretokenizer unicode)
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lm
 
 $(BUILD)/rope_driver: $(BUILD)/tests/rope_driver.o $(BUILD)/engine/rope.o
@@ -101,10 +101,8 @@ fuzz: $(PROGRAM)
 		-max_total_time=$(FUZZ_SECONDS) -timeout=100 -rss_limit_mb=2048 -malloc_limit_mb=1024 -max_len=262144 -len_control=0 \
 		-close_fd_mask=3 -print_final_stats=1 -artifact_prefix=build/fuzz/$$target- build/fuzz/corpus/$$target build/fuzz/seeds/$$target || exit 1; done
 
-# fuzz_tokenizer includes tokenizer.c, to see whether a vocabulary is sound.
-$(BUILD)/fuzz_tokenizer: WITHOUT = $(BUILD)/tokenizer.o
 $(BUILD)/fuzz_%: $(BUILD)/tests/fuzz/fuzz_%.o $(BUILD)/tests/fuzz/fuzz.o $(OBJECTS)
-	$(CC) $(CFLAGS) $(LDFLAGS) -pthread -o $@ $(filter-out $(WITHOUT),$^) -lm
+	$(CC) $(CFLAGS) $(LDFLAGS) -pthread -o $@ $^ -lm
 
 analyse:
 	cppcheck --quiet --enable=warning,portability,performance --error-exitcode=1 --inline-suppr --std=c11 --suppress=missingIncludeSystem -I. \

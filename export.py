@@ -17,7 +17,7 @@ a checkpoint, and runs no code of a model but its chat template, in a sandbox.
 The parts are in exporter/. command.py: options, and the order of the work. sources.py reads safetensors,
 gguf_source.py GGUF; config.py reads the configuration, gguf_config.py and mistral.py put theirs into its
 words; tokenizer.py reads the tokenizer, chat.py the chat template; plan.py lists the checkpoint's tensors;
-stream.py makes them, quantise.py packs them, writer.py writes the file; shapes.py holds the published shapes.
+stream.py makes them, quantize.py packs them, writer.py writes the file; shapes.py holds the published shapes.
 Needs Python 3.10 and numpy; a chat template needs jinja2.
 """
 

@@ -1,5 +1,24 @@
-/* model.h: every dimension with its name, every pointer with its shape. Read it beside run.c; the file
- * that holds all this is described in engine/checkpoint.h, the matrices' inside in kernels/kernels.h. */
+/* model.h: what the program is made of: every dimension with its name, every pointer with its shape. The one
+ * header to read beside run.c and mla.c.
+ *
+ *   Config, Layer, Model   the checkpoint; engine/checkpoint.h describes the file byte by byte, and
+ *                          kernels/kernels.h the inside of a matrix
+ *   Sequence, Row          a text in the cache, and a position of it that is to be computed
+ *   State                  the cache and the buffers of a call
+ *   forward, generate      in run.c; mla_attention in mla.c
+ *
+ * Where a change goes
+ *   a model family   exporter/ translates its configuration and tensor names into Config and Layer. C code
+ *                    never asks for a family. New arithmetic becomes a Config field, which run.c, mla.c or
+ *                    engine/ reads.
+ *   a cache type     CacheType below, engine/cache.c (bytes of a row), kernels/tile.h (rows in and out,
+ *                    queries), cli/options.c (its name)
+ *   a weight type    kernels/kernels.h (layout), kernels/matmul.h (the product), exporter/quantize.py
+ *                    (packing), engine/checkpoint.c (what is accepted)
+ *   an option        one entry in the table of cli/options.c, and the mode in cli/ that reads it
+ *
+ * Files include only what stands further left: kernels <- model.h <- engine <- mla.c, tokenizer.c <- run.c
+ * <- cli. main's table of modes is the one exception. */
 #ifndef MODEL_H
 #define MODEL_H
 
@@ -9,67 +28,72 @@
 
 #include "kernels/kernels.h"
 #include "kernels/team.h"
-#include "tokenizer.h"
 
-/* Every fact that changes the arithmetic, under the name that published configurations use. Part of the
- * file: 4-byte fields, in this order. What could be folded into the weights was folded by export.py and
- * has no field. */
+typedef struct Tokenizer Tokenizer; /* tokenizer.h */
+
+/* Every fact that changes the arithmetic, under the name that config.json uses. Part of the file: 4-byte
+ * fields in this order; a new field comes at the end, and 0 means "as before", so that older files stay good.
+ * What could be folded into the weights was folded by export.py and has no field. */
 typedef struct {
-    /* for people only: the source's directory or the published shape; NUL-terminated */
-    char name[64];
-    uint32_t hidden_size; /* D */
-    /* multiplies embeddings: a tied one cannot hold it, because head shares it */
-    float embed_scale;
-    uint32_t num_hidden_layers;   /* layers in this file */
-    uint32_t published_layers;    /* of the model it was made from */
+    char name[64];                /* of the source's directory or published shape, for people; ends in NUL */
+    uint32_t hidden_size;         /* D */
+    float embed_scale;            /* embeddings are multiplied by it; a tied head is not */
+    uint32_t num_hidden_layers;   /* in this file */
+    uint32_t published_layers;    /* of the published model */
     uint32_t num_attention_heads; /* H */
-    uint32_t q_lora_rank;         /* ql; 0: queries come from x directly */
+    uint32_t q_lora_rank;         /* ql: low rank of the queries; 0: queries come from x directly */
     uint32_t kv_lora_rank;        /* r: the latent */
     uint32_t qk_nope_head_dim;    /* n: part of a query or key without position */
     uint32_t qk_rope_head_dim;    /* p: rotated part; the rotated key is shared by all heads */
     uint32_t v_head_dim;          /* v */
-    uint32_t intermediate_size;   /* I: width of a dense layer's MLP */
+    uint32_t intermediate_size;   /* I: hidden width of a dense layer's MLP */
     uint32_t hidden_act;          /* ACT_SILU or ACT_RELU2 */
-    uint32_t sandwich_norm;       /* 1: what attention and MLP give is normed before it is added */
+    uint32_t sandwich_norm;       /* 1: outputs of attention and MLP are normed before they are added */
     uint32_t vocab_size;          /* V */
     uint32_t max_position_embeddings;
     uint32_t tie_word_embeddings; /* 1: head is embed */
-    uint32_t n_routed_experts;    /* E; 0: every layer is dense */
+
+    /* mixtures of experts: run.c, mlp(), has the equations */
+    uint32_t n_routed_experts; /* E; 0: every layer is dense */
     uint32_t num_experts_per_tok;
     uint32_t n_shared_experts;
-    uint32_t moe_intermediate_size; /* M */
-    uint32_t first_k_dense_replace; /* layers below it are dense */
-    uint32_t moe_layer_freq;        /* of the others, every such one is a mixture of experts */
-    /* Z: the router's experts E .. E + Z - 1 give back what they are given */
-    uint32_t zero_expert_num;
-    /* 1: layers are pairs, the first with experts beside its dense MLP, whose sum is added after the
-     * second */
+    uint32_t moe_intermediate_size; /* M: hidden width of an expert */
+    uint32_t first_k_dense_replace; /* layers below it are dense; */
+    uint32_t moe_layer_freq;        /* of the others those whose number it divides are mixtures of experts */
+    uint32_t zero_expert_num;       /* Z: experts E .. E + Z - 1 give back their input */
+    /* 1: layers are pairs; the first has experts beside its dense MLP, whose sum is added after the second */
     uint32_t shortcut_moe;
-    uint32_t n_group, topk_group; /* experts are chosen from topk_group of n_group groups */
+    uint32_t n_group, topk_group; /* experts are chosen from the topk_group best of n_group groups */
     uint32_t scoring_func;        /* SCORE_SOFTMAX or SCORE_SIGMOID */
-    uint32_t group_score;         /* GROUP_MAX or GROUP_TOP2_SUM */
+    uint32_t group_score;         /* GROUP_MAX or GROUP_TOP2_SUM: of a group's experts */
     uint32_t norm_topk_prob;      /* 1: the chosen weights are divided by their sum */
-    float routed_scaling_factor;  /* then multiplied by this, always */
+    float routed_scaling_factor;  /* and multiplied by this */
+
     float rms_norm_eps;
-    float latent_norm_eps; /* of q_a_norm and kv_a_norm: another one than rms_norm_eps */
+    float latent_norm_eps; /* of q_a_norm and kv_a_norm */
     float softmax_scale;   /* (n + p)^-0.5, times YaRN's mscale squared where the model has it */
-    /* a query at position i is multiplied by query_scale[i / span]; 0: it is not */
+    /* queries at position i are multiplied by query_scale[i / query_scale_span]; 0: they are not */
     uint32_t query_scale_span;
-    uint32_t index_n_heads;  /* Hi: the sparse attention's indexer; 0: attention is dense */
+
+    /* sparse attention: engine/indexer.c. Layer l has an indexer if max(l - index_skip_topk_offset + 1, 0) %
+     * index_topk_freq == 0; otherwise it attends to the rows that the layer before it chose. */
+    uint32_t index_n_heads;  /* Hi; 0: attention is dense */
     uint32_t index_head_dim; /* di, of it the last p rotated */
     uint32_t index_topk;     /* cached rows that a new one attends to, at most */
-    /* Layer l has an indexer if max(l - index_skip_topk_offset + 1, 0) % index_topk_freq == 0; otherwise it
-     * attends to the rows that the layer before it chose. */
     uint32_t index_topk_freq, index_skip_topk_offset;
-    float rope_theta, rope_factor; /* for people only: inv_freq has them already */
+
+    float rope_theta, rope_factor; /* for people: inv_freq holds their effect */
     uint32_t mtp_layers;           /* 0 or 1; carried in the file, not run */
+
     /* about text, from tokenizer_config.json and generation_config.json */
-    int32_t bos_token_id; /* -1: none */
+    int32_t bos_token_id; /* begin token; -1: none */
     uint32_t add_bos_token;
-    uint32_t eos_tokens; /* how many of the next are used */
+    uint32_t eos_tokens; /* how many end tokens there are */
     int32_t eos_token_id[8];
     float temperature, top_p; /* the defaults of -t and --top-p */
     uint32_t top_k;           /* 0: off */
+    float min_p;              /* 0: off */
+    float repetition_penalty; /* the default of --repeat-penalty; 0: not given, which means 1, off */
 } Config;
 
 enum { MLP_ROW = 2048 };                      /* hidden columns that a single row computes at once */
@@ -78,16 +102,18 @@ enum { ACT_SILU, ACT_RELU2 };
 enum { SCORE_SOFTMAX, SCORE_SIGMOID };
 enum { GROUP_MAX, GROUP_TOP2_SUM };
 
-static inline bool layer_is_moe(const Config *c, uint32_t layer) {
-    return c->n_routed_experts && layer >= c->first_k_dense_replace && layer % c->moe_layer_freq == 0;
+static inline bool layer_is_moe(const Config *cfg, uint32_t layer) {
+    return cfg->n_routed_experts && layer >= cfg->first_k_dense_replace && layer % cfg->moe_layer_freq == 0;
 }
 
 /* E + Z: what the router chooses from. */
-static inline size_t router_rows(const Config *c) { return (size_t)c->n_routed_experts + c->zero_expert_num; }
+static inline size_t router_rows(const Config *cfg) {
+    return (size_t)cfg->n_routed_experts + cfg->zero_expert_num;
+}
 
-static inline bool layer_has_indexer(const Config *c, uint32_t layer) {
-    uint32_t past = layer + 1 > c->index_skip_topk_offset ? layer + 1 - c->index_skip_topk_offset : 0;
-    return c->index_n_heads && past % c->index_topk_freq == 0;
+static inline bool layer_has_indexer(const Config *cfg, uint32_t layer) {
+    uint32_t past = layer + 1 > cfg->index_skip_topk_offset ? layer + 1 - cfg->index_skip_topk_offset : 0;
+    return cfg->index_n_heads && past % cfg->index_topk_freq == 0;
 }
 
 /* ACT_SILU: down(silu(gate x) * up x). ACT_RELU2: down(relu(up x)^2), without gate */
@@ -97,28 +123,34 @@ typedef struct {
     Matrix down; /* [D, I or M] */
 } Mlp;
 
+/* One layer's weights. Matrices are [outputs, inputs]. */
 typedef struct {
-    const float *input_norm;                  /* [D] */
-    Matrix q;                                 /* [H * (n + p), D]    when q_lora_rank is 0, otherwise */
-    Matrix q_a;                               /* [ql, D] */
-    const float *q_a_norm;                    /* [ql] */
-    Matrix q_b;                               /* [H * (n + p), ql] */
-    Matrix kv_a;                              /* [r + p, D]          latent and rotated key */
-    const float *kv_a_norm;                   /* [r] */
-    Matrix w_uk;                              /* [n, r] of head 0; head_matrix() gives the others */
-    Matrix w_uk_t;                            /* [r, n] of head 0 */
-    Matrix w_uv;                              /* [v, r] of head 0 */
-    Matrix o;                                 /* [D, H * v'], v' = v rounded up to 32 */
-    Matrix index_q;                           /* [Hi * di, ql]       the indexer, where layer_has_indexer */
+    const float *input_norm; /* [D] */
+
+    /* attention: mla.c */
+    Matrix q;               /* [H * (n + p), D] if q_lora_rank is 0, else the next three: */
+    Matrix q_a;             /* [ql, D] */
+    const float *q_a_norm;  /* [ql] */
+    Matrix q_b;             /* [H * (n + p), ql] */
+    Matrix kv_a;            /* [r + p, D] latent and rotated key */
+    const float *kv_a_norm; /* [r] */
+    Matrix w_uk;            /* [n, r] of head 0; head_matrix() gives the others */
+    Matrix w_uk_t;          /* [r, n] of head 0: the transposed one */
+    Matrix w_uv;            /* [v, r] of head 0 */
+    Matrix o;               /* [D, H * v'], v' = v rounded up to 32 */
+
+    /* sparse attention, in a layer with an indexer */
+    Matrix index_q;                           /* [Hi * di, ql] */
     Matrix index_k;                           /* [di, D] */
     const float *index_k_norm, *index_k_bias; /* [di] */
     Matrix index_weights;                     /* [Hi, D] */
-    const float *attention_out_norm, *mlp_out_norm; /* [D] sandwich_norm */
+
+    const float *attention_out_norm, *mlp_out_norm; /* [D] with sandwich_norm */
     const float *post_norm;                         /* [D] */
-    /* a dense layer's MLP (with shortcut_moe every layer's), or the shared experts' */
-    Mlp mlp;
+
+    Mlp mlp;                  /* a dense layer's (with shortcut_moe every layer's), or the shared experts' */
     Matrix router;            /* [E + Z, D] */
-    const float *router_bias; /* [E + Z] added to the scores for choosing, not for weighing */
+    const float *router_bias; /* [E + Z] takes part in choosing, not in weighing */
     Mlp *experts;             /* [E]; NULL in a dense layer */
 } Layer;
 
@@ -132,14 +164,16 @@ static inline Matrix head_matrix(const Matrix *w, size_t head) {
 typedef struct {
     Config config;
     const Kernels *k;
-    const float *inv_freq;    /* [p / 2] */
-    const float *query_scale; /* [max_position_embeddings / query_scale_span, rounded up] */
-    Matrix embed;             /* [V, D] */
-    Matrix head;              /* [V, D] */
-    const float *norm;        /* [D] */
-    Layer *layers;            /* [num_hidden_layers] */
-    Tokenizer *tokenizer;     /* NULL: the checkpoint has none */
-    const uint8_t *chat;      /* [chat_bytes] pieces of the chat template, cli/chat.c; 0 bytes: none */
+    const float *inv_freq;            /* [p / 2] */
+    const float *query_scale;         /* [max_position_embeddings / query_scale_span, rounded up] */
+    Matrix embed;                     /* [V, D] */
+    Matrix head;                      /* [V, D] */
+    const float *norm;                /* [D] */
+    Layer *layers;                    /* [num_hidden_layers] */
+    const uint8_t *tokenizer_section; /* [tokenizer_bytes] tokenizer.c; 0 bytes: the checkpoint has none */
+    size_t tokenizer_bytes;
+    Tokenizer *tokenizer; /* of that section, opened by main; NULL: none */
+    const uint8_t *chat;  /* [chat_bytes] pieces of the chat template, cli/chat.c; 0 bytes: none */
     size_t chat_bytes;
     bool float_acts; /* some matrix other than the router is f32 or bf16 */
     bool int8_acts;  /* some matrix is q8 or q4 */
@@ -151,53 +185,77 @@ typedef struct {
     size_t tensor_count;
 } Model;
 
-/* One position of one sequence, to be computed. */
-typedef struct {
-    int32_t token;
-    /* at most the rows that the sequence has in the cache: those from here on are overwritten; consecutive
-     * within a call */
-    uint32_t position;
-    uint32_t sequence; /* 0 .. State.sequences - 1; the rows of one sequence lie together in a call */
-    bool logits;       /* wanted for this row */
-} Row;
+/* ---- sequences: what the cache holds of a text ---------------------------------------------- */
 
 typedef enum { CACHE_F32, CACHE_BF16, CACHE_Q8, CACHE_Q6, CACHE_Q4, CACHE_FULL } CacheType;
+
+/* One text: its token ids, and the cache rows of the first `rows` of them. engine/sequence.h opens, cuts,
+ * marks and forks sequences.
+ *
+ * The cache (engine/cache.h) is a pool of pages of 128 rows; a page holds its rows for all layers, a tile
+ * of 128 rows [ c | k_pe ] for each, r + p numbers a row. A sequence is a list of page numbers, the same
+ * for every layer; sequences that begin alike share pages. */
+typedef struct Sequence {
+    struct Cache *cache;
+    int32_t *ids;   /* [context + 1] prompt and generated text */
+    size_t count;   /* ids so far */
+    size_t rows;    /* ids[0 .. rows) are in the cache; ids[rows .. count) are still to be computed */
+    uint32_t *page; /* [pages of a context] number of the page that holds rows 128 j .. 128 j + 127 */
+    size_t page_count;
+    bool open;
+} Sequence;
+
+/* How a row attends to the cache (mla.c). It follows from the row's own text alone (engine/sequence.h): a
+ * text does not depend on what is computed beside it. */
+typedef enum { PATH_ABSORBED, PATH_DECOMPRESSED, PATH_DEFINITION } Path;
+
+/* One position of one sequence, to be computed. */
+typedef struct {
+    Sequence *sequence; /* the rows of one sequence lie together in a call, in the order of the text */
+    int32_t token;      /* 0 .. V-1 */
+    uint32_t row;       /* its place in the cache: from sequence->rows on, in order; it attends to 0 .. row */
+    uint32_t position;  /* the angle of its rotation: usually the same number */
+    Path path;
+    bool logits; /* wanted for this row */
+} Row;
+
+/* ---- state: what a run needs beside the model ----------------------------------------------- */
 
 typedef struct {
     CacheType cache;
     size_t context;      /* cache rows of each sequence */
-    uint32_t sequences;  /* usually 1 */
+    uint32_t sequences;  /* open at a time, at most */
     uint32_t max_logits; /* rows of one call that may ask for logits, at most; at least 1 */
     int threads;
 } StateOptions;
 
-/* One MLP to be run for some of a call's rows: an expert for the rows that chose it, the shared experts or
- * a dense layer for all. */
+/* An MLP and the rows of the call that it is computed for: an expert with the rows that chose it, the
+ * shared experts or a dense layer with all rows. */
 typedef struct {
     const Mlp *mlp;
     size_t rows;
-    size_t slot; /* its rows are State.slot_row[slot .. slot + rows - 1], ascending */
-    size_t task; /* first of its tasks, MLP_TASK_COLUMNS columns of the hidden rows each */
-    Acts in;     /* [rows, D] */
-    Acts hidden; /* [rows, I or M] */
-} MlpJob;
+    size_t first; /* its rows are moe.row[first .. first + rows), ascending */
+    size_t task;  /* the first of its tasks: engine/moe.c */
+    Acts in;      /* [rows, D] */
+    Acts hidden;  /* [rows, I or M] */
+} ExpertBatch;
 
-/* What one thread computes in between: never read by another. */
+/* A thread's own buffers for results on their way: no other thread reads them. */
 typedef struct {
-    /* [max(chunk, TILE_ROWS)][max(LINEAR_ADD_COLUMNS, n, v, r)], at least D and MLP_ROW: what a matmul gave,
-     * before it is put somewhere */
+    /* [max(chunk, TILE_ROWS)][max(LINEAR_ADD_COLUMNS, n, v, r)], at least D and MLP_ROW: results of a
+     * matrix product before they are stored */
     float *a, *b;
     Acts acts;            /* [chunk, max(n, r)] rows of one head */
     void *query;          /* sixteen packed queries */
-    void *keys, *values;  /* one page of decompressed keys and values of one head */
+    void *keys, *values;  /* a tile of decompressed keys and one of values, of one head */
     void *attend;         /* the attention kernel's own */
-    uint8_t *index_query; /* a row's packed index queries */
+    uint8_t *index_query; /* the packed index queries of one row */
     float *index_keys;    /* the index kernel's own */
 } Scratch;
 
 /* Where the time of a forward call goes (--bench --profile). */
 typedef enum {
-    STAGE_ATTENTION, /* from queries and latents to what the heads found */
+    STAGE_ATTENTION, /* from queries and latents to the heads' outputs */
     STAGE_DENSE,     /* projections before and after it, dense MLPs */
     STAGE_EXPERTS,   /* routers, experts, shared experts */
     STAGE_HEAD,
@@ -208,90 +266,111 @@ typedef enum {
 typedef struct {
     double seconds[STAGE_COUNT];
     double waited; /* at barriers, part of the above */
-    Stage stage;   /* the one that is going on, since `since` */
+    Stage stage;   /* the current one, since `since` */
     double since;
 } Profile;
 
-/* What a run needs beside the model: the latent cache and the buffers of one forward call, allocated once.
- * n is the number of rows in the call; strides are rounded up so that panels of 16 outputs fit. */
-typedef struct {
-    struct Cache *cache; /* mla.h */
-    size_t chunk;        /* rows of one call at most */
-    size_t context;      /* cache rows of each sequence */
-    uint32_t sequences, max_logits;
+/* The cache and the buffers of one forward call, allocated once (engine/state.c). T is the number of rows
+ * in the call; strides are rounded up so that panels of 16 outputs fit. */
+typedef struct State {
+    struct Cache *cache; /* engine/cache.h */
+    Sequence *sequences; /* [sequence_count] */
+    size_t sequence_count;
+    size_t context; /* cache rows of each sequence */
+    size_t chunk;   /* rows of one call at most */
+    size_t max_logits;
     int threads;
-    int forced_path;           /* MLA_PATH, for tests */
-    bool (*stop)(void);        /* asked once a layer: true breaks the call off. NULL: nobody asks */
-    atomic_size_t stop_before; /* the layer at which all threads leave a call that is broken off */
+    bool path_is_forced; /* MLA_PATH, for tests */
+    Path forced_path;
+    bool (*stop)(void);        /* asked once a layer: true interrupts the call. NULL: nobody asks */
+    atomic_size_t stop_before; /* the layer at which all threads leave an interrupted call */
     Profile *profile;          /* NULL: time is not measured */
     Team team;
     Scratch *scratch; /* [threads] */
 
-    const Row *rows; /* this call's, [n] */
-    size_t n;
-    float *x;        /* [n][x_stride]    the residual stream */
+    Row *rows; /* [T] this call's */
+    size_t row_count;
+    Row *plan; /* [chunk] where generate() plans its calls */
+
+    float *x;        /* [T][x_stride] the residual stream */
     size_t x_stride; /* D rounded up to 64 */
-    /* [n][x_stride]    sandwich_norm: what waits for its norm; shortcut_moe: for the end of the pair;
-     *                  zeros between */
+    /* [T][x_stride] the residual branch: sandwich_norm: an output that waits for its norm; shortcut_moe:
+     * for the end of the pair of layers. All zeros in between */
     float *branch;
-    /* [n][x_stride]    what attention and MLPs, and what experts are added to: x or branch */
-    float *out, *experts_out;
-    float *cosine, *sine; /* [n][p / 2]       of each row's position */
-    Acts normed;          /* [n, D]           RMSNorm of x: what attention and MLPs read */
-    float *qa;            /* [n][qa_stride]   compressed queries, ql */
-    size_t qa_stride;
-    Acts qa_normed; /* [n, ql] */
-    float *q;       /* [n][q_stride]    queries: H times (n + p) */
-    size_t q_stride;
-    float *kv; /* [n][kv_stride]   latent and rotated key of the new rows */
-    size_t kv_stride;
-    size_t v_stride; /* v rounded up to 32 */
-    Acts attended;   /* [n, H * v_stride] what attention found, head by head */
-    /* sparse attention; NULL in a model without indexer */
-    /* attention to no more rows than these is dense: index_topk, without indexer SIZE_MAX */
-    size_t dense_rows;
-    bool selects;        /* some row of this call has more to see */
-    float *index_key;    /* [n][index_key_stride] di */
-    float *index_query;  /* [n][index_query_stride] Hi * di */
-    float *index_weight; /* [n][index_weight_stride] Hi */
-    size_t index_key_stride, index_query_stride, index_weight_stride;
-    float *index_score; /* [index_lines][context] of as many rows at a time */
-    size_t index_lines;
-    uint64_t *seen; /* [n][seen_stride] bit j: the row sees row j of its sequence */
-    size_t seen_stride;
-    /* absorbed: [rows at a time][seen_pages] the latents that each row sees, together */
-    uint8_t *seen_tiles;
-    size_t seen_pages;
-    /* attention, absorbed */
-    /* [n][H][r_stride]  queries in the latent space, then the latents that were found */
-    float *q_latent;
-    size_t r_stride;
-    Softmax *parts; /* [part_count]     of the context, each with out [r][16] */
-    size_t part_count;
-    /* attention, decompressed */
-    uint8_t *queries; /* [H][chunk / 16]  packed, query_bytes each */
-    Softmax *found;   /* [H][chunk / 16]  with out [v][16] */
-    /* [SPAN_ROWS, r]   a stretch of cached rows, page by page; with CACHE_FULL the new rows' latents */
-    Acts latents;
-    float *rope_keys; /* [SPAN_ROWS][p] */
-    /* [chunk / 16][SPAN_ROWS] bit i: row i of the sixteen sees the stretch's row */
-    uint16_t *lane_seen;
-    /* router and MLPs */
-    float *scores;        /* [n][E + Z rounded up to 16] */
-    uint32_t *chosen;     /* [n][num_experts_per_tok] best first */
-    float *chosen_weight; /* [n][num_experts_per_tok] */
-    MlpJob *jobs;         /* [E + 1] */
-    size_t job_count;
-    uint32_t *expert_rows; /* [E + Z]          rows that chose each expert */
-    uint32_t *slot_row;    /* [n * (num_experts_per_tok + 1)] */
-    float *slot_weight;
-    Acts gathered; /* [n * num_experts_per_tok, D] */
-    Acts hidden;   /* the jobs' hidden rows, one job after another */
-    /* the end */
-    uint32_t *wanted; /* [max_logits]     rows that asked for logits */
-    size_t wanted_count;
-    Acts last;     /* [wanted, D] */
-    float *logits; /* [max_logits][V], V rounded up to 16 while it is computed */
+    float *out, *experts_out; /* what attention and MLPs, and what experts are added to: x or branch */
+    Acts normed;              /* [T, D] RMSNorm of x: what attention and MLPs read */
+
+    struct {                  /* for every path of attention */
+        float *cosine, *sine; /* [T][p / 2] of each row's position */
+        float *qa;            /* [T][qa_stride] compressed queries, ql */
+        Acts qa_normed;       /* [T, ql] */
+        float *q;             /* [T][q_stride] queries: H times (n + p) */
+        float *kv;            /* [T][kv_stride] latent and rotated key of the new rows */
+        Acts heads;           /* [T, H * v_stride] the heads' outputs, side by side: the input of W_o */
+        size_t qa_stride, q_stride, kv_stride;
+        size_t v_stride; /* v rounded up to 32 */
+    } attention;
+
+    struct {
+        uint32_t *row; /* [count] the call's rows that attend this way */
+        size_t count;
+        float *q_latent; /* [count][H][r_stride] queries in the latent space, then the latents' sums */
+        size_t r_stride;
+        Softmax *parts; /* [part_count] of the context, each with out [r][16] */
+        size_t part_count;
+    } absorbed;
+
+    struct {
+        uint8_t *queries; /* [H][chunk / 16] packed, query_bytes each */
+        Softmax *softmax; /* [H][chunk / 16] with out [v][16] */
+        Acts latents;     /* [SPAN_ROWS, r] a span of cached rows; CACHE_FULL: the new rows' latents */
+        float *rope_keys; /* [SPAN_ROWS][p] */
+    } decompressed;
+
+    struct {
+        float *rows;  /* [context][r + p] the cached rows that one row attends to */
+        float *w_uk;  /* [n][r] of one head */
+        float *w_uv;  /* [v][r] */
+        float *score; /* [context] */
+    } definition;
+
+    struct {              /* sparse attention (engine/indexer.c); NULL in a model without indexer */
+        size_t threshold; /* attention to no more rows than these is dense: index_topk, or SIZE_MAX */
+        bool active;      /* some row of this call attends to more */
+        float *key;       /* [T][key_stride] di */
+        float *query;     /* [T][query_stride] Hi * di */
+        float *weight;    /* [T][weight_stride] Hi */
+        size_t key_stride, query_stride, weight_stride;
+        float *score; /* [score_rows][context] of as many rows at a time */
+        size_t score_rows;
+        uint64_t *mask; /* [T][mask_stride] bit j: the row attends to row j of its sequence */
+        size_t mask_stride;
+        uint8_t *tiles; /* absorbed: [rows at a time][tile_count] copies of the chosen latents */
+        size_t tile_count;
+        uint16_t *lane_mask; /* decompressed: [chunk / 16][SPAN_ROWS] bit i: row i of the sixteen */
+    } sparse;
+
+    struct {                  /* router and MLPs (engine/moe.c) */
+        float *scores;        /* [T][E + Z rounded up to 16] */
+        uint32_t *chosen;     /* [T][num_experts_per_tok] best first */
+        float *weight;        /* [T][num_experts_per_tok] */
+        ExpertBatch *batches; /* [E + 1] */
+        size_t batch_count;
+        uint32_t *expert_rows; /* [E + Z] rows that chose each expert */
+        uint32_t *next;        /* [E + Z] where the next of them goes in row[] */
+        uint32_t *row;         /* [T * (num_experts_per_tok + 1)] the batches' rows */
+        float *row_weight;
+        Acts in;     /* [T * num_experts_per_tok, D] the experts' inputs, batch by batch */
+        Acts hidden; /* the batches' hidden rows, one batch after the other */
+    } moe;
+
+    struct {
+        uint32_t *row; /* [max_logits] the rows that asked for logits */
+        size_t count;
+        Acts normed; /* [count, D] */
+    } head;
+    float *logits; /* [max_logits][V]; V is rounded up to 16 while they are computed */
+
     struct {
         void *p;
         size_t bytes;
@@ -304,16 +383,52 @@ typedef struct {
 State *state_open(const Model *m, const StateOptions *o, char *err, size_t err_bytes);
 void state_close(State *s);
 
-/* Begins a call: gives new positions a page in the cache, notes which rows want logits. */
-void state_begin(State *s, const Row *rows, size_t n);
+/* ---- the program ---------------------------------------------------------------------------- */
 
-/* From here on thread 0's time counts for `stage`. */
-void stage(State *s, const Thread *t, Stage stage);
-
-/* Computes n rows (1 <= n <= s->chunk, at most max_logits of them asking for logits): appends each to its
- * sequence's cache, returns the logits of the rows that asked for them, in their order: [number of such
- * rows][V], valid until the next call. Tokens must be in 0 .. V-1, positions below the context. NULL:
- * s->stop broke it off, and none of it counts; otherwise it cannot fail. */
+/* Computes n rows (1 <= n <= s->chunk, at most max_logits of them asking for logits): puts each into its
+ * sequence's cache, whose `rows` grow, and returns the logits of the rows that asked for them, in their
+ * order: [number of such rows][V], valid until the next call. Places are below the context. NULL: s->stop
+ * interrupted it, and every sequence is as it was; otherwise it cannot fail. */
 const float *forward(const Model *m, State *s, const Row *rows, size_t n);
+
+/* s->out += attention(s->normed) for the call's rows in one layer. Every thread of the team calls it. */
+void mla_attention(const Model *m, State *s, size_t layer, Thread *t);
+
+/* Attention of one head and one query by the paper's equations, in f32 and in plain loops: mla.c. */
+void mla_definition(float *out, const float *q, const float *rows, size_t T, const float *w_uk,
+                    const float *w_uv, const Config *cfg, float *score);
+
+typedef enum {
+    GOES_ON,
+    END_TOKEN,
+    END_STOP,    /* Generation.emit said so */
+    END_LENGTH,  /* Generation.limit */
+    END_CONTEXT, /* the context is full */
+    END_INTERRUPTED,
+    END_NON_FINITE /* some logit is infinite or not a number */
+} End;
+
+/* A text that generate() goes on with. */
+typedef struct {
+    Sequence *sequence;        /* its ids that are not in the cache are read first */
+    struct Sampler *sampler;   /* engine/sampler.h */
+    const float *logits;       /* [V] after the last id; read only if all ids are in the cache */
+    int64_t limit;             /* new tokens, at most; -1: as many as the context has room for */
+    const int32_t *end_tokens; /* [end_token_count] */
+    size_t end_token_count;
+    bool (*emit)(void *owner); /* a new token is the sequence's last id. False: the text ends here */
+    /* NULL, or called after each call that read a part of a long prompt */
+    void (*progress)(void *owner, size_t done, size_t all);
+    void *owner;
+    /* set by generate() */
+    End end;
+    size_t read, written; /* tokens of the prompt, new tokens */
+    size_t steps;         /* calls for new tokens: the first one comes with the prompt's last row */
+    double read_seconds, write_seconds;
+    size_t stretch, stretch_rows; /* where the rows begin that are read now, and how many there are */
+} Generation;
+
+/* Goes on with n texts, at most s->max_logits, until each has its `end`. */
+void generate(const Model *m, State *s, Generation *texts, size_t n);
 
 #endif

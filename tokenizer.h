@@ -1,6 +1,5 @@
 /* tokenizer.h: bytes <-> token ids, and nothing else. All knowledge of a particular tokenizer is in the
- * checkpoint (exporter/tokenizer.py compiles it); tokenizer.c documents the format of that section byte by
- * byte. */
+ * checkpoint (exporter/tokenizer.py compiles it); engine/section.h documents that section byte by byte. */
 #ifndef TOKENIZER_H
 #define TOKENIZER_H
 
@@ -17,9 +16,10 @@ void tokenizer_close(Tokenizer *t);
 
 /* Ids of n bytes of text (any bytes, valid UTF-8 or not). `trusted`: added and special tokens are matched
  * in it. `begins`: no text is before it, for a tokenizer that puts a space there. Adds no begin token. The
- * ids are malloced, *count of them; NULL if memory runs out. */
+ * ids are malloced, *count of them. NULL, with one line in err, if memory runs out or if the section makes
+ * searches so slow that no published tokenizer can have written it. */
 int32_t *tokenizer_encode(const Tokenizer *t, const char *text, size_t n, bool trusted, bool begins,
-                          size_t *count);
+                          size_t *count, char *err, size_t err_bytes);
 
 /* The added or special token that trusted text would begin with, *bytes of it; -1: none. */
 int32_t tokenizer_added(const Tokenizer *t, const char *text, size_t n, size_t *bytes);

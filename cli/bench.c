@@ -9,6 +9,7 @@
 #include "cli/modes.h"
 #include "cli/output.h"
 #include "cli/prompt.h"
+#include "kernels/clock.h"
 #include "cli/system.h"
 #include "mla.h"
 

@@ -28,7 +28,7 @@
 #include "cli/prompt.h"
 #include "cli/session.h"
 #include "cli/system.h"
-#include "generate.h"
+#include "cli/generate.h"
 
 /* "CHT1"; bytes; rows; bytes of input */
 enum { TAG = 0x31544843, HEADER = 8, DEFAULT_CONTEXT = 8192, MAX_TURN = 1 << 26 };

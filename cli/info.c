@@ -188,8 +188,13 @@ static void print_text(const Model *m) {
         output_print(", begin %d%s", c->bos_token_id, c->add_bos_token ? "" : " (not added by itself)");
     for (uint32_t i = 0; i < c->eos_tokens; i++)
         output_print(i ? " %d" : ", end %d", c->eos_token_id[i]);
-    output_print("\n%-20s temperature %g, top-p %g, top-k %u\n", "sampling", (double)c->temperature,
+    output_print("\n%-20s temperature %g, top-p %g, top-k %u", "sampling", (double)c->temperature,
                  (double)c->top_p, c->top_k);
+    if (c->min_p > 0)
+        output_print(", min-p %g", (double)c->min_p);
+    if (c->repetition_penalty > 0)
+        output_print(", repeat-penalty %g", (double)c->repetition_penalty);
+    output_print("\n");
 }
 
 /* One line of the table: the numbers and bytes of a token in all published layers; against `unit`, keys

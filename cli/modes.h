@@ -1,4 +1,4 @@
-/* modes.h: what the program does beside generating a text. Each mode gets an open model and returns the
+/* modes.h: what the program does, by the options. Each mode gets an open model and returns the
  * exit status. */
 #ifndef MODES_H
 #define MODES_H
@@ -6,6 +6,7 @@
 #include "cli/options.h"
 #include "model.h"
 
+int mode_generate(const Model *m, const Options *o);   /* generate.c */
 int mode_chat(const Model *m, const Options *o);       /* chat.c */
 int mode_logits(const Model *m, const Options *o);     /* logits.c */
 int mode_perplexity(const Model *m, const Options *o); /* perplexity.c */

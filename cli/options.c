@@ -88,10 +88,12 @@ static const Option table[OPTION_COUNT] = {
                    "the N likeliest tokens (0: all; default: the checkpoint's, else 0)"},
     [OPT_TOP_P] = {NULL, NULL, "--top-p", "X", NUMBER, WRITE, FIELD(top_p), 0, 1,
                    "the fewest with probability X (1: all; default: the checkpoint's, else 0.95)"},
-    [OPT_MIN_P] = {NULL, NULL, "--min-p", "X", NUMBER, WRITE, FIELD(min_p), 0, 1,
-                   "those with X times the likeliest's probability (default 0: all)"},
-    [OPT_REPEAT_PENALTY] = {NULL, NULL, "--repeat-penalty", "X", NUMBER, WRITE, FIELD(repeat_penalty), 0.01,
-                            100, "make the last 64 tokens less likely (default 1: off)"},
+    [OPT_MIN_P] =
+        {NULL, NULL, "--min-p", "X", NUMBER, WRITE, FIELD(min_p), 0, 1,
+         "those with X times the likeliest's probability (0: all; default: the\ncheckpoint's, else 0)"},
+    [OPT_REPEAT_PENALTY] =
+        {NULL, NULL, "--repeat-penalty", "X", NUMBER, WRITE, FIELD(repeat_penalty), 0.01, 100,
+         "make the last 64 tokens less likely (1: off; default: the checkpoint's,\nelse 1)"},
     [OPT_SEED] = {NULL, "-s", "--seed", "N", SEED, WRITE, FIELD(seed), 0, 0,
                   "64 bits (default: random, printed with the statistics)"},
 
@@ -447,7 +449,8 @@ bool options_parse(Options *o, int argc, char **argv, int *status) {
                    .temperature = -1,
                    .top_p = -1,
                    .top_k = -1,
-                   .repeat_penalty = 1,
+                   .min_p = -1,
+                   .repeat_penalty = -1,
                    .cache = CACHE_Q8};
     *status = FAILED;
     o->stops = calloc((size_t)argc + 1, sizeof *o->stops);

@@ -76,7 +76,7 @@ typedef struct {
     const char **stops; /* [stop_count] */
     size_t *stop_bytes; /* [stop_count] */
     size_t stop_count;
-    double temperature, top_p, min_p, repeat_penalty; /* the first two negative: the checkpoint's */
+    double temperature, top_p, min_p, repeat_penalty; /* -1: the checkpoint's */
     int64_t top_k;                                    /* -1: the checkpoint's */
     uint64_t seed;
     int64_t threads;

@@ -16,6 +16,7 @@
 #include "cli/modes.h"
 #include "cli/output.h"
 #include "cli/prompt.h"
+#include "kernels/clock.h"
 #include "cli/system.h"
 
 /* rows in one forward call; their logits are its largest buffer */

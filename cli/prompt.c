@@ -50,9 +50,11 @@ int32_t *tokenize(const Model *m, const Options *o, const char *text, size_t byt
                m->path);
         return NULL;
     }
-    int32_t *ids = tokenizer_encode(m->tokenizer, text, bytes, o->typed[OPT_SPECIAL], begins, count);
+    char err[256];
+    int32_t *ids =
+        tokenizer_encode(m->tokenizer, text, bytes, o->typed[OPT_SPECIAL], begins, count, err, sizeof err);
     if (!ids) {
-        report("out of memory for the tokens of %zu bytes of text", bytes);
+        report("%s: %s", m->path, err);
         return NULL;
     }
     for (size_t i = 0; i < *count; i++) {

@@ -34,6 +34,7 @@
 #include <unistd.h>
 
 #include "cli/output.h"
+#include "kernels/clock.h"
 #include "cli/system.h"
 #include "engine/checkpoint.h"
 #include "mla.h"

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <float.h>
 #include <math.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -16,44 +17,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "checkpoints are little-endian and used in place"
-#endif
-
-/* ---- checksum ------------------------------------------------------------------------------- */
-
-/* Eight tables, eight bytes a step (slicing-by-8): a checksum of everything must not be what takes the
- * time. */
-static uint32_t crc_table[8][256];
-
-static void crc_init(void) {
-    for (uint32_t i = 0; i < 256; i++) {
-        uint32_t c = i;
-        for (int bit = 0; bit < 8; bit++)
-            c = c & 1 ? 0xEDB88320u ^ (c >> 1) : c >> 1;
-        crc_table[0][i] = c;
-    }
-    for (uint32_t i = 0; i < 256; i++)
-        for (int k = 1; k < 8; k++)
-            crc_table[k][i] = crc_table[0][crc_table[k - 1][i] & 255] ^ (crc_table[k - 1][i] >> 8);
-}
-
-uint32_t crc32(uint32_t crc, const void *data, size_t bytes) {
-    const uint8_t *p = data;
-    crc = ~crc;
-    for (; bytes >= 8; bytes -= 8, p += 8) {
-        uint32_t low, high;
-        memcpy(&low, p, 4);
-        memcpy(&high, p + 4, 4);
-        low ^= crc;
-        crc = crc_table[7][low & 255] ^ crc_table[6][low >> 8 & 255] ^ crc_table[5][low >> 16 & 255] ^
-              crc_table[4][low >> 24] ^ crc_table[3][high & 255] ^ crc_table[2][high >> 8 & 255] ^
-              crc_table[1][high >> 16 & 255] ^ crc_table[0][high >> 24];
-    }
-    while (bytes--)
-        crc = crc_table[0][(crc ^ *p++) & 255] ^ (crc >> 8);
-    return ~crc;
-}
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "checkpoints are little-endian and used in place");
 
 /* ---- reading the tables --------------------------------------------------------------------- */
 
@@ -168,41 +132,41 @@ static void read_mlp(Reader *r, Mlp *mlp, const char *prefix, size_t width) {
 }
 
 static void read_experts(Reader *r, Layer *L, const char *prefix) {
-    const Config *c = &r->m->config;
+    const Config *cfg = &r->m->config;
     char name[64], expert[64];
-    size_t choices = router_rows(c);
-    L->router = matrix_of_kind(r, join(name, prefix, "router"), F32_MATRIX, 1, choices, c->hidden_size);
+    size_t choices = router_rows(cfg);
+    L->router = matrix_of_kind(r, join(name, prefix, "router"), F32_MATRIX, 1, choices, cfg->hidden_size);
     L->router_bias = vector(r, join(name, prefix, "router_bias"), choices);
-    if (c->n_shared_experts)
+    if (cfg->n_shared_experts)
         read_mlp(r, &L->mlp, join(name, prefix, "shared."),
-                 (size_t)c->n_shared_experts * c->moe_intermediate_size);
-    L->experts = calloc(c->n_routed_experts, sizeof *L->experts);
+                 (size_t)cfg->n_shared_experts * cfg->moe_intermediate_size);
+    L->experts = calloc(cfg->n_routed_experts, sizeof *L->experts);
     if (!L->experts)
         fail(r, "out of memory for the table of experts");
-    for (uint32_t e = 0; e < c->n_routed_experts && !r->failed; e++) {
+    for (uint32_t e = 0; e < cfg->n_routed_experts && !r->failed; e++) {
         snprintf(expert, sizeof expert, "%.30sexperts.%u.", prefix, e);
-        read_mlp(r, &L->experts[e], expert, c->moe_intermediate_size);
+        read_mlp(r, &L->experts[e], expert, cfg->moe_intermediate_size);
     }
 }
 
 static void read_indexer(Reader *r, Layer *L, const char *prefix) {
-    const Config *c = &r->m->config;
+    const Config *cfg = &r->m->config;
     char name[64];
-    size_t di = c->index_head_dim;
-    L->index_q = matrix(r, join(name, prefix, "index_q"), c->index_n_heads * di, c->q_lora_rank);
-    L->index_k = matrix(r, join(name, prefix, "index_k"), di, c->hidden_size);
+    size_t di = cfg->index_head_dim;
+    L->index_q = matrix(r, join(name, prefix, "index_q"), cfg->index_n_heads * di, cfg->q_lora_rank);
+    L->index_k = matrix(r, join(name, prefix, "index_k"), di, cfg->hidden_size);
     L->index_k_norm = vector(r, join(name, prefix, "index_k_norm"), di);
     L->index_k_bias = vector(r, join(name, prefix, "index_k_bias"), di);
-    L->index_weights = matrix_of_kind(r, join(name, prefix, "index_weights"), F32_MATRIX, 1, c->index_n_heads,
-                                      c->hidden_size);
+    L->index_weights = matrix_of_kind(r, join(name, prefix, "index_weights"), F32_MATRIX, 1,
+                                      cfg->index_n_heads, cfg->hidden_size);
 }
 
 static void read_layer(Reader *r, Layer *L, const char *prefix, bool moe, bool indexer) {
-    const Config *c = &r->m->config;
+    const Config *cfg = &r->m->config;
     char name[64];
-    size_t D = c->hidden_size, H = c->num_attention_heads, n = c->qk_nope_head_dim, p = c->qk_rope_head_dim,
-           v = c->v_head_dim;
-    size_t latent = c->kv_lora_rank, ql = c->q_lora_rank;
+    size_t D = cfg->hidden_size, H = cfg->num_attention_heads, n = cfg->qk_nope_head_dim,
+           p = cfg->qk_rope_head_dim, v = cfg->v_head_dim;
+    size_t latent = cfg->kv_lora_rank, ql = cfg->q_lora_rank;
 
     L->input_norm = vector(r, join(name, prefix, "input_norm"), D);
     if (ql) {
@@ -220,58 +184,58 @@ static void read_layer(Reader *r, Layer *L, const char *prefix, bool moe, bool i
     L->o = matrix(r, join(name, prefix, "o"), D, H * round_up(v, 32));
     if (indexer)
         read_indexer(r, L, prefix);
-    if (c->sandwich_norm)
+    if (cfg->sandwich_norm)
         L->attention_out_norm = vector(r, join(name, prefix, "attention_out_norm"), D);
     L->post_norm = vector(r, join(name, prefix, "post_norm"), D);
-    if (!moe || c->shortcut_moe)
-        read_mlp(r, &L->mlp, prefix, c->intermediate_size);
+    if (!moe || cfg->shortcut_moe)
+        read_mlp(r, &L->mlp, prefix, cfg->intermediate_size);
     if (moe)
         read_experts(r, L, prefix);
-    if (c->sandwich_norm)
+    if (cfg->sandwich_norm)
         L->mlp_out_norm = vector(r, join(name, prefix, "mlp_out_norm"), D);
 }
 
 /* The MTP layer is carried for programs that draft with it; this one checks it and does not run it. */
 static void read_mtp(Reader *r) {
-    const Config *c = &r->m->config;
+    const Config *cfg = &r->m->config;
     Layer unused = {0};
-    vector(r, "mtp.enorm", c->hidden_size);
-    vector(r, "mtp.hnorm", c->hidden_size);
-    matrix(r, "mtp.eh_proj", c->hidden_size, 2 * (size_t)c->hidden_size);
-    read_layer(r, &unused, "mtp.", layer_is_moe(c, c->published_layers), c->index_n_heads);
-    vector(r, "mtp.norm", c->hidden_size);
+    vector(r, "mtp.enorm", cfg->hidden_size);
+    vector(r, "mtp.hnorm", cfg->hidden_size);
+    matrix(r, "mtp.eh_proj", cfg->hidden_size, 2 * (size_t)cfg->hidden_size);
+    read_layer(r, &unused, "mtp.", layer_is_moe(cfg, cfg->published_layers), cfg->index_n_heads);
+    vector(r, "mtp.norm", cfg->hidden_size);
     free(unused.experts);
 }
 
 /* What queries are multiplied with: a number for each stretch of query_scale_span positions. */
 static const float *read_query_scale(Reader *r) {
-    const Config *c = &r->m->config;
-    size_t n = ((size_t)c->max_position_embeddings + c->query_scale_span - 1) / c->query_scale_span;
+    const Config *cfg = &r->m->config;
+    size_t n = ((size_t)cfg->max_position_embeddings + cfg->query_scale_span - 1) / cfg->query_scale_span;
     return vector(r, "query_scale", n);
 }
 
 static void read_tensors(Reader *r) {
     Model *m = r->m;
-    const Config *c = &m->config;
+    const Config *cfg = &m->config;
     char prefix[32];
-    m->embed = matrix(r, "embed", c->vocab_size, c->hidden_size);
-    m->head = c->tie_word_embeddings ? m->embed : matrix(r, "head", c->vocab_size, c->hidden_size);
-    m->norm = vector(r, "norm", c->hidden_size);
-    m->inv_freq = vector(r, "inv_freq", c->qk_rope_head_dim / 2);
-    for (uint32_t i = 0; m->inv_freq && i < c->qk_rope_head_dim / 2; i++)
+    m->embed = matrix(r, "embed", cfg->vocab_size, cfg->hidden_size);
+    m->head = cfg->tie_word_embeddings ? m->embed : matrix(r, "head", cfg->vocab_size, cfg->hidden_size);
+    m->norm = vector(r, "norm", cfg->hidden_size);
+    m->inv_freq = vector(r, "inv_freq", cfg->qk_rope_head_dim / 2);
+    for (uint32_t i = 0; m->inv_freq && i < cfg->qk_rope_head_dim / 2; i++)
         /* published ones are at most 1; quarter turns must fit their integers (rope.c) */
         if (!(fabsf(m->inv_freq[i]) <= 64))
             fail(r, "tensor inv_freq has a value that no model can have: %s", export_again);
-    if (c->query_scale_span)
+    if (cfg->query_scale_span)
         m->query_scale = read_query_scale(r);
-    m->layers = calloc(c->num_hidden_layers, sizeof *m->layers);
+    m->layers = calloc(cfg->num_hidden_layers, sizeof *m->layers);
     if (!m->layers)
         fail(r, "out of memory for the table of layers");
-    for (uint32_t l = 0; l < c->num_hidden_layers && !r->failed; l++) {
+    for (uint32_t l = 0; l < cfg->num_hidden_layers && !r->failed; l++) {
         snprintf(prefix, sizeof prefix, "layers.%u.", l);
-        read_layer(r, &m->layers[l], prefix, layer_is_moe(c, l), layer_has_indexer(c, l));
+        read_layer(r, &m->layers[l], prefix, layer_is_moe(cfg, l), layer_has_indexer(cfg, l));
     }
-    if (c->mtp_layers && !r->failed)
+    if (cfg->mtp_layers && !r->failed)
         read_mtp(r);
     if (!r->failed && r->next != m->tensor_count)
         fail(r, "tensor %.*s is not one this model has: %s", (int)sizeof m->tensors->name,
@@ -280,103 +244,136 @@ static void read_tensors(Reader *r) {
 
 /* ---- header and configuration --------------------------------------------------------------- */
 
+/* NaN is between no two limits. */
+static const char *float_error(const Config *cfg) {
+    struct {
+        const char *name;
+        float value, least, most;
+    } fields[] = {
+        {"softmax_scale", cfg->softmax_scale, FLT_TRUE_MIN, FLT_MAX},
+        {"rms_norm_eps", cfg->rms_norm_eps, FLT_TRUE_MIN, FLT_MAX},
+        {"latent_norm_eps", cfg->latent_norm_eps, FLT_TRUE_MIN, FLT_MAX},
+        {"embed_scale", cfg->embed_scale, -FLT_MAX, FLT_MAX},
+        {"temperature", cfg->temperature, 0, FLT_MAX},
+        {"top_p", cfg->top_p, FLT_TRUE_MIN, 1},
+        {"min_p", cfg->min_p, 0, 1},
+        {"repetition_penalty", cfg->repetition_penalty ? cfg->repetition_penalty : 1, 0.01f, 100},
+    };
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
+        if (!(fields[i].value >= fields[i].least && fields[i].value <= fields[i].most))
+            return fields[i].name;
+    return NULL;
+}
+
 /* Limits far above any published model, so that no product of two fields comes near overflowing. */
-static const char *config_error(const Config *c) {
+static const char *config_error(const Config *cfg) {
     struct {
         const char *name;
         uint32_t value, least, most;
     } fields[] = {
-        {"hidden_size", c->hidden_size, 1, 1 << 17},
-        {"num_hidden_layers", c->num_hidden_layers, 1, 1 << 10},
-        {"published_layers", c->published_layers, c->num_hidden_layers, 1 << 10},
-        {"num_attention_heads", c->num_attention_heads, 1, 1 << 12},
-        {"q_lora_rank", c->q_lora_rank, 0, 1 << 17},
-        {"kv_lora_rank", c->kv_lora_rank, 1, 1 << 14},
-        {"qk_nope_head_dim", c->qk_nope_head_dim, 1, 1 << 12},
-        {"qk_rope_head_dim", c->qk_rope_head_dim, 2, 1 << 12},
-        {"v_head_dim", c->v_head_dim, 1, 1 << 12},
-        {"intermediate_size", c->intermediate_size, 1, 1 << 20},
-        {"hidden_act", c->hidden_act, ACT_SILU, ACT_RELU2},
-        {"sandwich_norm", c->sandwich_norm, 0, 1},
-        {"vocab_size", c->vocab_size, 1, 1 << 24},
-        {"max_position_embeddings", c->max_position_embeddings, 1, 1 << 24},
-        {"tie_word_embeddings", c->tie_word_embeddings, 0, 1},
-        {"n_routed_experts", c->n_routed_experts, 0, MAX_EXPERTS},
-        {"zero_expert_num", c->zero_expert_num, 0,
-         c->n_routed_experts ? MAX_EXPERTS - c->n_routed_experts : 0},
-        {"shortcut_moe", c->shortcut_moe, 0, c->n_routed_experts ? 1 : 0},
-        {"mtp_layers", c->mtp_layers, 0, 1},
-        {"add_bos_token", c->add_bos_token, 0, c->bos_token_id >= 0},
-        {"bos_token_id", (uint32_t)c->bos_token_id + 1, 0, c->vocab_size},
-        {"eos_tokens", c->eos_tokens, 0, 8},
+        {"hidden_size", cfg->hidden_size, 1, 1 << 17},
+        {"num_hidden_layers", cfg->num_hidden_layers, 1, 1 << 10},
+        {"published_layers", cfg->published_layers, cfg->num_hidden_layers, 1 << 10},
+        {"num_attention_heads", cfg->num_attention_heads, 1, 1 << 12},
+        {"q_lora_rank", cfg->q_lora_rank, 0, 1 << 17},
+        {"kv_lora_rank", cfg->kv_lora_rank, 1, 1 << 14},
+        {"qk_nope_head_dim", cfg->qk_nope_head_dim, 1, 1 << 12},
+        {"qk_rope_head_dim", cfg->qk_rope_head_dim, 2, 1 << 12},
+        {"v_head_dim", cfg->v_head_dim, 1, 1 << 12},
+        {"intermediate_size", cfg->intermediate_size, 1, 1 << 20},
+        {"hidden_act", cfg->hidden_act, ACT_SILU, ACT_RELU2},
+        {"sandwich_norm", cfg->sandwich_norm, 0, 1},
+        {"vocab_size", cfg->vocab_size, 1, 1 << 24},
+        {"max_position_embeddings", cfg->max_position_embeddings, 1, 1 << 24},
+        {"tie_word_embeddings", cfg->tie_word_embeddings, 0, 1},
+        {"n_routed_experts", cfg->n_routed_experts, 0, MAX_EXPERTS},
+        {"zero_expert_num", cfg->zero_expert_num, 0,
+         cfg->n_routed_experts ? MAX_EXPERTS - cfg->n_routed_experts : 0},
+        {"shortcut_moe", cfg->shortcut_moe, 0, cfg->n_routed_experts ? 1 : 0},
+        {"mtp_layers", cfg->mtp_layers, 0, 1},
+        {"add_bos_token", cfg->add_bos_token, 0, cfg->bos_token_id >= 0},
+        {"bos_token_id", (uint32_t)cfg->bos_token_id + 1, 0, cfg->vocab_size},
+        {"eos_tokens", cfg->eos_tokens, 0, 8},
     };
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
         if (fields[i].value < fields[i].least || fields[i].value > fields[i].most)
             return fields[i].name;
-    if (c->qk_rope_head_dim % 2)
+    if (cfg->qk_rope_head_dim % 2)
         return "qk_rope_head_dim";
-    for (uint32_t i = 0; i < c->eos_tokens; i++)
-        if (c->eos_token_id[i] < 0 || (uint32_t)c->eos_token_id[i] >= c->vocab_size)
+    for (uint32_t i = 0; i < cfg->eos_tokens; i++)
+        if (cfg->eos_token_id[i] < 0 || (uint32_t)cfg->eos_token_id[i] >= cfg->vocab_size)
             return "eos_token_id";
-    if (!memchr(c->name, 0, sizeof c->name))
+    if (!memchr(cfg->name, 0, sizeof cfg->name))
         return "name";
-    float above_zero[] = {c->softmax_scale, c->rms_norm_eps, c->latent_norm_eps};
-    for (size_t i = 0; i < sizeof above_zero / sizeof *above_zero; i++)
-        if (!(above_zero[i] > 0) || !isfinite(above_zero[i]))
-            return i == 0 ? "softmax_scale" : i == 1 ? "rms_norm_eps" : "latent_norm_eps";
-    if (!isfinite(c->embed_scale))
-        return "embed_scale";
-    if (!(c->temperature >= 0) || !isfinite(c->temperature))
-        return "temperature";
-    if (!(c->top_p > 0 && c->top_p <= 1))
-        return "top_p";
-    return NULL;
+    return float_error(cfg);
 }
 
-static const char *moe_error(const Config *c) {
-    uint32_t E = c->n_routed_experts;
-    if (!E)
-        return NULL;
-    if (c->n_group < 1 || c->n_group > MAX_GROUPS || E % c->n_group || (c->n_group > 1 && c->zero_expert_num))
+static const char *moe_error(const Config *cfg) {
+    uint32_t E = cfg->n_routed_experts;
+    if (!E) /* State has rows for chosen experts by this number */
+        return cfg->num_experts_per_tok ? "num_experts_per_tok" : NULL;
+    if (cfg->n_group < 1 || cfg->n_group > MAX_GROUPS || E % cfg->n_group ||
+        (cfg->n_group > 1 && cfg->zero_expert_num))
         return "n_group";
-    if (c->topk_group < 1 || c->topk_group > c->n_group)
+    if (cfg->topk_group < 1 || cfg->topk_group > cfg->n_group)
         return "topk_group";
-    if (c->num_experts_per_tok < 1 ||
-        c->num_experts_per_tok > E / c->n_group * c->topk_group + c->zero_expert_num)
+    if (cfg->num_experts_per_tok < 1 ||
+        cfg->num_experts_per_tok > E / cfg->n_group * cfg->topk_group + cfg->zero_expert_num)
         return "num_experts_per_tok";
-    if (c->moe_intermediate_size < 1 || c->moe_intermediate_size > 1 << 17)
+    if (cfg->moe_intermediate_size < 1 || cfg->moe_intermediate_size > 1 << 17)
         return "moe_intermediate_size";
-    if (c->n_shared_experts > 64)
+    if (cfg->n_shared_experts > 64)
         return "n_shared_experts";
-    if (c->moe_layer_freq < 1)
+    if (cfg->moe_layer_freq < 1)
         return "moe_layer_freq";
-    if (c->scoring_func > SCORE_SIGMOID)
+    if (cfg->scoring_func > SCORE_SIGMOID)
         return "scoring_func";
-    if (c->group_score > GROUP_TOP2_SUM)
+    if (cfg->group_score > GROUP_TOP2_SUM)
         return "group_score";
-    if (c->norm_topk_prob > 1)
+    if (cfg->norm_topk_prob > 1)
         return "norm_topk_prob";
     /* pairs of layers, the first with experts; what waits for the end of a pair has one buffer, and so has
      * what waits for its norm */
-    if (c->shortcut_moe && (c->num_hidden_layers % 2 || c->published_layers % 2 || c->first_k_dense_replace ||
-                            c->moe_layer_freq != 2 || c->n_shared_experts || c->sandwich_norm))
+    if (cfg->shortcut_moe &&
+        (cfg->num_hidden_layers % 2 || cfg->published_layers % 2 || cfg->first_k_dense_replace ||
+         cfg->moe_layer_freq != 2 || cfg->n_shared_experts || cfg->sandwich_norm))
         return "shortcut_moe";
-    return isfinite(c->routed_scaling_factor) ? NULL : "routed_scaling_factor";
+    return isfinite(cfg->routed_scaling_factor) ? NULL : "routed_scaling_factor";
 }
 
-static const char *index_error(const Config *c) {
-    if (!c->index_n_heads)
+static const char *index_error(const Config *cfg) {
+    if (!cfg->index_n_heads)
         return NULL;
-    if (c->index_n_heads > 1 << 12 || !c->q_lora_rank) /* index queries come from the compressed ones */
+    if (cfg->index_n_heads > 1 << 12 || !cfg->q_lora_rank) /* index queries come from the compressed ones */
         return "index_n_heads";
-    if (c->index_head_dim < c->qk_rope_head_dim || c->index_head_dim > 1 << 12)
+    if (cfg->index_head_dim < cfg->qk_rope_head_dim || cfg->index_head_dim > 1 << 12)
         return "index_head_dim";
-    if (c->index_topk < 1)
+    if (cfg->index_topk < 1)
         return "index_topk";
-    if (c->index_topk_freq < 1)
+    if (cfg->index_topk_freq < 1)
         return "index_topk_freq";
     /* the first layer has none before it to share with */
-    return layer_has_indexer(c, 0) ? NULL : "index_skip_topk_offset";
+    return layer_has_indexer(cfg, 0) ? NULL : "index_skip_topk_offset";
+}
+
+/* Copies the file's `bytes` of Config. Fields that an older file lacks stay 0, which means "as before". A
+ * newer file may have fields that this program does not know. They must be 0 as well: another value could
+ * change the arithmetic. */
+static void read_config(Reader *r, size_t bytes) {
+    Model *m = r->m;
+    const uint8_t *config = m->file + sizeof(FileHeader);
+    memcpy(&m->config, config, bytes < sizeof m->config ? bytes : sizeof m->config);
+    for (size_t i = sizeof m->config; i < bytes; i++)
+        if (config[i]) {
+            fail(r, "made by a newer export.py, with a setting that this program does not know: build a "
+                    "newer run, or export it again");
+            return;
+        }
+    const char *bad = config_error(&m->config);
+    bad = bad ? bad : moe_error(&m->config);
+    bad = bad ? bad : index_error(&m->config);
+    if (bad)
+        fail(r, "configuration field %s has a value that no model can have: %s", bad, export_again);
 }
 
 /* Header, checksum, configuration, tokenizer: everything before the tensor table. */
@@ -397,11 +394,12 @@ static void read_header(Reader *r) {
              m->file_bytes, (unsigned long long)h->file_bytes);
         return;
     }
-    uint64_t tokenizer = round_up(sizeof *h + sizeof(Config), 64),
+    uint64_t tokenizer = round_up(sizeof *h + h->config_bytes, 64),
              chat = round_up(tokenizer + h->tokenizer_bytes, 64);
     uint64_t table = round_up(chat + h->chat_bytes, 64);
-    if (h->config_bytes != sizeof(Config) || h->data_offset % 4096 || h->data_offset > m->file_bytes ||
-        table > h->data_offset || h->tensors > (h->data_offset - table) / sizeof(TensorInfo)) {
+    if (h->config_bytes < OLDEST_CONFIG_BYTES || h->config_bytes % 4 || h->data_offset % 4096 ||
+        h->data_offset > m->file_bytes || table > h->data_offset ||
+        h->tensors > (h->data_offset - table) / sizeof(TensorInfo)) {
         fail(r, "damaged header: copy or export it again");
         return;
     }
@@ -413,24 +411,15 @@ static void read_header(Reader *r) {
              crc, h->checksum);
         return;
     }
-    memcpy(&m->config, m->file + sizeof *h, sizeof m->config);
-    const char *bad = config_error(&m->config);
-    bad = bad ? bad : moe_error(&m->config);
-    bad = bad ? bad : index_error(&m->config);
-    if (bad) {
-        fail(r, "configuration field %s has a value that no model can have: %s", bad, export_again);
+    read_config(r, h->config_bytes);
+    if (r->failed)
         return;
-    }
     r->end = h->data_offset;
     m->tensors = (const TensorInfo *)(const void *)(m->file + table);
     m->tensor_count = h->tensors;
     m->chat = m->file + chat, m->chat_bytes = h->chat_bytes;
-    if (h->tokenizer_bytes) {
-        char why[256];
-        m->tokenizer = tokenizer_open(m->file + tokenizer, h->tokenizer_bytes, why, sizeof why);
-        if (!m->tokenizer)
-            fail(r, "tokenizer: %s", why);
-    }
+    m->tokenizer_section = m->file + tokenizer;
+    m->tokenizer_bytes = h->tokenizer_bytes;
 }
 
 /* The map that is watched: a file that is cut short while it is in use, or a disk that fails, is a signal
@@ -495,7 +484,6 @@ bool model_open(Model *m, const char *path, char *err, size_t err_bytes) {
         snprintf(err, err_bytes, "%s", why);
         return false;
     }
-    crc_init();
     map_file(&r);
     if (!r.failed)
         read_header(&r);
@@ -510,9 +498,7 @@ void model_close(Model *m) {
     for (uint32_t l = 0; m->layers && l < m->config.num_hidden_layers; l++)
         free(m->layers[l].experts);
     free(m->layers);
-    if (m->tokenizer)
-        tokenizer_close(m->tokenizer);
     if (m->file)
         munmap((void *)m->file, m->file_bytes);
-    m->layers = NULL, m->tokenizer = NULL, m->file = NULL;
+    m->layers = NULL, m->file = NULL;
 }

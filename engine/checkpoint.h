@@ -2,7 +2,7 @@
  * what it says.
  *
  *   offset 0            FileHeader, 64 bytes
- *   64                  Config (model.h), header.config_bytes
+ *   64                  Config (model.h), header.config_bytes: fields are added at its end
  *   round up to 64      tokenizer section (tokenizer.c), header.tokenizer_bytes; 0 bytes: no tokenizer
  *   round up to 64      chat template (cli/chat.c), header.chat_bytes; 0 bytes: no template
  *   round up to 64      TensorInfo[header.tensors]
@@ -67,11 +67,16 @@
 #ifndef CHECKPOINT_H
 #define CHECKPOINT_H
 
+#include "engine/crc32.h"
 #include "model.h"
 
 #define CHECKPOINT_MAGIC "MLA.C\r\n\032" /* eight bytes; damaged by any transfer in text mode */
 
-enum { CHECKPOINT_VERSION = 2, EXPERT_ALIGN = 4096 };
+enum {
+    CHECKPOINT_VERSION = 2,
+    EXPERT_ALIGN = 4096,
+    OLDEST_CONFIG_BYTES = offsetof(Config, min_p), /* of the first files of this version */
+};
 
 typedef struct {
     char magic[8];
@@ -79,7 +84,7 @@ typedef struct {
     uint32_t checksum; /* CRC-32 (zlib's) of bytes 0 .. data_offset - 1 with this field zero */
     uint64_t file_bytes;
     uint64_t data_offset;  /* a multiple of 4096 */
-    uint32_t config_bytes; /* sizeof(Config) */
+    uint32_t config_bytes; /* sizeof(Config) of the program that wrote the file */
     uint32_t tokenizer_bytes;
     uint32_t tensors;
     uint32_t chat_bytes;
@@ -107,8 +112,5 @@ _Static_assert(sizeof(FileHeader) == 64 && sizeof(TensorInfo) == 128, "the struc
  * status 1. */
 bool model_open(Model *m, const char *path, char *err, size_t err_bytes);
 void model_close(Model *m);
-
-/* CRC-32 as in zlib (polynomial 0xEDB88320, reflected), continuing from `crc` (0 to begin). */
-uint32_t crc32(uint32_t crc, const void *data, size_t bytes);
 
 #endif

@@ -1,33 +1,32 @@
-/* indexer.c: which cached rows a new row attends to. The "lightning indexer" of DeepSeek's sparse
- * attention.
+/* engine/indexer.c: which cached rows a new row attends to: the "lightning indexer" of DeepSeek's sparse
+ * attention (V3.2, GLM-5).
  *
  * In a long context attention goes mostly to a few rows. A second, far smaller attention without softmax
  * and without values finds them:
  *
- *     k_j     = rope(LayerNorm(W_k x_j))         the index key of a row, di numbers for all heads, cached
- *             beside its latents
- *     q_h     = rope(W_q,h RMSNorm(W_qa x))      the new row's index queries, Hi heads, from the same
- *             compressed query as those of attention
- *     w       = W_w x                            what each head counts
- *     score_j = sum_h w_h relu(q_h . k_j)        of every row j up to the new one
+ *     k_j     = rope(LayerNorm(W_k x_j))     index key of a row: di numbers for all heads, cached, too
+ *     q_h     = rope(W_q,h RMSNorm(W_qa x))  index queries of the new row, Hi heads, from the same
+ *                                            compressed query as those of attention
+ *     w       = W_w x                        weight of each head
+ *     score_j = sum_h w_h relu(q_h . k_j)    for every row j up to the new one
  *
- * and the new row attends to the index_topk rows that score highest; of equals the earlier are taken. As
- * long as there are no more rows than that, all are seen and attention is dense: nothing is scored then,
- * only the keys are kept. A layer without an indexer attends to the rows that the layer before it saw
- * (IndexShare).
+ * The new row attends to the index_topk rows that score highest; of equal scores the earlier row is taken.
+ * Up to that many rows attention is dense: nothing is scored, only the keys are kept. A layer without an
+ * indexer attends to the rows that the layer before it chose (IndexShare).
  *
- * The published arithmetic multiplies scores by Hi^-0.5 di^-0.5, and keys and queries by an orthonormal
- * matrix before it rounds them to 8 bits. Neither changes which rows score highest, but for the rounding,
- * which is not done here: keys are kept in bf16, in f32 with -k f32 and full.
+ * The published arithmetic also multiplies scores by Hi^-0.5 di^-0.5, and keys and queries by an
+ * orthonormal matrix before it rounds them to 8 bits. Neither changes which rows score highest, except by
+ * the rounding, which is not done here: keys are kept in bf16, with -k f32 and full in f32.
  *
- * Attention to what was chosen is mla.c's; the loop over keys is kernels/index.h. Formulas: DeepSeek-V3.2,
- * arXiv 2512.02556, section 2.1; sharing: arXiv 2603.12201. */
+ * Attention to the chosen rows is engine/attend.c's; the loop over keys is kernels/index.h. Formulas:
+ * DeepSeek-V3.2, arXiv 2512.02556, section 2.1; sharing: arXiv 2603.12201. */
 #include "engine/indexer.h"
 
 #include <math.h>
 #include <string.h>
 
 #include "engine/rope.h"
+#include "engine/util.h"
 #include "kernels/linear.h"
 
 /* ---- keys, queries and weights of the new rows ---------------------------------------------- */
@@ -47,39 +46,39 @@ static void layer_norm(float *x, const float *weight, const float *bias, size_t 
 }
 
 /* Where a page has a layer's index keys: behind the latents of all layers. */
-static size_t index_keys_at(const Config *c, const Cache *cache, size_t layer) {
+static size_t index_keys_at(const Config *cfg, const Cache *cache, size_t layer) {
     size_t before = 0;
     for (uint32_t l = 0; l < layer; l++)
-        before += layer_has_indexer(c, l);
+        before += layer_has_indexer(cfg, l);
     return cache->layers * cache->tile_bytes + before * tile_bytes(&cache->index_shape);
 }
 
-/* When it returns the keys are in the cache; queries and weights are computed only if they are needed. */
-static void project(const Model *m, State *s, size_t layer, Thread *t) {
-    const Config *c = &m->config;
+/* Index keys into the cache; queries and weights only where rows are to be scored. */
+static void project_index(const Model *m, State *s, size_t layer, Thread *t) {
+    const Config *cfg = &m->config;
     const Layer *L = &m->layers[layer];
     const Cache *cache = s->cache;
-    size_t di = c->index_head_dim, pairs = c->qk_rope_head_dim / 2, unrotated = di - c->qk_rope_head_dim,
-           from, to;
-    size_t at = index_keys_at(c, cache, layer);
+    size_t di = cfg->index_head_dim, pairs = cfg->qk_rope_head_dim / 2,
+           unrotated = di - cfg->qk_rope_head_dim, from, to;
+    size_t at = index_keys_at(cfg, cache, layer);
 
-    linear(m->k, s->index_key, s->index_key_stride, &L->index_k, &s->normed, t);
-    if (s->selects) {
-        linear(m->k, s->index_query, s->index_query_stride, &L->index_q, &s->qa_normed, t);
-        linear(m->k, s->index_weight, s->index_weight_stride, &L->index_weights, &s->normed, t);
+    linear(m->k, s->sparse.key, s->sparse.key_stride, &L->index_k, &s->normed, t);
+    if (s->sparse.active) {
+        linear(m->k, s->sparse.query, s->sparse.query_stride, &L->index_q, &s->attention.qa_normed, t);
+        linear(m->k, s->sparse.weight, s->sparse.weight_stride, &L->index_weights, &s->normed, t);
     }
     sync_threads(t);
-    share(t, s->n, &from, &to);
+    share(t, s->row_count, &from, &to);
     for (size_t i = from; i < to; i++) {
         const Row *row = &s->rows[i];
-        const float *cosine = s->cosine + i * pairs, *sine = s->sine + i * pairs;
-        float *key = s->index_key + i * s->index_key_stride,
-              *query = s->index_query + i * s->index_query_stride;
+        const float *cosine = s->attention.cosine + i * pairs, *sine = s->attention.sine + i * pairs;
+        float *key = s->sparse.key + i * s->sparse.key_stride,
+              *query = s->sparse.query + i * s->sparse.query_stride;
         layer_norm(key, L->index_k_norm, L->index_k_bias, di);
         rope(key + unrotated, cosine, sine, pairs);
-        uint8_t *tile = cache_page(cache, row->sequence, row->position / TILE_ROWS) + at;
-        m->k->tile_put(&cache->index_shape, tile, row->position % TILE_ROWS, key, NULL);
-        for (size_t h = 0; h < c->index_n_heads && s->selects; h++)
+        uint8_t *tile = cache_page(row->sequence, row->row / TILE_ROWS) + at;
+        m->k->tile_put(&cache->index_shape, tile, row->row % TILE_ROWS, key, NULL);
+        for (size_t h = 0; h < cfg->index_n_heads && s->sparse.active; h++)
             rope(query + h * di + unrotated, cosine, sine, pairs);
     }
     sync_threads(t);
@@ -94,7 +93,7 @@ static void pack_queries(const Model *m, const State *s, size_t i, uint8_t *pack
         const float *heads[LANES];
         for (size_t lane = 0; lane < LANES; lane++)
             heads[lane] = h + lane < m->config.index_n_heads
-                              ? s->index_query + i * s->index_query_stride + (h + lane) * shape->d1
+                              ? s->sparse.query + i * s->sparse.query_stride + (h + lane) * shape->d1
                               : NULL;
         m->k->query(shape, packed + h / LANES * query_bytes(shape), heads, heads);
     }
@@ -103,44 +102,44 @@ static void pack_queries(const Model *m, const State *s, size_t i, uint8_t *pack
 /* Rows first .. first + count - 1 of the call score the rows before them and themselves: every (row, page)
  * is a task. */
 static void score_rows(const Model *m, State *s, size_t layer, size_t first, size_t count, Thread *t) {
-    const Config *c = &m->config;
+    const Config *cfg = &m->config;
     Scratch *z = &s->scratch[t->id];
-    size_t most = 0, from, to, packed = (size_t)-1, at = index_keys_at(c, s->cache, layer);
+    size_t most = 0, from, to, packed = SIZE_MAX, at = index_keys_at(cfg, s->cache, layer);
     for (size_t i = first; i < first + count; i++)
-        most = s->rows[i].position > most ? s->rows[i].position : most;
+        most = max(most, s->rows[i].row);
     size_t pages = most / TILE_ROWS + 1;
 
     share(t, count * pages, &from, &to);
     for (size_t task = from; task < to; task++) {
         size_t line = task / pages, i = first + line, begin = task % pages * TILE_ROWS,
-               rows = (size_t)s->rows[i].position + 1;
-        if (rows <= c->index_topk || begin >= rows)
+               rows = (size_t)s->rows[i].row + 1;
+        if (rows <= cfg->index_topk || begin >= rows)
             continue;
         if (packed != i)
             pack_queries(m, s, packed = i, z->index_query);
-        const uint8_t *keys = cache_page(s->cache, s->rows[i].sequence, begin / TILE_ROWS) + at;
-        m->k->index_scores(s->index_score + line * s->context + begin, &s->cache->index_shape, z->index_query,
-                           s->index_weight + i * s->index_weight_stride, c->index_n_heads, keys,
-                           rows - begin < TILE_ROWS ? rows - begin : TILE_ROWS, z->index_keys);
+        const uint8_t *keys = cache_page(s->rows[i].sequence, begin / TILE_ROWS) + at;
+        m->k->index_scores(s->sparse.score + line * s->context + begin, &s->cache->index_shape,
+                           z->index_query, s->sparse.weight + i * s->sparse.weight_stride, cfg->index_n_heads,
+                           keys, min(rows - begin, TILE_ROWS), z->index_keys);
     }
 }
 
 /* ---- the highest ---------------------------------------------------------------------------- */
 
-/* Larger numbers give larger integers; what is not a number is the least. */
+/* Larger numbers give larger integers; NaN gives the least. */
 static uint32_t ordered(float x) {
     uint32_t bits;
     memcpy(&bits, &x, 4);
     return x != x ? 0 : bits >> 31 ? ~bits : bits | 0x80000000u;
 }
 
-/* Sets bit j of seen, which is all zeros, for the `most` highest of score[0 .. rows), the first of equals;
- * for all if there are no more. The lowest that is chosen is found a byte at a time, the highest byte
- * first: radix selection, four times through the scores. False: there was a choice, and some score is not
- * a number. */
-static bool choose(uint64_t *seen, const float *score, size_t rows, size_t most) {
+/* Sets bit j of mask, which is all zeros, for the `most` highest of score[0 .. rows), the first of equals;
+ * all bits if there are no more rows. The lowest that is chosen is found a byte at a time, the highest
+ * byte first: radix selection, four times through the scores. False: there was a choice, and some score is
+ * non-finite. */
+static bool choose_highest(uint64_t *mask, const float *score, size_t rows, size_t most) {
     uint32_t least = 0;
-    bool numbers = true;
+    bool finite = true;
     size_t left = most; /* of those that begin with the bytes of `least` so far */
     for (int shift = 24; shift >= 0 && rows > most; shift -= 8) {
         size_t count[256] = {0};
@@ -156,71 +155,72 @@ static bool choose(uint64_t *seen, const float *score, size_t rows, size_t most)
     }
     for (size_t j = 0; j < rows; j++) {
         uint32_t key = rows > most ? ordered(score[j]) : UINT32_MAX;
-        numbers &= rows <= most || isfinite(score[j]);
+        finite &= rows <= most || isfinite(score[j]);
         if (key > least || (key == least && left && left--))
-            seen[j / 64] |= (uint64_t)1 << j % 64;
+            mask[j / 64] |= (uint64_t)1 << j % 64;
     }
-    return numbers;
+    return finite;
 }
 
 /* ---- the whole ------------------------------------------------------------------------------ */
 
 void choose_rows(const Model *m, State *s, size_t layer, Thread *t) {
-    const Config *c = &m->config;
+    const Config *cfg = &m->config;
     size_t from, to;
-    if (!layer_has_indexer(c, (uint32_t)layer))
+    if (!layer_has_indexer(cfg, (uint32_t)layer))
         return;
-    project(m, s, layer, t);
-    for (size_t first = 0; first < s->n && s->selects; first += s->index_lines) {
-        size_t count = s->n - first < s->index_lines ? s->n - first : s->index_lines;
+    project_index(m, s, layer, t);
+    for (size_t first = 0; first < s->row_count && s->sparse.active; first += s->sparse.score_rows) {
+        size_t count =
+            s->row_count - first < s->sparse.score_rows ? s->row_count - first : s->sparse.score_rows;
         score_rows(m, s, layer, first, count, t);
         sync_threads(t);
         share(t, count, &from, &to);
         for (size_t line = from; line < to; line++) {
-            uint64_t *seen = s->seen + (first + line) * s->seen_stride;
-            memset(seen, 0, s->seen_stride * sizeof *seen);
-            if (!choose(seen, s->index_score + line * s->context, (size_t)s->rows[first + line].position + 1,
-                        c->index_topk))
-                /* what attends to rows that nobody chose must not pass for a number */
-                s->q[(first + line) * s->q_stride] = NAN;
+            uint64_t *mask = s->sparse.mask + (first + line) * s->sparse.mask_stride;
+            memset(mask, 0, s->sparse.mask_stride * sizeof *mask);
+            if (!choose_highest(mask, s->sparse.score + line * s->context,
+                                (size_t)s->rows[first + line].row + 1, cfg->index_topk))
+                /* a choice by non-finite scores means nothing: the row's logits shall be non-finite, too */
+                s->attention.q[(first + line) * s->attention.q_stride] = NAN;
         }
         sync_threads(t);
     }
 }
 
-/* ---- what was chosen, as the two forms of attention want it --------------------------------- */
+/* ---- the chosen rows, for the two paths of attention ---------------------------------------- */
 
-void add_seen(const State *s, size_t i, size_t page, size_t lane, uint16_t seen[TILE_ROWS]) {
+void add_to_mask(const State *s, size_t i, size_t page, size_t lane, uint16_t mask[TILE_ROWS]) {
     for (size_t j = 0; j < TILE_ROWS; j++)
-        seen[j] = (uint16_t)(seen[j] | row_sees(s, i, page * TILE_ROWS + j) << lane);
+        mask[j] = (uint16_t)(mask[j] | attends_to(s, i, page * TILE_ROWS + j) << lane);
 }
 
-/* Of the rows that row i sees those from number page * TILE_ROWS on. */
-static void gather_page(const Model *m, const State *s, size_t layer, size_t i, size_t page, uint8_t *to) {
-    const uint64_t *seen = s->seen + i * s->seen_stride;
-    size_t skip = page * TILE_ROWS, word = 0,
-           n = rows_seen(s, i) - skip < TILE_ROWS ? rows_seen(s, i) - skip : TILE_ROWS;
-    for (; skip >= (size_t)__builtin_popcountll(seen[word]); word++)
-        skip -= (size_t)__builtin_popcountll(seen[word]);
-    uint64_t bits = seen[word];
+/* Of the rows that row i attends to, those from number page * TILE_ROWS on: at most a tile. */
+static void copy_chosen(const Model *m, const State *s, size_t layer, size_t i, size_t page, uint8_t *to) {
+    const uint64_t *mask = s->sparse.mask + i * s->sparse.mask_stride;
+    size_t skip = page * TILE_ROWS, word = 0, n = min(rows_attended(s, i) - skip, TILE_ROWS);
+    for (; skip >= (size_t)__builtin_popcountll(mask[word]); word++)
+        skip -= (size_t)__builtin_popcountll(mask[word]);
+    uint64_t bits = mask[word];
     for (; skip; skip--)
         bits &= bits - 1;
     for (size_t row = 0; row < n; row++, bits &= bits - 1) {
         while (!bits)
-            bits = seen[++word];
+            bits = mask[++word];
         size_t j = word * 64 + (size_t)__builtin_ctzll(bits);
-        m->k->tile_copy(&s->cache->shape, to, row,
-                        cache_tile(s->cache, s->rows[i].sequence, j / TILE_ROWS, layer), j % TILE_ROWS);
+        m->k->tile_copy(&s->cache->shape, to, row, cache_tile(s->rows[i].sequence, j / TILE_ROWS, layer),
+                        j % TILE_ROWS);
     }
 }
 
-void gather_rows(const Model *m, State *s, size_t layer, size_t first, size_t count, Thread *t) {
+void select_latents(const Model *m, State *s, size_t layer, size_t first, size_t count, Thread *t) {
     size_t from, to;
-    share(t, count * s->seen_pages, &from, &to);
+    share(t, count * s->sparse.tile_count, &from, &to);
     for (size_t task = from; task < to; task++) {
-        size_t line = task / s->seen_pages, page = task % s->seen_pages;
-        if (page * TILE_ROWS < rows_seen(s, first + line))
-            gather_page(m, s, layer, first + line, page, gathered_tile(s, line, page));
+        size_t line = task / s->sparse.tile_count, tile = task % s->sparse.tile_count;
+        size_t i = s->absorbed.row[first + line];
+        if (tile * TILE_ROWS < rows_attended(s, i))
+            copy_chosen(m, s, layer, i, tile, selected_tile(s, line, tile));
     }
     sync_threads(t);
 }

@@ -1,6 +1,6 @@
-/* state.c: the buffers of a run, allocated once (model.h says what each is). They are reserved as zero
- * pages and become memory when they are first written: a decode step never touches what only a long
- * prefill needs. */
+/* engine/state.c: the cache and the buffers of a run, allocated once (model.h says what each is). They are
+ * reserved as zero pages and become memory when they are first written: a decode step never touches what
+ * only a long prefill needs. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,16 +11,19 @@
 #include <omp.h>
 #endif
 
+#include "engine/cache.h"
+#include "engine/sequence.h"
+#include "engine/state.h"
+#include "engine/util.h"
+#include "kernels/clock.h"
 #include "kernels/linear.h"
-#include "mla.h"
-#include "model.h"
 
-/* Rows per call. Measured in the DeepSeek-V2-Lite shape: each doubling from 128 to 2048 is faster for a
+/* Rows of a call. Measured in the DeepSeek-V2-Lite shape: each doubling from 128 to 2048 is faster for a
  * prompt of 4096 rows; 2048 instead of 512 by 7 percent, and by 14 for 8192 rows, because the decompressed
  * keys and values of the context serve more rows. */
-enum { CHUNK = 2048, MAX_CHUNK = SPAN_ROWS };
-/* Rows that score the cache between two meetings of the threads, at least. */
-enum { INDEX_LINES = 16 };
+enum { CHUNK = PIECE_ROWS, MAX_CHUNK = SPAN_ROWS };
+/* Rows that score the cache between two barriers, at least. */
+enum { SCORE_ROWS = 16 };
 
 typedef struct {
     State *s;
@@ -63,12 +66,10 @@ static Acts reserve_acts(Reserve *r, const Model *m, size_t rows, size_t cols, b
     return x;
 }
 
-static size_t max_size(size_t a, size_t b) { return a > b ? a : b; }
-
 /* What `bytes` gives for the tile type that needs most: int8 has per-row numbers beside the row, which in
  * a tiny shape are more than f32 needs. */
 static size_t most_bytes(size_t (*bytes)(const TileShape *), uint32_t d1, uint32_t d2) {
-    return max_size(bytes(&(TileShape){TILE_F32, d1, d2}), bytes(&(TileShape){TILE_Q8, d1, d2}));
+    return max(bytes(&(TileShape){TILE_F32, d1, d2}), bytes(&(TileShape){TILE_Q8, d1, d2}));
 }
 
 static void reserve_softmax(Reserve *r, Softmax **list, size_t count, size_t dv) {
@@ -78,115 +79,126 @@ static void reserve_softmax(Reserve *r, Softmax **list, size_t count, size_t dv)
         (*list)[i].out = out + i * dv * LANES;
 }
 
-static void reserve_cache(Reserve *r, const Config *c, const StateOptions *o) {
-    Cache *cache = reserve(r, 1, sizeof *cache);
-    if (!cache)
+static void reserve_cache(Reserve *r, const Config *cfg, const StateOptions *o) {
+    State *s = r->s;
+    size_t pages = cache_pages(o->context), all = pages * o->sequences;
+    Cache *cache = s->cache = reserve(r, 1, sizeof *cache);
+    s->sequences = reserve(r, o->sequences, sizeof *s->sequences);
+    int32_t *ids = reserve(r, o->sequences * (o->context + 1), sizeof *ids);
+    uint32_t *page = reserve(r, all, sizeof *page), *references = reserve(r, all, sizeof *references),
+             *free_pages = reserve(r, all, sizeof *free_pages);
+    void *pool = reserve(r, all, cache_token_bytes(cfg, o->cache, cfg->num_hidden_layers) * TILE_ROWS);
+    if (r->failed)
         return;
-    r->s->cache = cache;
-    size_t pages = (o->context + TILE_ROWS - 1) / TILE_ROWS;
-    cache->type = o->cache;
-    cache->shape = cache_shape(c, o->cache);
-    cache->index_shape = cache_index_shape(c, o->cache);
-    cache->layers = c->num_hidden_layers;
-    cache->pages = pages * o->sequences;
-    cache->tile_bytes = cache_row_bytes(c, o->cache) * TILE_ROWS;
-    cache->page_bytes = cache_token_bytes(c, o->cache, c->num_hidden_layers) * TILE_ROWS;
-    cache->pool = reserve(r, cache->pages, cache->page_bytes);
-    cache->page = reserve(r, o->sequences, sizeof *cache->page);
-    cache->page_count = reserve(r, o->sequences, sizeof *cache->page_count);
-    uint32_t *list = reserve(r, cache->pages, sizeof *list);
-    for (size_t i = 0; cache->page && list && i < o->sequences; i++)
-        cache->page[i] = list + i * pages;
+    cache->pool = pool;
+    cache->references = references;
+    cache->free_pages = free_pages;
+    cache_open(cache, cfg, o->cache, all);
+    for (size_t i = 0; i < o->sequences; i++)
+        s->sequences[i] =
+            (Sequence){.cache = cache, .ids = ids + i * (o->context + 1), .page = page + i * pages};
 }
 
 static void reserve_attention(Reserve *r, const Model *m) {
-    const Config *c = &m->config;
+    const Config *cfg = &m->config;
     State *s = r->s;
-    size_t H = c->num_attention_heads, chunk = s->chunk, query_groups = (chunk + LANES - 1) / LANES,
-           groups = (H + LANES - 1) / LANES;
+    size_t H = cfg->num_attention_heads, chunk = s->chunk, sixteens = div_up(chunk, LANES),
+           head_groups = div_up(H, LANES), nope = cfg->qk_nope_head_dim, p = cfg->qk_rope_head_dim,
+           v = cfg->v_head_dim, latent = cfg->kv_lora_rank;
 
-    s->cosine = reserve(r, chunk * c->qk_rope_head_dim / 2, sizeof(float));
-    s->sine = reserve(r, chunk * c->qk_rope_head_dim / 2, sizeof(float));
-    s->qa_stride = round_up(c->q_lora_rank, PANEL);
-    s->qa = reserve(r, chunk * s->qa_stride, sizeof(float));
-    s->qa_normed = reserve_acts(r, m, chunk, c->q_lora_rank, false);
-    s->q_stride = round_up(H * (c->qk_nope_head_dim + c->qk_rope_head_dim), PANEL);
-    s->q = reserve(r, chunk * s->q_stride, sizeof(float));
-    s->kv_stride = round_up(c->kv_lora_rank + c->qk_rope_head_dim, PANEL);
-    s->kv = reserve(r, chunk * s->kv_stride, sizeof(float));
-    s->v_stride = round_up(c->v_head_dim, 32);
-    s->attended = reserve_acts(r, m, chunk, H * s->v_stride, false);
-    s->r_stride = round_up(c->kv_lora_rank, PANEL);
-    s->q_latent = reserve(r, chunk * H * s->r_stride, sizeof(float));
-    s->part_count = max_size(128, groups * MAX_PARTS);
-    reserve_softmax(r, &s->parts, s->part_count, c->kv_lora_rank);
-    s->queries =
-        reserve(r, H * query_groups, most_bytes(query_bytes, c->qk_nope_head_dim, c->qk_rope_head_dim));
-    reserve_softmax(r, &s->found, H * query_groups, c->v_head_dim);
-    s->latents = reserve_acts(r, m, SPAN_ROWS, c->kv_lora_rank, false);
-    s->rope_keys = reserve(r, (size_t)SPAN_ROWS * c->qk_rope_head_dim, sizeof(float));
-}
+    s->attention.cosine = reserve(r, chunk * p / 2, sizeof(float));
+    s->attention.sine = reserve(r, chunk * p / 2, sizeof(float));
+    s->attention.qa_stride = round_up(cfg->q_lora_rank, PANEL);
+    s->attention.qa = reserve(r, chunk * s->attention.qa_stride, sizeof(float));
+    s->attention.qa_normed = reserve_acts(r, m, chunk, cfg->q_lora_rank, false);
+    s->attention.q_stride = round_up(H * (nope + p), PANEL);
+    s->attention.q = reserve(r, chunk * s->attention.q_stride, sizeof(float));
+    s->attention.kv_stride = round_up(latent + p, PANEL);
+    s->attention.kv = reserve(r, chunk * s->attention.kv_stride, sizeof(float));
+    s->attention.v_stride = round_up(v, 32);
+    s->attention.heads = reserve_acts(r, m, chunk, H * s->attention.v_stride, false);
 
-/* Of a sparse attention; without indexer nothing. */
-static void reserve_indexer(Reserve *r, const Config *c) {
-    State *s = r->s;
-    size_t Hi = c->index_n_heads, pages = (s->context + TILE_ROWS - 1) / TILE_ROWS,
-           groups = (c->num_attention_heads + LANES - 1) / LANES;
-    const TileShape *keys = &s->cache->index_shape;
-    s->dense_rows = Hi ? c->index_topk : SIZE_MAX;
-    if (!Hi)
-        return;
-    s->index_key_stride = round_up(c->index_head_dim, PANEL);
-    s->index_key = reserve(r, s->chunk * s->index_key_stride, sizeof(float));
-    s->index_query_stride = round_up(Hi * c->index_head_dim, PANEL);
-    s->index_query = reserve(r, s->chunk * s->index_query_stride, sizeof(float));
-    s->index_weight_stride = round_up(Hi, PANEL);
-    s->index_weight = reserve(r, s->chunk * s->index_weight_stride, sizeof(float));
-    s->index_lines = max_size((size_t)s->threads, INDEX_LINES);
-    s->index_score = reserve(r, s->index_lines * s->context, sizeof(float));
-    s->seen_stride = pages * TILE_ROWS / 64;
-    s->seen = reserve(r, s->chunk * s->seen_stride, sizeof *s->seen);
-    /* for the rows whose parts are computed together (mla.c, absorbed): part_count / groups pages, or more
-     * where a part has several */
-    s->seen_pages = ((s->context < c->index_topk ? s->context : c->index_topk) + TILE_ROWS - 1) / TILE_ROWS;
-    s->seen_tiles = reserve(r, s->part_count / groups * (s->seen_pages + MAX_PARTS - 1) / MAX_PARTS,
-                            s->cache->tile_bytes);
-    s->lane_seen = reserve(r, (s->chunk + LANES - 1) / LANES * SPAN_ROWS, sizeof *s->lane_seen);
-    for (int i = 0; i < s->threads && s->scratch; i++) {
-        s->scratch[i].index_query = reserve(r, (Hi + LANES - 1) / LANES, query_bytes(keys));
-        s->scratch[i].index_keys = reserve(r, 16 * c->index_head_dim, sizeof(float));
+    s->absorbed.row = reserve(r, chunk, sizeof *s->absorbed.row);
+    s->absorbed.r_stride = round_up(latent, PANEL);
+    s->absorbed.q_latent = reserve(r, chunk * H * s->absorbed.r_stride, sizeof(float));
+    s->absorbed.part_count = max(128, head_groups * MAX_PARTS);
+    reserve_softmax(r, &s->absorbed.parts, s->absorbed.part_count, latent);
+
+    s->decompressed.queries =
+        reserve(r, H * sixteens, most_bytes(query_bytes, cfg->qk_nope_head_dim, cfg->qk_rope_head_dim));
+    reserve_softmax(r, &s->decompressed.softmax, H * sixteens, v);
+    s->decompressed.latents = reserve_acts(r, m, SPAN_ROWS, latent, false);
+    s->decompressed.rope_keys = reserve(r, SPAN_ROWS * p, sizeof(float));
+
+    if (s->path_is_forced && s->forced_path == PATH_DEFINITION) {
+        s->definition.rows = reserve(r, s->context * (latent + p), sizeof(float));
+        s->definition.w_uk = reserve(r, nope * latent, sizeof(float));
+        s->definition.w_uv = reserve(r, v * latent, sizeof(float));
+        s->definition.score = reserve(r, s->context, sizeof(float));
     }
 }
 
-static void reserve_mlps(Reserve *r, const Model *m) {
-    const Config *c = &m->config;
+/* For sparse attention; without indexer nothing. */
+static void reserve_sparse(Reserve *r, const Config *cfg) {
     State *s = r->s;
-    size_t E = c->n_routed_experts, K = c->num_experts_per_tok, chunk = s->chunk, slots = chunk * (K + 1);
-    size_t experts = chunk * K * round_up(c->moe_intermediate_size, BLOCK) +
-                     chunk * round_up((size_t)c->n_shared_experts * c->moe_intermediate_size, BLOCK);
-    size_t dense = chunk * round_up(c->intermediate_size, BLOCK);
+    size_t Hi = cfg->index_n_heads, di = cfg->index_head_dim,
+           head_groups = div_up(cfg->num_attention_heads, LANES);
+    s->sparse.threshold = Hi ? cfg->index_topk : SIZE_MAX;
+    if (!Hi || !s->cache)
+        return;
+    s->sparse.key_stride = round_up(di, PANEL);
+    s->sparse.key = reserve(r, s->chunk * s->sparse.key_stride, sizeof(float));
+    s->sparse.query_stride = round_up(Hi * di, PANEL);
+    s->sparse.query = reserve(r, s->chunk * s->sparse.query_stride, sizeof(float));
+    s->sparse.weight_stride = round_up(Hi, PANEL);
+    s->sparse.weight = reserve(r, s->chunk * s->sparse.weight_stride, sizeof(float));
+    s->sparse.score_rows = max((size_t)s->threads, SCORE_ROWS);
+    s->sparse.score = reserve(r, s->sparse.score_rows * s->context, sizeof(float));
+    s->sparse.mask_stride = cache_pages(s->context) * TILE_ROWS / 64;
+    s->sparse.mask = reserve(r, s->chunk * s->sparse.mask_stride, sizeof *s->sparse.mask);
+    /* for the rows whose parts are computed together (engine/attend.c): part_count / head_groups tiles, or
+     * more where a part has several */
+    s->sparse.tile_count = cache_pages(min(s->context, cfg->index_topk));
+    s->sparse.tiles =
+        reserve(r, s->absorbed.part_count / head_groups * (s->sparse.tile_count + MAX_PARTS - 1) / MAX_PARTS,
+                s->cache->tile_bytes);
+    s->sparse.lane_mask = reserve(r, div_up(s->chunk, LANES) * SPAN_ROWS, sizeof *s->sparse.lane_mask);
+    for (int i = 0; i < s->threads && s->scratch; i++) {
+        s->scratch[i].index_query = reserve(r, div_up(Hi, LANES), query_bytes(&s->cache->index_shape));
+        s->scratch[i].index_keys = reserve(r, 16 * di, sizeof(float));
+    }
+}
 
-    s->scores = reserve(r, chunk * round_up(router_rows(c), PANEL), sizeof(float));
-    s->chosen = reserve(r, chunk * K, sizeof *s->chosen);
-    s->chosen_weight = reserve(r, chunk * K, sizeof *s->chosen_weight);
-    s->jobs = reserve(r, E + 1, sizeof *s->jobs);
-    s->expert_rows = reserve(r, router_rows(c), sizeof *s->expert_rows);
-    s->slot_row = reserve(r, slots, sizeof *s->slot_row);
-    s->slot_weight = reserve(r, slots, sizeof *s->slot_weight);
-    s->gathered = reserve_acts(r, m, chunk * K, c->hidden_size, false);
-    s->hidden = reserve_acts(r, m, 1, c->shortcut_moe ? experts + dense : max_size(experts, dense), false);
+static void reserve_moe(Reserve *r, const Model *m) {
+    const Config *cfg = &m->config;
+    State *s = r->s;
+    size_t E = cfg->n_routed_experts, K = cfg->num_experts_per_tok, chunk = s->chunk, rows = chunk * (K + 1);
+    size_t shared = (size_t)cfg->n_shared_experts * cfg->moe_intermediate_size;
+    size_t experts =
+        chunk * K * round_up(cfg->moe_intermediate_size, BLOCK) + chunk * round_up(shared, BLOCK);
+    size_t dense = chunk * round_up(cfg->intermediate_size, BLOCK);
+
+    s->moe.scores = reserve(r, chunk * round_up(router_rows(cfg), PANEL), sizeof(float));
+    s->moe.chosen = reserve(r, chunk * K, sizeof *s->moe.chosen);
+    s->moe.weight = reserve(r, chunk * K, sizeof *s->moe.weight);
+    s->moe.batches = reserve(r, E + 1, sizeof *s->moe.batches);
+    s->moe.expert_rows = reserve(r, router_rows(cfg), sizeof *s->moe.expert_rows);
+    s->moe.next = reserve(r, router_rows(cfg), sizeof *s->moe.next);
+    s->moe.row = reserve(r, rows, sizeof *s->moe.row);
+    s->moe.row_weight = reserve(r, rows, sizeof *s->moe.row_weight);
+    s->moe.in = reserve_acts(r, m, chunk * K, cfg->hidden_size, false);
+    s->moe.hidden = reserve_acts(r, m, 1, cfg->shortcut_moe ? experts + dense : max(experts, dense), false);
 }
 
 static void reserve_scratch(Reserve *r, const Model *m) {
-    const Config *c = &m->config;
+    const Config *cfg = &m->config;
     State *s = r->s;
-    size_t rows = max_size(s->chunk, TILE_ROWS), n = c->qk_nope_head_dim, v = c->v_head_dim,
-           latent = c->kv_lora_rank;
+    size_t rows = max(s->chunk, TILE_ROWS), nope = cfg->qk_nope_head_dim, v = cfg->v_head_dim,
+           latent = cfg->kv_lora_rank;
     _Static_assert(TILE_ROWS * LINEAR_ADD_COLUMNS >= MLP_ROW, "a single row's stretch of an MLP fits");
-    size_t floats =
-        max_size(rows * round_up(max_size(LINEAR_ADD_COLUMNS, max_size(max_size(n, v), latent)), 32),
-                 round_up(c->hidden_size, BLOCK));
-    uint32_t p = c->qk_rope_head_dim;
+    size_t floats = max(rows * round_up(max(LINEAR_ADD_COLUMNS, max(max(nope, v), latent)), 32),
+                        round_up(cfg->hidden_size, BLOCK));
+    uint32_t p = cfg->qk_rope_head_dim;
 
     s->scratch = reserve(r, (size_t)s->threads, sizeof *s->scratch);
     for (int i = 0; i < s->threads && s->scratch; i++) {
@@ -194,27 +206,29 @@ static void reserve_scratch(Reserve *r, const Model *m) {
         size_t bytes = 2 * floats * sizeof(float);
         z->a = reserve(r, 1, bytes);
         z->b = z->a ? z->a + floats : NULL;
-        z->acts = reserve_acts(r, m, s->chunk, max_size(n, latent), false);
-        z->query = reserve(r, 1, most_bytes(query_bytes, c->kv_lora_rank, p));
-        z->keys = reserve(r, 1, most_bytes(tile_bytes, c->qk_nope_head_dim, p));
-        z->values = reserve(r, 1, most_bytes(tile_bytes, c->v_head_dim, 0));
+        z->acts = reserve_acts(r, m, s->chunk, max(nope, latent), false);
+        z->query = reserve(r, 1, most_bytes(query_bytes, cfg->kv_lora_rank, p));
+        z->keys = reserve(r, 1, most_bytes(tile_bytes, cfg->qk_nope_head_dim, p));
+        z->values = reserve(r, 1, most_bytes(tile_bytes, cfg->v_head_dim, 0));
         z->attend = reserve(r, 1, attend_scratch_bytes(&s->cache->shape));
     }
 }
 
-/* MLA_PATH and MLA_CHUNK force what is normally chosen, for tests. */
+/* MLA_PATH and MLA_CHUNK force what is normally chosen, for tests. An empty value means unset. */
 static bool read_environment(State *s, char *err, size_t err_bytes) {
+    static const char *const paths[] = {
+        [PATH_ABSORBED] = "absorbed", [PATH_DECOMPRESSED] = "decompressed", [PATH_DEFINITION] = "definition"};
     const char *path = getenv("MLA_PATH"), *chunk = getenv("MLA_CHUNK");
-    s->forced_path = PATH_BY_ROWS;
     s->chunk = CHUNK;
-    if (path && *path) {
-        s->forced_path = !strcmp(path, "absorbed")       ? PATH_ABSORBED
-                         : !strcmp(path, "decompressed") ? PATH_DECOMPRESSED
-                                                         : -1;
-        if (s->forced_path < 0) {
-            snprintf(err, err_bytes, "MLA_PATH=%s: must be absorbed or decompressed", path);
-            return false;
+    for (Path i = PATH_ABSORBED; path && i <= PATH_DEFINITION; i++) {
+        if (!strcmp(path, paths[i])) {
+            s->path_is_forced = true;
+            s->forced_path = i;
         }
+    }
+    if (path && *path && !s->path_is_forced) {
+        snprintf(err, err_bytes, "MLA_PATH=%s: must be absorbed, decompressed or definition", path);
+        return false;
     }
     if (chunk && *chunk) {
         char *end;
@@ -244,10 +258,32 @@ static int threads_given(int wanted) {
     return given;
 }
 
+static void reserve_all(Reserve *r, const Model *m, const StateOptions *o) {
+    const Config *cfg = &m->config;
+    State *s = r->s;
+    s->x_stride = round_up(cfg->hidden_size, BLOCK);
+    s->x = reserve(r, s->chunk * s->x_stride, sizeof(float));
+    if (cfg->sandwich_norm || cfg->shortcut_moe)
+        s->branch = reserve(r, s->chunk * s->x_stride, sizeof(float));
+    s->out = cfg->sandwich_norm ? s->branch : s->x;
+    s->experts_out = s->branch ? s->branch : s->x;
+    s->normed = reserve_acts(r, m, s->chunk, cfg->hidden_size, cfg->n_routed_experts || cfg->index_n_heads);
+    s->rows = reserve(r, s->chunk, sizeof *s->rows);
+    s->plan = reserve(r, s->chunk, sizeof *s->plan);
+    reserve_attention(r, m);
+    reserve_moe(r, m);
+    reserve_scratch(r, m);
+    reserve_sparse(r, cfg);
+    s->head.row = reserve(r, o->max_logits, sizeof *s->head.row);
+    s->head.normed = reserve_acts(r, m, o->max_logits, cfg->hidden_size, false);
+    s->logits = reserve(r, o->max_logits * round_up(cfg->vocab_size, PANEL), sizeof(float));
+}
+
 State *state_open(const Model *m, const StateOptions *o, char *err, size_t err_bytes) {
-    const Config *c = &m->config;
-    State *s = calloc(1, sizeof *s);
-    size_t most_blocks = 96 + 16 * (size_t)o->threads;
+    size_t most_blocks = 128 + 16 * (size_t)o->threads;
+    State *s = aligned_alloc(_Alignof(State), sizeof *s); /* calloc gives 16 bytes, Team asks for 64 */
+    if (s)
+        memset(s, 0, sizeof *s);
     if (!s || !(s->blocks = calloc(most_blocks, sizeof *s->blocks))) {
         snprintf(err, err_bytes, "out of memory");
         free(s);
@@ -257,29 +293,17 @@ State *state_open(const Model *m, const StateOptions *o, char *err, size_t err_b
         state_close(s);
         return NULL;
     }
-    s->context = o->context, s->sequences = o->sequences, s->max_logits = o->max_logits,
+    s->context = o->context;
+    s->sequence_count = o->sequences;
+    s->max_logits = o->max_logits;
     s->threads = threads_given(o->threads);
     team_open(&s->team, s->threads);
-    if (s->chunk > s->context * s->sequences)
-        s->chunk = s->context * s->sequences;
+    s->chunk = min(s->chunk, s->context * s->sequence_count);
 
     Reserve r = {.s = s};
-    reserve_cache(&r, c, o);
+    reserve_cache(&r, &m->config, o);
     size_t cache_bytes = r.total, memory = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
-    s->x_stride = round_up(c->hidden_size, BLOCK);
-    s->x = reserve(&r, s->chunk * s->x_stride, sizeof(float));
-    s->branch =
-        c->sandwich_norm || c->shortcut_moe ? reserve(&r, s->chunk * s->x_stride, sizeof(float)) : NULL;
-    s->out = c->sandwich_norm ? s->branch : s->x;
-    s->experts_out = s->branch ? s->branch : s->x;
-    s->normed = reserve_acts(&r, m, s->chunk, c->hidden_size, c->n_routed_experts || c->index_n_heads);
-    reserve_attention(&r, m);
-    reserve_mlps(&r, m);
-    reserve_scratch(&r, m);
-    reserve_indexer(&r, c);
-    s->wanted = reserve(&r, s->max_logits, sizeof *s->wanted);
-    s->last = reserve_acts(&r, m, s->max_logits, c->hidden_size, false);
-    s->logits = reserve(&r, s->max_logits * round_up(c->vocab_size, PANEL), sizeof(float));
+    reserve_all(&r, m, o);
     if (r.failed || cache_bytes > memory) {
         snprintf(err, err_bytes,
                  "a context of %zu rows needs %.1f GB, %.1f GB of them for the cache, and the machine has "
@@ -301,19 +325,33 @@ void state_close(State *s) {
 }
 
 void state_begin(State *s, const Row *rows, size_t n) {
-    s->rows = rows, s->n = n, s->wanted_count = 0, s->selects = false;
+    s->row_count = n;
+    s->absorbed.count = s->head.count = 0;
+    s->sparse.active = false;
     atomic_store(&s->stop_before, SIZE_MAX);
+    memcpy(s->rows, rows, n * sizeof *rows);
     for (size_t i = 0; i < n; i++) {
-        s->selects |= rows[i].position >= s->dense_rows;
-        cache_extend(s->cache, rows[i].sequence, (size_t)rows[i].position + 1);
-        if (rows[i].logits)
-            s->wanted[s->wanted_count++] = (uint32_t)i;
+        Row *row = &s->rows[i];
+        if (s->path_is_forced)
+            row->path = s->forced_path;
+        if (row->path == PATH_ABSORBED)
+            s->absorbed.row[s->absorbed.count++] = (uint32_t)i;
+        s->sparse.active |= row->row >= s->sparse.threshold;
+        sequence_reserve(row->sequence, (size_t)row->row + 1); /* the pool has pages for every context */
+        if (row->logits)
+            s->head.row[s->head.count++] = (uint32_t)i;
     }
-    s->normed.rows = s->qa_normed.rows = s->attended.rows = s->latents.rows = (uint32_t)n;
-    s->last.rows = (uint32_t)s->wanted_count;
+    s->normed.rows = s->attention.qa_normed.rows = s->attention.heads.rows = (uint32_t)n;
+    s->decompressed.latents.rows = (uint32_t)n;
+    s->head.normed.rows = (uint32_t)s->head.count;
 }
 
-void stage(State *s, const Thread *t, Stage next) {
+void state_end(State *s) {
+    for (size_t i = 0; i < s->row_count; i++)
+        s->rows[i].sequence->rows = (size_t)s->rows[i].row + 1;
+}
+
+void profile_stage(State *s, const Thread *t, Stage next) {
     Profile *p = s->profile;
     if (!p || t->id)
         return;

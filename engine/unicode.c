@@ -1,25 +1,36 @@
-/* unicode.c: UTF-8, and the normal form of a text: characters are replaced, marks sorted, pairs composed,
- * a prefix put in front. With Unicode's own tables that is canonical composition (NFC, Unicode Standard
- * Annex 15); with one entry it is SentencePiece's sign for a space. The tables come from the checkpoint
- * (exporter/normalizer.py); there is no knowledge of Unicode here but its encoding. */
+/* unicode.c: UTF-8, and the normal form of a text: a prefix is put in front, characters are replaced,
+ * marks sorted, pairs composed. With Unicode's own tables that is canonical composition (NFC, Unicode
+ * Standard Annex 15); with one entry it is SentencePiece's sign for a space. The tables come from the
+ * checkpoint (exporter/normalizer.py makes them, section.c has checked them); of Unicode itself nothing is
+ * known here but its encoding. */
 #include "engine/unicode.h"
 
 #include <stdlib.h>
 
-enum { CODES = 0x110000 }; /* CODES + b: the byte b that is no part of a character */
-
+/* A character of the text while it is worked on. A byte b that is no part of a character is one too: CODES
+ * + b. */
 typedef struct {
     uint32_t code, order, at;
 } Letter;
 
+/* ---- UTF-8 ---------------------------------------------------------------------------------- */
+
+/* Of the character that begins with byte `first`; 0: none does. */
+static size_t length_of(uint8_t first) {
+    if (first < 0x80)
+        return 1;
+    if (first < 0xC2)
+        return 0; /* the inside of a character, or an overlong form */
+    if (first < 0xE0)
+        return 2;
+    if (first < 0xF0)
+        return 3;
+    return first < 0xF5 ? 4 : 0;
+}
+
 size_t utf8_read(const uint8_t *s, size_t n, uint32_t *code) {
     static const uint32_t least[5] = {0, 0, 0x80, 0x800, 0x10000};
-    size_t length = s[0] < 0x80   ? 1
-                    : s[0] < 0xC2 ? 0
-                    : s[0] < 0xE0 ? 2
-                    : s[0] < 0xF0 ? 3
-                    : s[0] < 0xF5 ? 4
-                                  : 0;
+    size_t length = length_of(s[0]);
     if (length == 0 || length > n)
         return 0;
     uint32_t c = length == 1 ? s[0] : s[0] & (0x7Fu >> length);
@@ -34,22 +45,31 @@ size_t utf8_read(const uint8_t *s, size_t n, uint32_t *code) {
     return length;
 }
 
-static size_t utf8_write(uint8_t *out, uint32_t c) {
-    size_t length = c < 0x80 || c >= CODES ? 1 : c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
+size_t utf8_write(uint8_t *out, uint32_t c) {
     static const uint8_t lead[5] = {0, 0, 0xC0, 0xE0, 0xF0};
+    size_t length = c < 0x80 ? 1 : c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
     for (size_t i = length; i-- > 1; c >>= 6)
         out[i] = (uint8_t)(0x80 | (c & 0x3F));
     out[0] = (uint8_t)(lead[length] | c);
     return length;
 }
 
-/* The next character of s; a byte that is no part of one counts as a character of its own. */
-static size_t next(const uint8_t *s, size_t n, uint32_t *code) {
+static size_t read_letter(const uint8_t *s, size_t n, uint32_t *code) {
     size_t length = utf8_read(s, n, code);
-    if (length == 0)
-        *code = CODES + s[0];
-    return length ? length : 1;
+    if (length)
+        return length;
+    *code = CODES + s[0];
+    return 1;
 }
+
+static size_t write_letter(uint8_t *out, uint32_t code) {
+    if (code < CODES)
+        return utf8_write(out, code);
+    *out = (uint8_t)(code - CODES);
+    return 1;
+}
+
+/* ---- the normal form ------------------------------------------------------------------------ */
 
 static const Replacement *find_replacement(const NormalForm *f, uint32_t code) {
     size_t low = 0, high = f->replaced && code >= f->replacements[0].code ? f->replaced : 0;
@@ -79,6 +99,7 @@ static uint32_t find_composition(const NormalForm *f, uint32_t first, uint32_t s
     return 0;
 }
 
+/* How many characters replace it. */
 static size_t parts(const Replacement *r) {
     size_t n = 0;
     while (n < 4 && r->to[n])
@@ -86,7 +107,7 @@ static size_t parts(const Replacement *r) {
     return n;
 }
 
-/* The letters that a character is replaced by: how many. */
+/* Writes the letters that a character becomes to out, at most four; returns how many. */
 static size_t replace(const NormalForm *f, uint32_t code, Letter *out) {
     const Replacement *r = find_replacement(f, code);
     size_t n = r ? parts(r) : 0;
@@ -106,7 +127,7 @@ static int by_order(const void *a, const void *b) {
     return x->at < y->at ? -1 : x->at > y->at;
 }
 
-/* Marks that follow each other, by their class; of one class they stay as they were. */
+/* Sorts the marks that follow each other by their class; those of one class stay in the order they have. */
 static void sort_marks(Letter *l, size_t n) {
     for (size_t i = 0, end; i < n; i = end + 1) {
         for (end = i; end < n && l[end].order; end++)
@@ -116,13 +137,13 @@ static void sort_marks(Letter *l, size_t n) {
     }
 }
 
-/* A letter is composed with the last one before it that is no mark, unless a mark in between has a class
- * that is not lower. How many are left. */
+/* Each letter is composed with the last one before it that is no mark, unless a mark in between has a
+ * class that is not lower. Returns how many letters are left. */
 static size_t compose(const NormalForm *f, Letter *l, size_t n) {
     size_t kept = 0, base = SIZE_MAX;
     for (size_t i = 0; i < n; i++) {
-        bool free_way = base != SIZE_MAX && (base + 1 == kept || l[kept - 1].order < l[i].order);
-        uint32_t code = free_way ? find_composition(f, l[base].code, l[i].code) : 0;
+        bool allowed = base != SIZE_MAX && (base + 1 == kept || l[kept - 1].order < l[i].order);
+        uint32_t code = allowed ? find_composition(f, l[base].code, l[i].code) : 0;
         if (code) {
             l[base].code = code;
             continue;
@@ -134,12 +155,12 @@ static size_t compose(const NormalForm *f, Letter *l, size_t n) {
     return kept;
 }
 
-/* How many letters the text becomes; *changes: it is not in normal form yet. */
+/* Returns how many letters the text becomes; sets *changes if it may not be in normal form yet. */
 static size_t count_letters(const NormalForm *f, const uint8_t *s, size_t n, bool *changes) {
     size_t count = 0;
     uint32_t code;
     for (size_t i = 0; i < n;) {
-        i += next(s + i, n - i, &code);
+        i += read_letter(s + i, n - i, &code);
         const Replacement *r = find_replacement(f, code);
         size_t more = r ? parts(r) : 0;
         count += more ? more : 1;
@@ -165,14 +186,14 @@ bool normalize(const NormalForm *f, const uint8_t *s, size_t n, bool prefixed, u
         if (prefixed && f->prefix)
             l[count++] = (Letter){f->prefix, 0, 0};
         for (size_t i = 0; i < n;) {
-            i += next(s + i, n - i, &code);
+            i += read_letter(s + i, n - i, &code);
             count += replace(f, code, l + count);
         }
         sort_marks(l, count);
         count = compose(f, l, count);
         bool twice = prefixed && f->prefix_once && count > 1 && l[1].code == f->prefix;
         for (size_t i = twice; i < count; i++)
-            written += utf8_write(text + written, l[i].code);
+            written += write_letter(text + written, l[i].code);
         *bytes = written;
     }
     free(l);

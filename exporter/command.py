@@ -6,6 +6,7 @@ line that the user reads; what is no ExportError and no fault of the machine is 
 """
 
 import argparse
+import dataclasses
 import os
 import re
 import signal
@@ -22,19 +23,17 @@ except ImportError:
 from exporter import config as model_config
 from exporter import gguf_config, mistral
 from exporter.chat import compile_chat, find_template, gguf_template
-from exporter.errors import ExportError, printable
-from exporter.files import refuse_pointer
+from exporter.config import ModelConfig
+from exporter.errors import ExportError, printable, warn
+from exporter.families import language_model
 from exporter.gguf_source import Gguf
-from exporter.plan import TYPE_NAMES, check_plan, make_plan
+from exporter.plan import TYPE_NAMES, make_plan
 from exporter.shapes import SHAPES
 from exporter.sources import CONVERT, PICKLES, Safetensors, Source, read_json
 from exporter.stream import Progress, processors, random_tensors, source_tensors
+from exporter.text_fields import text_fields
 from exporter.tokenizer import Compiled, bounded_gguf_tokenizer, bounded_tokenizer
 from exporter.writer import Output, find_target, tensor_bytes, write_checkpoint
-
-
-def warn(text: str) -> None:
-    print(f"export.py: warning: {text}", file=sys.stderr)
 
 
 # ---- source
@@ -68,19 +67,16 @@ def open_source(path: str) -> Opened:
         raise ExportError(f"{path}: no such directory or file{hint}")
     config_path, params_path = os.path.join(path, "config.json"), os.path.join(path, "params.json")
     if os.path.exists(params_path) and not os.path.exists(config_path):
-        refuse_pointers(path, "consolidated", params_path)
         source = Safetensors(path, "consolidated", mistral.transformers_name)
         return Opened(source, mistral.config(read_json(params_path), params_path), params_path, path)
-    refuse_pointers(path, "model", config_path)
     source = Safetensors(path)
-    values = model_config.language_model(read_json(config_path), config_path)
+    values = language_model(read_json(config_path), config_path)
     return Opened(source, values, config_path, path)
 
 
 def open_file(path: str) -> Opened:
     if path.endswith(PICKLES):
         raise ExportError(f"{path}: {CONVERT}")
-    check_file(path)
     if path.endswith(".safetensors"):
         raise ExportError(f"{path}: give the directory that it is in: config.json is needed, too")
     source = Gguf(path)
@@ -88,22 +84,6 @@ def open_file(path: str) -> Opened:
     if assumed:
         warn(f"{path} does not say, and no published model has its shape; taken: {', '.join(assumed)}")
     return Opened(source, values, path, None)
-
-
-def refuse_pointers(directory: str, stem: str, config_path: str) -> None:
-    """A clone without Git LFS has a few lines of text in place of each large file."""
-    names = [
-        name for name in os.listdir(directory) if name.endswith((".safetensors", ".safetensors.index.json"))
-    ]
-    wanted = [name for name in sorted(names) if name.startswith("consolidated") == (stem == "consolidated")]
-    for path in [config_path, *(os.path.join(directory, name) for name in wanted)]:
-        if os.path.isfile(path):
-            check_file(path)
-
-
-def check_file(path: str) -> None:
-    with open(path, "rb") as file:
-        refuse_pointer(path, file.read(64))
 
 
 # ---- export
@@ -147,19 +127,18 @@ def chat_section(opened: Opened) -> bytes:
     return compile_chat(template, warn)
 
 
-def set_begin(config, begin: tuple[int, ...] | None) -> None:
+def with_begin(config: ModelConfig, begin: tuple[int, ...] | None) -> ModelConfig:
     """Where no configuration says whether a text begins with a token, the tokenizer does."""
     if begin is None:
-        return
+        return config
     if len(begin) > 1 or any(i >= config.vocab_size for i in begin):
         ids = printable(" ".join(map(str, begin)), 40)
         warn(
             f"the tokenizer puts the tokens {ids} before a text, and a checkpoint can say one: none is added"
         )
         begin = ()
-    config.fields["add_bos_token"] = len(begin)
-    if begin:
-        config.fields["bos_token_id"] = begin[0]
+    first = begin[0] if begin else config.bos_token_id
+    return dataclasses.replace(config, add_bos_token=len(begin), bos_token_id=first)
 
 
 def export_source(
@@ -175,15 +154,14 @@ def export_source(
     source = opened.source
     name = re.sub(r"(-\d{5}-of-\d{5})?\.gguf$", "", os.path.basename(os.path.abspath(path)))
     config = model_config.parse(opened.values, name, opened.config_path, source.has)
-    model_config.text_fields(config, opened.values, opened.directory)
+    text = text_fields(opened.values, config.vocab_size, opened.directory)
+    config = dataclasses.replace(config, **text, mtp_layers=int(mtp))
     source.decode(config.block)
-    config.fields["mtp_layers"] = int(mtp)
-    entries = make_plan(config, type_name, source.tensors.__contains__, mtp, rotation)
-    check_plan(entries, source, config, mtp)
+    entries = make_plan(config, type_name, source, mtp, rotation)
     compiled = compiled_tokenizer(opened) if tokenizer else None
     section, template = b"", b""
     if compiled:
-        set_begin(config, compiled.begin)
+        config = with_begin(config, compiled.begin)
         section, template = compiled.section, chat_section(opened) if chat else b""
     with output as out, ThreadPoolExecutor(processors()) as pool:
         try:
@@ -198,8 +176,8 @@ def export_random(shape: str, out_path, type_name: str, layers: int | None, seed
     output = Output(out_path)
     values = SHAPES[shape]
     config = model_config.parse(values, shape, shape)
-    model_config.text_fields(config, values)
-    config.fields["num_hidden_layers"] = layers or config.published_layers
+    text = text_fields(values, config.vocab_size)
+    config = dataclasses.replace(config, **text, num_hidden_layers=layers or config.published_layers)
     entries = make_plan(config, type_name)
     with output as out:
         tensors = random_tensors(entries, seed, Progress(sum(map(tensor_bytes, entries))))

@@ -1,13 +1,16 @@
 """What a GGUF's keys and tensors are called in transformers: the metadata as a config.json, and names.
 
 A GGUF leaves things out that llama.cpp does not compute or has built in. They are taken from the published
-configuration of the same shape (shapes.py); where there is none, the assumption is told.
+configuration of the same shape (shapes.py); where there is none, the assumption is told. What llama.cpp does
+without a key about begin and end tokens is done here, too. Other architectures than DeepSeek-2's, MiniCPM3's
+and PLM's are refused.
 """
 
 import re
+from typing import Any, NamedTuple
 
-from .config import Keys
 from .errors import ExportError, printable
+from .keys import REQUIRED, Keys
 from .shapes import SHAPES
 
 TOP = {
@@ -53,7 +56,19 @@ EXPERTS = {
 }
 
 
-def transformers_name(name):
+# The pre-tokenizers (tokenizer.ggml.pre) with which llama.cpp begins a text with a token where the file does
+# not say whether to (llama-vocab.cpp, where add_bos is set): Llama 3's, which others use, Mistral's, Chameleon's.
+BEGINNING = (
+    "llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano",
+    "tekken", "chameleon",
+)  # fmt: skip
+# The begin and end token of a SentencePiece vocabulary whose file names none. llama.cpp has one default for
+# BPE, too, the number of Falcon's only special token; in any other vocabulary that is a word, so it is not
+# taken over.
+PIECES_BEGIN, PIECES_END = 1, 2
+
+
+def transformers_name(name: str) -> str:
     """The name in transformers, or what is to be formatted to the experts' names; another name as it is."""
     stem, _, ending = name.rpartition(".")
     if stem in TOP:
@@ -74,60 +89,38 @@ def transformers_name(name):
 class Metadata(Keys):
     """The metadata, whose keys begin with the architecture's name."""
 
-    def __init__(self, metadata, path):
+    def __init__(self, metadata: dict[str, Any], path: str) -> None:
         super().__init__(metadata, path)
         self.architecture = self.get("general.architecture")
 
-    def arch(self, read, key, *default, **limits):
+    def arch(self, read, key: str, *default: Any, **limits: Any) -> Any:
+        """What `read` (a method of this object) gives for the architecture's `key`."""
         return read(f"{self.architecture}.{key}", *default, **limits)
 
-    def natural(self, key, *default):
-        return self.arch(self.integer, key, *default, least=0)
+    def natural(self, key: str, default: Any = REQUIRED) -> Any:
+        return self.arch(self.integer, key, default, least=0)
 
-    def real(self, key, *default):
-        return self.arch(self.number, key, *default)
+    def real(self, key: str, default: Any = REQUIRED) -> Any:
+        return self.arch(self.number, key, default)
 
 
-def config(source):
-    """(what config.json would say, [what had to be assumed]) for a GGUF."""
+class Converted(NamedTuple):
+    values: dict[str, Any]  # what config.json would say
+    notes: list[str]  # what had to be assumed
+
+
+def config(source) -> Converted:
+    """The configuration of a Gguf."""
     keys = Metadata(source.metadata, source.directory)
     if keys.architecture not in ("deepseek2", "minicpm3", "plm"):
         raise ExportError(
-            f"{source.directory}: general.architecture is {printable(keys.architecture)}; deepseek2, minicpm3 and plm are supported"
+            f"{source.directory}: general.architecture is {printable(keys.architecture)}; "
+            "deepseek2, minicpm3 and plm are supported"
         )
     embed = source.tensors.get("model.embed_tokens.weight")
     if embed is None:
         raise ExportError(f"{source.directory}: tensor token_embd.weight is missing; is this a model?")
-    p = keys.natural("rope.dimension_count")
-    heads, hidden = keys.natural("attention.head_count"), keys.natural("embedding_length")
-    values = {
-        "hidden_size": hidden,
-        "num_hidden_layers": keys.natural("block_count") - keys.natural("nextn_predict_layers", 0),
-        "num_attention_heads": heads,
-        "q_lora_rank": keys.natural("attention.q_lora_rank", 0) or None,
-        "kv_lora_rank": keys.natural("attention.kv_lora_rank"),
-        # Files for the latent cache state the sizes of its rows, and the heads' own under other keys.
-        "qk_nope_head_dim": (
-            keys.natural("attention.key_length_mla", 0) or keys.natural("attention.key_length")
-        )
-        - p,
-        "qk_rope_head_dim": p,
-        "v_head_dim": keys.natural("attention.value_length_mla", 0)
-        or keys.natural("attention.value_length", 0)
-        or hidden // max(1, heads),
-        "intermediate_size": keys.natural("feed_forward_length"),
-        "vocab_size": embed.shape[0],
-        "max_position_embeddings": keys.natural("context_length"),
-        "rms_norm_eps": keys.real("attention.layer_norm_rms_epsilon"),
-        "rope_theta": keys.real("rope.freq_base", 10000.0),
-        "bos_token_id": keys.get("tokenizer.ggml.bos_token_id", None),
-    }
-    # Without the key, llama.cpp begins with this token where the vocabulary is SentencePiece's.
-    values["add_bos_token"] = keys.boolean(
-        "tokenizer.ggml.add_bos_token", keys.get("tokenizer.ggml.model", "") == "llama"
-    )
-    ends = [keys.integer(f"tokenizer.ggml.{key}_token_id", None, least=0) for key in ("eos", "eot", "eom")]
-    values["eos_token_id"] = list(dict.fromkeys(end for end in ends if end is not None))
+    values = _sizes(keys) | {"vocab_size": embed.shape[0]} | _text(keys)
     notes = _experts(keys, values) if keys.natural("expert_count", 0) else []
     published = _published(values)
     if keys.architecture == "minicpm3":
@@ -136,10 +129,48 @@ def config(source):
         _yarn(keys, values, published.get("rope_scaling") or {})
     if keys.architecture == "plm":
         values |= {"model_type": "plm", "hidden_act": "relu2"}
-    return {key: value for key, value in values.items() if value is not None}, notes
+    return Converted({key: value for key, value in values.items() if value is not None}, notes)
 
 
-def _published(values):
+def _sizes(keys: Metadata) -> dict[str, Any]:
+    """The sizes of layers and heads, and what every model has."""
+    p = keys.natural("rope.dimension_count")
+    heads, hidden = keys.natural("attention.head_count"), keys.natural("embedding_length")
+    # Files for the latent cache state the sizes of its rows, and the heads' own under other keys.
+    key_length = keys.natural("attention.key_length_mla", 0) or keys.natural("attention.key_length")
+    v = keys.natural("attention.value_length_mla", 0) or keys.natural("attention.value_length", 0)
+    return {
+        "model_type": "deepseek_v2",
+        "hidden_size": hidden,
+        "num_hidden_layers": keys.natural("block_count") - keys.natural("nextn_predict_layers", 0),
+        "num_attention_heads": heads,
+        "q_lora_rank": keys.natural("attention.q_lora_rank", 0) or None,
+        "kv_lora_rank": keys.natural("attention.kv_lora_rank"),
+        "qk_nope_head_dim": key_length - p,
+        "qk_rope_head_dim": p,
+        "v_head_dim": v or hidden // max(1, heads),
+        "intermediate_size": keys.natural("feed_forward_length"),
+        "max_position_embeddings": keys.natural("context_length"),
+        "rms_norm_eps": keys.real("attention.layer_norm_rms_epsilon"),
+        "rope_theta": keys.real("rope.freq_base", 10000.0),
+    }
+
+
+def _text(keys: Metadata) -> dict[str, Any]:
+    """Begin and end tokens, as llama.cpp has them."""
+    pieces = keys.get("tokenizer.ggml.model", "") == "llama"  # SentencePiece
+    begins = pieces or keys.get("tokenizer.ggml.pre", "") in BEGINNING
+    names = {f"tokenizer.ggml.{name}_token_id": name for name in ("eos", "eot", "eom")}
+    absent = {"eos": PIECES_END if pieces else None}
+    ends = [keys.integer(key, absent.get(name), least=0) for key, name in names.items()]
+    return {
+        "bos_token_id": keys.get("tokenizer.ggml.bos_token_id", PIECES_BEGIN if pieces else None),
+        "add_bos_token": keys.boolean("tokenizer.ggml.add_bos_token", begins),
+        "eos_token_id": list(dict.fromkeys(end for end in ends if end is not None)),
+    }
+
+
+def _published(values: dict[str, Any]) -> dict[str, Any]:
     """The published configuration of this shape, or nothing."""
     same = (
         "num_hidden_layers",
@@ -148,12 +179,11 @@ def _published(values):
         "intermediate_size",
         "n_routed_experts",
     )
-    return next(
-        (shape for shape in SHAPES.values() if all(shape.get(key) == values.get(key) for key in same)), {}
-    )
+    found = (shape for shape in SHAPES.values() if all(shape.get(key) == values.get(key) for key in same))
+    return next(found, {})
 
 
-def _experts(keys, values):
+def _experts(keys: Metadata, values: dict[str, Any]) -> list[str]:
     """Adds the keys of the mixture; returns what had to be assumed."""
     scoring = keys.natural("expert_gating_func", 0)
     if scoring not in (0, 1, 2):
@@ -185,7 +215,7 @@ def _experts(keys, values):
     return notes
 
 
-def _yarn(keys, values, published):
+def _yarn(keys: Metadata, values: dict[str, Any], published: dict[str, Any]) -> None:
     """Adds rope_scaling or, where queries are scaled by their position, rope_parameters. Converters write 0.1
     * mscale_all_dim; mscale is the same in every published configuration, so that cosine and sine are left
     alone."""
@@ -213,14 +243,15 @@ def _yarn(keys, values, published):
     values["rope_scaling"] = rope | {"mscale": mscale, "mscale_all_dim": mscale}
 
 
-def _minicpm3(source, values):
+def _minicpm3(source, values: dict[str, Any]) -> dict[str, Any]:
     """Its scalings are constants in llama.cpp, and the factors of its rotation are tensors."""
     factors = {}
     for kind in ("long", "short"):
         tensor = source.tensors.pop(f"rope_factors_{kind}.weight", None)
         if tensor is None or tensor.dtype != "F32" or tensor.shape != (values["qk_rope_head_dim"] // 2,):
             raise ExportError(
-                f"{source.directory}: tensor rope_factors_{kind}.weight is missing, or not one F32 number for each pair"
+                f"{source.directory}: tensor rope_factors_{kind}.weight is missing, "
+                "or not one F32 number for each pair"
             )
         tensor.largest(0, 1)
         factors[f"{kind}_factor"] = [float(str(x)) for x in tensor.floats(0, 1)[0]]

@@ -9,12 +9,14 @@ a file claims. Reads slabs of rows and keeps none. Which keys and names a model 
 import math
 import os
 import struct
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .errors import ExportError, printable
 from .gguf_config import EXPERTS, transformers_name
-from .sources import File, Integers, Source, Tensor, parts
+from .keys import LIMITS
+from .sources import File, Groups, Integers, Source, Tensor, parts
 
 SCALARS = {
     0: "<B",
@@ -44,7 +46,8 @@ class Header:
     def take(self, count):
         if count > self.file.size - self.at:
             raise ExportError(
-                f"{self.file.path}: cut short or damaged: {count} bytes expected at {self.at}, and the file has {self.file.size}"
+                f"{self.file.path}: cut short or damaged: {count} bytes expected at {self.at}, "
+                f"and the file has {self.file.size}"
             )
         if self.at + count > self.begin + len(self.window):
             self.begin = self.at
@@ -66,15 +69,13 @@ class Header:
             if count > COUNT_LIMIT:
                 raise ExportError(f"{self.file.path}: an array of {count} values; this file is damaged")
             if kind in SCALARS:
-                return np.frombuffer(
-                    self.take(count * struct.calcsize(SCALARS[kind])), SCALARS[kind]
-                ).tolist()
+                form = SCALARS[kind]
+                return np.frombuffer(self.take(count * struct.calcsize(form)), form).tolist()
             if kind == STRING:
                 return [self.string() for _ in range(count)]
         elif kind == FLOAT32:
-            return float(
-                str(np.float32(self.number("<f")))
-            )  # the decimal that was meant: 0.1, not 0.10000000149
+            # the decimal that was meant: 0.1, not 0.10000000149
+            return float(str(np.float32(self.number("<f"))))
         elif kind in SCALARS:
             return self.number(SCALARS[kind])
         raise ExportError(
@@ -99,10 +100,11 @@ class Blocks(Integers):
         stored = blocks[:, :, 2:]
         if self.bits == 4:
             stored = np.concatenate([stored & 15, stored >> 4], axis=2) - np.uint8(8)
-        return np.ascontiguousarray(stored).view(np.int8).reshape(high - low, self.cols), scale
+        integers = np.ascontiguousarray(stored).view(np.int8).reshape(high - low, self.cols)
+        return Groups(integers, scale)
 
 
-class Dequantised(Integers):
+class Dequantized(Integers):
     """A tensor of any other type, as the gguf package turns it into numbers."""
 
     def __init__(self, file, name, kind, shape, offset):
@@ -110,7 +112,8 @@ class Dequantised(Integers):
             import gguf.quants
         except ImportError:
             raise ExportError(
-                f"{file.path}: tensor {printable(name)} has type {kind}, which the gguf package may know: pip install gguf"
+                f"{file.path}: tensor {printable(name)} has type {kind}, which the gguf package may know: "
+                "pip install gguf"
             ) from None
         self.package = gguf
         try:
@@ -140,10 +143,8 @@ class Joined(Tensor):
         if (k.rows, v.rows) != (heads * r, heads * values):
             self.fail(f": attn_k_b {list(k.shape)} and attn_v_b {list(v.shape)} do not fit {heads} heads")
         self.k, self.v, self.head = k, v, (n, values, r)
-        self.bits, self.group = (
-            v.bits,
-            v.group,
-        )  # of the values: their rows are as they were, and keys are turned
+        # of the values: their rows are as they were, and keys are turned
+        self.bits, self.group = v.bits, v.group
 
     def pieces(self, low, high):
         """(part, its first row, last + 1, which of its columns or None for all) of each run of rows within
@@ -159,9 +160,9 @@ class Joined(Tensor):
             low += end - row
 
     def integers(self, low, high):
-        """As Integers has them, or (None, None) of rows that are not one head's values."""
+        """As Integers has them, if they are rows of one head's values alone."""
         (part, begin, end, which), *more = self.pieces(low, high)
-        return (None, None) if more or which else part.integers(begin, end)
+        return Groups(None, None) if more or which else part.integers(begin, end)
 
     def floats(self, low, high):
         found = [(part.floats(begin, end), which) for part, begin, end, which in self.pieces(low, high)]
@@ -171,8 +172,13 @@ class Joined(Tensor):
         return max((part.largest(begin, end) for part, begin, end, _ in self.pieces(low, high)), default=0.0)
 
 
-def read_gguf(file):
-    """({key: value} of the metadata, {name: Tensor}) of one file."""
+class Contents(NamedTuple):
+    metadata: dict[str, Any]  # int, float, bool, str or a list of one of them
+    tensors: dict[str, Tensor]
+
+
+def read_gguf(file: File) -> Contents:
+    """What one file holds."""
     header = Header(file)
     magic, version = header.take(4), header.number("<I")
     if magic != b"GGUF" or version not in (2, 3):
@@ -196,13 +202,17 @@ def read_gguf(file):
     if type(alignment) is not int or not 1 <= alignment <= 1 << 20:
         raise ExportError(f"{file.path}: general.alignment is {printable(alignment)}; this file is damaged")
     data = -(-header.at // alignment) * alignment
-    return metadata, {
-        name: _tensor(file, name, kind, shape, data + offset) for name, (shape, kind, offset) in infos.items()
-    }
+    return Contents(
+        metadata,
+        {
+            name: _tensor(file, name, kind, shape, data + offset)
+            for name, (shape, kind, offset) in infos.items()
+        },
+    )
 
 
-def _tensor(file, name, kind, shape, offset):
-    if any(n >= 1 << 40 for n in shape):
+def _tensor(file: File, name: str, kind: int, shape: list[int], offset: int) -> Tensor:
+    if not all(1 <= n < 1 << 40 for n in shape):
         raise ExportError(
             f"{file.path}: tensor {printable(name)}: shape {shape} is not possible; this file is damaged"
         )
@@ -211,7 +221,7 @@ def _tensor(file, name, kind, shape, offset):
     elif kind in (Q4_0, Q8_0):
         tensor, block = Blocks(file, name, kind, shape, offset), 32
     else:
-        tensor = Dequantised(file, name, kind, shape, offset)
+        tensor = Dequantized(file, name, kind, shape, offset)
         block = tensor.block
     if tensor.cols % block:
         tensor.fail(f": rows of {tensor.cols} numbers cannot be of type {tensor.dtype}")
@@ -223,9 +233,9 @@ def _tensor(file, name, kind, shape, offset):
 
 
 class Gguf(Source):
-    """`metadata`: {key: int, float, bool, str or list of them} of the first file."""
+    """`metadata`: that of the first file."""
 
-    def __init__(self, path):
+    def __init__(self, path: str) -> None:
         super().__init__(path)
         self.metadata, found = {}, {}
         for part in self._files(path):
@@ -245,7 +255,7 @@ class Gguf(Source):
             self._take(name, tensor, found)
 
     @staticmethod
-    def _files(path):
+    def _files(path: str) -> list[str]:
         directory, name = os.path.split(path)
         files = parts(name, ".gguf")
         if files[0] != name and name in files:
@@ -253,29 +263,36 @@ class Gguf(Source):
         for file in files:
             if not os.path.exists(os.path.join(directory, file)):
                 raise ExportError(
-                    f"{os.path.join(directory, file)}: no such file; all {len(files)} parts must be in one directory"
+                    f"{os.path.join(directory, file)}: no such file; all {len(files)} parts must be in one "
+                    "directory"
                 )
         return [os.path.join(directory, file) for file in files]
 
-    def _take(self, name, tensor, found):
+    def _take(self, name: str, tensor: Tensor, found: dict[str, Tensor]) -> None:
         """Adds a tensor under transformers' name or names: stacked experts are taken apart, the two parts of
         kv_b_proj put together."""
         ours = transformers_name(name)
         stem, _, kind = name.removesuffix(".weight").rpartition(".")
         if kind == "attn_k_b":
-            v, heads = (
-                found.get(f"{stem}.attn_v_b.weight"),
-                self.metadata.get(f"{self.architecture}.attention.head_count"),
-            )
+            v = found.get(f"{stem}.attn_v_b.weight")
+            heads = self.metadata.get(f"{self.architecture}.attention.head_count")
             if f"{stem}.attn_kv_b.weight" not in found and v is not None and type(heads) is int and heads > 0:
                 self.add(ours, Joined(ours, tensor, v, heads))
         elif kind in EXPERTS and len(tensor.shape) == 3:
-            matrices = EXPERTS[kind]
-            rows = tensor.shape[1] // len(matrices)
-            for i in range(tensor.shape[0] * len(matrices)):
-                self.add(
-                    ours.format(e=i // len(matrices), matrix=matrices[i % len(matrices)]),
-                    tensor.part(i * rows, rows),
-                )
+            self._take_apart(ours, tensor, EXPERTS[kind])
         elif kind != "attn_v_b":
             self.add(ours, tensor)
+
+    def _take_apart(self, ours: str, tensor: Tensor, matrices: list[str]) -> None:
+        """Adds each matrix of each of the stacked experts; `ours`: their names, to be formatted."""
+        experts, rows = tensor.shape[0], tensor.shape[1] // len(matrices)
+        declared = self.metadata.get(f"{self.architecture}.expert_count")
+        if experts > LIMITS["n_routed_experts"] or experts != declared:
+            tensor.fail(f" holds {experts} experts, and expert_count is {printable(declared, 20)}")
+        if tensor.shape[1] % len(matrices):
+            tensor.fail(
+                f" has shape {list(tensor.shape)}, which is not {len(matrices)} matrices of each expert"
+            )
+        for i in range(experts * len(matrices)):
+            e, matrix = divmod(i, len(matrices))
+            self.add(ours.format(e=e, matrix=matrices[matrix]), tensor.part(i * rows, rows))

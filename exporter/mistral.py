@@ -3,6 +3,7 @@ configuration as its config.json would be, and tensor names. What is read here a
 on, so that config.py and plan.py refuse it."""
 
 import re
+from typing import Any
 
 from .errors import ExportError, printable
 
@@ -50,7 +51,7 @@ EXPERT_KEYS = {
     "num_expert_groups_per_tok": "topk_group",
 }
 BLOCKS = ("moe", "yarn", "llama_4_scaling", "quantization")
-SEEING = ("vision_encoder", "multimodal")
+OF_IMAGES = ("vision_encoder", "multimodal")
 PARALLEL = ("expert_parallel", "expert_model_parallel")  # how many machines shared the training
 YARN = {
     "factor": "factor",
@@ -60,8 +61,8 @@ YARN = {
 }
 
 
-def transformers_name(name):
-    """The name in transformers; None for what sees and does not write."""
+def transformers_name(name: str) -> str | None:
+    """The name in transformers; None for what is for images."""
     if name.startswith(VISION):
         return None
     name = name.replace(".qscale_weight", ".weight_scale")
@@ -77,21 +78,21 @@ def transformers_name(name):
     return name
 
 
-def _renamed(values, names):
+def _renamed(values: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     return {names.get(key, key): value for key, value in values.items()}
 
 
-def config(params, path):
-    """params.json -> what config.json would say."""
+def config(params: dict[str, Any], path: str) -> dict[str, Any]:
+    """params.json -> what config.json would say. ExportError where a block is of no known kind."""
 
-    def block(key):
+    def block(key: str) -> dict[str, Any]:
         value = params.get(key) or {}
         if not isinstance(value, dict):
             raise ExportError(f"{path}: {key} is {printable(value, 60)}: an object was expected")
         return value
 
     moe, yarn, scaling, stored = map(block, BLOCKS)
-    left = {key: value for key, value in params.items() if key not in BLOCKS + SEEING}
+    left = {key: value for key, value in params.items() if key not in BLOCKS + OF_IMAGES}
     values = {"model_type": "mistral4", "rope_interleave": True, "hidden_act": "silu", **_renamed(left, KEYS)}
     if "head_dim" in values:  # of a query and key in all; transformers means something else by it
         values["qk_head_dim"] = values.pop("head_dim")
@@ -103,9 +104,8 @@ def config(params, path):
         }
     if yarn:
         if yarn.get("apply_scale") is not False:
-            raise ExportError(
-                f"{path}: yarn's apply_scale is {printable(yarn.get('apply_scale'))}: only false is supported"
-            )
+            scale = printable(yarn.get("apply_scale"))
+            raise ExportError(f"{path}: yarn's apply_scale is {scale}: only false is supported")
         rope = {
             "rope_type": "yarn",
             "rope_theta": values.pop("rope_theta", 10000.0),
@@ -120,7 +120,8 @@ def config(params, path):
             "original_max_position_embeddings"
         ):
             raise ExportError(
-                f"{path}: llama_4_scaling without yarn, or with another original_max_position_embeddings, is not supported"
+                f"{path}: llama_4_scaling without yarn, or with another original_max_position_embeddings, "
+                "is not supported"
             )
         values["rope_parameters"]["llama_4_scaling_beta"] = scaling.get("beta")
     if stored:

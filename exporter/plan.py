@@ -2,17 +2,22 @@
 numbers come from.
 
 Nothing is read here: the plan is made from the configuration and the names, shapes and types that the source
-declares, so that a missing, left over or wrongly shaped tensor is known before the first byte is written.
+declares. Each tensor is looked for as soon as it is planned, so that a missing, left over or wrongly shaped
+one is known before the first byte is written, and a configuration that promises more than there is costs
+neither time nor memory.
 """
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .config import ACT_SILU
+from .config import ACT_SILU, ModelConfig
 from .errors import ExportError, printable
+from .sources import Source
 
 VECTOR, F32, BF16, Q8, Q4 = range(5)  # Type in kernels/kernels.h
 TYPE_NAMES = {"f32": F32, "bf16": BF16, "q8": Q8, "q4": Q4}
@@ -24,7 +29,7 @@ MIXED = {"embed": Q8, "head": Q8, "attention": Q8, "w_uk": Q8, "mlp": Q4, "share
 FOLLOWS, EXPERT_PAGE = 64, 4096  # alignment in the file
 
 
-def types(name):
+def types(name: str) -> dict[str, int]:
     """{role: type} for --type NAME."""
     if name == "mixed":
         return MIXED
@@ -33,15 +38,24 @@ def types(name):
     return {**every, "w_uk": Q8} if name == "q4" else every
 
 
+class Place(NamedTuple):
+    """Rows of the source."""
+
+    begin: int
+    end: int  # last + 1
+    which: np.ndarray | slice  # of these
+
+
 @dataclass
 class Entry:
     """One tensor of the checkpoint: `count` matrices [rows, cols] whose numbers are rows of the source's
     tensor `source`.
 
-    Row i of matrix m is `times` the source's row first + m * stride + i, or first + order[i] times factor[i]
-    where these are given, or column i of the `cols` source rows from first + m * stride on if `transposed`.
-    `spread` = (groups, width): each group of `width` source columns begins on a multiple of 32, with zeros
-    behind it.
+    Row i of matrix m is `times` the source's row first + m * stride + i, or column i of the `cols` source rows
+    from first + m * stride on if `transposed`. `order` and `factor`, where they are given, hold for one head
+    of k rows and are the same for all: row i is then the source's row first + m * stride + i // k * k +
+    order[i % k], times factor[i % k]. `spread` = (groups, width): each group of `width` source columns begins
+    on a multiple of 32, with zeros behind it.
 
     The latent's rotation, in blocks of `hadamard`: the first `hadamard_rows` rows are rotated together; or,
     where `gain` names the latent norm's weight, each of the source's rows is multiplied by it and rotated.
@@ -52,89 +66,91 @@ class Entry:
     rows: int
     cols: int
     source: str = ""  # "": `constant`
-    shape: tuple = ()  # that the source's tensor must have
+    shape: tuple[int, ...] = ()  # that the source's tensor must have
     count: int = 1
     first: int = 0
     stride: int = 0
-    order: np.ndarray = None
-    factor: np.ndarray = None
+    order: np.ndarray | None = None  # [k]
+    factor: np.ndarray | None = None  # float32 [k]
     times: float = 1.0
     transposed: bool = False
-    spread: tuple = ()
-    constant: np.ndarray = None
+    spread: tuple[int, int] | None = None
+    constant: np.ndarray | None = None
     align: int = FOLLOWS
     hadamard: int = 0  # size of its blocks; 0: not rotated
     hadamard_rows: int = 0
     gain: str = ""
 
-    def ranges(self):
+    def ranges(self) -> list[tuple[int, int]]:
         """The source's rows that this tensor is made of: [(first, last + 1)], one of each matrix."""
         if self.type == VECTOR:
             return [(0, 1)]
         starts = (self.first + m * self.stride for m in range(self.count))
         return [(start, start + (self.cols if self.transposed else self.rows)) for start in starts]
 
-    def keeps_groups(self):
+    def keeps_groups(self) -> bool:
         """Is every group of 32 columns a group of the source's columns, its numbers unchanged?"""
         unchanged = not self.hadamard and self.factor is None and self.times == 1 and not self.transposed
         return unchanged and self.cols % 32 == 0 and (not self.spread or self.spread[1] % 32 == 0)
 
-    def place(self, m, low, high):
-        """Where rows low .. high - 1 of matrix m are: (first, last + 1 of the source's rows, which of these)."""
+    def place(self, m: int, low: int, high: int) -> "Place":
+        """Where rows low .. high - 1 of matrix m are."""
         first = self.first + m * self.stride
         if self.order is None:
-            return first + low, first + high, slice(None)
-        wanted = first + self.order[low:high]
+            return Place(first + low, first + high, slice(None))
+        head, row = np.divmod(np.arange(low, high), len(self.order))
+        wanted = first + head * len(self.order) + self.order[row]
         begin = int(wanted.min())
-        return begin, int(wanted.max()) + 1, wanted - begin
+        return Place(begin, int(wanted.max()) + 1, wanted - begin)
 
-    def load(self, source, m, low, high):
+    def factors(self, low: int, high: int) -> np.ndarray | float:
+        """What rows low .. high - 1 are multiplied by, beside `times`: float32 [high - low, 1], or 1."""
+        if self.factor is None:
+            return 1.0
+        return self.factor[np.arange(low, high) % len(self.factor), None]
+
+    def load(self, source: Source, m: int, low: int, high: int) -> np.ndarray:
         """Rows low .. high - 1 of matrix m as float32 [high - low, cols]."""
         values = self.unscaled(source, m, low, high)
         return values if self.times == 1 else values * np.float32(self.times)
 
-    def unscaled(self, source, m, low, high):
+    def unscaled(self, source: Source, m: int, low: int, high: int) -> np.ndarray:
+        """The same without `times`."""
         first = self.first + m * self.stride
         if self.constant is not None:
             return self.constant.reshape(self.rows, self.cols)[low:high]
         if self.type == VECTOR:
             values = source.rows(self.source, 0, 1).reshape(-1, 1)
             values = values if self.order is None else values[self.order]
-            return values if self.factor is None else values * self.factor[:, None]
+            return values if self.factor is None else values * self.factors(low, high)
         if self.transposed:
             return self.rotate_columns(source, source.rows(self.source, first, first + self.cols)).T[low:high]
         begin, end, which = self.place(m, low, high)
         values = source.rows(self.source, begin, end)[which]
         if self.hadamard_rows > low:
-            values = np.concatenate(
-                [
-                    hadamard(values[: self.hadamard_rows - low].T, self.hadamard).T,
-                    values[self.hadamard_rows - low :],
-                ]
-            )
+            rotated, rest = np.split(values, [self.hadamard_rows - low])
+            values = np.concatenate([hadamard(rotated.T, self.hadamard).T, rest])
         values = self.rotate_columns(source, values)
         if self.spread:
             groups, width = self.spread
             wide = np.zeros((high - low, groups, self.cols // groups), np.float32)
             wide[:, :, :width] = values.reshape(high - low, groups, width)
             values = wide.reshape(high - low, self.cols)
-        return values if self.factor is None else values * self.factor[low:high, None]
+        return values if self.factor is None else values * self.factors(low, high)
 
-    def rotate_columns(self, source, values):
+    def rotate_columns(self, source: Source, values: np.ndarray) -> np.ndarray:
         """W diag(gain) R^T"""
-        return (
-            hadamard(values * source.rows(self.gain, 0, 1).reshape(-1), self.hadamard)
-            if self.gain
-            else values
-        )
+        if not self.gain:
+            return values
+        return hadamard(values * source.rows(self.gain, 0, 1).reshape(-1), self.hadamard)
 
 
-def hadamard_block(r):
+def hadamard_block(r: int) -> int:
     """The largest power of two that divides r."""
     return r & -r
 
 
-def hadamard(x, block):
+def hadamard(x: np.ndarray, block: int) -> np.ndarray:
     """x R^T with the rotation R of the latent's r numbers, x [rows, r]: blocks of a Hadamard matrix, whose
     entries are +-1 / sqrt(block), on the diagonal. It spreads what one number stands out with over its
     whole block, so that few bits with one scale serve them all. Sums in float64, in a fixed order: the
@@ -148,7 +164,7 @@ def hadamard(x, block):
     return (x.reshape(shape) / math.sqrt(block)).astype(np.float32)
 
 
-def interleave(p):
+def interleave(p: int) -> np.ndarray:
     """Half-split rotated rows (pair i is rows i and i + p / 2) in the order of interleaved pairs (2i, 2i +
     1)."""
     return np.arange(p).reshape(2, p // 2).T.reshape(-1)
@@ -156,59 +172,57 @@ def interleave(p):
 
 @dataclass
 class Plan:
-    config: object  # config.ModelConfig
-    types: dict  # role -> type
-    has: object  # name -> is there such a tensor in the source
+    config: ModelConfig
+    types: dict[str, int]  # role -> type
+    source: Source | None  # None: random weights
     rotation: bool  # of the latent
-    entries: list = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
 
-    def vector(self, name, n, source="", **keys):
-        self.entries.append(Entry(name, VECTOR, n, 1, source, (n,) if source else (), **keys))
+    def add(self, entry: Entry) -> None:
+        """The entry is looked for in the source before the next one is made."""
+        if self.source and entry.source:
+            _find(entry, self.source)
+        self.entries.append(entry)
 
-    def matrix(self, name, role, rows, cols, source, **keys):
-        keys.setdefault("shape", (rows, cols))
-        self.entries.append(
-            Entry(name, role if isinstance(role, int) else self.types[role], rows, cols, source, **keys)
-        )
+    def vector(self, name: str, n: int, source: str = "", **keys: Any) -> None:
+        self.add(Entry(name, VECTOR, n, 1, source, (n,) if source else (), **keys))
 
-    def rotated(self, fixed, p, repeat):
-        """order and factor of `repeat` groups of `fixed` rows without position and p rotated ones; nothing
-        where nothing changes."""
+    def matrix(self, name: str, role: str | int, rows: int, cols: int, source: str, **keys: Any) -> None:
+        kind = role if isinstance(role, int) else self.types[role]
+        self.add(Entry(name, kind, rows, cols, source, **{"shape": (rows, cols), **keys}))
+
+    def rotated(self, fixed: int, p: int) -> dict[str, np.ndarray]:
+        """order and factor of heads of `fixed` rows without position and p rotated ones; nothing where
+        nothing changes."""
         c = self.config
         keys = {}
         if not c.rope_interleave:
-            group = np.concatenate([np.arange(fixed), fixed + interleave(p)])
-            keys["order"] = (np.arange(repeat)[:, None] * (fixed + p) + group).reshape(-1)
+            keys["order"] = np.concatenate([np.arange(fixed), fixed + interleave(p)])
         if c.rope_multiplier != 1:
-            group = np.concatenate([np.ones(fixed), np.full(p, c.rope_multiplier)])
-            keys["factor"] = np.tile(group, repeat).astype(np.float32)
+            keys["factor"] = np.append(np.ones(fixed), np.full(p, c.rope_multiplier)).astype(np.float32)
         return keys
 
-    def index_rows(self, heads):
-        """order and factor of the rows of an indexer's heads, whose rotated numbers are the first ones in the
+    def index_rows(self) -> dict[str, np.ndarray]:
+        """order and factor of the rows of an indexer's head, whose rotated numbers are the first ones in the
         source and the last ones here."""
         c = self.config
         di, p = c.index_head_dim, c.qk_rope_head_dim
-        head = np.concatenate([np.arange(p, di), np.arange(p) if c.index_rope_interleave else interleave(p)])
-        keys = dict(order=(np.arange(heads)[:, None] * di + head).reshape(-1))
+        rotated = np.arange(p) if c.index_rope_interleave else interleave(p)
+        keys = {"order": np.concatenate([np.arange(p, di), rotated])}
         if c.rope_multiplier != 1:
-            keys["factor"] = np.tile(
-                np.concatenate([np.ones(di - p), np.full(p, c.rope_multiplier)]), heads
-            ).astype(np.float32)
+            keys["factor"] = np.append(np.ones(di - p), np.full(p, c.rope_multiplier)).astype(np.float32)
         return keys
 
     def indexer(self, name, source):
         c = self.config
         D, heads, di = c.hidden_size, c.index_n_heads, c.index_head_dim
-        queries, key = self.index_rows(heads), self.index_rows(1)
-        self.matrix(
-            name + "index_q", "attention", heads * di, c.q_lora_rank, source + "wq_b.weight", **queries
-        )
-        self.matrix(name + "index_k", "attention", di, D, source + "wk.weight", order=key["order"])
+        keys, queries = self.index_rows(), source + "wq_b.weight"
+        self.matrix(name + "index_q", "attention", heads * di, c.q_lora_rank, queries, **keys)
+        self.matrix(name + "index_k", "attention", di, D, source + "wk.weight", order=keys["order"])
         # the mean and the variance of a LayerNorm do not mind the order; what multiplies a rotation comes
         # after it
-        self.vector(name + "index_k_norm", di, source + "k_norm.weight", **key)
-        self.vector(name + "index_k_bias", di, source + "k_norm.bias", **key)
+        self.vector(name + "index_k_norm", di, source + "k_norm.weight", **keys)
+        self.vector(name + "index_k_bias", di, source + "k_norm.bias", **keys)
         self.matrix(name + "index_weights", F32, heads, D, source + "weights_proj.weight")
 
     def mlp(self, name, role, width, source):
@@ -223,7 +237,7 @@ class Plan:
         c = self.config
         D, H, ql, r = c.hidden_size, c.num_attention_heads, c.q_lora_rank, c.kv_lora_rank
         n, p, v = c.qk_nope_head_dim, c.qk_rope_head_dim, c.v_head_dim
-        q = self.rotated(n, p, H) | dict(times=c.query_factor)
+        q = self.rotated(n, p) | {"times": c.query_factor}
         if ql:
             self.matrix(name + "q_a", "attention", ql, D, source + "q_a_proj.weight")
             self.vector(name + "q_a_norm", ql, source + "q_a_layernorm.weight")
@@ -231,57 +245,39 @@ class Plan:
         else:
             self.matrix(name + "q", "attention", H * (n + p), D, source + "q_proj.weight", **q)
         # kv_b_proj holds the keys and the values of head 0, then of head 1, ...
-        kv_a, kv_b = (
-            self.rotated(r, p, 1),
-            dict(source=source + "kv_b_proj.weight", shape=(H * (n + v), r), count=H, stride=n + v),
-        )
+        kv_a = self.rotated(r, p)
+        kv_b = {"source": source + "kv_b_proj.weight", "shape": (H * (n + v), r), "count": H, "stride": n + v}
         gain, ones = source + "kv_a_layernorm.weight", None
         if self.rotation:
             # With c = x / rms(x) * gain, x = W_kva h: W c = (W diag(gain) R^T) (R x) / rms(R x), because a
             # rotation leaves rms alone.
             ones, block = np.ones(r, np.float32), hadamard_block(r)
-            kv_a |= dict(hadamard=block, hadamard_rows=r)
-            kv_b |= dict(hadamard=block, gain=gain)
+            kv_a |= {"hadamard": block, "hadamard_rows": r}
+            kv_b |= {"hadamard": block, "gain": gain}
         self.matrix(name + "kv_a", "attention", r + p, D, source + "kv_a_proj_with_mqa.weight", **kv_a)
         self.vector(name + "kv_a_norm", r, gain, constant=ones, times=c.latent_factor)
         self.matrix(name + "w_uk", "w_uk", n, r, **kv_b)
         self.matrix(name + "w_uk_t", "w_uk", r, n, transposed=True, **kv_b)
         self.matrix(name + "w_uv", "attention", v, r, first=n, **kv_b)
-        # each head's values begin on a block of 32 columns, so that threads quantise what their heads found
+        # each head's values begin on a block of 32 columns, so that threads quantize what their heads found
         # without waiting
-        self.matrix(
-            name + "o",
-            "attention",
-            D,
-            H * (-(-v // 32) * 32),
-            source + "o_proj.weight",
-            shape=(D, H * v),
-            spread=(H, v),
-            times=c.residual_factor,
-        )
+        o = {"shape": (D, H * v), "spread": (H, v), "times": c.residual_factor}
+        self.matrix(name + "o", "attention", D, H * (-(-v // 32) * 32), source + "o_proj.weight", **o)
 
     def experts(self, name, source):
         c = self.config
         D, E, M = c.hidden_size, c.n_routed_experts, c.moe_intermediate_size
-        fused = (
-            source + "gate_up_proj"
-        )  # [E, 2M, D], gate's rows first: how transformers 5 saves them; [E + Z, ...] with Z identity experts
+        # How transformers 5 saves them: [E, 2M, D], gate's rows first; [E + Z, ...] with Z identity experts.
+        fused, fused_down = source + "gate_up_proj", source + "down_proj"
+        gate_up = {"source": fused, "shape": (E + c.zero_expert_num, 2 * M, D)}
+        down = {"source": fused_down, "shape": (E, D, M), "times": c.residual_factor}
+        is_fused = self.source is not None and fused in self.source.tensors
         for e in range(E):
             begin = len(self.entries)
-            if self.has(fused):
-                gate_up = dict(source=fused, shape=(E + c.zero_expert_num, 2 * M, D))
+            if is_fused:
                 self.matrix(f"{name}{e}.gate", "experts", M, D, first=e * 2 * M, **gate_up)
                 self.matrix(f"{name}{e}.up", "experts", M, D, first=e * 2 * M + M, **gate_up)
-                self.matrix(
-                    f"{name}{e}.down",
-                    "experts",
-                    D,
-                    M,
-                    source + "down_proj",
-                    shape=(E, D, M),
-                    first=e * D,
-                    times=c.residual_factor,
-                )
+                self.matrix(f"{name}{e}.down", "experts", D, M, first=e * D, **down)
             else:
                 self.mlp(f"{name}{e}.", "experts", M, f"{source}{e}.")
             self.entries[begin].align = EXPERT_PAGE
@@ -304,20 +300,15 @@ class Plan:
             self.mlp(name, "mlp", c.intermediate_size, f"{source}mlps{half}." if half else mlp)
         if moe:
             gate = mlp + ("router." if c.shortcut_moe else "gate.")
-            self.matrix(
-                name + "router", F32, choices, D, gate + ("classifier.weight" if c.shortcut_moe else "weight")
-            )
+            weight = gate + ("classifier.weight" if c.shortcut_moe else "weight")
+            self.matrix(name + "router", F32, choices, D, weight)
             if c.router_bias:
                 self.vector(name + "router_bias", choices, gate + "e_score_correction_bias")
             else:
                 self.vector(name + "router_bias", choices, constant=np.zeros(choices, np.float32))
             if c.n_shared_experts:
-                self.mlp(
-                    name + "shared.",
-                    "shared",
-                    c.n_shared_experts * c.moe_intermediate_size,
-                    mlp + "shared_experts.",
-                )
+                width = c.n_shared_experts * c.moe_intermediate_size
+                self.mlp(name + "shared.", "shared", width, mlp + "shared_experts.")
             self.experts(name + "experts.", mlp + "experts.")
         if c.sandwich_norm:
             self.vector(name + "mlp_out_norm", D, source + "post_mlp_layernorm.weight")
@@ -333,12 +324,8 @@ class Plan:
         if c.query_scale is not None:
             self.vector("query_scale", len(c.query_scale), constant=c.query_scale)
         for i in range(L):
-            if c.shortcut_moe:
-                self.layer(
-                    f"layers.{i}.", f"model.layers.{i // 2}.", c.is_moe(i), c.has_indexer(i), half=f".{i % 2}"
-                )
-            else:
-                self.layer(f"layers.{i}.", f"model.layers.{i}.", c.is_moe(i), c.has_indexer(i))
+            at, half = (i // 2, f".{i % 2}") if c.shortcut_moe else (i, "")
+            self.layer(f"layers.{i}.", f"model.layers.{at}.", c.is_moe(i), c.has_indexer(i), half)
         if mtp:
             source = f"model.layers.{L}."
             self.vector("mtp.enorm", D, source + "enorm.weight")
@@ -348,14 +335,23 @@ class Plan:
             self.vector("mtp.norm", D, source + "shared_head.norm.weight")
 
 
-def make_plan(config, type_name, has=lambda name: False, mtp=False, rotation=False):
-    """[Entry] of the whole checkpoint, in order."""
-    plan = Plan(config, types(type_name), has, rotation)
+def make_plan(
+    config: ModelConfig,
+    type_name: str,
+    source: Source | None = None,
+    mtp: bool = False,
+    rotation: bool = False,
+) -> list[Entry]:
+    """The tensors of the whole checkpoint, in order. ExportError where `source` lacks one or has one that is
+    left over; without a source every tensor is taken to be there."""
+    plan = Plan(config, types(type_name), source, rotation)
     plan.model(mtp)
+    if source:
+        _nothing_left(plan.entries, source, config, mtp)
     return plan.entries
 
 
-def parameters(entries):
+def parameters(entries: Iterable[Entry]) -> int:
     """Numbers of the model itself: what the source holds, each once."""
     return sum(
         e.count * e.rows * (e.shape[-1] if e.spread else e.cols)
@@ -364,53 +360,44 @@ def parameters(entries):
     )
 
 
-def _ignored(name, config, mtp):
+def _ignored(name: str, config: ModelConfig, mtp: bool) -> bool:
     """May a tensor stay behind? MTP layers come after the others (and repeat embedding and head) or have a
     name of their own; inv_freq is computed; identity experts may be stored as if they were others, and an
     indexer in layers that do not use it."""
-    layers, experts = config.num_hidden_layers, config.n_routed_experts
+    experts = config.n_routed_experts
     if name.endswith("rotary_emb.inv_freq") or name.startswith("model.mtp.") and not mtp:
         return True
     expert = re.match(r"model\.layers\.\d{1,9}\.mlp\.experts\.(\d{1,9})\.", name)
     if expert and experts <= int(expert.group(1)) < experts + config.zero_expert_num:
         return True
     match = re.match(r"model\.layers\.(\d{1,9})\.(.*)", name)
-    if (
-        match
-        and config.index_n_heads
-        and match.group(2).startswith("self_attn.indexer.")
-        and int(match.group(1)) < layers
-    ):
-        return not config.has_indexer(int(match.group(1)))
-    if not match or int(match.group(1)) < layers:
+    if not match:
         return False
-    return (
-        not mtp
-        or int(match.group(1)) > layers
-        or match.group(2) in ("embed_tokens.weight", "shared_head.head.weight")
-    )
+    layer, rest, layers = int(match.group(1)), match.group(2), config.num_hidden_layers
+    if layer < layers:
+        indexer = config.index_n_heads and rest.startswith("self_attn.indexer.")
+        return bool(indexer) and not config.has_indexer(layer)
+    return not mtp or layer > layers or rest in ("embed_tokens.weight", "shared_head.head.weight")
 
 
-def check_plan(entries, source, config, mtp):
-    """Every tensor that the plan names is there in its shape, and no other is."""
-    used = set()
-    for entry in entries:
-        if not entry.source:
-            continue
-        tensor = source.tensors.get(entry.source)
-        if tensor is None:
-            hint = (
-                "; the model has no MTP layer: export without --mtp" if entry.name.startswith("mtp.") else ""
-            )
-            raise ExportError(
-                f"{source.directory}: tensor {entry.source} is missing (needed for {entry.name}){hint}"
-            )
-        if tensor.shape != entry.shape:
-            raise ExportError(
-                f"{tensor.shard.path}: tensor {entry.source} has shape {list(tensor.shape)}, "
-                f"and config.json implies {list(entry.shape)}"
-            )
-        used.add(entry.source)
+def _find(entry: Entry, source: Source) -> None:
+    """The tensor that an entry is made of must be there, in its shape."""
+    tensor = source.tensors.get(entry.source)
+    if tensor is None:
+        hint = "; the model has no MTP layer: export without --mtp" if entry.name.startswith("mtp.") else ""
+        raise ExportError(
+            f"{source.directory}: tensor {entry.source} is missing (needed for {entry.name}){hint}"
+        )
+    if tensor.shape != entry.shape:
+        raise ExportError(
+            f"{tensor.shard.path}: tensor {entry.source} has shape {list(tensor.shape)}, "
+            f"and config.json implies {list(entry.shape)}"
+        )
+
+
+def _nothing_left(entries: Iterable[Entry], source: Source, config: ModelConfig, mtp: bool) -> None:
+    """Every tensor of the source is used or known to be of no use."""
+    used = {entry.source for entry in entries}
     left = [name for name in source.tensors if name not in used and not _ignored(name, config, mtp)]
     if left:
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""

@@ -1,5 +1,5 @@
-"""Compiles the regular expressions of a pre-tokenizer for the matcher in tokenizer.c, whose head describes
-the result.
+"""Compiles the regular expressions of a pre-tokenizer for the matcher in engine/pretokenizer.c;
+engine/section.h describes the result.
 
 Published pre-tokenizers use a small part of what regular expressions can do: sets of characters with a
 repetition, alternatives, optional groups, a look-ahead at one character, the end of a line. Parser reads that
@@ -24,7 +24,7 @@ from exporter.errors import ExportError, printable
 CODES = 0x110000
 UNLIMITED = 0xFFFFFFFF
 RUN, KEEP, NOT_AHEAD, LINE_END, SPLIT, JUMP, MATCH = range(7)
-# The same limits as in tokenizer.c: class 0 is a byte that is not UTF-8, 63 is the inside of a character.
+# The same limits as in engine/section.h. Class 0 is a byte that is not UTF-8, 63 the inside of a character.
 MAX_CLASSES, MAX_STEPS, MAX_ALTERNATIVES, MAX_ITEMS = 62, 64, 64, 256
 # Published ones have up to 700 characters in all, and groups in groups once.
 MAX_CHARACTERS, MAX_DEPTH = 16384, 20
@@ -377,7 +377,7 @@ class Parser:
 
 @dataclass
 class Item:
-    """One of tokenizer.c's items, with the set that its bits stand for."""
+    """One of the section's items, with the set that its bits stand for."""
 
     op: int
     a: int = 0

@@ -1,4 +1,4 @@
-"""The tokenizer section of model.bin, as the head of tokenizer.c describes it: Tokenizer is what the readers
+"""The tokenizer section of model.bin, as engine/section.h describes it: Tokenizer is what the readers
 (tokenizer.py) make of a source, pack() its bytes."""
 
 import struct
@@ -12,6 +12,7 @@ TAG = 0x324B4F54  # "TOK2"
 HEADER = struct.Struct("<17I")
 NONE = 0xFFFFFFFF
 MAX_IDS = 1 << 24
+MAX_TEXT = 1024  # bytes of an added token or a unit; the same limit as in engine/section.h
 PREFIX_FIRST, PREFIX_ONCE, NORMALIZE_LAST, DROP_SPACE = 1, 2, 4, 8
 
 
@@ -65,7 +66,7 @@ def starts(lengths):
 
 
 def pack_merges(merges, vocabulary):
-    """Where a pair (left, right) comes twice, the one with the lowest rank counts, the first of equal ones."""
+    """Where a pair (left, right) comes twice, the lowest rank counts, and the first of equal ones."""
     table = np.array(merges, np.int64).reshape(-1, 4)
     table = table[np.lexsort((table[:, 3], table[:, 1], table[:, 0]))]
     again = (np.diff(table[:, :2], axis=0, prepend=-1) == 0).all(axis=1)
@@ -78,6 +79,10 @@ def pack_texts(texts, tokens, text, token_start):
     appended to `text`."""
     entries = []
     for bytes_, token in sorted(texts):
+        if len(bytes_) > MAX_TEXT:
+            raise UnsupportedTokenizer(
+                f"token {token} has {len(bytes_)} bytes; an added token or a unit has {MAX_TEXT} at most"
+            )
         if tokens.get(token) == bytes_:
             start = token_start[token]
         else:

@@ -1,10 +1,13 @@
 """Published configurations, for checkpoints with random weights: the shape and speed of a model without its
-download."""
+download. GGUF files, which leave keys out, are completed from them, too (gguf_config.py)."""
+
+from typing import Any
 
 
-def _deepseek(**keys):
+def _deepseek(**keys: Any) -> dict[str, Any]:
     """What most of them share; the rest is given by name."""
     return {
+        "model_type": "deepseek_v3",
         "qk_nope_head_dim": 128,
         "qk_rope_head_dim": 64,
         "v_head_dim": 128,
@@ -20,7 +23,16 @@ def _deepseek(**keys):
     }
 
 
-def _experts(count, width, shared, per_token, scaling, dense, groups=(1, 1), method="noaux_tc"):
+def _experts(
+    count: int,
+    width: int,
+    shared: int,
+    per_token: int,
+    scaling: float,
+    dense: int,
+    groups: tuple[int, int] = (1, 1),
+    method: str = "noaux_tc",
+) -> dict[str, Any]:
     sigmoid = method == "noaux_tc"
     return {
         "n_routed_experts": count,
@@ -38,7 +50,7 @@ def _experts(count, width, shared, per_token, scaling, dense, groups=(1, 1), met
     }
 
 
-def _yarn(factor, mscale, beta_fast=32, original=4096):
+def _yarn(factor: float, mscale: float, beta_fast: int = 32, original: int = 4096) -> dict[str, Any]:
     return {
         "type": "yarn",
         "factor": factor,
@@ -50,7 +62,7 @@ def _yarn(factor, mscale, beta_fast=32, original=4096):
     }
 
 
-def _mistral(factor, **keys):
+def _mistral(factor: float, **keys: Any) -> dict[str, Any]:
     """Softmax router with normalised weights, queries that grow with the position."""
     rope = {**_yarn(factor, 1.0, original=8192), "rope_theta": 10000, "llama_4_scaling_beta": 0.1}
     return _deepseek(
@@ -90,8 +102,9 @@ LONGROPE = [
 ]
 
 
-def _glm5(**keys):
+def _glm5(**keys: Any) -> dict[str, Any]:
     return _deepseek(
+        model_type="glm_moe_dsa",
         hidden_size=6144,
         num_hidden_layers=78,
         num_attention_heads=64,
@@ -117,6 +130,7 @@ SHAPES = {
         num_hidden_layers=27,
         num_attention_heads=16,
         intermediate_size=10944,
+        model_type="deepseek_v2",
         vocab_size=102400,
         max_position_embeddings=163840,
         rope_scaling=_yarn(40, 0.707),
@@ -130,6 +144,7 @@ SHAPES = {
         num_attention_heads=128,
         q_lora_rank=1536,
         intermediate_size=12288,
+        model_type="deepseek_v2",
         vocab_size=102400,
         max_position_embeddings=163840,
         rope_scaling=_yarn(40, 0.707),
@@ -151,6 +166,7 @@ SHAPES = {
         **_experts(256, 2048, 1, 8, 2.5, 3, (8, 4)),
     ),
     "deepseek-v3.2": _deepseek(
+        model_type="deepseek_v32",
         hidden_size=7168,
         num_hidden_layers=61,
         num_attention_heads=128,
@@ -209,6 +225,7 @@ SHAPES = {
         **_experts(384, 2048, 1, 8, 2.827, 1),
     ),
     "glm-4.7-flash": _deepseek(
+        model_type="glm4_moe_lite",
         hidden_size=2048,
         num_hidden_layers=47,
         num_attention_heads=20,
@@ -228,6 +245,7 @@ SHAPES = {
         max_position_embeddings=1048576, rope_theta=8000000, index_topk_freq=4, index_skip_topk_offset=3
     ),
     "youtu-2b": _deepseek(
+        model_type="youtu",
         hidden_size=2048,
         num_hidden_layers=32,
         num_attention_heads=16,
@@ -278,6 +296,7 @@ SHAPES = {
         eos_token_id=[2, 73440],
     ),
     "plm-1.8b": _deepseek(
+        model_type="plm",
         hidden_size=2048,
         num_hidden_layers=32,
         num_attention_heads=16,

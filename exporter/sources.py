@@ -13,13 +13,18 @@ import json
 import math
 import os
 import re
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from .errors import ExportError, printable
+from .files import read_file, refuse_pointer, regular
+from .weight_formats import Block, refuse_forms
 
 HEADER_LIMIT = 100_000_000  # bytes of JSON; the safetensors library has the same limit
-JSON_LIMIT = 200_000_000  # an index of a 1T model is 20 MB
+INDEX_LIMIT = 200_000_000  # an index of a 1T model is 20 MB
+JSON_LIMIT = 20_000_000  # any other JSON; a configuration that lists modules may have a few 100 KB
 CHUNK = 1 << 18  # elements read at once when a whole tensor is looked at
 
 ITEM_BYTES = {
@@ -60,12 +65,15 @@ CONVERT = (
     'AutoModelForCausalLM.from_pretrained("SOURCE", dtype="auto").save_pretrained("NEW")'
 )
 
-# begins the names of a language model's tensors where they are part of a model that sees
-INSIDE = "language_model."
-SEEING = ("vision_tower.", "vision_model.", "mm_projector.", "multi_modal_projector.")
+# What begins the names of a language model's tensors where it is part of a model that reads images, and what
+# they begin with alone. Versions of transformers differ.
+INSIDE = {"language_model.": "", "model.language_model.": "model."}
+# the other parts of such a model, with or without "model." in front
+OF_IMAGES = ("vision_tower.", "vision_model.", "visual.", "mm_projector.", "multi_modal_projector.")
+OF_IMAGES += ("image_newline",)
 
 
-def _e4m3_table():
+def _e4m3_table() -> np.ndarray:
     """The 256 values of FP8 E4M3 "fn": bias 7, largest 448, no infinity, 0x7F and 0xFF not a number."""
     code = np.arange(256)
     exponent, mantissa = code >> 3 & 15, code & 7
@@ -75,12 +83,11 @@ def _e4m3_table():
 
 
 E4M3 = _e4m3_table()
-E8M0 = np.append(2.0 ** np.arange(-127, 128), np.nan).astype(
-    np.float32
-)  # powers of two alone; 0xFF is not a number
+# powers of two alone; 0xFF is not a number
+E8M0 = np.append(2.0 ** np.arange(-127, 128), np.nan).astype(np.float32)
 
 
-def _unique(pairs):
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object whose keys differ: which of two equal ones holds, readers decide differently."""
     value = dict(pairs)
     if len(value) != len(pairs):
@@ -89,8 +96,8 @@ def _unique(pairs):
     return value
 
 
-def parse_json(text, path):
-    """`text` (bytes) as a JSON object."""
+def parse_json(text: bytes, path: str) -> dict[str, Any]:
+    """`text` as a JSON object; `path` for messages."""
     try:
         value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
     except RecursionError:
@@ -102,26 +109,25 @@ def parse_json(text, path):
     return value
 
 
-def read_json(path, required=True):
-    """The JSON object in the file at `path`; an empty one if the file is absent and not required."""
+def read_json(path: str, required: bool = True, limit: int = JSON_LIMIT) -> dict[str, Any]:
+    """The JSON object in the file at `path`, of at most `limit` bytes; an empty one if the file is absent and
+    not required."""
     if not required and not os.path.exists(path):
         return {}
-    with open(path, "rb") as file:
-        text = file.read(JSON_LIMIT + 1)
-    if len(text) > JSON_LIMIT:
-        raise ExportError(
-            f"{path}: larger than {JSON_LIMIT} bytes; this is not a model's {os.path.basename(path)}"
-        )
-    return parse_json(text, path)
+    return parse_json(read_file(path, limit), path)
 
 
 class File:
-    def __init__(self, path):
+    """A regular file that is read in pieces, from any thread."""
+
+    def __init__(self, path: str) -> None:
+        regular(path)
         self.path = path
         self.file = open(path, "rb", buffering=0)
         self.size = os.fstat(self.file.fileno()).st_size
+        refuse_pointer(path, self.pread(min(self.size, 64), 0))
 
-    def pread(self, count, offset):
+    def pread(self, count: int, offset: int) -> bytes:
         """Exactly `count` bytes. Thread-safe, and unlike a mapping no crash when the file shrinks meanwhile."""
         parts = []
         while count:
@@ -138,37 +144,38 @@ class Tensor:
 
     bits, group = 0, 0  # of a tensor of integers: 4 or 8, and how many of a row share one scale
 
-    def __init__(self, shard, name, dtype, shape, offset):
+    def __init__(self, shard: File, name: str, dtype: str, shape, offset: int) -> None:
         self.shard, self.name, self.dtype, self.shape, self.offset = shard, name, dtype, tuple(shape), offset
         self.cols = shape[-1] if shape else 1
         self.rows = math.prod(shape[:-1])
         self.row_bytes = self.cols * ITEM_BYTES.get(dtype, 0)  # other types set their own
 
-    def fail(self, what):
+    def fail(self, what: str) -> NoReturn:
         raise ExportError(f"{self.shard.path}: tensor {printable(self.name)}{what}")
 
-    def part(self, first, rows):
+    def part(self, first: int, rows: int) -> "Tensor":
         """`rows` rows from `first` on as a matrix of their own."""
         part = copy.copy(self)
         part.shape, part.rows, part.offset = (rows, self.cols), rows, self.offset + first * self.row_bytes
         return part
 
-    def raw(self, low, high):
+    def raw(self, low: int, high: int) -> np.ndarray:
         """The bytes of rows low .. high - 1 [high - low, bytes of a row]."""
         data = self.shard.pread((high - low) * self.row_bytes, self.offset + low * self.row_bytes)
         return np.frombuffer(data, np.uint8).reshape(high - low, self.row_bytes)
 
-    def stored(self, low, high):
+    def stored(self, low: int, high: int) -> np.ndarray:
         """Rows low .. high - 1 as stored, as unsigned integers."""
         if self.dtype not in READABLE:
             self.fail(f": type {self.dtype} cannot be read; F32, F16, BF16 and F8_E4M3 can")
         return self.raw(low, high).view(READABLE[self.dtype])
 
-    def floats(self, low, high):
+    def floats(self, low: int, high: int) -> np.ndarray:
         """Rows low .. high - 1 as float32 [high - low, columns]."""
         return self.decoded(self.stored(low, high))
 
-    def decoded(self, stored):
+    def decoded(self, stored: np.ndarray) -> np.ndarray:
+        """Stored numbers as float32."""
         if self.dtype == "BF16":
             return (stored.astype(np.uint32) << 16).view(np.float32)
         if self.dtype == "F16":
@@ -177,7 +184,7 @@ class Tensor:
             return np.take(E4M3 if self.dtype == "F8_E4M3" else E8M0, stored)
         return stored.view(np.float32)
 
-    def largest(self, low, high):
+    def largest(self, low: int, high: int) -> float:
         """The largest magnitude in rows low .. high - 1. Refuses numbers that are not finite."""
         top = 0
         for begin, end in steps(self, low, high):
@@ -187,23 +194,29 @@ class Tensor:
             self.not_finite()
         return float(self.decoded(np.array([top], READABLE[self.dtype]))[0])
 
-    def not_finite(self):
+    def not_finite(self) -> NoReturn:
         self.fail(" holds numbers that are infinite or not a number; the file is damaged")
 
 
-def steps(tensor, low, high):
+def steps(tensor: Tensor, low: int, high: int) -> Iterator[tuple[int, int]]:
     """(first row, last row + 1) pieces of about CHUNK numbers."""
     step = max(1, CHUNK // max(1, tensor.cols))
     return ((begin, min(high, begin + step)) for begin in range(low, high, step))
+
+
+class Groups(NamedTuple):
+    """Rows of integers. Both None: these rows cannot be had as integers."""
+
+    integers: np.ndarray | None  # int8 [rows, columns]
+    scale: np.ndarray | None  # float32 [rows, columns / group]
 
 
 class Integers(Tensor):
     """A tensor of integers [rows, cols] with one scale for each `group` of a row. A kind of it says how they
     are stored: integers()."""
 
-    def integers(self, low, high):
-        """Rows low .. high - 1: (int8 [high - low, columns], their scales as float32 [high - low, columns /
-        group])."""
+    def integers(self, low: int, high: int) -> "Groups":
+        """Rows low .. high - 1."""
         raise NotImplementedError
 
     def floats(self, low, high):
@@ -217,9 +230,8 @@ class Integers(Tensor):
         for begin, end in steps(self, low, high):
             with np.errstate(all="ignore"):
                 values = self.floats(begin, end)
-                piece = float(
-                    np.maximum(values.max(initial=0), -values.min(initial=0))
-                )  # numpy's, and not Python's, passes on what is not a number
+                # numpy's maximum, and not Python's, passes on what is not a number
+                piece = float(np.maximum(values.max(initial=0), -values.min(initial=0)))
             if not np.isfinite(piece):
                 self.not_finite()
             top = max(top, piece)
@@ -232,7 +244,7 @@ class Packed(Integers):
 
     bits = 4
 
-    def __init__(self, name, packed, scale, shape):
+    def __init__(self, name: str, packed: Tensor, scale: Tensor, shape: Tensor) -> None:
         super().__init__(packed.shard, name, "INT4", (0, 0), 0)
         if (
             packed.dtype != "I32"
@@ -252,29 +264,29 @@ class Packed(Integers):
             or cols % groups
         ):
             self.fail(
-                f": {list(packed.shape)} words and {list(scale.shape)} scales do not hold {rows} x {cols} four-bit integers"
+                f": {list(packed.shape)} words and {list(scale.shape)} scales do not hold {rows} x {cols} "
+                "four-bit integers"
             )
         self.packed, self.scale, self.group = packed, scale, cols // groups
         self.shape, self.rows, self.cols = (rows, cols), rows, cols
 
     def integers(self, low, high):
         pairs = self.packed.raw(low, high)
-        integers = np.stack([pairs & 15, pairs >> 4], axis=2).reshape(high - low, -1)[:, : self.cols].view(
-            np.int8
-        ) - np.int8(8)
-        return integers, self.scale.floats(low, high)
+        integers = np.stack([pairs & 15, pairs >> 4], axis=2).reshape(high - low, -1)[:, : self.cols]
+        return Groups(integers.view(np.int8) - np.int8(8), self.scale.floats(low, high))
 
 
 class Scaled(Tensor):
     """FP8 numbers, each to be multiplied with the scale of its block (also where that is called "scale_inv").
     `block` = (rows, columns) that share a scale; larger than the tensor for one scale in all."""
 
-    def __init__(self, weight, scale, block):
+    def __init__(self, weight: Tensor, scale: Tensor, block: Block) -> None:
         super().__init__(weight.shard, weight.name, weight.dtype, weight.shape, weight.offset)
         wanted = (*self.shape[:-2], *(-(-n // b) for n, b in zip(self.shape[-2:], block)))
         if len(self.shape) < 2 or [n for n in scale.shape if n != 1] != [n for n in wanted if n != 1]:
             scale.fail(
-                f" has shape {list(scale.shape)}, and {list(self.shape)} in blocks of {block[0]} x {block[1]} needs {list(wanted)}"
+                f" has shape {list(scale.shape)}, and {list(self.shape)} in blocks of {block[0]} x {block[1]} "
+                f"needs {list(wanted)}"
             )
         self.block, self.scale = block, Tensor(scale.shard, scale.name, scale.dtype, wanted, scale.offset)
 
@@ -304,31 +316,31 @@ class Source:
     """Named tensors, by the names that transformers gives them. `directory`: where they are from, for
     messages; it may be a file."""
 
-    def __init__(self, directory):
-        self.directory, self.tensors = directory, {}
+    def __init__(self, directory: str) -> None:
+        self.directory, self.tensors = directory, dict[str, Tensor]()
 
-    def has(self, suffix):
+    def has(self, suffix: str) -> bool:
         """Is there a tensor whose name ends so?"""
         return any(name.removesuffix("_packed").endswith(suffix) for name in self.tensors)
 
-    def add(self, name, tensor):
+    def add(self, name: str, tensor: Tensor) -> None:
         if name in self.tensors:
             raise ExportError(
                 f"{tensor.shard.path}: tensor {printable(name)} is also in {self.tensors[name].shard.path}"
             )
         self.tensors[name] = tensor
 
-    def rows(self, name, low, high):
+    def rows(self, name: str, low: int, high: int) -> np.ndarray:
         """Rows low .. high - 1 as float32 [high - low, columns]."""
         return self.tensors[name].floats(low, high)
 
-    def largest(self, name, low=0, high=1):
+    def largest(self, name: str, low: int = 0, high: int = 1) -> float:
         """An upper bound of the magnitudes in rows low .. high - 1; refuses infinities and what is not a
         number."""
         return self.tensors[name].largest(low, high)
 
-    def decode(self, block):
-        """Puts what a quantised tensor is made of behind its one name. `block` = (rows, columns) that share
+    def decode(self, block: Block) -> None:
+        """Puts what a quantized tensor is made of behind its one name. `block` = (rows, columns) that share
         one scale of an FP8 tensor."""
         for name in [name for name in self.tensors if name.endswith(OF_ACTIVATIONS)]:
             del self.tensors[name]
@@ -340,7 +352,7 @@ class Source:
             elif tensor.dtype == "F8_E4M3":
                 self.tensors[name] = Scaled(tensor, self._part(tensor, name, "_scale_inv", "_scale"), block)
 
-    def _part(self, tensor, name, *suffixes):
+    def _part(self, tensor: Tensor, name: str, *suffixes: str) -> Tensor:
         for suffix in suffixes:
             if name + suffix in self.tensors:
                 return self.tensors.pop(name + suffix)
@@ -352,7 +364,12 @@ class Safetensors(Source):
     that there are. `rename`: a tensor's name -> what transformers calls it, or None for one that is left
     behind."""
 
-    def __init__(self, directory, stem="model", rename=lambda name: name):
+    def __init__(
+        self,
+        directory: str,
+        stem: str = "model",
+        rename: Callable[[str], str | None] = lambda name: name,
+    ) -> None:
         super().__init__(directory)
         shards, index = _shards(directory, stem)
         for shard in shards:
@@ -366,20 +383,22 @@ class Safetensors(Source):
                         f"{os.path.join(directory, shard)}: the index says that tensor {printable(name)} is here, and it is not; "
                         "download both again"
                     )
-        if any(name.startswith(INSIDE) for name in self.tensors):
+        refuse_forms(directory, {name: tensor.dtype for name, tensor in self.tensors.items()}, read_json)
+        if any(name.startswith(tuple(INSIDE)) for name in self.tensors):
             self._take_out()
 
-    def _take_out(self):
-        """A language model inside a larger one: its tensors get the names that they have alone, and what sees
-        is left behind."""
-        self.tensors = {
-            name.removeprefix(INSIDE): tensor
-            for name, tensor in self.tensors.items()
-            if not name.startswith(SEEING)
-        }
+    def _take_out(self) -> None:
+        """A language model inside a larger one: its tensors get the names that they have alone, and what is
+        for images is left behind."""
+        found, self.tensors = self.tensors, {}
+        for name, tensor in found.items():
+            if name.removeprefix("model.").startswith(OF_IMAGES):
+                continue
+            inside = next((begin for begin in INSIDE if name.startswith(begin)), "")
+            self.add(INSIDE.get(inside, "") + name.removeprefix(inside), tensor)
 
 
-def read_header(file):
+def read_header(file: File) -> dict[str, Tensor]:
     """{name: Tensor} of one safetensors file: 8 bytes length of the header, the header (JSON), the tensors'
     bytes."""
     length = int.from_bytes(file.pread(8, 0), "little") if file.size >= 8 else 0
@@ -393,10 +412,10 @@ def read_header(file):
     return {name: _tensor(file, 8 + length, name, entry) for name, entry in header.items()}
 
 
-def _tensor(file, data, name, entry):
+def _tensor(file: File, data: int, name: str, entry: Any) -> Tensor:
     """The header's `entry` as a Tensor; the tensors' bytes begin at `data`."""
 
-    def fail(what):
+    def fail(what: str) -> NoReturn:
         raise ExportError(f"{file.path}: tensor {printable(name)}: {what}")
 
     def naturals(value, count=None):
@@ -414,15 +433,21 @@ def _tensor(file, data, name, entry):
         fail(f"unknown type {printable(dtype)}")
     if begin > end or end > file.size - data:
         fail(
-            f"lies at {begin} .. {end} of {file.size - data} bytes of data: the file is cut short or damaged; download it again"
+            f"lies at {begin} .. {end} of {file.size - data} bytes of data: the file is cut short or damaged; "
+            "download it again"
         )
     if math.prod(shape) * ITEM_BYTES[dtype] != end - begin:
         fail(f"shape {shape} of {dtype} does not take {end - begin} bytes")
     return Tensor(file, name, dtype, shape, data + begin)
 
 
-def _shards(directory, stem):
-    """(the files to read, {file: tensors that the index says are in it})."""
+class Shards(NamedTuple):
+    files: list[str]  # to read, names in the directory
+    index: dict[str, list[str]]  # file -> tensors that the index says are in it
+
+
+def _shards(directory: str, stem: str) -> Shards:
+    """The files of a model, and that all of them are there."""
     index_path = os.path.join(directory, f"{stem}.safetensors.index.json")
     names = os.listdir(directory)
     # Some models come in both forms, transformers' and Mistral's, in one directory.
@@ -432,7 +457,7 @@ def _shards(directory, stem):
         if name.endswith(".safetensors") and name.startswith("consolidated") == (stem == "consolidated")
     )
     if f"{stem}.safetensors" in files:
-        return [f"{stem}.safetensors"], {}
+        return Shards([f"{stem}.safetensors"], {})
     if not os.path.exists(index_path):
         if not files:
             pickles = [name for name in names if name.endswith(PICKLES)]
@@ -441,28 +466,36 @@ def _shards(directory, stem):
                 + (f", but {printable(pickles[0])}: {CONVERT}" if pickles else "")
             )
         _complete(directory, files)
-        return files, {}
-    index = {}
-    weight_map = read_json(index_path).get("weight_map")
+        return Shards(files, {})
+    return _indexed(directory, index_path, files)
+
+
+def _indexed(directory: str, index_path: str, files: list[str]) -> Shards:
+    """What the index lists; all of it must be among `files`."""
+    index: dict[str, list[str]] = {}
+    weight_map = read_json(index_path, limit=INDEX_LIMIT).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ExportError(f"{index_path}: has no weight_map")
     for tensor, name in weight_map.items():
         # A name, and nothing that could lead out of the directory (where a download cache may still link to).
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*", name):
             raise ExportError(
-                f"{index_path}: tensor {printable(tensor)} is said to be in {printable(name)!r}, which is not a plain file name"
+                f"{index_path}: tensor {printable(tensor)} is said to be in {printable(name)!r}, "
+                "which is not a plain file name"
             )
         index.setdefault(name, []).append(tensor)
     missing = [name for name in sorted(index) if name not in files]
     if missing:
         raise ExportError(
-            f"{directory}: {len(missing)} of {len(index)} files are missing, the first is {missing[0]}; download the model completely"
+            f"{directory}: {len(missing)} of {len(index)} files are missing, the first is {missing[0]}; "
+            "download the model completely"
         )
-    return sorted(index), index
+    return Shards(sorted(index), index)
 
 
-def parts(name, ending):
-    """The files that belong together with one named ...-00001-of-00003`ending`, in order; [name] for another."""
+def parts(name: str, ending: str) -> list[str]:
+    """The files that belong together with one named ...-00001-of-00003`ending`, in order; [name] for
+    another."""
     match = re.fullmatch(r"(.*-)(\d{5})-of-(\d{5})" + re.escape(ending), name)
     return (
         [f"{match.group(1)}{i:05d}-of-{match.group(3)}{ending}" for i in range(1, int(match.group(3)) + 1)]
@@ -471,7 +504,7 @@ def parts(name, ending):
     )
 
 
-def _complete(directory, files):
+def _complete(directory: str, files: list[str]) -> None:
     """Files named ...-00001-of-00003 must be all there."""
     for name in files:
         for wanted in parts(name, ".safetensors"):

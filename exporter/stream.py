@@ -1,7 +1,7 @@
 """The tensors of a checkpoint as a stream of packed pieces: out of a source, or drawn at random.
 
 Whatever the model's size, a few slabs of rows are in memory at a time; all processors pack. plan.py says
-which rows make a tensor, quantise.py packs them, writer.py writes the pieces.
+which rows make a tensor, quantize.py packs them, writer.py writes the pieces.
 """
 
 import collections
@@ -17,7 +17,7 @@ import numpy as np
 
 from exporter.errors import ExportError, printable
 from exporter.plan import Q4, TYPE_NAMES, VECTOR
-from exporter.quantise import CODEBOOK, UNIFORM, kept_multiplier, multiplier, pack, pack_integers
+from exporter.quantize import CODEBOOK, UNIFORM, kept_multiplier, multiplier, pack, pack_integers
 from exporter.writer import Piece, tensor_bytes
 
 SLAB = 1 << 16  # weights packed at once: the temporaries stay in a core's cache, and malloc reuses them

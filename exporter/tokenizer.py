@@ -1,5 +1,4 @@
-"""Compiles a published tokenizer into the tokenizer section of model.bin (section.py, and the head of
-tokenizer.c).
+"""Compiles a published tokenizer into the tokenizer section of model.bin (section.py and engine/section.h).
 
 It reads tokenizer.json of a Hugging Face directory, as far as models with Multi-head Latent Attention use it:
 BPE of bytes with a sequence of splitting expressions (pretokenizer.py), and SentencePiece's BPE of

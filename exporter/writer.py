@@ -4,7 +4,7 @@ tensors.
 The tensors are streamed: what they need to be known in the table (offset, checksum, scale) is noted as they
 pass, and the front of the file is written last. The file appears under its name only when it is complete.
 Refuses to replace a file that is no checkpoint. Which tensors there are is plan.py's, how they are packed
-quantise.py's.
+quantize.py's.
 """
 
 import os
@@ -20,7 +20,7 @@ import numpy as np
 
 from .errors import ExportError
 from .plan import BF16, F32, Q4, Q8, VECTOR
-from .quantise import PANEL
+from .quantize import PANEL
 
 MAGIC, VERSION = b"MLA.C\r\n\x1a", 2
 HEADER = struct.Struct("<8sIIQQIIII16x")  # FileHeader

@@ -69,6 +69,7 @@ static const struct {
 const Kernels *kernels_choose(const char **why) {
     static char error[256];
     const char *wanted = getenv("MLA_ISA");
+    wanted = wanted && *wanted ? wanted : NULL; /* empty means unset */
     bool built = false;
     for (size_t i = 0; i < sizeof CHOICES / sizeof *CHOICES; i++) {
         const Kernels *k = *CHOICES[i].kernels;

@@ -16,6 +16,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "util.h"
+
 /* ---- weights: panels of 16 rows ------------------------------------------------------------- */
 /* y = W x with W [rows, cols]. Rows are grouped in panels of 16 so that one vector holds the same column
  * of 16 rows and sixteen outputs advance at once with no horizontal sum. Rows are padded with zeros to a
@@ -45,8 +47,6 @@ typedef struct {
     uint32_t rows, cols;
     float scale; /* Q8, Q4: multiplies every weight; 1 otherwise */
 } Matrix;
-
-static inline size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
 /* Bytes of one panel (16 rows) of a matrix with `cols` columns; 0 for a VECTOR or an unknown type. */
 static inline size_t panel_bytes(uint32_t type, size_t cols) {

@@ -141,8 +141,9 @@ static void matmul(float *y, size_t ldy, const Matrix *w, size_t panel, size_t p
     }
 }
 
-/* Where the number at (r, c) of a block's units is: byte of the unit area, and for q4 whether it is the
- * high nibble. */
+/* out [w->cols] = row `at` of w in f32: the embedding of a token. Behind the 64 bytes of scales of a block come
+ * units of 64 bytes. A q8 unit holds 4 columns of the panel's 16 rows; a q4 unit holds 4 columns in its low
+ * nibbles and the columns 16 further on in its high nibbles. */
 static void row(float *out, const Matrix *w, size_t at) {
     const size_t r = at % PANEL;
     const uint8_t *panel = w->data + at / PANEL * panel_bytes(w->type, w->cols);

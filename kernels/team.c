@@ -1,13 +1,16 @@
-/* team.c: barrier, shares and tasks (team.h). Spins, because a decode step meets some ten times a layer
- * and a sleep costs more than the wait. Yields only after a fraction of a millisecond: on a core that is
- * shared with another program, a thread that yields at every small wait gives away its whole time slice
- * each time (measured: from tens to hundreds of times slower). */
-#include "team.h"
+/* team.c: barrier, shares and tasks (team.h). A thread that waits first spins, because a decode step has some
+ * ten barriers a layer and a sleep costs more than most waits. Then it sleeps: the thread that is waited for
+ * may need its core, or the system may have given that thread's core to another program. */
+#include "kernels/team.h"
+#include "kernels/clock.h"
 
-#include <sched.h>
-#include <time.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
-enum { SPINS_BEFORE_YIELD = 20000 };
+/* Longer than a sleep and the wake from it take. */
+static const double SPIN_SECONDS = 50e-6;
+enum { SPINS_BETWEEN_CLOCKS = 64 };
 
 /* Tells the core that this is a wait: its other hardware thread may be the one that is waited for. */
 static void pause_core(void) {
@@ -19,20 +22,59 @@ static void pause_core(void) {
 }
 
 void team_open(Team *team, int threads) {
-    team->threads = threads;
-    atomic_init(&team->arrived, 0);
-    atomic_init(&team->phase, 0);
-    atomic_init(&team->next, 0);
+    *team = (Team){.lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
+    pace_open(&team->pace, threads);
 }
 
-Thread team_join(Team *team, int id) {
-    return (Thread){.team = team, .id = id, .threads = team->threads, .phase = atomic_load(&team->phase)};
+int team_begin(Team *team, size_t rows) {
+    team->rows = rows;
+    team->slept = 0;
+    team->begun = seconds();
+    return pace_threads(&team->pace, rows);
 }
 
-double seconds(void) {
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+void team_end(Team *team) { pace_took(&team->pace, team->rows, seconds() - team->begun, team->slept); }
+
+Thread team_join(Team *team) {
+    Thread t = {.team = team, .id = 0, .threads = 1, .phase = atomic_load(&team->phase)};
+#ifdef _OPENMP
+    t.id = omp_get_thread_num();
+    t.threads = omp_get_num_threads(); /* the system may give fewer than were asked for */
+#endif
+    return t;
+}
+
+/* Watches for a while whether the barrier `phase` is passed. */
+static bool spin(Team *team, unsigned phase) {
+    double begun = seconds();
+    do {
+        for (int i = 0; i < SPINS_BETWEEN_CLOCKS; i++) {
+            if (atomic_load_explicit(&team->phase, memory_order_acquire) != phase)
+                return true;
+            pause_core();
+        }
+    } while (seconds() - begun < SPIN_SECONDS);
+    return false;
+}
+
+/* Sleeps until the barrier `phase` is passed. Either this thread sees the new phase, or the thread that sets
+ * it sees this sleeper: both write first and read then, in one order for all threads. */
+static void sleep_through(Team *team, unsigned phase) {
+    double before = seconds();
+    pthread_mutex_lock(&team->lock);
+    atomic_fetch_add(&team->sleepers, 1);
+    while (atomic_load(&team->phase) == phase)
+        pthread_cond_wait(&team->wake, &team->lock);
+    atomic_fetch_sub(&team->sleepers, 1);
+    team->slept += seconds() - before;
+    pthread_mutex_unlock(&team->lock);
+}
+
+static void wake_sleepers(Team *team) {
+    /* with the lock taken once, each sleeper either waits for the signal or will see the new phase */
+    pthread_mutex_lock(&team->lock);
+    pthread_mutex_unlock(&team->lock);
+    pthread_cond_broadcast(&team->wake);
 }
 
 static void wait_for_all(Thread *t) {
@@ -41,15 +83,13 @@ static void wait_for_all(Thread *t) {
     if (atomic_fetch_add_explicit(&team->arrived, 1, memory_order_acq_rel) + 1 == (unsigned)t->threads) {
         atomic_store_explicit(&team->next, 0, memory_order_relaxed);
         atomic_store_explicit(&team->arrived, 0, memory_order_relaxed);
-        atomic_store_explicit(&team->phase, phase + 1, memory_order_release);
+        atomic_store(&team->phase, phase + 1);
+        if (atomic_load(&team->sleepers))
+            wake_sleepers(team);
         return;
     }
-    for (int spins = 0; atomic_load_explicit(&team->phase, memory_order_acquire) == phase;) {
-        if (++spins > SPINS_BEFORE_YIELD)
-            sched_yield();
-        else
-            pause_core();
-    }
+    if (!spin(team, phase))
+        sleep_through(team, phase);
 }
 
 void sync_threads(Thread *t) {

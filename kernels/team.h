@@ -6,16 +6,25 @@
 #ifndef TEAM_H
 #define TEAM_H
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stddef.h>
 
+#include "kernels/pace.h"
+
 typedef struct {
-    int threads;
+    Pace pace;
+    size_t rows;  /* of the present call */
+    double begun; /* when it began */
+    double slept; /* seconds that its threads slept at barriers, added up; under the lock */
     /* seconds that thread 0 spent waiting are added here; NULL: not measured */
     double *waited;
-    _Alignas(64) atomic_uint arrived; /* at the current barrier */
-    _Alignas(64) atomic_uint phase;   /* barriers passed */
-    _Alignas(64) atomic_size_t next;  /* next task of the current step; 0 again after each barrier */
+    pthread_mutex_t lock;
+    pthread_cond_t wake;
+    _Alignas(64) atomic_uint arrived;  /* at the current barrier */
+    _Alignas(64) atomic_uint phase;    /* barriers passed */
+    _Alignas(64) atomic_uint sleepers; /* threads that do not watch `phase` but wait for `wake` */
+    _Alignas(64) atomic_size_t next;   /* next task of the current step; 0 again after each barrier */
 } Team;
 
 typedef struct {
@@ -24,11 +33,16 @@ typedef struct {
     unsigned phase;
 } Thread;
 
+/* A team of at most `threads` threads. */
 void team_open(Team *team, int threads);
-Thread team_join(Team *team, int id); /* at the start of a parallel region, each thread once */
 
-/* Seconds since some moment; never goes back. */
-double seconds(void);
+/* Around each parallel region, by the one thread outside it. team_begin: how many threads to ask OpenMP for,
+ * at most what team_open was given; `rows`: of the call, at least 1. */
+int team_begin(Team *team, size_t rows);
+void team_end(Team *team);
+
+/* At the start of a parallel region, each thread once. */
+Thread team_join(Team *team);
 
 /* Wait for all threads: what they wrote before is visible after. */
 void sync_threads(Thread *t);

@@ -1,52 +1,135 @@
-/* sequences_driver: forward() with several sequences in a call.  sequences_driver MODEL IDS ... > logits
+/* sequences_driver: forward() with several sequences, which are cut and forked.
  *
- * Each IDS ("1,2,3") is a sequence. Their rows go through forward() together, a few of each in every call,
- * with the f32 cache. Out: float32 in the machine's byte order, the logits after the last id of each
- * sequence. run.c has the forward pass and a main of its own. */
+ *   sequences_driver MODEL CACHE CONTEXT < commands > logits
+ *
+ * A line is a command; S and T are numbers of sequences, 0 .. 7; IDS is "1,2,3".
+ *   open S         an empty sequence
+ *   fork S T ROWS  S begins like T
+ *   append S IDS   ids to be computed
+ *   cut S ROWS     back to that row
+ *   close S
+ *   run N          computes what is to be computed, at most N rows of each sequence in a call, and writes the
+ *                  logits after the last id of each sequence that had something to compute, in order
+ *   draw S SEED N  generate(): N tokens behind the sequence at temperature 1; writes them as float32 ids
+ * Out: float32 in the machine's byte order. run.c has a main of its own. */
 #define main run_main
 #include "../run.c"
 #undef main
 
 #include <stdio.h>
 
-enum { MOST = 8 };
+enum { SEQUENCES = 8 };
 
-int main(int argc, char **argv) {
-    Model m;
-    char err[1024];
-    size_t count = (size_t)(argc - 2 < MOST ? argc - 2 : MOST), left = count;
-    if (argc < 3 || !model_open(&m, argv[1], err, sizeof err))
-        return 1;
-    StateOptions o = {
-        .cache = CACHE_F32, .context = 512, .sequences = (uint32_t)count, .max_logits = MOST, .threads = 2};
-    State *s = state_open(&m, &o, err, sizeof err);
-    float *last = malloc(count * m.config.vocab_size * sizeof *last);
-    Row *rows = s ? malloc(s->chunk * sizeof *rows) : NULL;
-    uint32_t position[MOST] = {0};
-    if (!rows || !last)
-        return 1;
+static Model m;
+static State *s;
+static Sequence *sequence[SEQUENCES];
+
+static void append(Sequence *q, char *ids) {
+    for (char *end; *ids; ids = *end ? end + 1 : end)
+        q->ids[q->count++] = (int32_t)strtol(ids, &end, 10);
+}
+
+/* One call after another until nothing is left; a sequence's pending rows are one stretch. */
+static void run(size_t most) {
+    size_t V = m.config.vocab_size, stretch[SEQUENCES], rows[SEQUENCES], left = 0;
+    float *last = calloc(SEQUENCES * V, sizeof *last);
+    bool asked[SEQUENCES] = {false};
+    for (size_t i = 0; i < SEQUENCES; i++) {
+        stretch[i] = sequence[i] ? sequence[i]->rows : 0;
+        rows[i] = sequence[i] ? sequence[i]->count - sequence[i]->rows : 0;
+        left += rows[i];
+    }
     while (left) {
-        size_t n = 0, asked = 0, ended[MOST];
-        for (uint32_t q = 0; q < count; q++) {
-            for (size_t i = 0; i < s->chunk / count && *argv[2 + q]; i++) {
-                int32_t token = (int32_t)strtol(argv[2 + q], &argv[2 + q], 10);
-                argv[2 + q] += *argv[2 + q] == ',';
-                rows[n++] =
-                    (Row){.token = token, .position = position[q]++, .sequence = q, .logits = !*argv[2 + q]};
-                if (!*argv[2 + q])
-                    ended[asked++] = q;
+        size_t n = 0, ended[SEQUENCES], end_count = 0;
+        for (size_t i = 0; i < SEQUENCES; i++) {
+            Sequence *q = sequence[i];
+            size_t count = q ? min(min(most, q->count - q->rows), s->chunk - n) : 0;
+            if (!count)
+                continue;
+            sequence_rows(q, s->plan + n, count, stretch[i], rows[i]);
+            n += count;
+            if (q->rows + count == q->count) {
+                s->plan[n - 1].logits = true;
+                ended[end_count++] = i;
             }
         }
-        const float *logits = forward(&m, s, rows, n);
-        for (size_t i = 0; i < asked; i++)
-            memcpy(last + ended[i] * m.config.vocab_size, logits + i * m.config.vocab_size,
-                   m.config.vocab_size * sizeof *last);
-        left -= asked;
+        const float *logits = forward(&m, s, s->plan, n);
+        for (size_t i = 0; i < end_count; i++) {
+            memcpy(last + ended[i] * V, logits + i * V, V * sizeof *last);
+            asked[ended[i]] = true;
+        }
+        left -= n;
     }
-    fwrite(last, sizeof *last, count * m.config.vocab_size, stdout);
+    for (size_t i = 0; i < SEQUENCES; i++)
+        if (asked[i])
+            fwrite(last + i * V, sizeof *last, V, stdout);
+    free(last);
+}
+
+static bool emit(void *owner) {
+    const Sequence *q = owner;
+    float id = (float)q->ids[q->count - 1];
+    return fwrite(&id, sizeof id, 1, stdout) == 1;
+}
+
+static void draw(Sequence *q, uint64_t seed, int64_t n) {
+    SamplerOptions o = {.temperature = 1, .top_p = 1, .repeat_penalty = 1, .seed = seed};
+    Generation g = {.sequence = q,
+                    .sampler = sampler_open(m.k, m.config.vocab_size, &o),
+                    .limit = n,
+                    .emit = emit,
+                    .owner = q};
+    generate(&m, s, &g, 1);
+    sampler_close(g.sampler);
+}
+
+static bool obey(char *line) {
+    char name[16], rest[1 << 16] = "";
+    unsigned long number = 0;
+    size_t i = 0;
+    if (sscanf(line, "%15s %lu %65535[^\n]", name, &number, rest) < 2)
+        return false;
+    i = number % SEQUENCES;
+    if (!strcmp(name, "run")) {
+        run(number);
+    } else if (!strcmp(name, "open")) {
+        sequence[i] = sequence_open(s);
+    } else if (!strcmp(name, "fork")) {
+        char *rows;
+        Sequence *from = sequence[strtoul(rest, &rows, 10) % SEQUENCES];
+        sequence[i] = sequence_fork(s, from, strtoul(rows, NULL, 10));
+    } else if (!strcmp(name, "append")) {
+        append(sequence[i], rest);
+    } else if (!strcmp(name, "cut")) {
+        sequence[i]->count = sequence_cut(sequence[i], strtoul(rest, NULL, 10));
+    } else if (!strcmp(name, "close")) {
+        sequence_close(sequence[i]);
+        sequence[i] = NULL;
+    } else if (!strcmp(name, "draw")) {
+        char *n;
+        uint64_t seed = strtoull(rest, &n, 10);
+        draw(sequence[i], seed, strtol(n, NULL, 10));
+    } else {
+        return false;
+    }
+    return !strcmp(name, "close") || !strcmp(name, "run") || sequence[i];
+}
+
+int main(int argc, char **argv) {
+    static char line[1 << 17];
+    static const char *const types[] = {"f32", "bf16", "q8", "q6", "q4", "full"};
+    char err[1024];
+    StateOptions o = {.sequences = SEQUENCES, .max_logits = SEQUENCES, .threads = 2};
+    if (argc != 4 || !model_open(&m, argv[1], err, sizeof err))
+        return 1;
+    while (o.cache < CACHE_FULL && strcmp(types[o.cache], argv[2]))
+        o.cache++;
+    o.context = strtoul(argv[3], NULL, 10);
+    s = state_open(&m, &o, err, sizeof err);
+    while (s && fgets(line, sizeof line, stdin))
+        if (!obey(line))
+            return 1;
     state_close(s);
     model_close(&m);
-    free(rows);
-    free(last);
-    return fflush(stdout) ? 1 : 0;
+    return !s || fflush(stdout);
 }

@@ -18,6 +18,6 @@ def judge(command, subtests):
     assert done.returncode == 0, f"exit status {done.returncode}:\n{done.stderr}"
 
 
-@pytest.mark.parametrize("program", ["test_kernels", "test_attention"])
+@pytest.mark.parametrize("program", ["test_kernels", "test_attention", "test_team"])
 def test_program(program, subtests):
     judge([compare.BUILD / program], subtests)

@@ -27,7 +27,7 @@ from exporter import command
 from exporter import config as model_config
 from exporter.errors import ExportError
 from exporter.plan import make_plan, parameters
-from exporter.quantise import CODEBOOK, multiplier, pack
+from exporter.quantize import CODEBOOK, multiplier, pack
 from exporter.shapes import SHAPES
 from exporter.sources import E4M3
 
@@ -809,7 +809,7 @@ def test_yarn(model):
         },
         "",
     )
-    assert (again.inv_freq == c.inv_freq).all() and again.fields == c.fields
+    assert (again.inv_freq == c.inv_freq).all() and again.packed() == c.packed()
 
 
 def test_yarn_that_changes_nothing():
@@ -956,6 +956,83 @@ def test_fields_refused(name, field, value, export, tmp_path):
         RuntimeError, match="exit status 1\n.*(shortcut_moe|query_scale|" + field + ").*export it again"
     ):
         compare.run(tmp_path / "model.bin", "--info")
+
+
+def with_config(file, config):
+    """The checkpoint `file` with the bytes `config` as its Config."""
+    data, old, tokenizer, count, chat = struct.unpack_from("<QIIII", file, 24)
+    up = lambda n: -(-n // 64) * 64  # noqa: E731
+    old_at, new_at = up(64 + old), up(64 + len(config))
+    sections = up(tokenizer) + up(chat) + 128 * count
+    assert new_at + sections <= data
+    front = bytearray(data)
+    front[:64] = file[:64]
+    front[64 : 64 + len(config)] = config
+    front[new_at : new_at + sections] = file[old_at : old_at + sections]
+    struct.pack_into("<I", front, 32, len(config))
+    struct.pack_into("<I", front, 12, 0)
+    struct.pack_into("<I", front, 12, zlib.crc32(front))
+    return bytes(front) + file[data:]
+
+
+@pytest.mark.parametrize(
+    "shape, says",
+    [
+        (lambda config: config[:-8], None),
+        (lambda config: config + bytes(4), None),
+        (lambda config: config + bytes(100), None),
+        (lambda config: config + bytes(96) + b"\1\0\0\0", "does not know: build a newer run"),
+        (lambda config: config[:-12], "damaged header"),
+        (lambda config: config[:-2], "damaged header"),
+        (lambda config: config + bytes(1 << 16), "damaged header"),
+        (lambda config: config[:-8] + struct.pack("<ff", 1.5, 0), "min_p"),
+        (lambda config: config[:-8] + struct.pack("<ff", np.nan, 0), "min_p"),
+        (lambda config: config[:-8] + struct.pack("<ff", 0, -1), "repetition_penalty"),
+        (lambda config: config[:-8] + struct.pack("<ff", 0, np.inf), "repetition_penalty"),
+    ],
+)
+def test_config_of_another_version(shape, says, export, tmp_path):
+    """Config grows at its end only. A file from before a field was added means 0 by it, one from after that
+    is read as long as it says nothing that this program does not know; the text stays the same."""
+    file, path = export(MODELS / "plm").file, tmp_path / "model.bin"
+    (config_bytes,) = struct.unpack_from("<I", file, 32)
+    text = ["--ids", "1 2 3", "-n", 8, "-t", 1, "-s", 7, "-q"]
+    path.write_bytes(file)
+    before = compare.run(path, *text)
+    data = struct.unpack_from("<Q", file, 24)[0]
+    if says == "damaged header" and len(shape(bytes(300))) > 4096:
+        changed = bytearray(file)
+        struct.pack_into("<I", changed, 32, 1 << 20)
+        struct.pack_into("<I", changed, 12, 0)
+        struct.pack_into("<I", changed, 12, zlib.crc32(changed[:data]))
+    else:
+        changed = with_config(file, shape(file[64 : 64 + config_bytes]))
+    path.write_bytes(changed)
+    if says:
+        with pytest.raises(RuntimeError, match="exit status 1\n.*" + says):
+            compare.run(path, "--info")
+    else:
+        assert compare.run(path, *text) == before
+
+
+def test_sampling_defaults_of_the_file(export, tmp_path):
+    """min_p and repetition_penalty of a file are the defaults of --min-p and --repeat-penalty, and the options
+    win over them."""
+    file, path = export(MODELS / "plm").file, tmp_path / "model.bin"
+    (config_bytes,) = struct.unpack_from("<I", file, 32)
+    config = file[64 : 64 + config_bytes]
+    text = ["--ids", "1 2 3", "-n", 40, "-t", 2, "--top-p", 1, "-s", 7, "-q"]
+
+    def run(min_p, penalty, *options):
+        path.write_bytes(with_config(file, config[:-8] + struct.pack("<ff", min_p, penalty)))
+        return compare.run(path, *text, *options)
+
+    plain, small, penal = run(0, 0), run(0.3, 0), run(0, 1.5)
+    assert len({plain, small, penal}) == 3
+    assert small == run(0, 0, "--min-p", "0.3") and penal == run(0, 0, "--repeat-penalty", "1.5")
+    assert plain == run(0.3, 1.5, "--min-p", 0, "--repeat-penalty", 1)
+    run(0.3, 1.5)
+    assert b"min-p 0.3, repeat-penalty 1.5" in compare.run(path, "--info")
 
 
 @pytest.mark.parametrize(

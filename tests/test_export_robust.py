@@ -30,7 +30,7 @@ from exporter import tokenizer as exporter
 from exporter.bounded import LimitExceeded
 from exporter.errors import ExportError
 from exporter.pretokenizer import CODES, CharSet, chars, union
-from exporter.ranks import MAX_TOKEN
+from exporter.section import MAX_TEXT
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
 EXPORT = [sys.executable, str(ROOT / "export.py")]
@@ -318,7 +318,7 @@ def test_a_hostile_tokenizer_costs_a_moment(name, source, tmp_path):
 @pytest.mark.parametrize("file, tokens", [("tiktoken.model", True), ("tokenizer.model", False)])
 def test_tokens_in_tokens_are_many_merges(file, tokens, source, tmp_path):
     """Half a million merges out of 700 KB: as long as tokens may be, and yet little memory."""
-    longest = range(2, MAX_TOKEN + 1)
+    longest = range(2, MAX_TEXT + 1)
     data = ranks([*BYTES, *(b"a" * n for n in longest)])
     if not tokens:
         data = PIECES + b"".join(piece("a" * n, -float(n)) for n in (1, *longest)) + PLAIN
@@ -483,7 +483,7 @@ def test_standard_output(source, tmp_path, checkpoint):
     stays before, what comes later follows."""
     link = tmp_path / "stdout"
     link.symlink_to("/proc/self/fd/1")
-    line = f'echo first; "$@"; echo status $?'
+    line = 'echo first; "$@"; echo status $?'
     with (tmp_path / "out").open("wb") as out:
         subprocess.run(["sh", "-c", line, "-", *EXPORT, source, link], stdout=out, stderr=subprocess.DEVNULL)
     got = (tmp_path / "out").read_bytes()
@@ -494,7 +494,7 @@ def test_standard_output(source, tmp_path, checkpoint):
     piped = subprocess.run([*EXPORT, source, link], capture_output=True)
     assert piped.stdout == got.removeprefix(b"first\n").removesuffix(b"status 0\n")
     with (tmp_path / "three").open("wb") as out:
-        to_three = ["sh", "-c", f'"$@" 3>&1 >/dev/null', "-", *EXPORT, source, "/dev/fd/3"]
+        to_three = ["sh", "-c", '"$@" 3>&1 >/dev/null', "-", *EXPORT, source, "/dev/fd/3"]
         subprocess.run(to_three, stdout=out, stderr=subprocess.DEVNULL, check=True)
     assert (tmp_path / "three").read_bytes() == piped.stdout
     assert sorted(os.listdir(tmp_path)) == ["out", "source", "stdout", "three"]

@@ -19,7 +19,7 @@ INFO = struct.Struct(
 def field(name):
     """Where a field of Config lies in a checkpoint."""
     at = 64
-    for known, form in (word.split(":") for word in FIELDS.split()):
+    for known, form in FIELDS:
         if known == name:
             return at
         at += struct.calcsize("<" + form)

@@ -1,7 +1,7 @@
 """The arithmetic of every model family, judged by transformers: tiny random models with the logits that
 transformers computed in f32.
 
-Each is run through all three forms of attention (absorbed, decompressed, ordinary full K/V cache), in one
+Each is run through all forms of attention (absorbed, decompressed, ordinary K/V cache, definition), in one
 call and row by row: a mistake in any of them, in RoPE, YaRN, a router, a norm's epsilon or in the export
 moves the logits by a thousand times the tolerance. tests/models holds one model for each feature
 (tests/make_sandwich_model.py made the one that transformers has no class for); MLA_ORACLE may name a
@@ -42,6 +42,7 @@ PATHS = {
     "absorbed": (["-k", "f32"], {"MLA_PATH": "absorbed"}),
     "decompressed": (["-k", "f32"], {"MLA_PATH": "decompressed"}),
     "full": (["-k", "full"], {}),
+    "definition": (["-k", "f32"], {"MLA_PATH": "definition"}),
 }
 CHUNKS = {"one call": {}, "row by row": {"MLA_CHUNK": "1"}, "seven rows": {"MLA_CHUNK": "7"}}
 

@@ -19,7 +19,7 @@ from conftest import MODELS
 from exporter import gguf_config, mistral
 from exporter.errors import ExportError
 from exporter.gguf_source import Gguf, read_gguf
-from exporter.quantise import UNIFORM
+from exporter.quantize import UNIFORM
 from exporter.sources import E4M3, File
 
 # noqa: F401 (fixtures)

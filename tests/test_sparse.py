@@ -4,7 +4,6 @@ transformers' word (test_oracle.py: v32, glm52)."""
 
 import json
 import struct
-import subprocess
 import sys
 import zlib
 
@@ -101,25 +100,6 @@ def test_sessions_carry_the_index_keys(source, cache, export, tmp_path):
     assert b" ".join(map(bytes.strip, pieces)) == text(*prompt, *greedy, "-n", 32, model=model).strip()
 
 
-@pytest.mark.parametrize("path", ["absorbed", "decompressed"])
-@pytest.mark.parametrize("source", [V32, GLM], ids=lambda source: source.name)
-def test_several_sequences(source, path, export, tmp_path):
-    """Three sequences in the same calls, each as if it were alone: the rows of one must not choose among
-    another's."""
-    ids, want = compare.expected(source, None, None)
-    starts = (0, 9, 30)
-    model = export(source, "f32")
-    done = subprocess.run(
-        [ROOT / "build" / "sequences_driver", model, *(",".join(map(str, ids[at:])) for at in starts)],
-        capture_output=True,
-        env={"MLA_PATH": path, "MLA_CHUNK": "48"},
-        check=True,
-    )
-    got = np.frombuffer(done.stdout, np.float32).reshape(len(starts), want.shape[1])
-    for at, row in zip(starts, got):
-        assert np.array_equal(row, compare.logits(model, ids[at:], "-k", "f32", MLA_PATH=path)[-1])
-
-
 def test_indexers_that_are_not_used_stay_behind(export, tmp_path):
     """Some files have an indexer in layers that share another's choice."""
     t = tensors(GLM)
@@ -214,10 +194,7 @@ def test_schedules_refused(keys, says):
 )
 def test_hostile_fields(field, value, export, tmp_path):
     """A checkpoint whose checksum is right and whose fields no model can have."""
-    raw, fields = (
-        bytearray(export(GLM, "f32").read_bytes()),
-        [f.split(":") for f in model_config.FIELDS.split()],
-    )
+    raw, fields = bytearray(export(GLM, "f32").read_bytes()), model_config.FIELDS
     before = fields[: [name for name, _ in fields].index(field)]
     struct.pack_into("<I", raw, 64 + struct.calcsize("<" + "".join(form for _, form in before)), value)
     struct.pack_into("<I", raw, 12, 0)

@@ -26,6 +26,7 @@ from tokenizers import Tokenizer as Library
 import compare
 import make_tokenizer_vectors as vectors
 from conftest import MODELS, ROOT, make
+from exporter import section
 from exporter import tokenizer as exporter
 from exporter.patterns import PATTERNS
 
@@ -789,6 +790,66 @@ def test_damaged_sections(which, tmp_path):
             assert one_line, done.stderr.decode(errors="replace")
             refused += 1
     assert refused > 50  # most of them, or the damage is not where it counts
+
+
+def hostile(**parts):
+    """A tokenizer of single bytes with these parts, of which nothing in the format forbids one."""
+    tokens = {i: bytes([i]) for i in range(256)} | {256: b"more"}
+    return section.pack(section.Tokenizer(tokens, list(range(256)), [], **parts))
+
+
+NEARLY = [
+    b"a" * (section.MAX_TEXT - 1) + bytes([i]) for i in b"bcdefghijklmnopq"
+]  # each fails at its last byte
+SLOW = {
+    "units": dict(units=[(text, 256) for text in NEARLY]),
+    "added tokens": dict(added=[section.Added(256, text, late=False) for text in NEARLY]),
+    "added tokens of what others left over": dict(
+        added=[section.Added(256, text, late=True) for text in NEARLY]
+    ),
+    "the ends of runs": dict(patterns=["a+a+a+a+b"]),
+    "alternatives": dict(patterns=["|".join(["b"] * 60)] * 20),
+}
+
+
+@pytest.mark.parametrize("what", SLOW)
+def test_no_search_takes_long(what, tmp_path):
+    """A section of which every field is right, but which makes a search quadratic (or worse) in the text: the
+    search ends with an error line in a moment, and gives no ids that came out of it half done."""
+    c, text = Compiled(hostile(**SLOW[what]), tmp_path), b"a" * 50_000
+    start = time.monotonic()
+    done = c.ask(b"t" + struct.pack("<I", len(text)) + text)
+    assert time.monotonic() - start < 2
+    assert done.returncode == 1 and done.stdout == b""
+    assert b"take too long" in done.stderr and done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [dict(), dict(whole_words=True), dict(units=[(b"a" * 1024, 256)])],
+    ids=["bytes", "whole words", "units"],
+)
+def test_searches_that_need_no_limit(parts, tmp_path):
+    """The same text, where searches are long but few: it is encoded."""
+    text = b"a" * 50_000
+    (ids,) = Compiled(hostile(**parts), tmp_path).encode([text], trusted=True)
+    units = len(text) // 1024 if "units" in parts else 0
+    assert ids == [256] * units + [97] * (len(text) - 1024 * units)
+
+
+@pytest.mark.parametrize("what", ["units", "added tokens"])
+def test_the_longest_text(what, tmp_path, monkeypatch):
+    """An added token or a unit longer than 1024 bytes is refused, by the exporter and by the program: one search
+    at one place takes a bounded time (the pieces of a chat template rely on it)."""
+    parts = {name: value[:1] for name, value in SLOW[what].items()}
+    assert Compiled(hostile(**parts), tmp_path).encode([b"a"]) == [[97]]
+    long = NEARLY[0] + b"b"
+    parts = dict(units=[(long, 256)]) if what == "units" else dict(added=[section.Added(256, long, False)])
+    with pytest.raises(exporter.UnsupportedTokenizer, match="1025 bytes"):
+        hostile(**parts)
+    monkeypatch.setattr(section, "MAX_TEXT", 2048)
+    done = Compiled(hostile(**parts), tmp_path).ask(b"")
+    assert done.returncode == 1 and b"damaged" in done.stderr and done.stderr.count(b"\n") == 1
 
 
 def test_the_real_deepseek_v3(tmp_path):

@@ -32,10 +32,11 @@ static int encode(const Tokenizer *t, size_t n, bool trusted) {
     if (!text || fread(text, 1, n, stdin) != n)
         return 1;
     size_t count;
-    int32_t *ids = tokenizer_encode(t, text, n, trusted, true, &count);
+    char err[256];
+    int32_t *ids = tokenizer_encode(t, text, n, trusted, true, &count, err, sizeof err);
     free(text);
     if (!ids) {
-        fprintf(stderr, "encode: out of memory\n");
+        fprintf(stderr, "encode: %s\n", err);
         return 1;
     }
     put((uint32_t)count);

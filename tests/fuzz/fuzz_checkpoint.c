@@ -42,7 +42,7 @@ size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsi
     if (size < sizeof *h + sizeof(Config))
         return size;
     size_t front = least(h->data_offset, size),
-           tokenizer = least(round_up(sizeof *h + sizeof(Config), 64), front);
+           tokenizer = least(round_up(sizeof *h + h->config_bytes, 64), front);
     size_t chat = least(round_up(tokenizer + h->tokenizer_bytes, 64), front),
            table = least(round_up(chat + h->chat_bytes, 64), front);
     size_t parts[] = {0, sizeof *h, tokenizer, chat, table, front, size}, part = below(&seed, 6);

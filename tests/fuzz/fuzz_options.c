@@ -26,8 +26,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     }
     if (options_parse(&o, argc, argv, &status)) {
         bool in_range = o.model && o.threads >= 1 && o.tokens >= -1 && o.context >= 0 &&
-                        isfinite(o.temperature) && o.top_p <= 1 && o.top_k >= -1 && o.min_p >= 0 &&
-                        o.min_p <= 1 && o.repeat_penalty > 0 && (unsigned)o.cache < CACHE_TYPES;
+                        isfinite(o.temperature) && o.top_p <= 1 && o.top_k >= -1 && o.min_p <= 1 &&
+                        o.repeat_penalty <= 100 && (unsigned)o.cache < CACHE_TYPES;
         if (!in_range)
             abort();
     } else if (status < 0 || status > 2) {

@@ -26,7 +26,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
     Model m;
     char err[256];
     model = getenv("MLA_FUZZ_MODEL");
-    if (!model || !model_open(&m, model, err, sizeof err)) { /* which also makes crc32's tables */
+    if (!model || !model_open(&m, model, err, sizeof err)) {
         fprintf(stderr, "session: MLA_FUZZ_MODEL must name a checkpoint\n");
         exit(1);
     }

@@ -1,5 +1,5 @@
-/* generate.h: one sequence that is read and written (run.c), whether a single text or a conversation
- * (cli/chat.c). */
+/* cli/generate.h: one sequence that is read and written, whether a single text (generate.c) or a conversation
+ * (chat.c). */
 #ifndef GENERATE_H
 #define GENERATE_H
 
@@ -32,7 +32,10 @@ int run_open(Run *r, Session *session);
 
 /* Computes the tokens of the sequence that are not in the cache yet, at least one unless a session brought
  * logits, then writes at most options->tokens. */
-End generate(Run *r);
+End generate(Run *r); /* run.c */
+
+/* Writes the last token of the sequence. False: a stop text is complete. */
+bool write_token(Run *r);
 
 /* The bytes of token `at` of the sequence. Special tokens are marks between texts and have none, unless
  * the user works with them (--special) or sees thoughts. */

@@ -1,0 +1,322 @@
+/* engine/attend.c: see attend.h. */
+#include "engine/attend.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "engine/indexer.h"
+#include "engine/rope.h"
+#include "engine/util.h"
+
+Attention attention_open(const Model *m, State *s, size_t layer, Thread *t) {
+    return (Attention){.m = m,
+                       .cfg = &m->config,
+                       .L = &m->layers[layer],
+                       .s = s,
+                       .layer = layer,
+                       .t = t,
+                       .z = &s->scratch[t->id]};
+}
+
+/* ---- one head's numbers --------------------------------------------------------------------- */
+
+float *query_of(const Attention *a, size_t i, size_t head) {
+    size_t width = (size_t)a->cfg->qk_nope_head_dim + a->cfg->qk_rope_head_dim;
+    return a->s->attention.q + i * a->s->attention.q_stride + head * width;
+}
+
+void rotate_queries(const Attention *a) {
+    const Config *cfg = a->cfg;
+    const State *s = a->s;
+    size_t nope = cfg->qk_nope_head_dim, pairs = cfg->qk_rope_head_dim / 2, from, to;
+    share(a->t, cfg->num_attention_heads, &from, &to);
+    for (size_t h = from; h < to; h++) {
+        for (size_t i = 0; i < s->row_count; i++) {
+            float *q = query_of(a, i, h);
+            rope(q + nope, s->attention.cosine + i * pairs, s->attention.sine + i * pairs, pairs);
+            if (a->m->query_scale) {
+                float scale = a->m->query_scale[s->rows[i].position / cfg->query_scale_span];
+                for (size_t d = 0; d < nope + 2 * pairs; d++)
+                    q[d] *= scale;
+            }
+        }
+    }
+}
+
+void head_matmul(const Attention *a, float *y, size_t ldy, const Matrix *w, size_t head, const Acts *x) {
+    Matrix one = head_matrix(w, head);
+    a->m->k->matmul(y, ldy, &one, 0, matrix_panels(&one), x);
+}
+
+void store_head(const Attention *a, size_t i, size_t head, float *out) {
+    size_t v = a->cfg->v_head_dim, stride = a->s->attention.v_stride;
+    memset(out + v, 0, (stride - v) * sizeof *out);
+    a->m->k->put(&a->s->attention.heads, i, head * stride, out, stride);
+}
+
+static void softmax_begin(Softmax *softmax) {
+    for (int lane = 0; lane < LANES; lane++) {
+        softmax->max[lane] = -INFINITY;
+        softmax->sum[lane] = 0;
+    }
+}
+
+/* ---- absorbed ------------------------------------------------------------------------------- */
+
+/* A context of `rows` rows is split into parts of whole pages, as even as possible. */
+static size_t part_count(size_t rows) { return min(cache_pages(rows), MAX_PARTS); }
+
+static size_t head_groups(const Attention *a) { return div_up(a->cfg->num_attention_heads, LANES); }
+
+/* Some of the absorbed rows, as many as there are places for their parts. The work is a list of tasks: of
+ * each row, of each sixteen heads, each part. */
+typedef struct {
+    size_t first, count; /* in State.absorbed.row */
+    size_t parts;        /* of the longest context */
+} AbsorbedRows;
+
+/* What one task is about. */
+typedef struct {
+    size_t k;     /* number of the absorbed row */
+    size_t i;     /* row of the call */
+    size_t group; /* heads 16 group .. 16 group + 15 */
+    size_t part;
+} AbsorbedTask;
+
+static AbsorbedTask task_at(const Attention *a, const AbsorbedRows *rows, size_t index, size_t parts) {
+    AbsorbedTask task = {.part = index % parts, .group = index / parts % head_groups(a)};
+    task.k = rows->first + index / parts / head_groups(a);
+    task.i = a->s->absorbed.row[task.k];
+    return task;
+}
+
+/* Packs a row's queries of sixteen heads: the lanes of a vector. */
+static void pack_heads(const Attention *a, const AbsorbedTask *task) {
+    const State *s = a->s;
+    const float *latent[LANES], *rotated[LANES];
+    size_t H = a->cfg->num_attention_heads;
+    for (size_t lane = 0; lane < LANES; lane++) {
+        size_t h = task->group * LANES + lane;
+        latent[lane] = h < H ? s->absorbed.q_latent + (task->k * H + h) * s->absorbed.r_stride : NULL;
+        rotated[lane] = h < H ? query_of(a, task->i, h) + a->cfg->qk_nope_head_dim : NULL;
+    }
+    a->m->k->query(&s->cache->shape, a->z->query, latent, rotated);
+}
+
+/* Sixteen heads of a row attend to one part of its context. Keys and values are the same latents. */
+static void attend_part(const Attention *a, const AbsorbedRows *rows, const AbsorbedTask *task,
+                        Softmax *softmax) {
+    const State *s = a->s;
+    const Row *row = &s->rows[task->i];
+    const TileShape *shape = &s->cache->shape;
+    size_t context = rows_attended(s, task->i), pages = cache_pages(context), parts = part_count(context);
+    softmax_begin(softmax);
+    for (size_t j = pages * task->part / parts; j < pages * (task->part + 1) / parts; j++) {
+        size_t here = min(context - j * TILE_ROWS, TILE_ROWS);
+        int32_t limit[LANES];
+        for (int lane = 0; lane < LANES; lane++)
+            limit[lane] = (int32_t)here;
+        const uint8_t *tile = s->sparse.active ? selected_tile(s, task->k - rows->first, j)
+                                               : cache_tile(row->sequence, j, a->layer);
+        a->m->k->attend(shape, a->z->query, tile, shape, tile, here, limit, NULL, a->cfg->softmax_scale,
+                        softmax, a->z->attend);
+    }
+}
+
+static void attend_parts(const Attention *a, const AbsorbedRows *rows) {
+    size_t from, to, packed = SIZE_MAX;
+    share(a->t, rows->count * head_groups(a) * rows->parts, &from, &to);
+    for (size_t index = from; index < to; index++) {
+        AbsorbedTask task = task_at(a, rows, index, rows->parts);
+        if (task.part >= part_count(rows_attended(a->s, task.i)))
+            continue;
+        if (packed != index / rows->parts) /* every part has the same queries */
+            pack_heads(a, &task);
+        packed = index / rows->parts;
+        attend_part(a, rows, &task, &a->s->absorbed.parts[index]);
+    }
+}
+
+/* The parts of each context are merged in order. Threads share the latent's dimensions, sixteen at a time:
+ * the `part` of a task is such a slice. Maximum and sum are small: each slice merges its own copy of them. */
+static void merge_parts(const Attention *a, const AbsorbedRows *rows) {
+    State *s = a->s;
+    size_t H = a->cfg->num_attention_heads, r = a->cfg->kv_lora_rank, slices = div_up(r, 16), from, to;
+    share(a->t, rows->count * head_groups(a) * slices, &from, &to);
+    for (size_t index = from; index < to; index++) {
+        AbsorbedTask task = task_at(a, rows, index, slices);
+        size_t d = task.part * 16, width = min(r - d, 16), h = task.group * LANES;
+        Softmax *parts = &s->absorbed.parts[index / slices * rows->parts], all = parts[0];
+        all.out += d * LANES;
+        for (size_t part = 1; part < part_count(rows_attended(s, task.i)); part++) {
+            Softmax next = parts[part];
+            next.out += d * LANES;
+            a->m->k->softmax_merge(&all, &next, width);
+        }
+        a->m->k->softmax_finish(s->absorbed.q_latent + (task.k * H + h) * s->absorbed.r_stride + d,
+                                s->absorbed.r_stride, &all, width, min(H - h, LANES));
+    }
+}
+
+void attend_latents(const Attention *a) {
+    const State *s = a->s;
+    AbsorbedRows rows = {.parts = 0};
+    for (size_t k = 0; k < s->absorbed.count; k++)
+        rows.parts = max(rows.parts, part_count(rows_attended(s, s->absorbed.row[k])));
+    size_t most = s->absorbed.part_count / (head_groups(a) * rows.parts);
+    for (rows.first = 0; rows.first < s->absorbed.count; rows.first += most) {
+        rows.count = min(s->absorbed.count - rows.first, most);
+        if (s->sparse.active)
+            select_latents(a->m, a->s, a->layer, rows.first, rows.count, a->t);
+        attend_parts(a, &rows);
+        sync_threads(a->t);
+        merge_parts(a, &rows);
+        sync_threads(a->t);
+    }
+}
+
+/* ---- decompressed --------------------------------------------------------------------------- */
+
+Run next_run(const State *s, size_t first) {
+    while (first < s->row_count && s->rows[first].path != PATH_DECOMPRESSED)
+        first++;
+    if (first == s->row_count)
+        return (Run){.first = first};
+    Run run = {.first = first, .count = 1, .sequence = s->rows[first].sequence};
+    for (size_t i = first + 1; i < s->row_count; i++, run.count++)
+        if (s->rows[i].path != PATH_DECOMPRESSED || s->rows[i].sequence != run.sequence)
+            break;
+    run.context = (size_t)s->rows[first + run.count - 1].row + 1;
+    return run;
+}
+
+Span span_of(const Run *run, size_t page) {
+    return (Span){page, min(cache_pages(run->context) - page, SPAN_ROWS / TILE_ROWS)};
+}
+
+size_t span_page_rows(const Run *run, const Span *span, size_t k) {
+    return min(run->context - (span->page + k) * TILE_ROWS, TILE_ROWS);
+}
+
+/* Sparse attention: bit i of the mask of a cached row of page k: row i of sixteen of the run attends to
+ * it. */
+static uint16_t *lane_mask(const Attention *a, size_t sixteen, size_t k) {
+    return a->s->sparse.lane_mask + sixteen * SPAN_ROWS + k * TILE_ROWS;
+}
+
+void read_span(const Attention *a, const Run *run, const Span *span) {
+    State *s = a->s;
+    size_t k;
+    while ((k = next_task(a->t, span->pages)) < span->pages) {
+        size_t rows = span_page_rows(run, span, k), p = a->cfg->qk_rope_head_dim;
+        const uint8_t *tile = cache_tile(run->sequence, span->page + k, a->layer);
+        Acts latents = page_latents(a, k, rows);
+        a->m->k->tile_acts(&s->cache->shape, tile, &latents);
+        for (size_t j = 0; j < rows; j++)
+            a->m->k->tile_get(&s->cache->shape, tile, j, NULL,
+                              s->decompressed.rope_keys + (k * TILE_ROWS + j) * p);
+        for (size_t i = 0; i < run->count && s->sparse.active; i++) {
+            uint16_t *mask = lane_mask(a, i / LANES, k);
+            if (i % LANES == 0)
+                memset(mask, 0, TILE_ROWS * sizeof *mask);
+            add_to_mask(s, run->first + i, span->page + k, i % LANES, mask);
+        }
+    }
+}
+
+Acts page_latents(const Attention *a, size_t k, size_t rows) {
+    const Acts *latents = &a->s->decompressed.latents;
+    return acts_view(latents, k * TILE_ROWS * latents->stride, rows, latents->cols);
+}
+
+const float *page_rope_keys(const Attention *a, size_t k) {
+    return a->s->decompressed.rope_keys + k * TILE_ROWS * a->cfg->qk_rope_head_dim;
+}
+
+static uint32_t decompressed_type(const Attention *a) {
+    CacheType type = a->s->cache->type;
+    return type == CACHE_F32 || type == CACHE_BF16 ? TILE_F32 : TILE_Q8;
+}
+
+TileShape key_shape(const Attention *a) {
+    return (TileShape){decompressed_type(a), a->cfg->qk_nope_head_dim, a->cfg->qk_rope_head_dim};
+}
+
+TileShape value_shape(const Attention *a) { return (TileShape){decompressed_type(a), a->cfg->v_head_dim, 0}; }
+
+/* Where sixteen rows' queries and sums of one head are kept. */
+static size_t place_of(const Attention *a, size_t head, size_t sixteen) {
+    return head * div_up(a->s->chunk, LANES) + sixteen;
+}
+
+void begin_queries(const Attention *a, const Run *run, size_t head) {
+    TileShape keys = key_shape(a);
+    for (size_t i = 0; i < run->count; i += LANES) {
+        const float *nope[LANES], *rotated[LANES];
+        size_t place = place_of(a, head, i / LANES);
+        for (size_t lane = 0; lane < LANES; lane++) {
+            nope[lane] = i + lane < run->count ? query_of(a, run->first + i + lane, head) : NULL;
+            rotated[lane] = i + lane < run->count ? nope[lane] + a->cfg->qk_nope_head_dim : NULL;
+        }
+        softmax_begin(&a->s->decompressed.softmax[place]);
+        a->m->k->query(&keys, a->s->decompressed.queries + place * query_bytes(&keys), nope, rotated);
+    }
+}
+
+static bool any_bit(const uint16_t *mask, size_t n) {
+    uint16_t any = 0;
+    for (size_t j = 0; j < n; j++)
+        any |= mask[j];
+    return any;
+}
+
+bool page_is_needed(const Attention *a, const Run *run, size_t k) {
+    if (!a->s->sparse.active)
+        return true; /* the last row attends to every page */
+    for (size_t i = 0; i < run->count; i += LANES)
+        if (any_bit(lane_mask(a, i / LANES, k), TILE_ROWS))
+            return true;
+    return false;
+}
+
+/* limit[lane] = how many of the `rows` cached rows from number `begin` on a row may attend to: those at or
+ * before its own place. False: none of the sixteen rows any. */
+static bool causal_limits(const Attention *a, const Run *run, size_t i, size_t begin, size_t rows,
+                          int32_t limit[LANES]) {
+    bool any = false;
+    for (size_t lane = 0; lane < LANES; lane++) {
+        size_t end = i + lane < run->count ? (size_t)a->s->rows[run->first + i + lane].row + 1 : 0;
+        size_t below = end > begin ? end - begin : 0;
+        limit[lane] = (int32_t)min(below, rows);
+        any |= below > 0;
+    }
+    return any;
+}
+
+void attend_page(const Attention *a, const Run *run, const Span *span, size_t head, size_t k) {
+    State *s = a->s;
+    TileShape keys = key_shape(a), values = value_shape(a);
+    size_t rows = span_page_rows(run, span, k);
+    for (size_t i = 0; i < run->count; i += LANES) {
+        const uint16_t *mask = s->sparse.active ? lane_mask(a, i / LANES, k) : NULL;
+        size_t place = place_of(a, head, i / LANES);
+        int32_t limit[LANES];
+        if (!causal_limits(a, run, i, (span->page + k) * TILE_ROWS, rows, limit) ||
+            (mask && !any_bit(mask, rows)))
+            continue;
+        a->m->k->attend(&keys, s->decompressed.queries + place * query_bytes(&keys), a->z->keys, &values,
+                        a->z->values, rows, limit, mask, a->cfg->softmax_scale,
+                        &s->decompressed.softmax[place], a->z->attend);
+    }
+}
+
+void finish_queries(const Attention *a, const Run *run, size_t head) {
+    size_t stride = a->s->attention.v_stride;
+    for (size_t i = 0; i < run->count; i += LANES) {
+        size_t lanes = min(run->count - i, LANES);
+        a->m->k->softmax_finish(a->z->a, stride, &a->s->decompressed.softmax[place_of(a, head, i / LANES)],
+                                a->cfg->v_head_dim, lanes);
+        for (size_t lane = 0; lane < lanes; lane++)
+            store_head(a, run->first + i + lane, head, a->z->a + lane * stride);
+    }
+}

@@ -1,0 +1,54 @@
+/* engine/cache.c: see cache.h. */
+#include "engine/cache.h"
+
+TileShape cache_shape(const Config *cfg, CacheType type) {
+    static const uint32_t tile_type[] = {
+        [CACHE_F32] = TILE_F32, [CACHE_BF16] = TILE_BF16, [CACHE_Q8] = TILE_Q8,
+        [CACHE_Q6] = TILE_Q6,   [CACHE_Q4] = TILE_Q4,     [CACHE_FULL] = TILE_F32};
+    return (TileShape){tile_type[type], cfg->kv_lora_rank, cfg->qk_rope_head_dim};
+}
+
+TileShape cache_index_shape(const Config *cfg, CacheType type) {
+    bool exact = type == CACHE_F32 || type == CACHE_FULL;
+    return (TileShape){exact ? TILE_F32 : TILE_BF16, cfg->index_head_dim, 0};
+}
+
+size_t cache_row_bytes(const Config *cfg, CacheType type) {
+    size_t head = (size_t)cfg->qk_nope_head_dim + cfg->qk_rope_head_dim + cfg->v_head_dim;
+    TileShape shape = cache_shape(cfg, type);
+    return type == CACHE_FULL ? cfg->num_attention_heads * head * sizeof(float)
+                              : tile_bytes(&shape) / TILE_ROWS;
+}
+
+size_t cache_token_bytes(const Config *cfg, CacheType type, uint32_t layers) {
+    TileShape keys = cache_index_shape(cfg, type);
+    size_t bytes = layers * cache_row_bytes(cfg, type);
+    for (uint32_t l = 0; l < layers; l++)
+        bytes += layer_has_indexer(cfg, l) ? tile_bytes(&keys) / TILE_ROWS : 0;
+    return bytes;
+}
+
+void cache_open(Cache *cache, const Config *cfg, CacheType type, size_t page_count) {
+    cache->type = type;
+    cache->shape = cache_shape(cfg, type);
+    cache->index_shape = cache_index_shape(cfg, type);
+    cache->layers = cfg->num_hidden_layers;
+    cache->tile_bytes = cache_row_bytes(cfg, type) * TILE_ROWS;
+    cache->page_bytes = cache_token_bytes(cfg, type, cfg->num_hidden_layers) * TILE_ROWS;
+    cache->page_count = cache->free_count = page_count;
+    for (size_t i = 0; i < page_count; i++)
+        cache->free_pages[i] = (uint32_t)(page_count - 1 - i); /* page 0 is used first */
+}
+
+uint32_t cache_take_page(Cache *cache) {
+    if (!cache->free_count)
+        return UINT32_MAX;
+    uint32_t page = cache->free_pages[--cache->free_count];
+    cache->references[page] = 1;
+    return page;
+}
+
+void cache_release_page(Cache *cache, uint32_t page) {
+    if (--cache->references[page] == 0)
+        cache->free_pages[cache->free_count++] = page;
+}

@@ -1,0 +1,69 @@
+/* engine/cache.h: the latent cache: how many bytes a row takes, and where it lies.
+ *
+ * One row per token and layer: [ c | k_pe ], the latent (r numbers) and the rotated key (p numbers) that
+ * all heads share. With CACHE_FULL a row is what attention without MLA keeps: n + p + v numbers for each
+ * head (engine/full.c). A layer with an indexer keeps an index key beside it, di numbers in f32
+ * (CACHE_F32, CACHE_FULL) or bf16.
+ *
+ * Rows lie in pages of TILE_ROWS = 128 rows. A page holds its rows for all layers:
+ *
+ *   [layers][tile_bytes]   a tile of each layer: its 128 rows, as kernels/kernels.h describes tiles
+ *   then                   a tile of index keys for each layer with an indexer
+ *
+ * A sequence is a list of pages (engine/sequence.h); several sequences may share a page. The pool is
+ * reserved at the start and becomes memory as it fills. Nothing here writes a row: that is mla.c's. */
+#ifndef CACHE_H
+#define CACHE_H
+
+#include "engine/util.h"
+#include "model.h"
+
+/* Cached rows that are made ready for decompression at once. */
+enum { SPAN_ROWS = 32 * TILE_ROWS };
+/* A context is split into at most this many parts, which threads attend to side by side. The number of
+ * parts depends on the context's length alone, so that results do not depend on the number of threads. */
+enum { MAX_PARTS = 16 };
+
+typedef struct Cache {
+    CacheType type;
+    TileShape shape;       /* of the latent rows: {type, r, p}; no meaning with CACHE_FULL */
+    TileShape index_shape; /* of the index keys: {type, di, 0} */
+    size_t layers;
+    size_t tile_bytes; /* one page of one layer, without index keys */
+    size_t page_bytes;
+    uint8_t *pool; /* [page_count][page_bytes] */
+    size_t page_count;
+    uint32_t *references; /* [page_count] sequences that hold the page; 0: it is free */
+    uint32_t *free_pages; /* [free_count] the last is used next */
+    size_t free_count;
+} Cache;
+
+/* How the latent rows [ c | k_pe ] are kept; of no meaning with CACHE_FULL. */
+TileShape cache_shape(const Config *cfg, CacheType type);
+TileShape cache_index_shape(const Config *cfg, CacheType type);
+
+/* Bytes of one row in one layer, without index keys. */
+size_t cache_row_bytes(const Config *cfg, CacheType type);
+/* Bytes of one row in the model's first `layers` layers, with index keys. */
+size_t cache_token_bytes(const Config *cfg, CacheType type, uint32_t layers);
+/* Pages that hold `rows` rows. */
+static inline size_t cache_pages(size_t rows) { return div_up(rows, TILE_ROWS); }
+
+/* All pages are free. pool, references and free_pages are in place. */
+void cache_open(Cache *cache, const Config *cfg, CacheType type, size_t page_count);
+
+/* A free page, which now has one reference; UINT32_MAX: there is none. */
+uint32_t cache_take_page(Cache *cache);
+/* Gives up one reference. */
+void cache_release_page(Cache *cache, uint32_t page);
+
+/* Page j of a sequence: its rows 128 j .. 128 j + 127 in all layers. */
+static inline uint8_t *cache_page(const Sequence *q, size_t j) {
+    return q->cache->pool + q->page[j] * q->cache->page_bytes;
+}
+/* The tile of one layer in it: [128 rows] of [ c | k_pe ]. */
+static inline uint8_t *cache_tile(const Sequence *q, size_t j, size_t layer) {
+    return cache_page(q, j) + layer * q->cache->tile_bytes;
+}
+
+#endif

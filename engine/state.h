@@ -1,0 +1,17 @@
+/* engine/state.h: a call begins, and where its time goes (the struct and its opening are in model.h). */
+#ifndef STATE_H
+#define STATE_H
+
+#include "model.h"
+
+/* Begins a call: every sequence has pages for its new rows, the rows are sorted by path, and those that
+ * ask for logits are noted. */
+void state_begin(State *s, const Row *rows, size_t n);
+
+/* Ends it: the sequences have the new rows. */
+void state_end(State *s);
+
+/* From here on thread 0's time counts for `stage`. */
+void profile_stage(State *s, const Thread *t, Stage stage);
+
+#endif

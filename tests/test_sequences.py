@@ -1,0 +1,125 @@
+"""Sequences: computed side by side, cut, forked and closed, each gives the bytes that it gives alone.
+
+build/sequences_driver runs forward() and generate() on commands (tests/sequences_driver.c). A text must not
+depend on its neighbours in a call, on how calls are cut, or on where its pages lie: batches, prefixes that many
+prompts share, samples and conversations stand on that. The judge is the same text computed alone, from its
+beginning, in one piece."""
+
+import subprocess
+
+import numpy as np
+import pytest
+
+from conftest import MODELS, ROOT
+
+CACHES = ["f32", "bf16", "q8", "q6", "q4", "full"]
+CONTEXT = 420
+DENSE, SPARSE, SHARED_CHOICE = MODELS / "v2_236b", MODELS / "v32", MODELS / "glm52"
+# around the threshold of 112 rows between the two paths, and over two pages of 128 rows
+LENGTHS = [150, 20, 260, 113, 112, 1]
+
+
+def ids_of(length, seed):
+    return [int(i) for i in np.random.default_rng(seed).integers(0, 30, length)]
+
+
+def run(model, cache, commands):
+    """What the driver writes for a list of commands: float32."""
+    done = subprocess.run(
+        [ROOT / "build" / "sequences_driver", model, cache, str(CONTEXT)],
+        input="".join(command + "\n" for command in commands).encode(),
+        capture_output=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, (done.returncode, done.stderr)
+    return np.frombuffer(done.stdout, np.float32)
+
+
+def opened(sequence, ids):
+    return [f"open {sequence}", f"append {sequence} {','.join(map(str, ids))}"]
+
+
+def alone(model, cache, ids):
+    return run(model, cache, [*opened(0, ids), "run 9999"])
+
+
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("source", [DENSE, SPARSE, SHARED_CHOICE], ids=lambda source: source.name)
+def test_side_by_side_as_alone(source, cache, export):
+    """Short and long texts in the same calls: rows of both paths, in any cut of calls."""
+    model = export(source, "mixed")
+    texts = [ids_of(length, length) for length in LENGTHS]
+    want = np.concatenate([alone(model, cache, ids) for ids in texts])
+    for rows in (1, 37, 9999):
+        commands = [line for number, ids in enumerate(texts) for line in opened(number, ids)]
+        assert np.array_equal(run(model, cache, [*commands, f"run {rows}"]), want), f"{rows} rows a call"
+
+
+@pytest.mark.parametrize("cache", ["f32", "q8"])
+@pytest.mark.parametrize("source", [DENSE, SPARSE], ids=lambda source: source.name)
+@pytest.mark.parametrize("rows", [0, 1, 127, 128, 129, 199])
+def test_a_fork_goes_on_as_its_origin(source, cache, rows, export):
+    """At every place around the end of a page; the origin goes on beside it, and neither sees the other."""
+    model = export(source, "mixed")
+    first, one, other = ids_of(200, 1), ids_of(30, 2), ids_of(40, 3)
+
+    def append(sequence, ids):
+        return f"append {sequence} {','.join(map(str, ids))}"
+
+    got = run(
+        model,
+        cache,
+        [*opened(0, first), "run 9999", f"fork 1 0 {rows}", append(1, one), append(0, other), "run 16"],
+    )
+    want = run(model, cache, [*opened(0, first), "run 9999", append(0, other), "run 9999"])
+    # the fork's rows are a stretch of their own, behind a stretch of the origin's
+    forked = run(model, cache, [*opened(0, first), "run 9999", f"cut 0 {rows}", append(0, one), "run 9999"])
+    size = len(want) // 2
+    assert np.array_equal(got[: 2 * size], want)
+    assert np.array_equal(got[2 * size :], forked[size:])
+
+
+@pytest.mark.parametrize("cache", ["f32", "q8"])
+def test_a_cut_forgets_what_was_behind_it(cache, export):
+    """A cut sequence goes on as one that never had the rows behind the cut, pages of forks included."""
+    model = export(DENSE, "mixed")
+    ids, more = ids_of(130, 4), ids_of(20, 5)
+    append = f"append 0 {','.join(map(str, more))}"
+    for rows in (1, 100, 128, 129):
+        # both texts in pieces of one row, so that every row is a stretch of its own
+        want = run(model, cache, [*opened(0, ids[:rows]), "run 9999", append, "run 9999"])
+        got = run(
+            model,
+            cache,
+            [*opened(0, ids[:rows]), "run 9999", f"append 0 {','.join(map(str, ids[rows:]))}", "run 9999"]
+            + ["fork 1 0 130", f"cut 0 {rows}", append, "run 9999"],
+        )
+        assert np.array_equal(got[-len(want) // 2 :], want[-len(want) // 2 :]), rows
+
+
+def test_pages_are_given_back(export):
+    """Eight sequences fill the pool; closed, cut and forked ones leave room for new ones, again and again."""
+    model = export(DENSE, "q8")
+    ids = ",".join(map(str, ids_of(CONTEXT, 6)))
+    commands = []
+    for _ in range(3):
+        commands += [line for n in range(7) for line in (f"open {n}", f"append {n} {ids}")]
+        commands += ["run 512", "fork 7 3 400", "cut 7 5", "append 7 1,2,3", "run 512"]
+        commands += [f"close {n}" for n in range(8)]
+    assert len(run(model, "q8", commands)) > 0
+
+
+def test_generate_draws_the_same_tokens_behind_a_fork(export):
+    """Samples of one prompt: the prompt is computed once, each text is that of its seed alone."""
+    model = export(DENSE, "q8")
+    ids = ids_of(150, 7)
+    prompt, last = [*opened(0, ids[:149]), "run 9999"], ids[149]
+    one, other = (
+        run(model, "q8", [*prompt, f"append 0 {last}", f"draw 0 {seed} 20"])[-20:] for seed in (1, 2)
+    )
+    got = run(
+        model,
+        "q8",
+        [*prompt, "fork 1 0 149", f"append 1 {last}", "draw 1 2 20", f"append 0 {last}", "draw 0 1 20"],
+    )
+    assert np.array_equal(got[-40:], np.concatenate([other, one]))

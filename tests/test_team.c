@@ -1,0 +1,215 @@
+/* test_team.c: the threads of a call (kernels/team.c) and how many they are (kernels/pace.c).
+ *
+ * The pace is judged on machines that are simulated, against the time that a program would take which knows
+ * the best number of threads beforehand. The team is judged by what its barrier promises: with more threads
+ * than cores, threads that come late, and fewer threads than were asked for. One line per check; exit status
+ * 1 if any failed. */
+#include <math.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "kernels/pace.h"
+#include "kernels/team.h"
+
+static int failures;
+
+static void report(const char *name, bool ok, const char *detail, double value) {
+    printf("%s %s", ok ? "ok" : "FAIL", name);
+    if (!ok)
+        printf(" %s: %g", detail, value);
+    printf("\n");
+    failures += !ok;
+}
+
+static uint64_t seed = 88172645463325252u;
+
+static double uniform(void) {
+    seed ^= seed << 13, seed ^= seed >> 7, seed ^= seed << 17;
+    return (double)(seed >> 11) * 0x1p-53;
+}
+
+/* ---- the pace ------------------------------------------------------------------------------- */
+
+typedef struct {
+    int cores, busy;     /* busy: cores that another program uses as well */
+    double serial;       /* the part of a call that no further thread makes shorter */
+    double uneven;       /* threads other than the first sleep for this part of a call */
+    double hiccups;      /* the part of calls in which a thread stands still though no core is busy */
+    double call_seconds; /* of one row with one thread */
+} Machine;
+
+static const double SLICE = 4e-3; /* for which a program that has the core keeps it */
+
+/* Seconds that a call takes on a machine; *slept: what its threads sleep, added up. */
+static double call(const Machine *m, int threads, size_t rows, double *slept) {
+    double alone = m->call_seconds * (double)rows, time = alone * (m->serial + (1 - m->serial) / threads);
+    *slept = threads > 1 ? m->uneven * time * (threads - 1) : 0;
+    if (threads <= m->cores - m->busy ? uniform() >= m->hiccups : uniform() >= 0.5)
+        return time;
+    *slept += SLICE * (threads - 1);
+    return time + SLICE;
+}
+
+/* The seconds that `calls` calls take, with the number of threads that p says or, without p, `threads`. */
+static double run(Pace *p, const Machine *m, int threads, size_t rows, int calls) {
+    double sum = 0, slept;
+    for (int i = 0; i < calls; i++) {
+        double time = call(m, p ? pace_threads(p, rows) : threads, rows, &slept);
+        if (p)
+            pace_took(p, rows, time, slept);
+        sum += time;
+    }
+    return sum;
+}
+
+/* The median over 21 programs of the time with a pace, as a multiple of the time with `best` threads. */
+static double slowdown(const Machine *m, int threads, int best, int calls) {
+    enum { PROGRAMS = 21 };
+    double ratio[PROGRAMS];
+    for (int i = 0; i < PROGRAMS; i++) {
+        Pace p;
+        pace_open(&p, threads);
+        double value = run(&p, m, 0, 1, calls) / run(NULL, m, best, 1, calls);
+        int at = i;
+        for (; at > 0 && ratio[at - 1] > value; at--)
+            ratio[at] = ratio[at - 1];
+        ratio[at] = value;
+    }
+    return ratio[PROGRAMS / 2];
+}
+
+static void check_slowdown(const char *name, Machine m, int threads, int best, int calls, double most) {
+    double value = slowdown(&m, threads, best, calls);
+    report(name, value <= most, "slower than the best by a factor of", value);
+}
+
+/* Protects: a quiet machine computes with all threads, however small the model, with rare hiccups, and where
+ * the work is uneven. */
+static void check_quiet(void) {
+    check_slowdown("quiet", (Machine){2, 0, 0.2, 0, 0, 0.3e-3}, 2, 2, 2000, 1);
+    check_slowdown("quiet-16", (Machine){16, 0, 0.1, 0, 0, 3e-3}, 16, 16, 2000, 1);
+    check_slowdown("quiet-hiccups", (Machine){2, 0, 0.2, 0, 0.002, 0.3e-3}, 2, 2, 20000, 1.05);
+    check_slowdown("quiet-hiccups-long-calls", (Machine){2, 0, 0, 0, 0.1, 50e-3}, 2, 2, 2000, 1.01);
+    check_slowdown("quiet-uneven", (Machine){2, 0, 0.2, 0.5, 0, 0.3e-3}, 2, 2, 5000, 1.01);
+    check_slowdown("quiet-uneven-16", (Machine){16, 0, 0.1, 0.3, 0, 50e-3}, 16, 16, 2000, 1.02);
+}
+
+/* Protects: beside busy programs the team is as large as it is fast, within few calls. */
+static void check_busy(void) {
+    check_slowdown("busy", (Machine){2, 1, 0.2, 0, 0, 0.3e-3}, 2, 1, 2000, 1.1);
+    check_slowdown("busy-short-text", (Machine){2, 1, 0.2, 0, 0, 0.3e-3}, 2, 1, 200, 1.15);
+    check_slowdown("busy-16", (Machine){16, 1, 0, 0, 0, 3e-3}, 16, 15, 5000, 1.1);
+    check_slowdown("busy-3-of-16", (Machine){16, 3, 0, 0, 0, 3e-3}, 16, 13, 20000, 1.3);
+    check_slowdown("more-threads-than-cores", (Machine){2, 0, 0.2, 0, 0, 1e-3}, 8, 2, 2000, 1.15);
+}
+
+/* Protects: when the other program ends, all threads come back within a second or two, and what calls of one
+ * row have learned serves calls of another number of rows. */
+static void check_changes(void) {
+    Machine busy = {2, 1, 0.2, 0, 0, 0.3e-3}, quiet = busy;
+    Pace p;
+    quiet.busy = 0;
+    pace_open(&p, 2);
+    run(&p, &busy, 0, 1, 20000);
+    report("busy-one-thread", pace_threads(&p, 1) == 1 || p.kind[0].trial >= 0, "threads",
+           pace_threads(&p, 1));
+    double time = 0, slept;
+    while (time < 10 && (pace_threads(&p, 1) != 2 || p.kind[0].trial >= 0)) {
+        double took = call(&quiet, pace_threads(&p, 1), 1, &slept);
+        pace_took(&p, 1, took, slept);
+        time += took;
+    }
+    report("quiet-again", time < 2, "seconds until all threads are back", time);
+    pace_open(&p, 2);
+    run(&p, &busy, 0, 4, 50);
+    int before = pace_threads(&p, 4), after = pace_threads(&p, 1);
+    report("kinds-begin-alike", before == 1 && after == 1, "threads for one row", after);
+}
+
+/* ---- the team ------------------------------------------------------------------------------- */
+
+enum { MOST = 16, STEPS = 300, TASKS = 7 };
+
+typedef struct {
+    _Alignas(64) int step; /* written by one thread, read by the others after a barrier */
+} Mark;
+
+static void stand_still(int microseconds) {
+    nanosleep(&(struct timespec){.tv_nsec = microseconds * 1000L}, NULL);
+}
+
+/* One region: in every step each thread leaves a mark, then sees those of all others. Every task is taken
+ * once. `late`: threads come late now and then, longer than a wait spins. */
+static int region_faults(int threads, bool late) {
+    static Mark marks[MOST];
+    static atomic_int taken[STEPS][TASKS];
+    Team team;
+    atomic_int faults = 0;
+    for (int i = 0; i < STEPS * TASKS; i++)
+        atomic_store(&taken[i / TASKS][i % TASKS], 0);
+    team_open(&team, threads);
+    int asked = team_begin(&team, 1);
+#pragma omp parallel num_threads(asked)
+    {
+        Thread t = team_join(&team);
+        if (late && t.id % 2)
+            stand_still(2000);
+        for (int step = 0; step < STEPS; step++) {
+            if (late && (step * 7 + t.id) % 50 == 0)
+                stand_still(300);
+            marks[t.id].step = step;
+            for (size_t i; (i = next_task(&t, TASKS)) < TASKS;)
+                atomic_fetch_add(&taken[step][i], 1);
+            sync_threads(&t);
+            for (int i = 0; i < t.threads; i++)
+                atomic_fetch_add(&faults, marks[i].step != step);
+            sync_threads(&t);
+        }
+    }
+    team_end(&team);
+    for (int i = 0; i < STEPS * TASKS; i++)
+        atomic_fetch_add(&faults, atomic_load(&taken[i / TASKS][i % TASKS]) != 1);
+    return atomic_load(&faults);
+}
+
+/* Protects: what threads write before a barrier is seen by all behind it, whether they spin or sleep. */
+static void check_barrier(void) {
+    int faults = 0, late = 0;
+    for (int threads = 1; threads <= MOST; threads += threads < 4 ? 1 : 4) {
+        faults += region_faults(threads, false);
+        late += region_faults(threads, true);
+    }
+    report("barrier", faults == 0, "faults", faults);
+    report("barrier-late-threads", late == 0, "faults", late);
+}
+
+/* Protects: a region with fewer threads than were asked for does not wait for those that are missing. */
+static void check_small_team(void) {
+#ifdef _OPENMP
+    omp_set_dynamic(1); /* OpenMP gives as many as it pleases: with a nested region, one */
+    omp_set_max_active_levels(1);
+    int faults = 0;
+#pragma omp parallel num_threads(2) reduction(+ : faults)
+    {
+#pragma omp single
+        faults += region_faults(4, false);
+    }
+    report("smaller-team", faults == 0, "faults", faults);
+    omp_set_dynamic(0);
+#endif
+}
+
+int main(void) {
+    check_quiet();
+    check_busy();
+    check_changes();
+    check_barrier();
+    check_small_team();
+    return failures ? 1 : 0;
+}
