@@ -5,10 +5,13 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
 
 #include "cli/modes.h"
 #include "cli/prompt.h"
 #include "cli/system.h"
+#include "engine/util.h"
 
 /* ---- the text ------------------------------------------------------------------------------- */
 
@@ -22,12 +25,13 @@ static const char *token_bytes(const Run *r, int32_t token, bool first, size_t *
     return bytes;
 }
 
-const char *token_text(const Run *r, size_t at, size_t *n) {
+const char *token_text(Run *r, size_t at, size_t *n) {
     const int32_t *ids = r->sequence.ids;
     bool first = true; /* the first of the text if none before it has any */
-    for (size_t i = 0; i < at && first; i++) {
-        token_bytes(r, ids[i], false, n);
+    while (r->textless < at && first) {
+        token_bytes(r, ids[r->textless], false, n);
         first = *n == 0;
+        r->textless += first;
     }
     return token_bytes(r, ids[at], first, n);
 }
@@ -83,25 +87,46 @@ static void write_cut(Run *r, size_t tokens, size_t cut) {
     }
 }
 
+int non_finite(const Model *m) {
+    return failed(FAILED, "%s: the logits are not numbers; --check looks for damage in the checkpoint",
+                  m->path);
+}
+
 static double rate(size_t tokens, double time) { return time > 0 ? (double)tokens / time : 0; }
 
+/* At the end, because data that is piped in may take its time. */
+void note_waiting_input(const Options *o) {
+    int bytes = 0;
+    bool prompt = o->typed[OPT_PROMPT] || o->typed[OPT_FILE] || o->typed[OPT_IDS];
+    if (!prompt && !isatty(STDIN_FILENO) && !ioctl(STDIN_FILENO, FIONREAD, &bytes) && bytes > 0)
+        note("standard input was not read: -f - takes the prompt from it");
+}
+
+/* What there is to say about the last text. The exit status. */
 static int tell(const Run *r, End end) {
+    static const char *const reasons[] = {
+        [ENDED] = "end",     [STOPPED] = "stop", [LENGTH] = "length", [CONTEXT_FULL] = "context",
+        [CAUGHT] = "signal",
+    };
+    const Options *o = r->options;
+    if (end == NOT_NUMBERS)
+        return non_finite(r->model);
+    if (o->mode != MODE_CHAT)
+        note_waiting_input(o);
     if (end == CONTEXT_FULL)
         note("the context of %zu tokens is full", r->state->context);
-    if (end == ENDED && !r->written && r->options->tokens && r->options->typed[OPT_SESSION] &&
-        r->options->mode == MODE_GENERATE)
+    if (end == ENDED && !r->written && o->typed[OPT_SESSION] && o->mode == MODE_GENERATE)
         note("the model has nothing to add: a prompt or --ignore-eos goes on");
-    if (end == NOT_NUMBERS)
-        return not_numbers(r->model);
-    note("prompt %zu tokens, %.1f tokens/s; text %zu tokens, %.1f tokens/s; seed %llu", r->read,
-         rate(r->read, r->read_seconds), r->written, rate(r->decoded, r->write_seconds),
+    note("prompt %zu tokens, %.1f tokens/s; text %zu tokens, %.1f tokens/s, ended: %s; seed %llu", r->read,
+         rate(r->read, r->read_seconds), r->written, rate(r->decoded, r->write_seconds), reasons[end],
          (unsigned long long)r->sequence.seed);
     return end == CAUGHT ? interrupt_status() : DONE;
 }
 
 void run_rewind(Run *r, size_t rows) {
     Sequence *q = &r->sequence;
-    q->position = rows < q->position ? rows : q->position;
+    q->position = min(rows, q->position);
+    r->textless = min(rows, r->textless);
     sampler_forget(r->sampler);
     for (size_t i = 0; i < q->position; i++)
         sampler_saw(r->sampler, q->ids[i]);
@@ -156,12 +181,15 @@ int run_open(Run *r, Session *session) {
     return session_load(session, &r->sequence, r->state);
 }
 
+int run_save(Run *r, Session *session) {
+    r->sequence.cut = r->text.cut;
+    r->sequence.random = sampler_random(r->sampler);
+    return session_save(session, &r->sequence, r->state);
+}
+
 int run_finish(Run *r, Session *session, End end) {
-    Sequence *q = &r->sequence;
     int status = tell(r, end);
-    q->cut = r->text.cut;
-    q->random = sampler_random(r->sampler);
-    int saved = end == NOT_NUMBERS ? DONE : session_save(session, q, r->state);
+    int saved = end == NOT_NUMBERS || !session ? DONE : run_save(r, session);
     return saved ? saved : status;
 }
 
@@ -184,7 +212,7 @@ static int write_all(Run *r, Session *session, const Prompt *prompt) {
         write_cut(r, prompt->before, q->cut);
     if (echo)
         echo_prompt(r, prompt);
-    q->conversation = false;
+    q->turns = 0;
     End end = generate(r);
     if (!r->model->tokenizer && !r->text.terminal && end != NOT_NUMBERS)
         output_print("\n");

@@ -19,12 +19,15 @@ typedef struct {
     int32_t turn_end;     /* ends a text as the model's end tokens do; -1: none */
     size_t ids_printed;   /* without tokenizer */
     size_t read, written; /* tokens of prompts and of texts */
+    size_t textless;      /* at least so many tokens at the beginning of the sequence have no text */
     /* forward calls for texts: a prompt's last row gives the first token for nothing */
     size_t decoded;
     double read_seconds, write_seconds;
 } Run;
 
-typedef enum { ENDED, CONTEXT_FULL, CAUGHT, NOT_NUMBERS } End;
+/* Why a text ended: an end token or the end of the input, a stop text, -n, no room in the context, a signal,
+ * logits that are not finite. */
+typedef enum { ENDED, STOPPED, LENGTH, CONTEXT_FULL, CAUGHT, NOT_NUMBERS } End;
 
 /* With model, options, state and the sequence of session_open in place: everything else that a run needs,
  * before the first byte of text. DONE, or an exit status after a report. */
@@ -39,12 +42,16 @@ bool write_token(Run *r);
 
 /* The bytes of token `at` of the sequence. Special tokens are marks between texts and have none, unless
  * the user works with them (--special) or sees thoughts. */
-const char *token_text(const Run *r, size_t at, size_t *n);
+const char *token_text(Run *r, size_t at, size_t *n);
 
 /* At most the first `rows` rows of the cache count: what the sequence holds behind them is to be computed. */
 void run_rewind(Run *r, size_t rows);
 
-/* Tells how the last text ended, with statistics, and puts the session away. The exit status. */
+/* Puts the session away, as often as there is something new. DONE, or FAILED after a report. */
+int run_save(Run *r, Session *session);
+
+/* Tells how the last text ended, with statistics, and puts the session away if it is not NULL. The exit
+ * status. */
 int run_finish(Run *r, Session *session, End end);
 void run_close(Run *r); /* also after run_open failed */
 

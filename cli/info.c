@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "cli/cost.h"
 #include "cli/modes.h"
 #include "cli/output.h"
 #include "engine/checkpoint.h"
@@ -71,25 +72,6 @@ static Parameters parameters(const Model *m, uint32_t layers) {
         sum.active += used;
     }
     return sum;
-}
-
-uint64_t weight_bytes(const Model *m, size_t n) {
-    const Config *c = &m->config;
-    uint64_t always = 0, experts = 0;
-    for (size_t i = 0; i < m->tensor_count; i++) {
-        const TensorInfo *t = &m->tensors[i];
-        size_t length = strnlen(t->name, sizeof t->name);
-        bool lookup = !strcmp(t->name, "embed") && !c->tie_word_embeddings;
-        bool decompression = length > 5 && !memcmp(t->name + length - 5, ".w_uk", 5);
-        if (lookup || decompression || !strncmp(t->name, "mtp.", 4))
-            continue;
-        if (strstr(t->name, ".experts."))
-            experts += t->bytes;
-        else
-            always += t->bytes;
-    }
-    size_t E = c->n_routed_experts, chosen = n * c->num_experts_per_tok;
-    return E ? always + experts / E * (chosen < E ? chosen : E) : always;
 }
 
 /* ---- printing ------------------------------------------------------------------------------- */
@@ -188,6 +170,12 @@ static void print_text(const Model *m) {
         output_print(", begin %d%s", c->bos_token_id, c->add_bos_token ? "" : " (not added by itself)");
     for (uint32_t i = 0; i < c->eos_tokens; i++)
         output_print(i ? " %d" : ", end %d", c->eos_token_id[i]);
+    const char *damage = chat_damage(m);
+    output_print("\n%-20s %s", "chat",
+                 !m->chat_bytes || !m->tokenizer ? "no: the file has no chat template"
+                 : damage                        ? "no: the chat template is damaged"
+                 : chat_has_thoughts(m)          ? "yes, with thoughts before the answer"
+                                                 : "yes");
     output_print("\n%-20s temperature %g, top-p %g, top-k %u", "sampling", (double)c->temperature,
                  (double)c->top_p, c->top_k);
     if (c->min_p > 0)
@@ -197,13 +185,14 @@ static void print_text(const Model *m) {
     output_print("\n");
 }
 
-/* One line of the table: the numbers and bytes of a token in all published layers; against `unit`, keys
- * and values of all heads at 2 bytes. */
+/* One line of the table: the numbers and bytes of a token in all published layers; what is saved of
+ * `unit`, the bytes of keys and values of all heads at 2 bytes a number, or how many times as much it is. */
 static void print_cost(const Config *c, const char *what, size_t numbers, size_t bytes, size_t unit) {
-    char held[32], token[32], context[32];
-    output_print("%-36s %12s %12s %20s %8.1f %%\n", what, grouped(held, numbers), grouped(token, bytes),
-                 grouped(context, (uint64_t)bytes * c->max_position_embeddings),
-                 100 - 100 * (double)bytes / (double)unit);
+    char held[32], token[32], context[32], saved[32];
+    double part = (double)bytes / (double)unit;
+    snprintf(saved, sizeof saved, part > 1 ? "none, x %.1f" : "%.1f %%", part > 1 ? part : 100 - 100 * part);
+    output_print("%-36s %12s %12s %20s %12s\n", what, grouped(held, numbers), grouped(token, bytes),
+                 grouped(context, (uint64_t)bytes * c->max_position_embeddings), saved);
 }
 
 static void print_cache(const Config *c) {
@@ -213,7 +202,7 @@ static void print_cache(const Config *c) {
     size_t keys = (size_t)indexers(c, c->published_layers) * c->index_head_dim;
     char what[64], context[48];
     snprintf(context, sizeof context, "%u tokens", c->max_position_embeddings);
-    output_print("\n%-36s %12s %12s %20s %10s\n", "cache, a token:", "numbers", "bytes", context, "saved");
+    output_print("\n%-36s %12s %12s %20s %12s\n", "cache, a token:", "numbers", "bytes", context, "saved");
     for (int type = 0; type < CACHE_TYPES; type++) {
         snprintf(what, sizeof what, type == CACHE_FULL ? "-k %s (K and V of each head, f32)" : "-k %s",
                  cache_names[type]);

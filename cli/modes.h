@@ -18,12 +18,14 @@ int mode_bench(const Model *m, const Options *o);      /* bench.c */
 /* What is wrong with the checkpoint's chat template; NULL: nothing, or there is none (chat.c). */
 const char *chat_damage(const Model *m);
 
-/* Whether the sum of n logits is finite; the report where it is not, which returns FAILED (logits.c). */
-bool are_numbers(const float *x, size_t n);
-int not_numbers(const Model *m);
+/* Whether the checkpoint's chat template knows thoughts before the answer (chat.c). */
+bool chat_has_thoughts(const Model *m);
 
-/* Bytes of weights that a forward call of n rows reads, each matrix once: what the speed of memory is
- * divided by (info.c). */
-uint64_t weight_bytes(const Model *m, size_t n);
+/* Says so if no prompt was given and data waits on standard input, which whoever piped it means as the prompt
+ * (generate.c). */
+void note_waiting_input(const Options *o);
+
+/* Says that logits are not finite, and returns FAILED (generate.c). */
+int non_finite(const Model *m);
 
 #endif

@@ -1,14 +1,17 @@
-/* options.c: the command line (options.h). Parsing is strict: a value that is not entirely what the option
- * takes, an option that cannot have an effect, two options of which only one could: all are refused. Opens
- * no file and knows no model. */
+/* options.c: the command line (options.h), with the habits of GNU programs: -n20, --tokens=20, -- before a
+ * model whose name begins with -. Parsing is strict: a value that is not entirely what the option takes,
+ * an option that cannot have an effect, two options of which only one could, a name that is cut short: all
+ * are refused. Opens no file and knows no model. */
 #include "cli/options.h"
 
 #include <ctype.h>
+#include <getopt.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "cli/escape.h"
 #include "cli/output.h"
 #include "cli/system.h"
 
@@ -34,7 +37,8 @@ typedef enum { FLAG, INTEGER, NUMBER, SEED, STRING, STOP, CACHE } Kind;
 typedef struct {
     const char *heading;       /* in the help, before this option */
     const char *letter, *name; /* letter may be NULL */
-    const char *value;         /* what the value is called; NULL: the option takes none */
+    const char
+        *value; /* what the value is called, in [] if it may be left out; NULL: the option takes none */
     Kind kind;
     unsigned modes;     /* where the option has a meaning */
     size_t field;       /* of the value in Options; a FLAG has none, typed[] tells */
@@ -49,7 +53,7 @@ static const Option table[OPTION_COUNT] = {
                     WRITE | LOGITS, FIELD(text), 0, 0, "the prompt, bytes as given; may be empty"},
     [OPT_ESCAPE] = {NULL, "-e", "--escape", NULL, FLAG, WRITE | LOGITS | TOKENIZE, 0, 0, 0,
                     "interpret \\n \\t \\\\ \\xHH \\uHHHH in TEXT of -p, --system, --stop, --tokenize"},
-    [OPT_FILE] = {NULL, "-f", "--file", "FILE", STRING, WRITE | LOGITS, FIELD(file), 0, 0,
+    [OPT_FILE] = {NULL, "-f", "--file", "FILE", STRING, WRITE | LOGITS | TOKENIZE, FIELD(file), 0, 0,
                   "the prompt from FILE, bytes as they are; - is standard input"},
     [OPT_IDS] = {NULL, NULL, "--ids", "LIST", STRING, GENERATE | LOGITS, FIELD(ids), 0, 0,
                  "the prompt as token ids, \"1 2 3\", nothing added"},
@@ -72,8 +76,8 @@ static const Option table[OPTION_COUNT] = {
          "at most N new tokens (default 256, for an answer in --chat -1: until\nthe context is full)"},
     [OPT_CONTEXT] = {NULL, "-c", "--context", "N", INTEGER, WRITE | LOGITS | PERPLEXITY | BENCH,
                      FIELD(context), 1, UINT32_MAX,
-                     "cache rows to allocate (default: enough for session, prompt and -n; in\n--chat 8192, "
-                     "or less if the model's limit is less)"},
+                     "cache rows to allocate (default: enough for session, prompt and -n; in\n--chat at a "
+                     "terminal 8192, else what half of the memory holds)"},
     [OPT_STOP] = {NULL, NULL, "--stop", "TEXT", STOP, WRITE, 0, 0, 0, "stop before TEXT appears; repeatable"},
     [OPT_IGNORE_EOS] = {NULL, NULL, "--ignore-eos", NULL, FLAG, WRITE, 0, 0, 0,
                         "go on after the model's end tokens"},
@@ -106,8 +110,10 @@ static const Option table[OPTION_COUNT] = {
                      "--perplexity also with cache TYPE: a second line `against TYPE:\nperplexity P kl K top "
                      "T%`, K nats of divergence from TYPE's\n"
                      "predictions to -k's, T of the likeliest tokens the same"},
-    [OPT_TOKENIZE] = {NULL, NULL, "--tokenize", "TEXT", STRING, TOKENIZE, FIELD(text), 0, 0,
-                      "print the token ids of TEXT, nothing added"},
+    [OPT_TOKENIZE] = {NULL, NULL, "--tokenize", "[TEXT]", STRING, TOKENIZE, FIELD(text), 0, 0,
+                      "print the token ids of TEXT, or of -f's FILE, nothing added"},
+    [OPT_COUNT] = {NULL, NULL, "--count", NULL, FLAG, TOKENIZE, 0, 0, 0,
+                   "--tokenize: how many there are, instead"},
     [OPT_INFO] = {NULL, NULL, "--info", NULL, FLAG, ALL, 0, 0, 0,
                   "what the checkpoint is, and what a context costs"},
     [OPT_CHECK] = {NULL, NULL, "--check", NULL, FLAG, ALL, 0, 0, 0,
@@ -148,7 +154,7 @@ static void help(void) {
         output_print("\n");
     }
     output_print("\nStandard output carries the text alone. Exit status: 0 done, 1 failed, 2 wrong usage, "
-                 "130 after Ctrl-C, 143 after SIGTERM.\n");
+                 "130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.\n");
 }
 
 /* ---- values --------------------------------------------------------------------------------- */
@@ -234,86 +240,16 @@ static bool parse_value(Options *o, OptionId id, const char *typed, const char *
 
 /* ---- escapes -------------------------------------------------------------------------------- */
 
-static int hex_value(const char *digits, int count) {
-    int value = 0;
-    for (int i = 0; i < count; i++) {
-        int c = tolower((unsigned char)digits[i]);
-        if (!isxdigit(c))
-            return -1;
-        value = value * 16 + (c <= '9' ? c - '0' : c - 'a' + 10);
-    }
-    return value;
-}
-
-static char *put_utf8(char *out, int c) {
-    static const int first[] = {0, 0xC0, 0xE0, 0xF0};
-    int more = c < 0x80 ? 0 : c < 0x800 ? 1 : c < 0x10000 ? 2 : 3;
-    *out++ = (char)(first[more] | c >> (6 * more));
-    for (; more > 0; more--)
-        *out++ = (char)(0x80 | (c >> (6 * (more - 1)) & 0x3F));
-    return out;
-}
-
-/* The character of \uHHHH, or of a pair of surrogates \uD8..\uDC..; -1 if it is none. *used: bytes of text
- * behind "\u". */
-static int unicode_value(const char *text, size_t *used) {
-    int c = hex_value(text, 4);
-    *used = 4;
-    if (c < 0xD800 || c > 0xDFFF)
-        return c;
-    int low = c < 0xDC00 && text[4] == '\\' && text[5] == 'u' ? hex_value(text + 6, 4) : -1;
-    *used = 10;
-    return low >= 0xDC00 && low <= 0xDFFF ? 0x10000 + ((c - 0xD800) << 10) + (low - 0xDC00) : -1;
-}
-
-/* Interprets the escapes in text, in place (they only get shorter; C lets a program write to argv). False:
- * reported. */
-static bool unescape(const char *typed, const char *text, size_t *bytes) {
-    const char *in = text;
-    char *out = (char *)text;
-    while (*in) {
-        const char *escape = in;
-        size_t used = 0;
-        int c = (unsigned char)*in++;
-        if (c != '\\') {
-            *out++ = (char)c;
-            continue;
-        }
-        switch (*in++) {
-        case 'n': c = '\n'; break;
-        case 't': c = '\t'; break;
-        case '\\': c = '\\'; break;
-        case 'x':
-            c = hex_value(in, 2);
-            used = 2;
-            break;
-        case 'u': c = unicode_value(in, &used); break;
-        default: c = -1;
-        }
-        if (c < 0) {
-            report("%s: '%.12s': -e knows \\n \\t \\\\ \\xHH and \\uHHHH", typed, escape);
-            return false;
-        }
-        in += used;
-        if (escape[1] == 'u')
-            out = put_utf8(out, c);
-        else
-            *out++ = (char)c;
-    }
-    *bytes = (size_t)(out - text);
-    return true;
-}
-
 static bool unescape_all(Options *o) {
     if (!o->typed[OPT_ESCAPE])
         return true;
     const char *text_option = o->typed[OPT_PROMPT] ? o->typed[OPT_PROMPT] : o->typed[OPT_TOKENIZE];
-    if (!text_option && !o->system && !o->stop_count) {
-        report("%s applies to -p, --system, --stop and --tokenize, none of which is given",
+    if (!o->text && !o->system && !o->stop_count) {
+        report("%s applies to the text of -p, --system, --stop and --tokenize, none of which is given",
                o->typed[OPT_ESCAPE]);
         return false;
     }
-    if (text_option && !unescape(text_option, o->text, &o->text_bytes))
+    if (o->text && !unescape(text_option, o->text, &o->text_bytes))
         return false;
     if (o->system && !unescape(o->typed[OPT_SYSTEM], o->system, &o->system_bytes))
         return false;
@@ -326,19 +262,97 @@ static bool unescape_all(Options *o) {
 
 /* ---- the whole line ------------------------------------------------------------------------- */
 
-/* The option that `argument` names, with or without "=value" behind a long name. OPTION_COUNT: none. */
-static OptionId find(const char *argument, const char **value) {
+/* Above it texts are noise: most likely threads are meant, which are -t in other programs. */
+enum { MOST_USUAL_TEMPERATURE = 2 };
+
+/* What getopt_long gives for an option of the table; a letter is given as itself. */
+enum { LONG_OPTION = 256 };
+
+/* The option that `argument` names, entirely, with or without "=value" behind a long name. OPTION_COUNT:
+ * none. */
+static OptionId find(const char *argument) {
     size_t length = strcspn(argument, "=");
-    *value = NULL;
     for (int i = 0; i < OPTION_COUNT; i++) {
-        if (table[i].letter && !strcmp(argument, table[i].letter))
+        if ((table[i].letter && !strcmp(argument, table[i].letter)) ||
+            (strlen(table[i].name) == length && !strncmp(argument, table[i].name, length)))
             return (OptionId)i;
-        if (strlen(table[i].name) == length && !strncmp(argument, table[i].name, length)) {
-            *value = argument[length] ? argument + length + 1 : NULL;
-            return (OptionId)i;
-        }
     }
     return OPTION_COUNT;
+}
+
+/* Names that other programs have for the options here. */
+static const struct {
+    const char *theirs, *ours;
+} synonyms[] = {
+    {"-m", "no option for the model: run MODEL"},
+    {"--model", "no option for the model: run MODEL"},
+    {"--temp", "-t, --temperature"},
+    {"--n-predict", "-n, --tokens"},
+    {"--predict", "-n, --tokens"},
+    {"--max-tokens", "-n, --tokens"},
+    {"--max-new-tokens", "-n, --tokens"},
+    {"--ctx-size", "-c, --context"},
+    {"--n-ctx", "-c, --context"},
+    {"--max-model-len", "-c, --context"},
+    {"--n-threads", "-j, --threads"},
+    {"-tb", "-j, --threads"},
+    {"-r", "--stop"},
+    {"--reverse-prompt", "--stop"},
+    {"-i", "--chat"},
+    {"--interactive", "--chat"},
+    {"-cnv", "--chat"},
+    {"--conversation", "--chat"},
+    {"-sys", "--system"},
+    {"--system-prompt", "--system"},
+    {"--prompt-cache", "--session"},
+    {"--repetition-penalty", "--repeat-penalty"},
+    {"-ctk", "-k, --cache"},
+    {"-ctv", "-k, --cache"},
+    {"--cache-type-k", "-k, --cache"},
+    {"--cache-type-v", "-k, --cache"},
+    {"--ppl", "--perplexity"},
+    {"--log-disable", "-q, --quiet"},
+};
+
+/* Whether two names differ in hyphens and underscores at most: --top_p, --topp. `part`: the first may end
+ * early. */
+static bool alike(const char *a, const char *b, bool part) {
+    for (;; a++, b++) {
+        a += strspn(a, "-_");
+        b += strspn(b, "-_");
+        if (*a != *b || !*a)
+            return *a == *b || (part && !*a);
+    }
+}
+
+/* What an unknown option is called here; NULL: it is like none, or like several. */
+static const char *right_name(const char *name) {
+    const char *found = NULL;
+    for (size_t i = 0; i < sizeof synonyms / sizeof *synonyms; i++) {
+        if (!strcmp(name, synonyms[i].theirs) || (name[1] == '-' && alike(name, synonyms[i].theirs, false)))
+            return synonyms[i].ours;
+    }
+    for (int part = 0; part <= 1 && !found && name[1] == '-' && name[2]; part++) {
+        for (int i = 0; i < OPTION_COUNT; i++) {
+            if (alike(name, table[i].name, part) && found)
+                return NULL;
+            if (alike(name, table[i].name, part))
+                found = table[i].name;
+        }
+    }
+    return found;
+}
+
+/* `argument`: as it stands on the command line. */
+static bool unknown_option(const char *argument) {
+    char name[64];
+    snprintf(name, sizeof name, "%.*s", (int)strcspn(argument, "="), argument);
+    const char *right = right_name(name);
+    if (right)
+        report("unknown option '%s': use %s", argument, right);
+    else
+        report("unknown option '%s'; run --help lists them", argument);
+    return false;
 }
 
 /* The first two options of a set that exclude each other. */
@@ -377,6 +391,10 @@ static bool choose_mode(Options *o) {
             return false;
         }
     }
+    if (o->mode == MODE_TOKENIZE && !o->text == !o->typed[OPT_FILE]) {
+        report("%s takes a TEXT or -f FILE, one of them", o->typed[OPT_TOKENIZE]);
+        return false;
+    }
     if (o->mode == MODE_CHAT && !o->typed[OPT_TOKENS])
         o->tokens = -1;
     return true;
@@ -398,54 +416,101 @@ static bool choose_threads(Options *o) {
     return true;
 }
 
+static bool take_model(Options *o, const char *argument) {
+    if (o->model) {
+        report("unexpected argument '%s': the model is '%s', and a prompt needs -p in front", argument,
+               o->model);
+        return false;
+    }
+    o->model = argument;
+    return true;
+}
+
+/* The table as getopt_long wants it: letters [3 * OPTION_COUNT + 3], names [OPTION_COUNT + 1]. */
+static void make_getopt_tables(char *letters, struct option *names) {
+    strcpy(letters, "-:"); /* arguments in order; a value that is missing is told apart */
+    for (int i = 0; i < OPTION_COUNT; i++) {
+        const Option *o = &table[i];
+        if (o->letter) {
+            strcat(letters, o->letter + 1);
+            strcat(letters, o->value ? ":" : "");
+        }
+        names[i] = (struct option){o->name + 2,
+                                   !o->value          ? no_argument
+                                   : *o->value == '[' ? optional_argument
+                                                      : required_argument,
+                                   NULL, LONG_OPTION + i};
+    }
+    names[OPTION_COUNT] = (struct option){0};
+}
+
+/* The option that getopt_long's `code` stands for. */
+static OptionId option_of(int code) {
+    return code >= LONG_OPTION ? (OptionId)(code - LONG_OPTION) : find((char[]){'-', (char)code, 0});
+}
+
+static bool take_option(Options *o, int argc, char **argv, const char *argument, int code) {
+    bool error = code == '?' || code == ':', is_long = argument[1] == '-';
+    OptionId id = option_of(error ? optopt : code);
+    /* getopt_long takes a long name that is cut short, which may mean another option one day, and -ctk as
+     * -c tk */
+    if (id == OPTION_COUNT || (is_long ? find(argument) == OPTION_COUNT : right_name(argument) != NULL))
+        return unknown_option(is_long || right_name(argument) ? argument : (char[]){'-', (char)optopt, 0});
+    const Option *option = &table[id];
+    const char *given = is_long ? option->name : option->letter, *value = optarg;
+    if (error) {
+        if (option->value)
+            report("%s takes a value, %s, and none follows", given, option->value);
+        else
+            report("%s takes no value", given);
+        return false;
+    }
+    if (option->value && !value) { /* it may be left out: an option that follows is none */
+        bool follows = optind < argc && find(argv[optind]) == OPTION_COUNT;
+        value = follows ? argv[optind++] : NULL;
+    }
+    o->typed[id] = given;
+    return !option->value || !value || parse_value(o, id, given, value);
+}
+
+static bool tell_about_program(OptionId id) {
+    if (id == OPT_HELP)
+        help();
+    else
+        output_print("mla.c " MLA_VERSION "\n");
+    output_flush();
+    return false;
+}
+
 /* True: the arguments were read to the end. */
 static bool read_arguments(Options *o, int argc, char **argv, int *status) {
-    for (int i = 1; i < argc; i++) {
-        if (argv[i][0] != '-') {
-            if (o->model) {
-                report("unexpected argument '%s': the model is '%s', and a prompt needs -p in front", argv[i],
-                       o->model);
-                return false;
+    char letters[3 * OPTION_COUNT + 3];
+    struct option names[OPTION_COUNT + 1];
+    make_getopt_tables(letters, names);
+    optind = opterr = 0; /* from the beginning; messages are ours */
+    for (;;) {
+        const char *argument = argv[optind ? optind : 1];
+        int code = argc > 1 ? getopt_long(argc, argv, letters, names, NULL) : -1;
+        if (code == -1)
+            break;
+        if (code == 1 ? !take_model(o, optarg) : !take_option(o, argc, argv, argument, code))
+            return false;
+        for (OptionId id = OPT_HELP; id <= OPT_VERSION; id++) {
+            if (o->typed[id]) {
+                *status = DONE;
+                return tell_about_program(id);
             }
-            o->model = argv[i];
-            continue;
         }
-        const char *value;
-        OptionId id = find(argv[i], &value);
-        if (id == OPTION_COUNT) {
-            report("unknown option '%s'; run --help lists them", argv[i]);
+    }
+    for (; argc > 1 && optind < argc; optind++) { /* behind -- */
+        if (!take_model(o, argv[optind]))
             return false;
-        }
-        const char *typed = value ? table[id].name : argv[i];
-        if (id == OPT_HELP || id == OPT_VERSION) {
-            if (id == OPT_HELP)
-                help();
-            else
-                output_print("mla.c " MLA_VERSION "\n");
-            output_flush();
-            *status = DONE;
-            return false;
-        }
-        if (value && !table[id].value) {
-            report("%s takes no value", typed);
-            return false;
-        }
-        if (!value && table[id].value && ++i == argc) {
-            report("%s takes a value, %s, and none follows", typed, table[id].value);
-            return false;
-        }
-        if (!value)
-            value = argv[i];
-        if (!parse_value(o, id, typed, value))
-            return false;
-        o->typed[id] = typed;
     }
     return true;
 }
 
 bool options_parse(Options *o, int argc, char **argv, int *status) {
-    *o = (Options){.text = "",
-                   .tokens = 256,
+    *o = (Options){.tokens = 256,
                    .temperature = -1,
                    .top_p = -1,
                    .top_k = -1,
@@ -467,9 +532,16 @@ bool options_parse(Options *o, int argc, char **argv, int *status) {
         return false;
     }
     quiet = o->typed[OPT_QUIET];
-    o->text_bytes = strlen(o->text);
+    o->text_bytes = o->text ? strlen(o->text) : 0;
     o->system_bytes = o->system ? strlen(o->system) : 0;
-    return choose_mode(o) && unescape_all(o) && choose_threads(o);
+    if (!choose_mode(o) || !unescape_all(o) || !choose_threads(o))
+        return false;
+    if (!o->text)
+        o->text = "";
+    if (o->temperature > MOST_USUAL_TEMPERATURE)
+        note("%s %g is a temperature, and a high one; -j sets the threads", o->typed[OPT_TEMPERATURE],
+             o->temperature);
+    return true;
 }
 
 void options_close(Options *o) {

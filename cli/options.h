@@ -45,6 +45,7 @@ typedef enum {
     OPT_PERPLEXITY,
     OPT_AGAINST,
     OPT_TOKENIZE,
+    OPT_COUNT,
     OPT_INFO,
     OPT_CHECK,
     OPT_BENCH,
@@ -67,7 +68,7 @@ typedef struct {
     size_t text_bytes;
     const char *system; /* of --system; system_bytes long, as text is */
     size_t system_bytes;
-    const char *file;   /* of -f, --logits or --perplexity: see `output` */
+    const char *file;   /* of -f or --perplexity */
     const char *output; /* of --logits */
     const char *ids;
     const char *session;

@@ -1,5 +1,5 @@
-/* output.c: the two streams (output.h). Knows no model and no token; the rules about newlines, flushing
- * and halves of characters are here and nowhere else. */
+/* output.c: the two streams (output.h). Knows no model and no token; the rules about newlines, flushing,
+ * halves of characters and writes that fail are here and nowhere else. */
 #include "cli/output.h"
 
 #include <errno.h>
@@ -12,9 +12,25 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "engine/unicode.h"
+#include "engine/util.h"
+
 bool quiet = false;
 
+static bool terminal;                   /* standard output is one */
+static bool regular;                    /* it is a file, which nobody sees grow */
+static bool hung_up;                    /* it was a terminal: nobody reads on */
+static bool mid_line;                   /* what was written last to it did not end a line */
+static const char *session, *temporary; /* output_guard */
+
 /* ---- standard error ------------------------------------------------------------------------- */
+
+/* Where a terminal may show both streams, what is said here does not go on behind the text. */
+static void begin_line(void) {
+    if (mid_line && !regular && isatty(STDERR_FILENO))
+        fputc('\n', stderr);
+    mid_line = false;
+}
 
 /* One line whatever the arguments hold: file names and option values come from outside. */
 static void line(const char *prefix, const char *format, va_list args) {
@@ -24,6 +40,7 @@ static void line(const char *prefix, const char *format, va_list args) {
         if ((unsigned char)*c < ' ' || *c == 127)
             *c = '?';
     }
+    begin_line();
     fprintf(stderr, "%s%s\n", prefix, text);
 }
 
@@ -67,11 +84,36 @@ void progress(const char *what, size_t done, size_t of) {
 
 /* ---- standard output ------------------------------------------------------------------------ */
 
-static _Noreturn void output_error(void) {
-    if (errno == EPIPE)
-        _exit(DONE); /* not exit(): stdio would try to write the rest */
-    report("standard output: %s", strerror(errno));
-    _exit(FAILED);
+void output_guard(const char *session_name, const char *temporary_name) {
+    session = session_name, temporary = temporary_name;
+}
+
+/* The window of a terminal was closed: the text ends as after SIGHUP, which may come later than the error
+ * of the first write, and the session can still be written. Where SIGHUP is ignored nothing would end the
+ * text. */
+static bool terminal_is_gone(void) {
+    struct sigaction action;
+    if (!terminal || errno != EIO || sigaction(SIGHUP, NULL, &action) || action.sa_handler == SIG_IGN)
+        return false;
+    hung_up = true;
+    raise(SIGHUP);
+    return true;
+}
+
+/* Returns after the end of a terminal alone. */
+static void output_error(void) {
+    int error = errno;
+    if (terminal_is_gone())
+        return;
+    if (temporary)
+        unlink(temporary);
+    if (error == EPIPE && session)
+        report("%s: the session was not written: the reader of standard output has gone", session);
+    else if (session)
+        report("standard output: %s; the session %s was not written", strerror(error), session);
+    else if (error != EPIPE)
+        report("standard output: %s", strerror(error));
+    _exit(error == EPIPE ? DONE : FAILED); /* not exit(): stdio would try to write the rest */
 }
 
 void output_open(void) {
@@ -82,34 +124,39 @@ void output_open(void) {
         fd = open("/dev/null", O_RDONLY);
     while (fd >= 0 && fd <= STDERR_FILENO);
     close(fd);
-    signal(SIGPIPE, SIG_IGN); /* a closed pipe is then an error of write() */
+    /* a closed pipe, and a file that grows past the user's limit, are then errors of write() */
+    signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN);
+    struct stat st;
+    terminal = isatty(STDOUT_FILENO);
+    regular = !fstat(STDOUT_FILENO, &st) && S_ISREG(st.st_mode);
 }
 
 void output_write(const char *bytes, size_t n) {
-    if (fwrite(bytes, 1, n, stdout) != n)
+    if (n)
+        mid_line = bytes[n - 1] != '\n';
+    if (!hung_up && fwrite(bytes, 1, n, stdout) != n)
         output_error();
 }
 
 void output_print(const char *format, ...) {
     va_list args;
     va_start(args, format);
-    if (vprintf(format, args) < 0)
+    mid_line = format[strlen(format) - 1] != '\n';
+    if (!hung_up && vprintf(format, args) < 0)
         output_error();
     va_end(args);
 }
 
 void output_flush(void) {
-    if (fflush(stdout))
+    if (!hung_up && fflush(stdout))
         output_error();
 }
 
 /* ---- generated text ------------------------------------------------------------------------- */
 
 bool text_open(Text *t, const char *const *stops, const size_t *stop_bytes, size_t stop_count) {
-    struct stat st;
-    *t =
-        (Text){.terminal = isatty(STDOUT_FILENO), .flush = fstat(STDOUT_FILENO, &st) || !S_ISREG(st.st_mode)};
-    t->newline = t->terminal;
+    *t = (Text){.terminal = terminal, .newline = terminal, .flush = !regular};
     t->stops = calloc(stop_count + 1, sizeof *t->stops);
     if (!t->stops)
         return false;
@@ -134,11 +181,6 @@ void text_close(Text *t) {
     free(t->stops);
 }
 
-/* Bytes of the UTF-8 character that `first` begins; 1 for a byte that begins none. */
-static size_t utf8_length(unsigned char first) {
-    return first < 0xC2 || first > 0xF4 ? 1 : first < 0xE0 ? 2 : first < 0xF0 ? 3 : 4;
-}
-
 /* A terminal shows the bytes of one character one by one as rubbish: hold them until the character is
  * complete or cannot become one. */
 static void write_characters(Text *t, const char *bytes, size_t n) {
@@ -149,7 +191,7 @@ static void write_characters(Text *t, const char *bytes, size_t n) {
             t->held = 0;
         }
         t->character[t->held++] = bytes[i];
-        if (t->held >= utf8_length((unsigned char)t->character[0])) {
+        if (t->held >= utf8_length((uint8_t)t->character[0])) { /* 0: no character begins so */
             output_write(t->character, t->held);
             t->held = 0;
         }
@@ -164,11 +206,11 @@ static void write_text(Text *t, const char *bytes, size_t n) {
 }
 
 bool thought_begins(const Text *t, const char *bytes, size_t n) {
-    return t->thoughts && n == strlen(THOUGHT_BEGIN) && !memcmp(bytes, THOUGHT_BEGIN, n);
+    return n && n == t->thought_begin.bytes && !memcmp(bytes, t->thought_begin.text, n);
 }
 
 bool thought_ends(const Text *t, const char *bytes, size_t n) {
-    return t->thoughts && n == strlen(THOUGHT_END) && !memcmp(bytes, THOUGHT_END, n);
+    return n && n == t->thought_end.bytes && !memcmp(bytes, t->thought_end.text, n);
 }
 
 static void set_dim(Text *t, bool dim) {
@@ -198,15 +240,14 @@ static bool text_byte(Text *t, char byte) {
         while (s->matched && s->text[s->matched] != byte)
             s->matched = s->fail[s->matched - 1];
         s->matched += s->text[s->matched] == byte;
-        if (s->matched > t->stop_held)
-            t->stop_held = s->matched;
+        t->stop_held = max(t->stop_held, s->matched);
         if (s->matched == s->bytes && s->bytes > found)
             found = s->bytes;
     }
     if (found)
         t->stop_held = found;
     size_t keep = t->stop_held, free_bytes = held + 1 - keep;
-    write_text(t, before->text, free_bytes < held ? free_bytes : held);
+    write_text(t, before->text, min(free_bytes, held));
     if (free_bytes > held)
         write_text(t, &byte, 1);
     return !found;

@@ -1,13 +1,16 @@
 /* output.h: the two streams. Standard output carries what was asked for, unaltered; standard error carries
  * everything else, one line each.
  *
- * A write to standard output that fails ends the program here, so that no caller has to ask: quietly with
- * status 0 if the reader has closed the pipe, with status 1 and a line otherwise (a full disk). */
+ * A write to standard output that fails ends the program here, so that no caller has to ask: with status 0 if
+ * the reader has closed the pipe, quietly unless a session is lost, and with status 1 and a line otherwise (a
+ * full disk). A terminal that is closed is SIGHUP, and what is written to it from then on is dropped. */
 #ifndef OUTPUT_H
 #define OUTPUT_H
 
 #include <stdbool.h>
 #include <stddef.h>
+
+#include "cli/slice.h"
 
 enum { DONE = 0, FAILED = 1, WRONG_USAGE = 2 }; /* exit status; after a signal interrupt_status() */
 
@@ -25,15 +28,14 @@ void ask(const char *mark);
 void progress(const char *what, size_t done, size_t of);
 
 void output_open(void); /* once, before anything else is opened or written */
+/* What is lost if a write fails from now on: the session of this name, whose temporary file is removed.
+ * NULL and NULL: nothing is. */
+void output_guard(const char *session, const char *temporary);
 void output_write(const char *bytes, size_t n);
 void output_print(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void output_flush(void);
 
 /* ---- generated text: bytes of tokens, which may end in the middle of a character or of a stop text  */
-
-/* Tokens between which a model thinks before it answers. */
-#define THOUGHT_BEGIN "<think>"
-#define THOUGHT_END   "</think>"
 
 typedef struct {
     const char *text; /* not empty */
@@ -52,10 +54,11 @@ typedef struct {
     char character[4]; /* on a terminal: the beginning of a UTF-8 character */
     size_t held;
     bool terminal;
-    bool flush;    /* after every token: not a regular file */
-    bool newline;  /* at the end of a text; on a terminal from the start */
-    bool thoughts; /* what stands between THOUGHT_BEGIN and THOUGHT_END is dim on a terminal */
-    bool dim;      /* now */
+    bool flush;   /* after every token: not a regular file */
+    bool newline; /* at the end of a text; on a terminal from the start */
+    /* tokens between which the model thinks, which is dim on a terminal; empty: none */
+    Slice thought_begin, thought_end;
+    bool dim; /* now */
 } Text;
 
 /* False: out of memory. The stop texts must outlive t. */
@@ -69,7 +72,7 @@ bool text_token(Text *t, const char *bytes, size_t n);
 /* what is still held back, and the newline; another text may follow */
 void text_end(Text *t);
 
-/* Whether a token is THOUGHT_BEGIN, or THOUGHT_END, to a text that knows thoughts. */
+/* Whether a token begins or ends a thought. */
 bool thought_begins(const Text *t, const char *bytes, size_t n);
 bool thought_ends(const Text *t, const char *bytes, size_t n);
 

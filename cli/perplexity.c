@@ -1,7 +1,7 @@
 /* perplexity.c: --perplexity FILE. How well the model predicts a text; --against TYPE: and how far its
  * predictions are from those with another cache.
  *
- * The text is tokenised as a whole and cut into windows of c - 1 tokens, each read after a begin token and
+ * The text is tokenized as a whole and cut into windows of c - 1 tokens, each read after a begin token and
  * apart from the others. Every token is scored once, by its negative log-probability; where the model has
  * no begin token, nothing predicts the first of a window. The perplexity is exp of the mean, its standard
  * error that of the mean times the perplexity.
@@ -18,6 +18,7 @@
 #include "cli/prompt.h"
 #include "kernels/clock.h"
 #include "cli/system.h"
+#include "engine/util.h"
 
 /* rows in one forward call; their logits are its largest buffer */
 enum { SCORED_ROWS = 128, DEFAULT_CONTEXT = 2048 };
@@ -57,7 +58,7 @@ static Prediction predict(const Model *m, const float *logits, float *p) {
     }
     memcpy(p, logits, vocab * sizeof *p);
     m->k->softmax(p, vocab);
-    return (Prediction){best, are_numbers(logits, vocab) ? (double)logits[best] - log((double)p[best]) : NAN};
+    return (Prediction){best, all_finite(logits, vocab) ? (double)logits[best] - log((double)p[best]) : NAN};
 }
 
 static void add_loss(Score *score, double loss) {
@@ -85,11 +86,10 @@ static void score_row(Scoring *s, const float *used, const float *other, int32_t
 static void score_window(Scoring *s, const int32_t *ids, size_t n) {
     static Row rows[SCORED_ROWS];
     const Model *m = s->model;
-    size_t vocab = m->config.vocab_size,
-           chunk = s->used.state->chunk < SCORED_ROWS ? s->used.state->chunk : SCORED_ROWS;
+    size_t vocab = m->config.vocab_size, chunk = min(s->used.state->chunk, SCORED_ROWS);
     /* the last token is predicted and predicts nothing */
     for (size_t from = 0; from + 1 < n; from += chunk) {
-        size_t count = n - 1 - from < chunk ? n - 1 - from : chunk;
+        size_t count = min(n - 1 - from, chunk);
         for (size_t i = 0; i < count; i++)
             rows[i] = (Row){.token = ids[from + i], .position = (uint32_t)(from + i), .logits = true};
         const float *used = forward(m, s->used.state, rows, count),
@@ -105,7 +105,7 @@ static void score_text(Scoring *s, const Options *o, const int32_t *ids, size_t 
     size_t begin = s->model->config.bos_token_id >= 0 && !o->typed[OPT_NO_BOS];
     window[0] = s->model->config.bos_token_id;
     for (size_t from = 0; from < n; from += c - 1) {
-        size_t count = n - from < c - 1 ? n - from : c - 1;
+        size_t count = min(n - from, c - 1);
         memcpy(window + begin, ids + from, count * sizeof *ids);
         score_window(s, window, begin + count);
         progress("perplexity", from + count, n);
@@ -119,7 +119,7 @@ static int print_score(const Scoring *s, const Options *o) {
     if (!used->tokens)
         return failed(FAILED, "the text has no token that could be scored");
     if (!isfinite(used->sum) || !isfinite(other->sum))
-        return not_numbers(s->model);
+        return non_finite(s->model);
     double n = (double)used->tokens, mean = used->sum / n;
     double variance = used->tokens > 1 ? fmax(used->sum_of_squares - n * mean * mean, 0) / (n - 1) : 0;
     output_print("perplexity %.4f +- %.4f tokens %zu\n", perplexity(used),
@@ -156,7 +156,7 @@ int mode_perplexity(const Model *m, const Options *o) {
                       o->typed[OPT_PERPLEXITY]);
     int status = FAILED;
     Scoring s = {.model = m};
-    char *text = read_file(o->file, &bytes);
+    char *text = read_file(o->file, MAX_TEXT, &bytes);
     int32_t *ids = text ? tokenize(m, o, text, bytes, true, &n) : NULL, *window = malloc(c * sizeof *window);
     if (!window)
         report("out of memory");

@@ -8,15 +8,13 @@
 #include <string.h>
 
 #include "cli/output.h"
+#include "engine/util.h"
 
-/* an endless source ends here and not with the machine's memory */
-static const size_t MAX_FILE = (size_t)1 << 30;
-
-char *read_file(const char *path, size_t *bytes) {
+char *read_file(const char *path, size_t most, size_t *bytes) {
     FILE *f = strcmp(path, "-") ? fopen(path, "rb") : stdin;
     size_t space = 1 << 16, n = 0;
     char *text = f ? malloc(space) : NULL;
-    while (text && n <= MAX_FILE) {
+    while (text && n <= most) {
         size_t got = fread(text + n, 1, space - n, f);
         n += got;
         if (!got)
@@ -31,12 +29,12 @@ char *read_file(const char *path, size_t *bytes) {
     bool broken = !text || ferror(f);
     if (broken)
         report("%s: cannot read it: %s", path, strerror(errno));
-    else if (n > MAX_FILE)
-        report("%s: longer than the %zu bytes that a text may have", path, MAX_FILE);
+    else if (n > MAX_TEXT)
+        report("%s: longer than the %d bytes that a text may have", path, MAX_TEXT);
     if (f && f != stdin)
         fclose(f);
     *bytes = n;
-    if (!broken && n <= MAX_FILE)
+    if (!broken && n <= MAX_TEXT)
         return text;
     free(text);
     return NULL;
@@ -122,21 +120,51 @@ static int parse_text(Prompt *p, const Model *m, const Options *o) {
     return DONE;
 }
 
+static const char *context_hint(const Options *o) {
+    return o->context ? "; -c makes it longer" : ", the most that the model was made for";
+}
+
+/* More bytes than a prompt of so many tokens can have. A normal form makes a text at most four times shorter:
+ * it replaces a character, of 4 bytes or less, by at least one byte. */
+static size_t most_bytes(const Model *m, size_t tokens) {
+    size_t longest = 1, n;
+    bool special;
+    for (size_t id = 0; m->tokenizer && id < tokenizer_size(m->tokenizer); id++) {
+        tokenizer_decode(m->tokenizer, (int32_t)id, false, &n, &special);
+        longest = max(longest, n);
+    }
+    return tokens < MAX_TEXT / 4 / longest ? 4 * longest * tokens : MAX_TEXT;
+}
+
+/* The file is not read further than a prompt can be long: its end may be far away, or never come. */
+static int read_prompt_file(Prompt *p, const Model *m, const Options *o) {
+    size_t rows = context_rows(m, o, SIZE_MAX);
+    if (!rows)
+        return WRONG_USAGE;
+    size_t most = most_bytes(m, rows);
+    p->text = p->file = read_file(o->file, most, &p->bytes);
+    if (!p->text)
+        return FAILED;
+    if (p->bytes > most)
+        return failed(FAILED, "%s: more than %zu bytes, which is longer than the context of %zu tokens%s",
+                      o->file, most, rows, context_hint(o));
+    return DONE;
+}
+
 int prompt_read(Prompt *p, const Model *m, const Options *o, size_t before) {
     *p = (Prompt){.before = before};
     if (o->typed[OPT_IDS])
         return parse_ids(p, m, o);
     p->text = o->text;
     p->bytes = o->text_bytes;
-    if (o->typed[OPT_FILE])
-        p->text = p->file = read_file(o->file, &p->bytes);
-    return p->text ? parse_text(p, m, o) : FAILED;
+    int status = o->typed[OPT_FILE] ? read_prompt_file(p, m, o) : DONE;
+    return status ? status : parse_text(p, m, o);
 }
 
 size_t context_rows(const Model *m, const Options *o, size_t needed) {
     size_t limit = m->config.max_position_embeddings;
     if (!o->context)
-        return needed < limit ? needed : limit;
+        return min(needed, limit);
     if ((uint64_t)o->context <= limit)
         return (size_t)o->context;
     report("%s takes at most %zu for this model, not %lld", o->typed[OPT_CONTEXT], limit,
@@ -170,7 +198,7 @@ int prompt_state(State **s, const Prompt *p, const Model *m, const Options *o, u
     if (needed > context)
         return failed(FAILED, "the %s %zu tokens, more than the context of %zu%s",
                       p->before ? "session and the prompt have" : "prompt has", needed, context,
-                      o->context ? "; -c makes it longer" : ", the most that the model was made for");
+                      context_hint(o));
     *s = open_state(m, o, context, max_logits);
     return *s ? DONE : FAILED;
 }

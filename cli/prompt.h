@@ -15,8 +15,12 @@ typedef struct {
     size_t begin; /* 1: ids[0] is a begin token that was put there; 0 */
 } Prompt;
 
-/* All of FILE ("-": standard input), malloced. NULL: reported. */
-char *read_file(const char *path, size_t *bytes);
+/* an endless source ends here and not with the machine's memory */
+enum { MAX_TEXT = 1 << 30 };
+
+/* All of FILE ("-": standard input), malloced. Where it has more than `most` bytes, which are at most
+ * MAX_TEXT, some of them, and *bytes is above `most`. NULL: reported. */
+char *read_file(const char *path, size_t most, size_t *bytes);
 
 /* Ids of a text, without begin token, checked against the vocabulary; `begins`: no text is before it.
  * NULL: reported. */

@@ -2,8 +2,8 @@
  * and nothing else: options are not kept, but for the cache type, which the rows are in. The text itself
  * is made in run.c, the cache's pages are described in mla.h.
  *
- *   offset 0            SessionHeader, 192 bytes
- *   192                 ids, int32, header.tokens of them; the first header.rows are in the cache
+ *   offset 0            SessionHeader, header.header_bytes
+ *   then                ids, int32, header.tokens of them; the first header.rows are in the cache
  *   then                logits, float32, header.logits of them: vocab_size if rows == tokens (the next
  *                       token is chosen from them), else none
  *   then                a CRC-32 for each page
@@ -13,37 +13,47 @@
  *   header.file_bytes   end of file
  *
  * Everything is little-endian. The header's checksum covers all that stands before the pages, theirs
- * included.
+ * included. New fields are appended to the header, or take the place of reserved ones: a shorter header is
+ * filled with zeros, and zero means what the program did before it had the field. A field that this program
+ * does not know must be zero.
  *
  * A session is written to FILE.session.tmp, synced and renamed, so that a power cut leaves the old one or
- * the new one. The temporary file exists from the start (a place that cannot be written is known before
- * the first token) and is the lock: whoever holds it owns the session, and what a killed run leaves is
- * taken over by the next. A run that fails, or whose reader closes the pipe, leaves the session as it was. */
+ * the new one. The temporary file exists from the start, so that a place that cannot be written is known
+ * before the first token. What a killed run leaves is taken over by the next: it is empty or has the mark
+ * TEMPORARY_MODE, and any other file of that name is left alone. Whoever has locked the temporary file and
+ * FILE, where it exists, owns the session; after a save that is FILE alone. A run that fails, or whose
+ * reader closes the pipe, leaves the session as it was. */
 #include "cli/session.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "cli/output.h"
-#include "kernels/clock.h"
 #include "cli/system.h"
+#include "cli/target.h"
+#include "kernels/clock.h"
 #include "engine/checkpoint.h"
+#include "engine/util.h"
 #include "mla.h"
 
 #define SESSION_MAGIC "MLA.S\r\n\032"
 
 enum { SESSION_VERSION = 1, DATA_ALIGN = 4096, MAX_HEAD = 1 << 28 };
+enum { FIRST_HEADER_BYTES = 192, MAX_HEADER_BYTES = 4096 };
+enum { PATIENCE = 100 }; /* how often a save tries to get the temporary file that another run looks at */
+/* Nobody executes a session: the permission says that a file is a temporary one of this program. */
+enum { TEMPORARY_MODE = S_IXUSR, SESSION_MODES = 0666 };
 
-typedef struct {
+typedef struct SessionHeader {
     char magic[8];
     uint32_t version;
     uint32_t checksum; /* CRC-32 of bytes 0 .. data_offset - 1 with this field zero */
@@ -58,11 +68,12 @@ typedef struct {
     uint32_t cut; /* bytes at the end of the text that a stop text kept from being written */
     uint32_t logits;
     uint32_t pages;
-    uint32_t conversation; /* 1: of --chat, whose turns are whole */
-    uint32_t reserved[8];  /* 0 */
+    uint32_t conversation; /* its turns of --chat, all of them whole; 0: a text */
+    uint32_t header_bytes; /* a multiple of 8; 0: FIRST_HEADER_BYTES */
+    uint32_t reserved[7];  /* 0 */
 } SessionHeader;
 
-_Static_assert(sizeof(SessionHeader) == 192, "the struct is the file format");
+_Static_assert(sizeof(SessionHeader) == FIRST_HEADER_BYTES, "the struct is the file format");
 
 /* ---- what the file looks like --------------------------------------------------------------- */
 
@@ -81,26 +92,30 @@ static size_t page_bytes(const Model *m, CacheType type) {
 
 static uint64_t pages_of(uint64_t rows) { return (rows + TILE_ROWS - 1) / TILE_ROWS; }
 
-static uint64_t data_offset(uint64_t tokens, uint64_t logits, uint64_t pages) {
-    return (sizeof(SessionHeader) + 4 * (tokens + logits + pages) + DATA_ALIGN - 1) / DATA_ALIGN * DATA_ALIGN;
+static uint32_t header_bytes(const SessionHeader *h) {
+    return h->header_bytes ? h->header_bytes : FIRST_HEADER_BYTES;
 }
 
-/* The three lists behind the header. */
-static int32_t *head_ids(uint8_t *head) { return (int32_t *)(void *)(head + sizeof(SessionHeader)); }
-static float *head_logits(uint8_t *head) {
-    const SessionHeader *h = (const void *)head;
-    return (float *)(void *)(head_ids(head) + h->tokens);
-}
-static uint32_t *head_page_checksums(uint8_t *head) {
-    const SessionHeader *h = (const void *)head;
-    return (uint32_t *)(void *)(head_logits(head) + h->logits);
+/* Of a session with this header, tokens, logits and pages. */
+static uint64_t data_offset(uint64_t header, uint64_t tokens, uint64_t logits, uint64_t pages) {
+    return (header + 4 * (tokens + logits + pages) + DATA_ALIGN - 1) / DATA_ALIGN * DATA_ALIGN;
 }
 
-static uint32_t head_checksum(const uint8_t *head) {
-    SessionHeader h;
-    memcpy(&h, head, sizeof h);
-    h.checksum = 0;
-    return crc32(crc32(0, &h, sizeof h), head + sizeof h, h.data_offset - sizeof h);
+/* The three lists behind the header; `head` is the file's beginning, h its header. */
+static int32_t *head_ids(const SessionHeader *h, uint8_t *head) {
+    return (int32_t *)(void *)(head + header_bytes(h));
+}
+static float *head_logits(const SessionHeader *h, uint8_t *head) {
+    return (float *)(void *)(head_ids(h, head) + h->tokens);
+}
+static uint32_t *head_page_checksums(const SessionHeader *h, uint8_t *head) {
+    return (uint32_t *)(void *)(head_logits(h, head) + h->logits);
+}
+
+static uint32_t head_checksum(const uint8_t *head, uint64_t bytes) {
+    static const uint32_t zero = 0;
+    size_t at = offsetof(SessionHeader, checksum), end = at + sizeof zero;
+    return crc32(crc32(crc32(0, head, at), &zero, sizeof zero), head + end, bytes - end);
 }
 
 /* ---- the file system ------------------------------------------------------------------------ */
@@ -145,45 +160,85 @@ static bool sync_directory(char *path) {
     return synced;
 }
 
-/* The name may be a link, and two names may mean one session. */
-static bool name_files(Session *s) {
-    static const char suffix[] = ".session.tmp";
-    s->path = realpath(s->name, NULL);
-    if (!s->path)
-        s->path = strdup(s->name);
-    s->temporary = s->path ? malloc(strlen(s->path) + sizeof suffix) : NULL;
-    if (!s->temporary)
-        return false;
-    strcpy(s->temporary, s->path);
-    strcat(s->temporary, suffix);
-    return true;
+static int cannot_be_written(const char *path) {
+    return failed(FAILED, "%s: the session could not be written here at the end: %s", path, strerror(errno));
 }
 
-/* Opens and locks the temporary file. The run that had it before may have renamed or removed it between
- * open and flock: then it is another file now that has the name. */
-static int take_lock(Session *s) {
-    for (;;) {
-        struct stat mine, named;
-        int fd = open(s->temporary, O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0666);
-        if (fd < 0)
-            return failed(FAILED, "%s: the session could not be written here at the end: %s", s->temporary,
-                          strerror(errno));
-        if (fstat(fd, &mine) || !S_ISREG(mine.st_mode) || flock(fd, LOCK_EX | LOCK_NB)) {
-            bool used = errno == EWOULDBLOCK && S_ISREG(mine.st_mode);
-            int status =
-                used ? failed(FAILED, "%s: in use by another run: wait for its end or give another name",
-                              s->name)
-                     : failed(FAILED, "%s: no file that can be locked: give the session another name",
-                              s->temporary);
+static int not_a_file(const Session *s) {
+    return failed(FAILED,
+                  "%s: not a regular file; --session takes a file that it wrote, or a name that is free",
+                  s->name);
+}
+
+/* Two names may mean one session: links are followed. */
+static int name_files(Session *s) {
+    static const char suffix[] = ".session.tmp";
+    bool direct;
+    s->path = target_path(s->name, &direct);
+    if (!s->path)
+        return cannot_be_written(s->name);
+    if (direct)
+        return not_a_file(s);
+    s->temporary = malloc(strlen(s->path) + sizeof suffix);
+    if (!s->temporary)
+        return failed(FAILED, "out of memory");
+    strcpy(s->temporary, s->path);
+    strcat(s->temporary, suffix);
+    return DONE;
+}
+
+/* Whether the descriptor is still what the name stands for. */
+static bool still_named(int fd, const char *name) {
+    struct stat mine, named;
+    return !fstat(fd, &mine) && !lstat(name, &named) && named.st_dev == mine.st_dev &&
+           named.st_ino == mine.st_ino;
+}
+
+static int in_use(const Session *s) {
+    return failed(FAILED, "%s: in use by another run: wait for its end or give another name", s->name);
+}
+
+/* Opens and locks the temporary file, and makes it empty. The run that had it before may have renamed or
+ * removed it between open and flock: then it is another file now that has the name. `patience`: how often
+ * to try again, after 10 ms, while another run has it. */
+static int take_lock(Session *s, int patience) {
+    struct stat st;
+    int fd;
+    for (;; close(fd)) {
+        fd = open(s->temporary, O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, SESSION_MODES);
+        if (fd < 0 || fstat(fd, &st))
+            return cannot_be_written(s->temporary);
+        bool file = S_ISREG(st.st_mode);
+        if (file && !flock(fd, LOCK_EX | LOCK_NB)) {
+            if (still_named(fd, s->temporary))
+                break;
+        } else if (!file || errno != EWOULDBLOCK) {
             close(fd);
-            return status;
+            return failed(FAILED, "%s: no file that can be locked: give the session another name",
+                          s->temporary);
+        } else if (patience-- > 0) {
+            nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
+        } else {
+            close(fd);
+            return in_use(s);
         }
-        if (!lstat(s->temporary, &named) && named.st_dev == mine.st_dev && named.st_ino == mine.st_ino) {
-            s->lock = fd;
-            return DONE;
-        }
-        close(fd);
     }
+    if (fstat(fd, &st) || st.st_nlink != 1 || (st.st_size && !(st.st_mode & TEMPORARY_MODE))) {
+        close(fd);
+        return failed(
+            FAILED,
+            "%s: a file of yours has the name of the temporary file: move it away, or give the session "
+            "another name",
+            s->temporary);
+    }
+    s->lock = fd;
+    s->mode = st.st_mode & SESSION_MODES;
+    /* where that is impossible, what a killed run leaves is in the way */
+    fchmod(fd, s->mode | TEMPORARY_MODE);
+    if (ftruncate(fd, 0))
+        return failed(FAILED, "%s: cannot write it: %s", s->temporary, strerror(errno));
+    output_guard(s->name, s->temporary);
+    return DONE;
 }
 
 /* ---- reading -------------------------------------------------------------------------------- */
@@ -192,36 +247,71 @@ static int damaged(const Session *s, const char *what) {
     return failed(FAILED, "%s: damaged: %s; give --session another name to begin anew", s->name, what);
 }
 
-/* Reads header and lists. Nothing is believed before the checksum is right, except sizes that agree with
- * the file's own. */
-static int read_head(Session *s, uint64_t size) {
-    SessionHeader h;
-    size_t there = size < sizeof h ? (size_t)size : sizeof h;
-    if (!read_at(s->file, &h, there, 0))
-        return failed(FAILED, "%s: cannot read it: %s", s->name, strerror(errno));
-    if (there < sizeof h.magic || memcmp(h.magic, SESSION_MAGIC, sizeof h.magic))
+static int cannot_read(const Session *s) {
+    return failed(FAILED, "%s: cannot read it: %s", s->name, strerror(errno));
+}
+
+/* The first bytes of the file, which say how long the rest is. Nothing is believed before the checksum is
+ * right, except sizes that agree with the file's own. */
+static int read_first(const Session *s, uint64_t size, SessionHeader *h) {
+    size_t there = size < FIRST_HEADER_BYTES ? (size_t)size : FIRST_HEADER_BYTES;
+    if (!read_at(s->file, h, there, 0))
+        return cannot_read(s);
+    if (there < sizeof h->magic || memcmp(h->magic, SESSION_MAGIC, sizeof h->magic))
         return failed(FAILED,
                       "%s: not a session; --session takes a file that it wrote, or a name that is free",
                       s->name);
-    if (there == sizeof h && h.version != SESSION_VERSION)
+    if (there == FIRST_HEADER_BYTES && h->version != SESSION_VERSION)
         return failed(FAILED,
                       "%s: a session of version %u, and this program knows version %d: give --session "
                       "another name to begin anew",
-                      s->name, h.version, SESSION_VERSION);
-    if (there < sizeof h || size < h.file_bytes)
+                      s->name, h->version, SESSION_VERSION);
+    if (there < FIRST_HEADER_BYTES || size < h->file_bytes)
         return failed(FAILED,
                       "%s: cut short, %llu bytes are there: copy it again, or give --session another name to "
                       "begin anew",
                       s->name, (unsigned long long)size);
-    if (size != h.file_bytes || h.data_offset != data_offset(h.tokens, h.logits, h.pages) ||
-        h.data_offset > size || h.data_offset > MAX_HEAD)
+    uint32_t header = header_bytes(h);
+    if (header % 8 || header < FIRST_HEADER_BYTES || header > MAX_HEADER_BYTES || size != h->file_bytes ||
+        h->data_offset != data_offset(header, h->tokens, h->logits, h->pages) || h->data_offset > size ||
+        h->data_offset > MAX_HEAD)
         return damaged(s, "its sizes contradict each other");
-    s->head = malloc(h.data_offset);
-    if (!s->head)
+    return DONE;
+}
+
+static bool all_zero(const void *bytes, size_t n) {
+    const uint8_t *p = bytes;
+    size_t i = 0;
+    while (i < n && !p[i])
+        i++;
+    return i == n;
+}
+
+/* Reads header and lists. */
+static int read_head(Session *s, uint64_t size) {
+    SessionHeader first = {0};
+    int status = read_first(s, size, &first);
+    if (status)
+        return status;
+    SessionHeader *h = s->header = calloc(1, sizeof *h);
+    s->head = malloc(first.data_offset);
+    if (!h || !s->head)
         return failed(FAILED, "out of memory");
-    if (!read_at(s->file, s->head, h.data_offset, 0))
-        return failed(FAILED, "%s: cannot read it: %s", s->name, strerror(errno));
-    return head_checksum(s->head) == h.checksum ? DONE : damaged(s, "the checksum of its header is wrong");
+    if (!read_at(s->file, s->head, first.data_offset, 0))
+        return cannot_read(s);
+    if (memcmp(s->head, &first, FIRST_HEADER_BYTES))
+        return failed(FAILED, "%s: changed while it was read: let nothing else write it, and run again",
+                      s->name);
+    if (head_checksum(s->head, first.data_offset) != first.checksum)
+        return damaged(s, "the checksum of its header is wrong");
+    size_t header = header_bytes(&first), known = min(header, sizeof *h);
+    memcpy(h, s->head, known);
+    if (!all_zero(s->head + known, header - known) || !all_zero(h->reserved, sizeof h->reserved))
+        return failed(FAILED,
+                      "%s: written by a newer version of this program, with what this one does not know: use "
+                      "that version, or give --session another name to begin anew",
+                      s->name);
+    return DONE;
 }
 
 /* -1: no such cache type. */
@@ -235,7 +325,7 @@ static int cache_type(const SessionHeader *h) {
 /* What a checksum cannot tell: whether the file fits this model and these options, and whether its numbers
  * are in range. */
 static int check_head(const Session *s, Options *o) {
-    const SessionHeader *h = (const void *)s->head;
+    const SessionHeader *h = s->header;
     const Config *c = &s->model->config;
     int type = cache_type(h);
     if (h->model != fingerprint(s->model))
@@ -260,7 +350,7 @@ static int check_head(const Session *s, Options *o) {
                  (h->file_bytes - h->data_offset) % h->page_bytes == 0;
     if (!sizes || !h->tokens || h->rows > h->tokens || h->rows > c->max_position_embeddings)
         return damaged(s, "its sizes contradict each other");
-    const int32_t *ids = head_ids(s->head);
+    const int32_t *ids = head_ids(h, s->head);
     for (size_t i = 0; i < h->tokens; i++)
         if (ids[i] < 0 || (uint32_t)ids[i] >= c->vocab_size)
             return damaged(s, "a token is beyond the model's vocabulary");
@@ -271,29 +361,34 @@ static int read_sequence(Session *s, Sequence *q, Options *o) {
     struct stat st;
     s->file = open(s->path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
     if (s->file < 0)
-        return errno == ENOENT ? DONE : failed(FAILED, "%s: cannot read it: %s", s->name, strerror(errno));
+        return errno == ENOENT ? DONE : cannot_read(s);
     if (fstat(s->file, &st) || !S_ISREG(st.st_mode))
-        return failed(FAILED,
-                      "%s: not a regular file; --session takes a file that it wrote, or a name that is free",
-                      s->name);
+        return not_a_file(s);
+    if (flock(s->file, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK)
+        return in_use(s);
+    if (!(st.st_mode & 0222) || access(s->path, W_OK))
+        return failed(
+            FAILED,
+            "%s: read-only, and the session is written at the end: make it writable, or give --session the "
+            "name of a copy",
+            s->name);
+    s->mode = st.st_mode & SESSION_MODES; /* the new file keeps what the old one allows */
     int status = read_head(s, (uint64_t)st.st_size);
     if (!status)
         status = check_head(s, o);
     if (status)
         return status;
-    /* the new file keeps what the old one allows; where that is impossible it is as good as any new file */
-    fchmod(s->lock, st.st_mode & 0777);
-    const SessionHeader *h = (const void *)s->head;
+    const SessionHeader *h = s->header;
     *q = (Sequence){.count = h->tokens,
                     .position = h->rows,
                     .cut = h->cut,
-                    .conversation = h->conversation == 1,
+                    .turns = h->conversation,
                     .seed = h->seed,
                     .random = h->random};
     q->ids = malloc(q->count * sizeof *q->ids);
     if (!q->ids)
         return failed(FAILED, "out of memory");
-    memcpy(q->ids, head_ids(s->head), q->count * sizeof *q->ids);
+    memcpy(q->ids, head_ids(h, s->head), q->count * sizeof *q->ids);
     return DONE;
 }
 
@@ -304,22 +399,17 @@ int session_open(Session *s, Sequence *q, const Model *m, Options *o) {
         return DONE;
     if (!*s->name)
         return failed(WRONG_USAGE, "%s takes the name of a file", o->typed[OPT_SESSION]);
-    if (!name_files(s))
-        return failed(FAILED, "out of memory");
-    signal(SIGXFSZ, SIG_IGN); /* a file that grows past the user's limit is then an error of write() */
-    int status = take_lock(s);
-    if (status)
-        return status;
-    if (ftruncate(s->lock, 0)) /* what a killed run left */
-        return failed(FAILED, "%s: cannot write it: %s", s->temporary, strerror(errno));
-    return read_sequence(s, q, o);
+    int status = name_files(s);
+    if (!status)
+        status = take_lock(s, 0);
+    return status ? status : read_sequence(s, q, o);
 }
 
 /* Better to know now than when the text is there. Where a file system tells no size nothing is known. */
 static int check_room(const Session *s, const State *state) {
     struct statvfs disk;
     uint64_t rows = state->context, logits = s->model->config.vocab_size;
-    uint64_t most = data_offset(rows + 1, logits, pages_of(rows)) +
+    uint64_t most = data_offset(sizeof(SessionHeader), rows + 1, logits, pages_of(rows)) +
                     pages_of(rows) * page_bytes(s->model, state->cache->type);
     if (fstatvfs(s->lock, &disk) || !disk.f_blocks || (uint64_t)disk.f_bavail * disk.f_frsize >= most)
         return DONE;
@@ -332,18 +422,18 @@ enum { PAGE_DAMAGED = INT_MAX };
 
 /* Page i takes its place in the cache. 0, PAGE_DAMAGED, or errno if it cannot be read. */
 static int read_page(const Session *s, const State *state, size_t i) {
-    const SessionHeader *h = (const void *)s->head;
+    const SessionHeader *h = s->header;
     uint8_t *page = cache_page(state->cache, 0, i);
     if (!read_at(s->file, page, h->page_bytes, h->data_offset + i * h->page_bytes))
         return errno;
-    return crc32(0, page, h->page_bytes) == head_page_checksums(s->head)[i] ? 0 : PAGE_DAMAGED;
+    return crc32(0, page, h->page_bytes) == head_page_checksums(h, s->head)[i] ? 0 : PAGE_DAMAGED;
 }
 
 int session_load(Session *s, const Sequence *q, State *state) {
     int status = s->name ? check_room(s, state) : DONE, error = 0;
     if (status || s->file < 0)
         return status;
-    const SessionHeader *h = (const void *)s->head;
+    const SessionHeader *h = s->header;
     double start = seconds();
     cache_extend(state->cache, 0, q->position);
 #ifdef _OPENMP
@@ -357,7 +447,7 @@ int session_load(Session *s, const Sequence *q, State *state) {
         return damaged(s, "the checksum of a page is wrong");
     if (error)
         return failed(FAILED, "%s: cannot read it: %s", s->name, strerror(error));
-    memcpy(state->logits, head_logits(s->head), h->logits * sizeof *state->logits);
+    memcpy(state->logits, head_logits(h, s->head), h->logits * sizeof *state->logits);
     note("session %u tokens, %.1f MB, read in %.3f s", h->tokens, (double)h->file_bytes / 1e6,
          seconds() - start);
     return DONE;
@@ -380,9 +470,9 @@ static uint8_t *make_head(const Session *s, const Sequence *q, const State *stat
         .cut = (uint32_t)q->cut,
         .logits = q->position == q->count ? m->config.vocab_size : 0,
         .pages = (uint32_t)pages_of(q->position),
-        .conversation = q->conversation,
+        .conversation = q->turns,
     };
-    h.data_offset = data_offset(h.tokens, h.logits, h.pages);
+    h.data_offset = data_offset(header_bytes(&h), h.tokens, h.logits, h.pages);
     h.file_bytes = h.data_offset + h.pages * h.page_bytes;
     memcpy(h.model_name, m->config.name, sizeof h.model_name);
     memcpy(h.cache, cache_names[type], strlen(cache_names[type]));
@@ -390,38 +480,48 @@ static uint8_t *make_head(const Session *s, const Sequence *q, const State *stat
     if (!head)
         return NULL;
     memcpy(head, &h, sizeof h);
-    memcpy(head_ids(head), q->ids, h.tokens * sizeof *q->ids);
-    memcpy(head_logits(head), state->logits, h.logits * sizeof *state->logits);
+    memcpy(head_ids(&h, head), q->ids, h.tokens * sizeof *q->ids);
+    memcpy(head_logits(&h, head), state->logits, h.logits * sizeof *state->logits);
     return head;
 }
 
 /* The pages first: the head holds their checksums. */
 static bool write_session(const Session *s, uint8_t *head, const State *state) {
     SessionHeader *h = (void *)head;
-    uint32_t *checksum = head_page_checksums(head);
+    uint32_t *checksum = head_page_checksums(h, head);
     for (size_t i = 0; i < h->pages; i++) {
         const uint8_t *page = cache_page(state->cache, 0, i);
         checksum[i] = crc32(0, page, h->page_bytes);
         if (!write_at(s->lock, page, h->page_bytes, h->data_offset + i * h->page_bytes))
             return false;
     }
-    h->checksum = head_checksum(head);
+    h->checksum = head_checksum(head, h->data_offset);
     return write_at(s->lock, head, h->data_offset, 0) && !fsync(s->lock);
 }
 
 int session_save(Session *s, const Sequence *q, const State *state) {
     if (!s->name)
         return DONE;
+    mode_t mode = s->mode;
+    int status = s->lock < 0 ? take_lock(s, PATIENCE) : DONE; /* where it was saved before */
+    if (status)
+        return status;
     uint8_t *head = make_head(s, q, state);
     if (!head)
         return failed(FAILED, "%s: out of memory to write it: it is as it was", s->name);
-    bool written = write_session(s, head, state) && !rename(s->temporary, s->path);
+    bool written = write_session(s, head, state);
     free(head);
+    if (written) {
+        fchmod(s->lock, s->mode = mode); /* no longer a temporary file */
+        written = !rename(s->temporary, s->path);
+    }
     if (!written)
         return failed(FAILED, "%s: cannot write it: %s; the session is as it was", s->temporary,
                       strerror(errno));
-    close(s->lock); /* no longer the temporary file: another run may have made one */
-    s->lock = -1;
+    output_guard(NULL, NULL);
+    if (s->file >= 0)
+        close(s->file);
+    s->file = s->lock, s->lock = -1; /* the lock goes with the file */
     return sync_directory(s->path)
                ? DONE
                : failed(FAILED, "%s: written, but not safe from a power cut: %s", s->name, strerror(errno));
@@ -432,9 +532,11 @@ void session_close(Session *s) {
         unlink(s->temporary);
         close(s->lock);
     }
+    output_guard(NULL, NULL);
     if (s->file >= 0)
         close(s->file);
     free(s->head);
+    free(s->header);
     free(s->temporary);
     free(s->path);
 }

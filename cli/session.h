@@ -3,6 +3,8 @@
 #ifndef SESSION_H
 #define SESSION_H
 
+#include <sys/types.h>
+
 #include "cli/options.h"
 #include "model.h"
 
@@ -13,7 +15,7 @@ typedef struct {
     /* of these are in the cache: where the next row goes. The others are still to be computed */
     size_t position;
     size_t cut;            /* bytes at their end that a stop text kept from being written */
-    bool conversation;     /* they are whole turns of --chat, the next of which may follow */
+    uint32_t turns;        /* of --chat, all of them whole; 0: the text is no conversation */
     uint64_t seed, random; /* what the sampler began with, and where it is */
 } Sequence;
 
@@ -22,23 +24,25 @@ typedef struct {
     const Model *model;
     char *path;      /* what the name stands for when links are followed */
     char *temporary; /* is written, then renamed to path */
-    int lock;        /* descriptor of temporary, locked; -1: none */
-    int file;        /* descriptor of path; -1: there is no such file yet */
-    uint8_t *head;   /* of the file: everything before the pages */
+    int lock;      /* descriptor of temporary, locked; -1: none, before session_open and after session_save */
+    int file;      /* descriptor of path, locked; -1: there is no such file yet */
+    mode_t mode;   /* the permissions that the file will have */
+    uint8_t *head; /* of the file: everything before the pages */
+    struct SessionHeader *header; /* of the file, as this program knows it */
 } Session;
 
 /* Locks the session and reads everything but the cache: *q, whose ids are malloced (NULL and 0 tokens if
  * FILE does not exist). Without -k, o->cache becomes the session's. DONE, or an exit status after a
- * report: in use, cut short, damaged, no session, of another version, model or cache type, or in a place
- * that cannot be written. */
+ * report: in use, read-only, cut short, damaged, no session, of another version, model or cache type, or in a
+ * place that cannot be written. */
 int session_open(Session *s, Sequence *q, const Model *m, Options *o);
 
 /* Reads the cache's rows, and the logits of the last one if no token is left to compute. DONE, or FAILED
  * after a report: damaged, or the disk has no room for what `state` can hold. */
 int session_load(Session *s, const Sequence *q, State *state);
 
-/* Writes q and the cache. At every moment FILE is what it was or what it will be. DONE, or FAILED after a
- * report. */
+/* Writes q and the cache; it may be called again when q has grown. At every moment FILE is what it was or
+ * what it will be, and the session stays locked until session_close. DONE, or FAILED after a report. */
 int session_save(Session *s, const Sequence *q, const State *state);
 
 void session_close(Session *s); /* also after session_open failed */

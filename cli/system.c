@@ -91,18 +91,22 @@ bool random_seed(uint64_t *seed) {
     return read;
 }
 
-/* Counted apart, so that a Ctrl-C that is forgotten takes no SIGTERM with it. */
+/* Apart, so that a Ctrl-C that is forgotten takes no SIGTERM or SIGHUP (its number) with it. */
 static volatile sig_atomic_t interrupts = 0, terminations = 0;
 
 static void catch (int signal_number) {
     if (signal_number == SIGINT)
         interrupts = 1;
     else
-        terminations = 1;
+        terminations = signal_number;
 }
 
 static void watch(int signal_number) {
-    struct sigaction action = {.sa_handler = catch, .sa_flags = (int)(SA_RESETHAND | SA_RESTART)}, before;
+    /* a shell and the kernel may both send SIGHUP when a terminal is closed: its second one is no hurry */
+    struct sigaction action = {.sa_handler = catch,
+                               .sa_flags =
+                                   (int)(signal_number == SIGHUP ? SA_RESTART : SA_RESETHAND | SA_RESTART)},
+                     before;
     sigemptyset(&action.sa_mask);
     if (!sigaction(signal_number, NULL, &before) && before.sa_handler != SIG_IGN)
         sigaction(signal_number, &action, NULL);
@@ -112,8 +116,9 @@ void watch_interrupt(void) {
     interrupts = 0;
     watch(SIGINT);
     watch(SIGTERM);
+    watch(SIGHUP);
 }
 
 bool interrupted(void) { return interrupts || terminations; }
 
-int interrupt_status(void) { return 128 + (terminations ? SIGTERM : SIGINT); }
+int interrupt_status(void) { return 128 + (terminations ? terminations : SIGINT); }

@@ -12,9 +12,9 @@ int physical_cores(void);
 /* 64 bits from the system's random source. False: there is none. */
 bool random_seed(uint64_t *seed);
 
-/* From now on Ctrl-C (SIGINT) and SIGTERM make interrupted() true instead of ending the program; a second
- * one of a kind ends it. Called again, a Ctrl-C is forgotten, a SIGTERM is not. Signals that the caller
- * had ignored (a script's job in the background) stay ignored. */
+/* From now on Ctrl-C (SIGINT), SIGTERM and SIGHUP make interrupted() true instead of ending the program; a
+ * second SIGINT or SIGTERM ends it. Called again, a Ctrl-C is forgotten, the others are not. Signals that the
+ * caller had ignored (a script's job in the background, nohup) stay ignored. */
 void watch_interrupt(void);
 bool interrupted(void);
 /* the exit status after it, as shells reckon it: 128 and the number of the signal */

@@ -1,4 +1,4 @@
-/* tokenize.c: --tokenize TEXT. The ids, nothing added, on one line. */
+/* tokenize.c: --tokenize, of TEXT or of a file. The ids on one line, nothing added, or how many they are. */
 #include <stdlib.h>
 
 #include "cli/modes.h"
@@ -6,11 +6,16 @@
 #include "cli/prompt.h"
 
 int mode_tokenize(const Model *m, const Options *o) {
-    size_t count;
-    int32_t *ids = tokenize(m, o, o->text, o->text_bytes, true, &count);
+    size_t count, bytes = o->text_bytes;
+    char *file = o->file ? read_file(o->file, MAX_TEXT, &bytes) : NULL;
+    const char *text = o->file ? file : o->text;
+    int32_t *ids = text ? tokenize(m, o, text, bytes, true, &count) : NULL;
+    free(file);
     if (!ids)
         return FAILED;
-    for (size_t i = 0; i < count; i++)
+    if (o->typed[OPT_COUNT])
+        output_print("%zu", count);
+    for (size_t i = 0; i < count && !o->typed[OPT_COUNT]; i++)
         output_print(i ? " %d" : "%d", ids[i]);
     output_print("\n");
     output_flush();

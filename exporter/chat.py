@@ -1,34 +1,44 @@
-"""Takes a model's chat template apart into the pieces that the chat section of model.bin holds (the head of
-cli/chat.c describes it).
+"""Takes a model's chat template apart into the pieces that the chat section of model.bin holds
+(cli/template.h describes it).
 
 A template is a Jinja program, and from outside: it runs in jinja2's sandbox, with what transformers gives to
-templates, in a process of its own with bounded time and memory. It is rendered with conversations of marked
-texts; what stands between the marks are the pieces. They are believed only if they give, put together, what
-the template gives for other conversations. Tools, pictures, thinking switches: never given, so that the
-template's defaults hold.
+templates, in a child process with bounded CPU time and memory (bounded.py). It is rendered with conversations
+of marked texts; what stands between the marks are the pieces. They are believed only if they give, put
+together, what the template gives for other conversations. Tools, pictures, thinking switches: never given, so
+that the template's defaults hold.
 
-What was thought is not sent back, only what was said: answers go into the history without their <think>
-parts, if the template knows such.
+What the template keeps of an answer with a thought in it, the history keeps. A template that keeps everything
+it is given leaves it to the caller to part thought and answer, as servers do: then an answer begins behind
+the first mark that ends a thought, unless the prompt has already ended it.
 """
 
+import importlib.metadata
 import json
+import re
 import struct
-import subprocess
-import sys
 from pathlib import Path
+from typing import NamedTuple
 
+from exporter.bounded import ChildFailed, LimitExceeded, run_bounded
 from exporter.errors import ExportError, printable
+from exporter.sources import read_json
 
-TAG = 0x31544843  # "CHT1"
-OPEN, SYSTEM_BEFORE, SYSTEM_AFTER, PROMPT, ANSWER, NEXT = range(6)
-NO_SYSTEM, STRIP_SYSTEM, STRIP_USER, STRIP_ANSWER, DROP_THOUGHTS, DROP_LINES = (1 << i for i in range(6))
-SECONDS, MEMORY, LONGEST = 5, 1 << 30, 1 << 20  # of the process; characters of a rendered conversation
+TAG = 0x32544843  # "CHT2"
+PIECES = ["open", "system_before", "system_after", "prompt", "answer", "blank", "next", "number_after"]
+PIECES += ["think_begin", "think_end"]
+NO_SYSTEM, STRIP_SYSTEM, STRIP_USER, STRIP_ANSWER, SPLIT_FIRST, SPLIT_LAST, DROP_LINES, DROP_OPEN, COUNT = (
+    1 << i for i in range(9)
+)
+SECONDS, MEMORY = 5, 1 << 30  # of the child process
+LONGEST = 1 << 20  # characters of a rendered conversation
+MAX_SECTION = 1 << 18  # bytes; cli/template.c reads no more
 
 # DeepSeek-V3.2's repository has an encoder script (encoding_dsv32.py) in place of a template: what it writes
 # in its mode "chat".
 DEEPSEEK_V32 = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}"
-    "{% elif m.role == 'user' %}<｜User｜>{{ m.content }}{% if add_generation_prompt or not loop.last %}<｜Assistant｜></think>{% endif %}"
+    "{% elif m.role == 'user' %}<｜User｜>{{ m.content }}"
+    "{% if add_generation_prompt or not loop.last %}<｜Assistant｜></think>{% endif %}"
     "{% else %}{{ m.content }}<｜end▁of▁sentence｜>{% endif %}{% endfor %}"
 )
 
@@ -42,18 +52,36 @@ TEXTS = [
     "<b>&amp;'\"\\n\\</b>\t",
     "user: assistant:",
 ]
-THOUGHT = "<think>\nbecause\n</think>\n\n"
+MANY_TURNS = 12  # more than one digit has for a template that counts
+
+# Marks that end a thought: </think>, [/THINK], </longcat_think>, <|/thinking|>, ...; begin is the same
+# without the slash. And whatever a template splits a text at, whatever its name.
+THOUGHT_END = re.compile(r"[<\[\u25c1]\|?/[\w:.-]*(?:think|thought|reason)[\w:.-]*\|?[>\]\u25b7]", re.I)
+SPLIT_AT = re.compile(r"""\b(?:split|partition|rpartition|rsplit)\(\s*(?:'([^'\\]+)'|"([^"\\]+)")""")
+MOST_MARKS, LONGEST_MARK = 6, 64
 
 
 class UnsupportedTemplate(ExportError):
     """The template has something that pieces cannot say. The text names it."""
 
 
-# ---- in the process of its own
-# ---------------------------------------------------------------------------------------------------------
+class MissingJinja(ExportError):
+    """No template can be read on this machine."""
 
 
-def compiled(template):
+class Template(NamedTuple):
+    """A template taken apart."""
+
+    pieces: dict  # name (PIECES) -> text
+    flags: int = 0
+    number: int = 0  # COUNT: what the second turn's number is; each further turn has the next one
+    dated: bool = False  # the pieces hold today's date
+
+
+# ---- in the child process
+
+
+def sandboxed(template):
     """The template in an environment as transformers makes it, and a list that is not empty once it has asked
     for the date."""
     import jinja2.ext
@@ -86,13 +114,35 @@ def compiled(template):
     )
     environment.filters["tojson"] = tojson
     environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
-    return environment.from_string(template), dated
+    try:
+        return environment.from_string(template), dated
+    except Exception as error:  # of Jinja's compiler, or of Python's on what that made of the template
+        raise UnsupportedTemplate(f"it is no Jinja: {type(error).__name__}: {error}") from error
 
 
-def conversation(said, system=None):
+def renderer(program, special):
+    """A function from messages, (role, content) pairs, to the text that the template makes of them."""
+
+    def render(messages):
+        messages = [{"role": role, "content": content} for role, content in messages]
+        try:
+            text = program.render(
+                messages=messages, tools=None, documents=None, add_generation_prompt=True, **special
+            )
+            text.encode("utf-8")
+        except Exception as error:  # whatever a template does
+            raise UnsupportedTemplate(f"it fails: {type(error).__name__}: {error}") from error
+        if len(text) > LONGEST:
+            raise UnsupportedTemplate(f"it writes more than {LONGEST} characters for a few words")
+        return text
+
+    return render
+
+
+def conversation(contents, system=None):
     """The messages of a conversation: user, assistant, user, ..."""
-    roles = ["user", "assistant"] * len(said)
-    return ([] if system is None else [("system", system)]) + list(zip(roles, said))
+    roles = ["user", "assistant"] * len(contents)
+    return ([] if system is None else [("system", system)]) + list(zip(roles, contents))
 
 
 def between(text, marks):
@@ -108,52 +158,122 @@ def between(text, marks):
     return [*pieces, text]
 
 
+def parted_at_number(second, third):
+    """(before, after, number) where two pieces differ in a decimal number alone, n and n + 1; else None."""
+    parted = [re.split(r"(\d+)", piece) for piece in (second, third)]
+    if len(parted[0]) != len(parted[1]):
+        return None
+    differ = [i for i, (a, b) in enumerate(zip(*parted)) if a != b]
+    if len(differ) != 1 or differ[0] % 2 == 0:
+        return None
+    (at,) = differ
+    number, following = parted[0][at], parted[1][at]
+    if str(int(number)) != number or str(int(number) + 1) != following:
+        return None
+    return "".join(parted[0][:at]), "".join(parted[0][at + 1 :]), int(number)
+
+
 def take_apart(render):
-    """(pieces, NO_SYSTEM or 0)."""
-    marks = ["Xq1first", "Xq2answer", "Xq3second"]
-    opening, answer, following, prompt = between(render(conversation(marks)), marks)
+    """The Template's pieces, and NO_SYSTEM and COUNT of its flags."""
+    marks = ["Xq_first", "Xq_answer", "Xq_second", "Xq_reply", "Xq_third"]
+    opening, answer, following, again, third, prompt = between(render(conversation(marks)), marks)
+    flags = number = 0
+    pieces = dict.fromkeys(PIECES, "") | {"open": opening, "prompt": prompt, "answer": answer}
+    pieces |= {"next": following, "blank": answer}
+    if again != answer:
+        raise UnsupportedTemplate("it writes something else before the second answer than before the first")
+    if third != following:
+        numbered = parted_at_number(following, third)
+        if not numbered:
+            raise UnsupportedTemplate(f"it writes {following!r} before the second turn, then {third!r}")
+        pieces["next"], pieces["number_after"], number = numbered
+        flags |= COUNT
     try:
-        before, after, *rest = between(render(conversation(marks, "Xq0system")), ["Xq0system", *marks])
-        if rest != [answer, following, prompt]:
+        before, after, *rest = between(render(conversation(marks, "Xq_system")), ["Xq_system", *marks])
+        if rest != [answer, following, again, third, prompt]:
             raise UnsupportedTemplate("a system text changes what follows the first turn")
-        return [opening, before, after, prompt, answer, following], 0
+        pieces |= {"system_before": before, "system_after": after}
     except UnsupportedTemplate:
-        return [opening, "", "", prompt, answer, following], NO_SYSTEM
+        flags |= NO_SYSTEM
+    try:
+        _, blank, _ = between(render(conversation([marks[0], "", marks[2]])), [marks[0], marks[2]])
+        pieces["blank"] = blank.removesuffix(following) if blank.endswith(following) else answer
+    except UnsupportedTemplate:
+        pass  # some refuse an answer without a text; it is written as any other
+    return Template(pieces, flags, number)
 
 
-def put_together(pieces, flags, messages):
-    """What cli/chat.c makes of a conversation."""
-    strip = {"system": STRIP_SYSTEM, "user": STRIP_USER, "assistant": STRIP_ANSWER}
-    text = "" if messages[0][0] == "system" else pieces[OPEN]
-    for i, (role, said) in enumerate(messages):
-        if role == "assistant" and flags & DROP_THOUGHTS:
-            said = said.rsplit("</think>", 1)[-1]
-            said = said.lstrip("\n") if flags & DROP_LINES else said
-        said = said.strip() if flags & strip[role] else said
-        before = {"system": SYSTEM_BEFORE, "assistant": ANSWER}.get(
-            role, NEXT if i and messages[i - 1][0] == "assistant" else None
-        )
-        text += (
-            (pieces[before] if before is not None else "")
-            + said
-            + (pieces[SYSTEM_AFTER] if role == "system" else "")
-        )
-    return text + pieces[PROMPT]
+def thought_marks(template):
+    """The (begin, end) marks of thoughts that a template may know, those with a telling name first."""
+    named = dict.fromkeys(THOUGHT_END.findall(template))
+    split = dict.fromkeys(a or b for a, b in SPLIT_AT.findall(template))
+    ends = [end for end in (named | split) if len(end) <= LONGEST_MARK][:MOST_MARKS]
+    return [(end.replace("/", "", 1) if "/" in end else "", end) for end in ends]
 
 
-def conversations(system, thought=""):
-    """Of one to four turns; each role says each text."""
+def kept_of(content, flags, end):
+    """What the history keeps of an answer."""
+    if end and end in content and flags & (SPLIT_FIRST | SPLIT_LAST):
+        content = content.split(end, 1 if flags & SPLIT_FIRST else -1)[-1]
+        content = content.lstrip("\n") if flags & DROP_LINES else content
+    return content.strip() if flags & STRIP_ANSWER else content
+
+
+def put_together(template, messages):
+    """The text that cli/chat.c makes of a conversation that ends with the user's turn."""
+    pieces, flags, number, _ = template
+    text = "" if messages[0][0] == "system" else pieces["open"]
+    answered = False
+    for role, content in messages:
+        if role == "system":
+            content = content.strip() if flags & STRIP_SYSTEM else content
+            text += pieces["system_before"] + content + pieces["system_after"]
+        elif role == "assistant":
+            content = kept_of(content, flags, pieces["think_end"])
+            text += pieces["answer" if content else "blank"] + content
+            answered = True
+        else:
+            if answered:
+                text += pieces["next"] + (str(number) if flags & COUNT else "") + pieces["number_after"]
+                number += 1
+            text += content.strip() if flags & STRIP_USER else content
+    return text + pieces["prompt"]
+
+
+def plain_conversations(system):
+    """Of one to four turns, in which each role says each text, and a long one."""
     for i in range(len(TEXTS)):
-        said = [(thought if k % 2 else "") + TEXTS[(i + k) % len(TEXTS)] for k in range(1 + 2 * (i % 4))]
-        yield conversation(said)
+        contents = [TEXTS[(i + k) % len(TEXTS)] for k in range(1 + 2 * (i % 4))]
+        yield conversation(contents)
         if system:
-            yield conversation(said, TEXTS[(i + 3) % len(TEXTS)])
+            yield conversation(contents, TEXTS[(i + 3) % len(TEXTS)])
+    yield conversation([TEXTS[k % len(TEXTS)] for k in range(2 * MANY_TURNS - 1)])
 
 
-def difference(pieces, flags, rendered):
+def answers_with(begin, end):
+    """Answers with marks of thoughts in all places."""
+    for mark in filter(None, (begin, end)):
+        yield from (f"{mark}x", f"x{mark}", f"x {mark} y", f"x{mark}y{mark}z", mark)
+        yield f"Write\n```\n{mark}\n```\nhere.\n"
+        yield f" x\n{mark}\n\ny \n"
+    yield f"{begin}because{end}so"
+    yield f"{begin}\nbecause\n{end}\n\nso\n"
+    yield f"{begin}because{end}so {begin}not{end} this"
+    yield f"{begin}because"
+
+
+def conversations_with_thoughts(marks):
+    """Conversations in which an answer has marks of thoughts. The last answer comes without any, as a
+    template may treat that one differently in no conversation that goes on."""
+    for begin, end in marks:
+        for answer in answers_with(begin, end):
+            yield conversation(["Hello", answer, "and", answer, "so"])
+
+
+def difference(template, rendered):
     """Where the pieces first give something else than the template, in words; None: nowhere."""
     for messages, want in rendered:
-        got = put_together(pieces, flags, messages)
+        got = put_together(template, messages)
         if got != want:
             at = next((i for i, (a, b) in enumerate(zip(got, want)) if a != b), min(len(got), len(want)))
             start = max(at - 20, 0)
@@ -161,123 +281,147 @@ def difference(pieces, flags, rendered):
     return None
 
 
-def proved(template, special):
-    """(flags, pieces, whether the date is in them). Raises UnsupportedTemplate."""
-    program, dated = compiled(template)
+def has_mark(messages, mark):
+    return any(mark in content for _, content in messages)
 
-    def render(messages):
-        messages = [{"role": role, "content": said} for role, said in messages]
-        try:
-            text = program.render(
-                messages=messages, tools=None, documents=None, add_generation_prompt=True, **special
-            )
-        except Exception as error:  # whatever a template does
-            raise UnsupportedTemplate(f"it fails: {type(error).__name__}: {error}") from error
-        if len(text) > LONGEST:
-            raise UnsupportedTemplate(f"it writes more than {LONGEST} characters for a few words")
-        return text
 
-    pieces, no_system = take_apart(render)
-    plain = [(messages, render(messages)) for messages in conversations(not no_system)]
-    knows = "</think>" in template or "<think>" in pieces[PROMPT]
-    with_thoughts = (
-        [(messages, render(messages)) for messages in conversations(not no_system, THOUGHT)] if knows else []
-    )
-    # Where a template keeps the thoughts it is given, it is not given any.
-    trials = (
-        [(DROP_THOUGHTS, with_thoughts), (DROP_THOUGHTS | DROP_LINES, with_thoughts), (DROP_THOUGHTS, [])]
-        if knows
-        else [(0, [])]
-    )
+def ways_to_split(marks):
+    """(flags, begin, end) of what a template may do with thoughts: nothing; what the pieces can say; with
+    DROP_OPEN something else, and then it is given no thoughts."""
+    yield 0, "", ""
+    for begin, end in marks:
+        for split in (SPLIT_FIRST, SPLIT_LAST):
+            for lines in (0, DROP_LINES):
+                yield split | lines, begin, end
+    for begin, end in marks:
+        if THOUGHT_END.fullmatch(end):
+            yield SPLIT_LAST | DROP_OPEN, begin, end
+
+
+def agreeing(template, plain, thoughts, marks):
+    """The Template with the flags and marks that agree with the rendered conversations."""
     first = None
-    for thoughts, more in trials:
-        for strip in range(0, 16, 2):  # STRIP_SYSTEM, STRIP_USER, STRIP_ANSWER
-            flags = no_system | strip | thoughts
-            wrong = difference(pieces, flags, plain + more)
+    for strip in range(0, 16, 2):  # STRIP_SYSTEM, STRIP_USER, STRIP_ANSWER
+        stripped = template._replace(flags=template.flags | strip)
+        wrong = difference(stripped, plain)
+        first = first or wrong
+        for split, begin, end in ways_to_split(marks) if not wrong else ():
+            pieces = template.pieces | {"think_begin": begin, "think_end": end}
+            whole = stripped._replace(pieces=pieces, flags=stripped.flags | split)
+            given = thoughts
+            if split & DROP_OPEN:
+                given = [(messages, text) for messages, text in thoughts if not has_mark(messages, end)]
+            wrong = difference(whole, given)
             if not wrong:
-                return flags, pieces, bool(dated)
+                return whole
             first = first or wrong
     raise UnsupportedTemplate(first)
 
 
-def main():
-    try:
-        import resource
+def parted_by_caller(template, marks):
+    """A template that keeps whatever it is given: the marks that part thought and answer before it is given
+    any. Where the prompt has already ended the thought, the whole answer is one."""
+    prompt, answer = template.pieces["prompt"], template.pieces["answer"]
+    marks = [pair for pair in marks if THOUGHT_END.fullmatch(pair[1])]
+    marks.sort(key=lambda pair: not any(mark in prompt + answer for mark in pair))
+    if not marks:
+        return template
+    begin, end = marks[0]
+    closed = prompt.rfind(end) > prompt.rfind(begin)
+    flags = template.flags | (0 if closed else SPLIT_FIRST | DROP_OPEN)
+    return template._replace(pieces=template.pieces | {"think_begin": begin, "think_end": end}, flags=flags)
 
-        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    except (ImportError, ValueError, OSError):
-        pass  # another system: the time that compile_template waits is the limit
-    try:
-        json.dump(proved(**json.load(sys.stdin)), sys.stdout)
-    except Exception as error:
-        json.dump(
-            str(error) if isinstance(error, UnsupportedTemplate) else f"{type(error).__name__}: {error}",
-            sys.stdout,
-        )
+
+def proved(template, special):
+    """A template taken apart: a Template. template: the Jinja program. special: {"bos_token": text, ...}.
+    Raises UnsupportedTemplate."""
+    program, dated = sandboxed(template)
+    render = renderer(program, special)
+    parts = take_apart(render)
+    plain = [(messages, render(messages)) for messages in plain_conversations(not parts.flags & NO_SYSTEM)]
+    marks = thought_marks(template)
+    thoughts = [(messages, render(messages)) for messages in conversations_with_thoughts(marks)]
+    parts = agreeing(parts, plain, thoughts, marks)
+    if not parts.pieces["think_end"]:
+        parts = parted_by_caller(parts, marks)
+    return parts._replace(dated=bool(dated))
 
 
 # ---- in export.py's process
-# ------------------------------------------------------------------------------------------------------------
 
 
-def compile_template(template, special, warn):
-    """The chat section for a template. `special`: {"bos_token": text, ...}. Raises UnsupportedTemplate."""
+def check_jinja():
+    """Raises MissingJinja where jinja2 is missing or too old: there are ways out of older sandboxes."""
     try:
         import jinja2
 
-        safe = tuple(map(int, jinja2.__version__.split(".")[:3])) >= (
-            3,
-            1,
-            6,
-        )  # there are ways out of older sandboxes
-    except ImportError:
-        safe = False
-    if not safe:
-        raise UnsupportedTemplate("reading it needs jinja2 3.1.6 or newer: pip install -U jinja2")
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "exporter.chat"],
-            input=json.dumps({"template": template, "special": special}),
-            text=True,
-            capture_output=True,
-            cwd=Path(__file__).resolve().parent.parent,
-            timeout=2 * SECONDS,
+        version = getattr(jinja2, "__version__", None) or importlib.metadata.version("jinja2")
+    except ImportError:  # of the module, or of its metadata
+        version = ""
+    numbers = re.match(r"\d+(\.\d+)*", version)
+    if not numbers or tuple(map(int, numbers[0].split("."))) < (3, 1, 6):
+        found = f", not {printable(version, 20)}" if version else ""
+        raise MissingJinja(
+            f"the chat template needs jinja2 3.1.6 or newer{found}: pip install -U jinja2; or leave the "
+            "template out with --no-chat"
         )
-    except subprocess.TimeoutExpired:
-        raise UnsupportedTemplate("it does not come to an end") from None
-    if done.returncode:
-        raise UnsupportedTemplate(f"it takes more than {SECONDS} seconds or {MEMORY >> 20} MB")
-    result = json.loads(done.stdout)
-    if isinstance(result, str):
-        raise UnsupportedTemplate(result)
-    flags, pieces, dated = result
-    if dated:
+
+
+def packed(template):
+    """The chat section of a Template, as cli/template.h describes it."""
+    texts = [template.pieces[name].encode("utf-8") for name in PIECES]
+    section = struct.pack("<13I", TAG, template.flags, template.number, *map(len, texts)) + b"".join(texts)
+    if len(section) > MAX_SECTION:
+        raise UnsupportedTemplate(f"its pieces have {len(section)} bytes, more than {MAX_SECTION}")
+    return section
+
+
+def compile_template(template, special, warn):
+    """The chat section for a template. special: {"bos_token": text, ...}. Raises UnsupportedTemplate or
+    MissingJinja; ChildFailed where this program is to blame."""
+    check_jinja()
+    try:
+        parts = run_bounded(proved, template, special, seconds=SECONDS, memory=MEMORY)
+    except LimitExceeded as error:
+        raise UnsupportedTemplate(f"it is too much work to take apart: {error}") from None
+    if parts.dated:
         warn("the chat template writes the date: it will always be today's")
-    texts = [piece.encode("utf-8") for piece in pieces]
-    return struct.pack("<8I", TAG, flags, *map(len, texts)) + b"".join(texts)
+    return packed(parts)
 
 
-def read(path):
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+def text_of(token):
+    """The text of a special token, which is a string or an object with `content`; None: neither."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
+
+
+def default_template(value, path):
+    """`chat_template` of a configuration: a text, or a list of {"name", "template"}; None: absent."""
+    if isinstance(value, list):
+        named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
+        value = named.get("default")
+    if value is not None and not isinstance(value, str):
+        raise UnsupportedTemplate(f"{path}: chat_template is no text")
+    return value
 
 
 def find_template(directory, model_type=None):
     """(template or None, special tokens) of a Hugging Face directory."""
     folder = Path(directory)
-    config = read(folder / "tokenizer_config.json")
-    tokens = read(folder / "special_tokens_map.json") | config
-    special = {
-        key: value["content"] if isinstance(value, dict) else value
-        for key, value in tokens.items()
-        if key.endswith("_token")
-    }
-    special = {key: value for key, value in special.items() if isinstance(value, str)}
-    if (folder / "chat_template.jinja").exists():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8"), special
-    template = config.get("chat_template") or read(folder / "chat_template.json").get("chat_template")
-    if isinstance(template, list):  # [{"name": ..., "template": ...}]
-        template = {named["name"]: named["template"] for named in template}.get("default")
+    config = read_json(folder / "tokenizer_config.json", required=False)
+    tokens = read_json(folder / "special_tokens_map.json", required=False) | config
+    special = {key: text_of(value) for key, value in tokens.items() if key.endswith("_token")}
+    special = {key: text for key, text in special.items() if text is not None}
+    own_file = folder / "chat_template.jinja"
+    if own_file.exists():
+        try:
+            return own_file.read_text(encoding="utf-8"), special
+        except UnicodeDecodeError as error:
+            raise UnsupportedTemplate(f"{own_file}: no UTF-8: {error}") from None
+    template = default_template(config.get("chat_template"), folder / "tokenizer_config.json")
+    if template is None:
+        values = read_json(folder / "chat_template.json", required=False)
+        template = default_template(values.get("chat_template"), folder / "chat_template.json")
     if template is None and model_type == "deepseek_v32":
         template = DEEPSEEK_V32
     return template, special
@@ -287,22 +431,22 @@ def gguf_template(metadata):
     """The same of a GGUF file."""
     tokens = metadata.get("tokenizer.ggml.tokens", [])
     ids = {f"{key}_token": metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("bos", "eos")}
-    return metadata.get("tokenizer.chat_template"), {
-        key: tokens[i] for key, i in ids.items() if type(i) is int and 0 <= i < len(tokens)
-    }
+    special = {key: tokens[i] for key, i in ids.items() if type(i) is int and 0 <= i < len(tokens)}
+    return default_template(metadata.get("tokenizer.chat_template"), "tokenizer.chat_template"), special
 
 
 def compile_chat(find, warn):
     """The chat section for what `find` gives, (template or None, special tokens); empty if there is no
-    template or, with a warning, none that pieces can say."""
+    template. One that cannot be read or said by pieces costs a warning and not the weights. Raises
+    MissingJinja."""
     try:
         template, special = find()
         return compile_template(template, special, warn) if template else b""
-    except Exception as error:  # whatever is wrong with a template must not cost the weights
-        text = str(error) if isinstance(error, ExportError) else f"{type(error).__name__}: {error}"
-        warn(f"no chat template in the checkpoint: {printable(text, 300)}")
-        return b""
-
-
-if __name__ == "__main__":
-    main()
+    except MissingJinja:
+        raise
+    except (ExportError, OSError) as error:
+        why = str(error)
+    except ChildFailed as error:
+        why = f"a defect of export.py and not of the template, please report it: {error}"
+    warn(f"no chat template in the checkpoint: {printable(why, 300)}")
+    return b""

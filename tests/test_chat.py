@@ -3,17 +3,19 @@ transformers gives for the same conversation.
 
 The templates are those of published families in small: the same marks, the same spaces, the same treatment of
 thoughts. The model is random, with a tokenizer of single bytes, so that what it writes has one tokenisation
-only; its output rows prefer ASCII and the end of a thought. What a conversation's tokens are is read out of
-its session."""
+only; its output rows prefer ASCII and the end of a thought. Where it matters what is said, the model is one
+that says it (Speaker). What a conversation's tokens are is read out of its session."""
 
 import json
 import os
 import pty
+import random
 import select
 import signal
 import struct
 import subprocess
 import sys
+import time
 import zlib
 
 import numpy as np
@@ -22,15 +24,19 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import compare
+import export as export_program
 from conftest import MODELS, ROOT
-from exporter.chat import DEEPSEEK_V32, find_template, proved, put_together
+from exporter import chat as exporter_chat
+from exporter.bounded import ChildFailed
+from exporter.chat import DEEPSEEK_V32, MissingJinja, compile_chat, find_template, proved, put_together
 from test_cli import FAILED, INTERRUPTED, MODEL, RUN, USAGE, refused, run, text
 from test_export import safetensors
 from test_session import prompt_tokens
 
 BOS, EOS = "<\uff5cbegin\u2581of\u2581sentence\uff5c>", "<\uff5cend\u2581of\u2581sentence\uff5c>"
 USER, ASSISTANT = "<\uff5cUser\uff5c>", "<\uff5cAssistant\uff5c>"
-MARKS = [USER, ASSISTANT, "<think>", "</think>"]  # ordinary added tokens, as DeepSeek-V3 has them
+THINK = ["<think>", "</think>"]
+MARKS = [USER, ASSISTANT, *THINK]  # ordinary added tokens, as DeepSeek-V3 has them
 SPECIAL = [
     BOS,
     EOS,
@@ -48,7 +54,7 @@ EXACT = {"env": {**os.environ, "MLA_PATH": "absorbed"}}  # one path, whatever th
 
 
 # ---- templates
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 
 def say(before="", after=""):
@@ -70,9 +76,10 @@ def template(system, user, answer, prompt, begin="{{ bos_token }}"):
     )
 
 
-def behind_thought(before, after, change=""):
+def behind_thought(before, after, change="", split="split('</think>')[-1]"):
     return (
-        "{% set c = m['content'] %}{% if '</think>' in c %}{% set c = c.split('</think>')[-1]"
+        "{% set c = m['content'] %}{% if '</think>' in c %}{% set c = c."
+        + split
         + change
         + " %}{% endif %}"
         + "{{ '"
@@ -88,7 +95,10 @@ def middle(role):
 
 
 CHATML = "{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}"
-HELPFUL = "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system<|im_middle|>You are a helpful assistant<|im_end|>' }}{% endif %}"
+HELPFUL = (
+    "{% if messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system<|im_middle|>You are a helpful assistant<|im_end|>' }}{% endif %}"
+)
 TEMPLATES = {
     "V2": template(say("", "\\n\\n"), say("User: ", "\\n\\n"), say("Assistant: ", EOS), "Assistant:"),
     "V3": template(say(), say(USER), say(ASSISTANT, EOS), ASSISTANT),
@@ -108,6 +118,14 @@ TEMPLATES = {
         "[gMASK]<sop>",
     ),
     "MiniCPM3": template(CHATML, CHATML, CHATML, "<|im_start|>assistant\\n", ""),
+    "LongCat": "{% set ns = namespace(rounds=0) %}"
+    + template(
+        say("SYSTEM:", " "),
+        "{{ '[Round ' ~ ns.rounds ~ '] USER:' + m['content'] }}{% set ns.rounds = ns.rounds + 1 %}",
+        say(" ASSISTANT:", EOS),
+        " ASSISTANT:",
+        "",
+    ),
 }
 
 # As the families publish it: system s, user u, answer a, user u, and the model's turn.
@@ -118,7 +136,8 @@ PUBLISHED = {
     "R1": f"{BOS}s{USER}u{ASSISTANT}a{EOS}{USER}u{ASSISTANT}<think>\n",
     "V3.1": f"{BOS}s{USER}u{ASSISTANT}</think>a{EOS}{USER}u{ASSISTANT}</think>",
     "V3.1, off": f"{BOS}s{USER}u{ASSISTANT}</think>a{EOS}{USER}u{ASSISTANT}<think></think>",
-    "Kimi": "<|im_start|>system<|im_middle|>s<|im_end|><|im_start|>user<|im_middle|>u<|im_end|><|im_start|>assistant<|im_middle|>a<|im_end|>"
+    "Kimi": "<|im_start|>system<|im_middle|>s<|im_end|><|im_start|>user<|im_middle|>u<|im_end|>"
+    "<|im_start|>assistant<|im_middle|>a<|im_end|>"
     "<|im_start|>user<|im_middle|>u<|im_end|><|im_start|>assistant<|im_middle|>",
     "GLM": "[gMASK]<sop><|system|>s<|user|>u<|assistant|></think>a<|user|>u<|assistant|><think>",
     "MiniCPM3": IM.format("system", "s")
@@ -126,10 +145,11 @@ PUBLISHED = {
     + IM.format("assistant", "a")
     + IM.format("user", "u")
     + "<|im_start|>assistant\n",
+    "LongCat": f"SYSTEM:s [Round 0] USER:u ASSISTANT:a{EOS}[Round 1] USER:u ASSISTANT:",
 }
 
 
-def tokenizer(merges=()):
+def tokenizer(merges=(), marks=MARKS, special=SPECIAL):
     """Bytes, `merges` of pairs of them, and the marks of all templates."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate([*letters, *(left + right for left, right in merges)])}
@@ -138,8 +158,8 @@ def tokenizer(merges=()):
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         decoders.ByteLevel(),
     )
-    t.add_tokens([AddedToken(mark, normalized=False) for mark in MARKS])
-    t.add_special_tokens([AddedToken(mark, special=True) for mark in SPECIAL])
+    t.add_tokens([AddedToken(mark, normalized=False) for mark in marks])
+    t.add_special_tokens([AddedToken(mark, special=True) for mark in special])
     return t
 
 
@@ -158,7 +178,7 @@ def weights(path):
 
 
 def source(folder, chat_template, merges=()):
-    """A Hugging Face directory: a model of tests/models with a larger vocabulary, a tokenizer and a template."""
+    """A Hugging Face directory: a model of tests/models with a larger vocabulary, a tokenizer, a template."""
     folder.mkdir()
     t = tokenizer(merges)
     arrays = weights(MODELS / "v2lite" / "model.safetensors")
@@ -205,6 +225,10 @@ class Judge:
         ]
         messages = ([{"role": "system", "content": system}] if system is not None else []) + messages
         return self.library.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+
+    def history(self, contents):
+        """The same without the beginning of the model's answer."""
+        return self.library.apply_chat_template(conversation_of(contents))["input_ids"]
 
     def text(self, ids):
         return self.library.decode(ids, clean_up_tokenization_spaces=False)
@@ -314,8 +338,266 @@ def test_what_is_said_is_no_mark(said, chat_model, tmp_path):
     assert session_ids(tmp_path / "session") == [bos, *spelled, user, *spelled, assistant]
 
 
+# ---- thoughts
+# ------------------------------------------------------------------------------------------------------------
+
+BEGIN, END = THINK
+MISTRAL = ["[INST]", "[/INST]", "[THINK]", "[/THINK]"]
+# What Mistral's templates do with a text; a thought is a part of its own there and never in the text.
+INSTRUCT = template(say("", ""), say("[INST]", "[/INST]"), say("", EOS), "") + (
+    "{% if false %}[THINK]{{ thinking }}[/THINK]{% endif %}"
+)
+OWN_MARKS = ["<longcat_think>", "</longcat_think>"]
+THINKERS = {  # template, (begin, end), who parts thought and answer
+    "V3.2": (DEEPSEEK_V32, THINK, "nobody"),
+    "K2": (template(say(), say(USER), say(ASSISTANT + BEGIN + END, EOS), ASSISTANT), THINK, "caller"),
+    "K2.5": (
+        template(say(), say(USER), say(ASSISTANT + BEGIN + END, EOS), ASSISTANT + BEGIN),
+        THINK,
+        "caller",
+    ),
+    "V3.1": (
+        template(
+            say(),
+            say(USER),
+            behind_thought(ASSISTANT + END, EOS, split="split('</think>', 1)[1]"),
+            ASSISTANT + END,
+        ),
+        THINK,
+        "template",
+    ),
+    "R1": (TEMPLATES["R1"], THINK, "template"),
+    "GLM": (TEMPLATES["GLM"], THINK, "template"),
+    "lines": (
+        template(say(), say(USER), behind_thought(ASSISTANT, EOS, ".lstrip('\\n')"), ASSISTANT),
+        THINK,
+        "template",
+    ),
+    "Mistral": (INSTRUCT, MISTRAL[2:], "caller"),
+    "own marks": (
+        template(say(), say(USER), behind_thought(ASSISTANT, EOS), ASSISTANT).replace(END, OWN_MARKS[1]),
+        OWN_MARKS,
+        "template",
+    ),
+}
+# Answers in letters: B and E are the marks, * lets the model go on for ever and be stopped by -n.
+ANSWERS = [
+    "a",
+    "aE",
+    "aEb",
+    "Eb",
+    "E",
+    "aEbE*",
+    "B",
+    "BtE",
+    "BtEa",
+    "Bt",
+    "aBb",
+    "aB",
+    "BtE\nb",
+    "BtE a",
+    "`E~",
+]
+ENDS_OF_PROMPTS = {"V3.2": "E", "V3.1": "E", "K2.5": "B", "GLM": "B", "R1": "\n"}  # others: no letter
+
+
+def can_be_said(family, answer):
+    """By a model that knows its last token alone: what follows a letter is always the same."""
+    following = {}
+    letters = ENDS_OF_PROMPTS.get(family, "") + answer.rstrip("*")
+    return all(following.setdefault(a, b) == b for a, b in zip(letters, letters[1:]))
+
+
+SPEECHES = [(family, answer) for family in THINKERS for answer in ANSWERS if can_be_said(family, answer)]
+
+
+PROVED = {}
+
+
+def proved_once(function, chat_template, special, **limits):
+    """In place of run_bounded: the templates here are few and harmless."""
+    if chat_template not in PROVED:
+        PROVED[chat_template] = function(chat_template, special)
+    return PROVED[chat_template]
+
+
+def speaker(folder, chat_template, said, start, marks=MARKS):
+    """A checkpoint of a model that says one thing: from each token to the next. `said`: ids; `start`: the
+    last token of a prompt. Its layer adds nothing, so that the last token decides."""
+    folder.mkdir()
+    t = tokenizer(marks=marks, special=[*SPECIAL, *MISTRAL])
+    width, vocabulary = 320, t.get_vocab_size()
+    assert vocabulary < width
+    sizes = {
+        "self_attn.q_proj": (2 * 24, width),
+        "self_attn.kv_a_proj_with_mqa": (16 + 8, width),
+        "self_attn.kv_b_proj": (2 * 32, 16),
+        "self_attn.o_proj": (width, 2 * 16),
+        "mlp.gate_proj": (32, width),
+        "mlp.up_proj": (32, width),
+        "mlp.down_proj": (width, 32),
+    }
+    arrays = {f"model.layers.0.{name}.weight": np.zeros(size, np.float32) for name, size in sizes.items()}
+    for name, size in {
+        "layers.0.input_layernorm": width,
+        "layers.0.post_attention_layernorm": width,
+        "layers.0.self_attn.kv_a_layernorm": 16,
+        "norm": width,
+    }.items():
+        arrays[f"model.{name}.weight"] = np.ones(size, np.float32)
+    arrays["model.embed_tokens.weight"] = np.eye(vocabulary, width, dtype=np.float32)
+    head = arrays["lm_head.weight"] = np.zeros((vocabulary, width), np.float32)
+    following = {}
+    for last, token in zip([start, *said], said):
+        assert following.setdefault(last, token) == token
+    for last, token in ({said[-1]: t.token_to_id(EOS)} | following).items():
+        head[token, last] = 1
+    config = {
+        "architectures": ["DeepseekV3ForCausalLM"],
+        "model_type": "deepseek_v3",
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "q_lora_rank": None,
+        "kv_lora_rank": 16,
+        "qk_nope_head_dim": 16,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 16,
+        "intermediate_size": 32,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000,
+        "tie_word_embeddings": False,
+        "hidden_act": "silu",
+        "bos_token_id": t.token_to_id(BOS),
+        "eos_token_id": t.token_to_id(EOS),
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").write_bytes(safetensors(arrays))
+    t.save(str(folder / "tokenizer.json"))
+    tokens = {"bos_token": BOS, "eos_token": EOS, "add_bos_token": True, "chat_template": chat_template}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokens))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporter_chat, "run_bounded", proved_once)
+        assert export_program.main([str(folder), str(folder / "model.bin"), "--type", "f32"]) == 0
+    return folder / "model.bin", Judge(folder)
+
+
+def ids_of(t, answer, begin, end):
+    """An answer in letters as token ids."""
+    named = {"B": begin, "E": end, "\n": "\u010a", " ": "\u0120"}
+    return [t.token_to_id(named.get(letter, letter)) for letter in answer if letter != "*"]
+
+
+def kept(shown, who, begin, end):
+    """What is given to the template of an answer: all of it, or what a server makes of it."""
+    if who != "caller":
+        return shown
+    if end in shown:
+        return shown.split(end, 1)[1]
+    return "" if shown.strip().startswith(begin) else shown
+
+
+@pytest.mark.parametrize("family, answer", SPEECHES)
+def test_marks_in_answers(family, answer, tmp_path):
+    """Whatever marks of thoughts an answer has, and where: what the template keeps of it, as transformers
+    renders it, is what the history keeps, marks as the tokens that they are. A template that keeps whatever
+    it is given is given what servers give it: what stands behind the first mark, and all of it where the
+    prompt has closed the thought."""
+    chat_template, (begin, end), who = THINKERS[family]
+    t = tokenizer(marks=[*MARKS, *OWN_MARKS], special=[*SPECIAL, *MISTRAL])
+    library = PreTrainedTokenizerFast(tokenizer_object=t, bos_token=BOS, eos_token=EOS)
+    library.chat_template = chat_template
+    prompt = library.apply_chat_template([{"role": "user", "content": "u"}], add_generation_prompt=True)
+    start, said = prompt["input_ids"][-1], ids_of(t, answer, begin, end)
+    model, judge = speaker(tmp_path / "model", chat_template, said, start, [*MARKS, *OWN_MARKS])
+    count = len(said) + 2 * answer.endswith("*") if start not in said[-1:] else len(said)
+    session = tmp_path / "session"
+    shown = chat(model, "-t", 0, "-n", count, "--session", session, stdin=b"u\n").decode()
+    opens = begin if judge.text([start]) == begin else "<think>\n" if family == "R1" else ""
+    assert shown.startswith(opens + judge.text(said)) and shown.endswith("\n")
+    want = judge.history(["u", kept(shown[:-1], who, begin, end), "v"])
+    chat(model, "-t", 0, "-n", 0, "-p", "v", "--session", session)
+    assert judge.text(session_ids(session)[: len(want)]) == judge.text(want)
+    assert session_ids(session)[: len(want)] == want
+
+
+@pytest.mark.parametrize("mark", THINK)
+@pytest.mark.parametrize("family", ["V3.2", "K2", "R1", "lines"])
+def test_spelled_marks_are_text(family, mark, tmp_path):
+    """A mark is a token; what merely looks like one is text, and nothing is parted at it."""
+    chat_template, _, _ = THINKERS[family]
+    t = tokenizer(special=[*SPECIAL, *MISTRAL])
+    said = ids_of(t, "a" + mark + "z", *THINK)
+    start = {"V3.2": END, "R1": "\u010a"}.get(family, ASSISTANT)
+    model, judge = speaker(tmp_path / "model", chat_template, said, t.token_to_id(start))
+    session = tmp_path / "session"
+    assert mark in chat(model, "-t", 0, "-n", len(said), "--session", session, stdin=b"u\n").decode()
+    chat(model, "-t", 0, "-n", 0, "-p", "v", "--session", session)
+    ids = session_ids(session)
+    assert any(ids[i : i + len(said)] == said for i in range(len(ids)))
+
+
+@pytest.mark.parametrize("family", ["K2", "R1", "lines"])
+def test_marks_without_tokens(family, tmp_path):
+    """Where the tokenizer has no token for a mark, the mark is its text."""
+    chat_template, _, who = THINKERS[family]
+    t = tokenizer(marks=[USER, ASSISTANT], special=[*SPECIAL, *MISTRAL])
+    said = ids_of(t, "a" + END + "z", *THINK)
+    start = t.token_to_id("\u010a" if family == "R1" else ASSISTANT)
+    model, judge = speaker(tmp_path / "model", chat_template, said, start, [USER, ASSISTANT])
+    session = tmp_path / "session"
+    shown = chat(model, "-t", 0, "-n", len(said), "--session", session, stdin=b"u\n").decode()
+    assert shown == ("<think>\n" if family == "R1" else "") + "a" + END + "z\n"
+    chat(model, "-t", 0, "-n", 0, "-p", "v", "--session", session)
+    want = judge.ids(["u", kept(shown[:-1], who, *THINK), "v"])
+    assert session_ids(session)[: len(want)] == want
+
+
+@pytest.mark.parametrize("family", THINKERS)
+def test_proof_holds_for_other_answers(family):
+    """What the export has proved with its own answers holds for answers of marks, lines and words in any
+    order: the judge is Jinja."""
+    chat_template, (begin, end), who = THINKERS[family]
+    parts = proved(chat_template, {"bos_token": BOS, "eos_token": EOS})
+    assert (parts.pieces["think_begin"], parts.pieces["think_end"]) == (begin, end)
+    library = PreTrainedTokenizerFast(tokenizer_object=tokenizer(), bos_token=BOS, eos_token=EOS)
+    library.chat_template = chat_template
+    draw = random.Random(7)
+    words = [begin, end, begin + "\n", "\n" + end + "\n\n", "word", " ", "```\n", "so ", "\u3000", "</b>"]
+    for _ in range(300):
+        answers = ["".join(draw.choices(words, k=draw.randrange(1, 9))) for _ in range(2)]
+        messages = conversation_of(["u", answers[0], "v", answers[1], "w"])
+        want = library.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        if who == "caller":  # the section says what the caller does, too; the template keeps everything
+            parts = parts._replace(flags=parts.flags & ~(exporter_chat.SPLIT_FIRST | exporter_chat.DROP_OPEN))
+        assert put_together(parts, [tuple(message.values()) for message in messages]) == want
+
+
+def conversation_of(contents):
+    roles = ["user", "assistant"] * len(contents)
+    return [{"role": role, "content": content} for role, content in zip(roles, contents)]
+
+
+def test_rounds_are_counted(chat_model, tmp_path):
+    """A template may number the turns: through one pipe, and from session to session, beyond one digit."""
+    model, judge = chat_model("LongCat")
+    turns = [f"turn {i}" for i in range(12)]
+    session, again = tmp_path / "session", tmp_path / "again"
+    answers = chat(model, "-n", 3, "-t", 0, "--session", session, stdin="\n".join(turns).encode())
+    for turn in turns:
+        one = chat(model, "-n", 3, "-t", 0, "-p", turn, "--session", again)
+        assert answers.startswith(one)
+        answers = answers[len(one) :]
+    assert session_ids(session) == session_ids(again) and "[Round 11] USER:turn 11" in judge.text(
+        session_ids(session)
+    )
+
+
 # ---- lines in, answers out
-# ---------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 SAMPLED = ["-t", 1, "--top-k", 8, "-s", 5, "-n", 20]
 
@@ -339,6 +621,52 @@ def test_lines_are_turns(chat_model, tmp_path):
         pieces += chat(model, *options, "-p", turn, "--session", tmp_path / "session")
     assert pieces == whole and whole.count(b"<think>\n") >= 3
     assert chat(model, *SAMPLED, stdin=b"") == b""
+
+
+def test_line_ends(chat_model, tmp_path):
+    """Lines may end in CR LF, and a byte order mark is no text; within a line both are. Without --chat a file
+    is its bytes."""
+    model, _ = chat_model("V3")
+    lines = b"one\n\ntwo \\\nlines\nfo\rur\xef\xbb\xbf"
+    windows = b"\xef\xbb\xbf" + lines.replace(b"\n", b"\r\n")
+    for name, content in (("lines", lines), ("windows", windows)):
+        (tmp_path / name).write_bytes(content)
+        chat(model, *SAMPLED, "-f", tmp_path / name, "--session", tmp_path / f"{name}.session")
+    chat(model, *SAMPLED, "--session", tmp_path / "piped.session", stdin=windows)
+    want = session_ids(tmp_path / "lines.session")
+    assert session_ids(tmp_path / "windows.session") == session_ids(tmp_path / "piped.session") == want
+    assert text("-f", tmp_path / "windows", "--echo", "-n", 0, model=model) == windows
+
+
+def test_longest_turn(chat_model):
+    """What lines have for a limit, turns put together of lines have too."""
+    model, _ = chat_model("V3")
+    done = run("--chat", model=model, stdin=(b"x" * (1 << 20) + b"\\\n") * 65)
+    refused(done, FAILED, "longer than the 67108864 bytes")
+
+
+def test_session_after_each_turn(chat_model, tmp_path):
+    """What was said is safe once its answer is there: a killed conversation goes on where it was, and nobody
+    else may take it while it goes on."""
+    model, judge = chat_model("V3")
+    session = tmp_path / "session"
+    command = [RUN, model, "--chat", "-n", "3", "-t", "0", "-k", "f32", "--session", session]
+    talk = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    said = []
+    for turn in ("one", "two", "three"):
+        talk.stdin.write(turn.encode() + b"\n")
+        talk.stdin.flush()
+        said += [turn, talk.stdout.readline()[:-1].decode()]
+        deadline, want = time.monotonic() + 30, judge.ids([*said, "x"])
+        while not session.exists() or len(session_ids(session)) < len(want) - 4:
+            assert time.monotonic() < deadline
+        ids = session_ids(session)
+        assert ids == want[: len(ids)]
+        refused(run("--chat", "-p", "a", "--session", session, model=model), FAILED, "in use")
+    talk.kill()
+    talk.communicate()
+    chat(model, "-p", "x", "-n", 0, "--session", session)
+    assert session_ids(session)[: len(want)] == want
 
 
 def test_only_the_new_is_computed(chat_model, tmp_path):
@@ -372,18 +700,44 @@ def test_stop_text(chat_model, tmp_path):
     assert ids == judge.ids(["one", short, "two"])[: len(ids)] and judge.text(ids).endswith(short)
 
 
-def test_context_full(chat_model):
-    """Ends with a note when nothing more fits; a first turn that does not fit fails."""
+def unanswered(done, word):
+    line = done.stderr.decode()
+    assert done.returncode == FAILED and line.count("\n") == 1
+    assert line.startswith("run: ") and word in line and "context of 40" in line and "-c" in line
+
+
+def test_turns_without_an_answer(chat_model, tmp_path):
+    """Turns for which the context has no room are no success, and -q does not hide it: whether an answer has
+    filled the context, a turn does not fit, or it is the only one. What was answered before is written and in
+    the session."""
     model, _ = chat_model("V3")
-    done = run("--chat", "-c", 40, "-t", 0, "--ignore-eos", model=model, stdin=b"one\ntwo\n")
-    assert (
-        done.returncode == 0
-        and b"context of 40 tokens is full" in done.stderr
-        and done.stdout.count(b"\n") >= 1
-    )
-    done = run("--chat", "-c", 40, "-t", 0, "-n", 5, model=model, stdin=b"one\n" + b"x" * 50 + b"\ntwo\n")
-    assert done.returncode == 0 and b"is full" in done.stderr and done.stdout.count(b"\n") == 1
-    refused(run("--chat", "-c", 40, "-p", "x" * 50, model=model), FAILED, "40", "-c")
+    small, lines = ["--chat", "-q", "-c", 40, "-t", 0], b"one\ntwo\n"
+    unanswered(run(*small, "--ignore-eos", model=model, stdin=lines), "turn 2")
+    long = b"one\n" + b"x" * 50 + b"\ntwo\n"
+    session = ["--session", tmp_path / "session"]
+    done = run(*small, "-n", 5, *session, model=model, stdin=long)
+    unanswered(done, "no answer")
+    assert done.stdout.count(b"\n") == 1 and len(session_ids(tmp_path / "session")) > 5
+    refused(run(*small, "-p", "x" * 50, model=model), FAILED, "40", "-c")
+
+
+def test_last_answer_fills_the_context(chat_model):
+    """Where no turn is left, a full context is worth a note."""
+    model, _ = chat_model("V3")
+    for stdin in (b"one\n", b"one\n\n\n"):
+        done = run("--chat", "-c", 40, "-t", 0, "--ignore-eos", model=model, stdin=stdin)
+        assert done.returncode == 0 and b"context of 40 tokens is full" in done.stderr
+
+
+def test_context_of_a_pipe(tmp_path):
+    """Without -c a conversation in a pipe has the context that the model allows, not that of a terminal."""
+    folder = source(tmp_path / "model", TEMPLATES["V3"])
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 20000}))
+    compare.export(folder, tmp_path / "model.bin")
+    lines = b"".join(bytes([byte]) * 3000 + b"\n" for byte in b"abc")
+    done = run("--chat", "-n", 2, "-q", model=tmp_path / "model.bin", stdin=lines)
+    assert done.returncode == 0 and done.stderr == b"" and done.stdout.count(b"\n") >= 3
 
 
 def test_quiet_and_statistics(chat_model):
@@ -393,7 +747,7 @@ def test_quiet_and_statistics(chat_model):
 
 
 # ---- a terminal
-# --------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 
 class Talk:
@@ -438,7 +792,8 @@ def test_terminal(chat_model):
     model, _ = chat_model("R1")
     plain = chat(model, *SAMPLED, stdin=b"one\n")
     talk = Talk(model, "--chat", "-k", "f32", *SAMPLED)
-    assert talk.wait_for(b"> ") == b"> "
+    greeting, mark = talk.wait_for(b"> ").split(b"\n")
+    assert mark == b"> " and b"Ctrl-D" in greeting and b"\\" in greeting
     talk.type(b"on\\\n")
     talk.wait_for(b". ")
     talk.type(b"e\n")
@@ -453,6 +808,70 @@ def test_terminal(chat_model):
     assert shown.replace(b"\033[2m", b"").replace(b"\033[0m", b"") == b"one\n" + plain + b"> "
     talk.type(b"\x04")
     assert talk.end() == 0
+
+
+def on_terminal(model, tmp_path, *options):
+    """A chat on a terminal that has shown its first mark, and its session."""
+    session = tmp_path / "session"
+    talk = Talk(model, "--chat", "-k", "f32", "-n", 1, "-t", 0, "--session", session, *options)
+    talk.wait_for(b"> ")
+    return talk, session
+
+
+def test_pasted_lines_are_one_turn(chat_model, tmp_path):
+    """Lines that are already waiting belong to the turn, empty ones between them too."""
+    model, judge = chat_model("V3")
+    talk, session = on_terminal(model, tmp_path)
+    talk.type(b"\none\n\ntwo\nthree\n\n")
+    shown = talk.wait_for(b"> ")
+    assert shown.count(b"> ") == 1
+    talk.type(b"\x04")
+    assert talk.end() == 0
+    want = judge.ids(["one\n\ntwo\nthree"])
+    assert session_ids(session)[: len(want)] == want
+
+
+def test_line_that_the_terminal_cut(chat_model, tmp_path):
+    """What a terminal has cut is not sent on in silence, nor is the paste that it is in; a line that it keeps
+    is sent."""
+    model, judge = chat_model("V3")
+    talk, session = on_terminal(model, tmp_path)
+    for paste in (b"x" * 5000 + b"\n", b"a\n" + b"x" * 4095 + b"\nb\n"):
+        talk.type(paste)
+        assert b"not sent" in talk.wait_for(b"> ")
+        assert not session.exists()
+    talk.type(b"x" * 2000 + b"\n")
+    talk.wait_for(b"> ")
+    talk.type(b"\x04")
+    assert talk.end() == 0
+    want = judge.ids(["x" * 2000])
+    assert session_ids(session)[: len(want)] == want
+
+
+def test_mark_again_after_stop(chat_model, tmp_path):
+    """After Ctrl-Z and fg the user sees again where to write."""
+    model, _ = chat_model("V3")
+    talk, _ = on_terminal(model, tmp_path)
+    for turn in (b"one\n", b""):
+        talk.send(signal.SIGSTOP)
+        time.sleep(0.2)
+        talk.send(signal.SIGCONT)
+        assert talk.wait_for(b"> ") == b"> "
+        if turn:
+            talk.type(turn)
+            assert talk.wait_for(b"> ").count(b"> ") == 1
+    talk.type(b"\x04")
+    assert talk.end() == 0
+
+
+def test_greeting(chat_model):
+    """One line on standard error, at a terminal alone, and not under -q."""
+    model, _ = chat_model("V3")
+    talk = Talk(model, "--chat", "-q")
+    talk.type(b"\x04")
+    assert talk.end() == 0
+    done = run("--chat", "-n", 1, model=model, stdin=b"a\n")
+    assert b"Ctrl" not in done.stderr
 
 
 def test_interrupt(chat_model, tmp_path):
@@ -495,7 +914,7 @@ def test_terminated(turn, chat_model, tmp_path):
 
 
 # ---- refusals
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_no_template(export):
@@ -545,9 +964,9 @@ def test_damaged_section(chat_model, tmp_path):
     checkpoint works."""
     model, _ = chat_model("V3")
     whole = model.read_bytes()
-    at = whole.index(b"CHT1")
+    at = whole.index(b"CHT2")
     (data,) = struct.unpack_from("<Q", whole, 24)
-    for offset, value in [(0, 1), (4, 64), (8, 2**32 - 1), (8, 0), (28, 0), (12, 2**31)]:
+    for offset, value in [(0, 1), (4, 512), (12, 2**32 - 1), (12, 0), (32, 0), (16, 2**31)]:
         damaged = bytearray(whole)
         struct.pack_into("<I", damaged, at + offset, value)
         struct.pack_into("<I", damaged, 12, 0)
@@ -559,7 +978,7 @@ def test_damaged_section(chat_model, tmp_path):
 
 
 # ---- export
-# ------------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 ROUNDS = template(
     say("SYSTEM:"),
@@ -594,6 +1013,68 @@ def test_templates_refused(name, tmp_path):
     refused(run("--chat", "-p", "a", model=tmp_path / "model.bin"), FAILED, "no chat template")
 
 
+@pytest.mark.parametrize("version", ["3.1.6", "3.2.0rc1", "3.10", "4", "4.0.dev3+local", None])
+def test_versions_of_jinja2(version, monkeypatch):
+    """Any version string is read; where the module has none, the package says it."""
+    import jinja2
+
+    if version:
+        monkeypatch.setattr(jinja2, "__version__", version)
+    else:
+        monkeypatch.delattr(jinja2, "__version__")
+    assert compile_chat(lambda: (TEMPLATES["V3"], {"bos_token": BOS}), print)
+
+
+@pytest.mark.parametrize("version", ["3.1.5", "2.11.3", "3.1", "unknown", None])
+def test_jinja2_is_missing_or_old(version, monkeypatch):
+    """That is no fault of the template, and not worth a checkpoint without one."""
+    import jinja2
+
+    if version:
+        monkeypatch.setattr(jinja2, "__version__", version)
+    else:
+        monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(MissingJinja, match=r"pip install .*--no-chat"):
+        compile_chat(lambda: (TEMPLATES["V3"], {"bos_token": BOS}), print)
+
+
+def test_own_failures_are_no_fault_of_the_template(monkeypatch):
+    """A defect of the exporter is called one."""
+
+    def fails(*_, **__):
+        raise ChildFailed("KeyError at chat.py:1: 'x'")
+
+    warnings = []
+    monkeypatch.setattr(exporter_chat, "run_bounded", fails)
+    assert compile_chat(lambda: (TEMPLATES["V3"], {"bos_token": BOS}), warnings.append) == b""
+    assert len(warnings) == 1 and "defect" in warnings[0] and "report" in warnings[0]
+
+
+@pytest.mark.parametrize("content", ["[]", '{"chat_template": 7}', "{", '{"chat_template": [7]}'])
+def test_strange_configurations(content, tmp_path):
+    """A configuration that is none costs the template, or has none; it is no defect of the exporter."""
+    (tmp_path / "tokenizer_config.json").write_text(content)
+    warnings = []
+    assert compile_chat(lambda: find_template(tmp_path), warnings.append) == b""
+    assert not any("defect" in warning for warning in warnings) and len(warnings) == ("[7]" not in content)
+
+
+def test_hostile_pieces(tmp_path):
+    """Pieces in which an added token nearly stands at each place cost no more than any other text of their
+    size, and pieces of tokens without text make no answer slow."""
+    long = "a" * 50_000 + "b"
+    said = [tokenizer().token_to_id("z")]
+    for begin in ("{{ 'a' * 200000 }}", "{{ bos_token * 9000 }}"):
+        chat_template = template("", say(), say("x", EOS), "x", begin)
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        marks = [*MARKS, long]
+        model, _ = speaker(folder, chat_template, said, said[0], marks)
+        start = time.monotonic()
+        done = run("--chat", "-p", "a", "-n", 3, "-c", 4000, model=model)
+        assert time.monotonic() - start < 20
+        refused(done, FAILED, "no answer")
+
+
 def test_no_system_text(tmp_path):
     """A template that refuses system texts works without, and --system is refused."""
     folder = source(
@@ -621,9 +1102,8 @@ def test_where_templates_are(tmp_path):
 
 def test_deepseek_v32():
     """The form that its encoder script writes in chat mode, after the vectors published beside it."""
-    flags, pieces, _ = proved(DEEPSEEK_V32, {"bos_token": BOS})
+    parts = proved(DEEPSEEK_V32, {"bos_token": BOS})
     messages = [("system", "s"), ("user", "u"), ("assistant", "a"), ("user", "u")]
     assert (
-        put_together(pieces, flags, messages)
-        == f"{BOS}s{USER}u{ASSISTANT}</think>a{EOS}{USER}u{ASSISTANT}</think>"
+        put_together(parts, messages) == f"{BOS}s{USER}u{ASSISTANT}</think>a{EOS}{USER}u{ASSISTANT}</think>"
     )

@@ -9,6 +9,7 @@ import json
 import os
 import pty
 import random
+import resource
 import re
 import select
 import signal
@@ -151,6 +152,109 @@ def test_wrong_usage(options, named):
     refused(run(*options), USAGE, named)
 
 
+GNU = [
+    (["-j1"], ["-j", "1"]),
+    (["-n20"], ["-n", "20"]),
+    (["--tokens=20"], ["--tokens", "20"]),
+    (["-qn20"], ["-q", "-n", "20"]),
+    (["-qt0"], ["-q", "-t", "0"]),
+    (["-n20", "-s7", "-kq8"], ["-n", "20", "-s", "7", "-k", "q8"]),
+    (["-pOnce"], ["-p", "Once"]),
+    (["--prompt=-p"], ["-p", "-p"]),
+    (["--prompt="], ["-p", ""]),
+]
+
+
+@pytest.mark.parametrize("short, long", GNU, ids=lambda x: " ".join(x))
+def test_gnu_habits(short, long):
+    """A value may follow its letter at once, letters may stand together, a long name may have its value behind =;
+    also under POSIXLY_CORRECT the model may come before the options."""
+    rest = ["-s", "3", "-n", "5"]  # the last one given counts
+    want = text(*rest[:2], *long)
+    assert text(*rest[:2], *short) == want
+    posix = {**os.environ, "POSIXLY_CORRECT": "1"}
+    assert text(*rest[:2], *short, env=posix) == want
+
+
+def test_the_model_comes_anywhere(tmp_path):
+    """Before the options, behind them, and behind -- also if its name begins with -."""
+    want = text("-n", 5, "-s", 3)
+    assert text("-n5", "-s", "3", MODEL, model=None) == want
+    assert text("-n5", MODEL, "-s3", model=None) == want
+    (tmp_path / "-x").symlink_to(MODEL)
+    assert text("-n5", "-s3", "--", "-x", model=None, cwd=tmp_path) == want
+    refused(run("-n5", "--", "-x", "-p", model=None, cwd=tmp_path), USAGE, "-p", "-x")
+    refused(run("-n5", "--", model=None), USAGE, "MODEL")
+    assert text("--help", "-n", "x", model=None).startswith(b"usage")  # what is behind it is not looked at
+
+
+def test_as_typed():
+    """A message names the option as it was written, and what is wrong with a value that stands behind it."""
+    for words, named in (
+        (["-n20x"], "-n takes a whole number from -1 to 4294967295, not '20x'"),
+        (["--tokens=20x"], "--tokens takes a whole number"),
+        (["--tokens="], "--tokens takes a whole number"),
+        (["-qjx"], "-j takes a whole number"),
+        (["-n"], "-n takes a value, N,"),
+        (["--tokens"], "--tokens takes a value, N,"),
+        (["--quiet=1"], "--quiet takes no value"),
+        (["-qx"], "'-x'"),
+    ):
+        refused(run(*words), USAGE, named)
+
+
+@pytest.mark.parametrize(
+    "theirs, ours",
+    [
+        ("-m", "MODEL"),
+        ("--model", "MODEL"),
+        ("--temp", "--temperature"),
+        ("--temp=0.5", "--temperature"),
+        ("--n-predict", "--tokens"),
+        ("--n_predict", "--tokens"),
+        ("--max-tokens", "--tokens"),
+        ("--ctx-size", "--context"),
+        ("--ctx_size=4", "--context"),
+        ("--top_p", "--top-p"),
+        ("--top_k", "--top-k"),
+        ("--topk", "--top-k"),
+        ("--min_p", "--min-p"),
+        ("--repeat_penalty", "--repeat-penalty"),
+        ("--ignore_eos", "--ignore-eos"),
+        ("--reverse-prompt", "--stop"),
+        ("-cnv", "--chat"),
+        ("-sys", "--system"),
+        ("--system-prompt", "--system"),
+        ("-ctk", "--cache"),
+        ("--cache-type-k", "--cache"),
+        ("--prompt-cache", "--session"),
+        ("--thread", "--threads"),  # cut short: getopt_long would take it, and it may mean more one day
+        ("--quie", "--quiet"),
+    ],
+)
+def test_names_of_other_programs(theirs, ours):
+    """An option as llama.cpp or vLLM have it is refused with the name that it has here."""
+    refused(run(theirs, "x"), USAGE, theirs, ours)
+
+
+def test_unlike_everything():
+    for name in ("--to", "--frobnicate", "-x", "---", "--=", "--=x"):
+        refused(run(name), USAGE, name, "--help")
+
+
+def test_a_temperature_that_means_threads():
+    """-t is the number of threads elsewhere: above 2 it is allowed, and a remark names -j."""
+    done = run("-t8", "-n1", "-s1")
+    assert done.returncode == 0 and b"-t 8" in done.stderr and b"-j" in done.stderr
+    assert b"-j" not in run("-t2", "-n1", "-s1").stderr
+    assert run("-t8", "-n1", "-s1", "-q").stderr == b""
+
+
+@pytest.mark.parametrize("name", ["MLA_ISA", "MLA_PATH", "MLA_CHUNK"])
+def test_an_empty_variable_is_unset(name):
+    assert text("-n1", "-s1", env={**os.environ, name: ""}) == text("-n1", "-s1")
+
+
 def test_no_model():
     refused(run(model=None), USAGE, "MODEL")
 
@@ -260,6 +364,25 @@ def test_prompt_by_text_file_and_ids(story, tmp_path):
     assert text(*greedy) == text("-p", "", *greedy) == text("--ids", begin, *greedy)
 
 
+def test_tokenize_a_file_and_count(tmp_path):
+    """--tokenize takes its text from the command line or from -f, as bytes; --count says how many ids there are."""
+    words = b"Once upon a time\0\xff there was -f\r\n"
+    (tmp_path / "-f").write_bytes(words)
+    ids = text("--tokenize", "-f", tmp_path / "-f")
+    assert ids == text("-f", "-", "--tokenize", stdin=words) == text("--tokenize", "--file=-", stdin=words)
+    assert text("-f", tmp_path / "-f", "--tokenize", "--count") == b"%d\n" % len(ids.split())
+    assert text("--count", "--tokenize", "Once upon") == b"%d\n" % len(
+        text("--tokenize", "Once upon").split()
+    )
+    assert text("--tokenize=-f") == text("-f", "-", "--tokenize", stdin=b"-f")
+    assert text("--tokenize", "", "--count") == b"0\n" and text("--tokenize", "") == b"\n"
+    refused(run("--tokenize"), USAGE, "--tokenize", "-f")
+    refused(run("--tokenize", "a", "-f", tmp_path / "-f"), USAGE, "--tokenize", "-f")
+    refused(run("--tokenize", "-f", tmp_path / "-f", "-e"), USAGE, "-e")
+    refused(run("--tokenize", "-f", tmp_path / "none"), FAILED, "none")
+    refused(run("--count"), USAGE, "--count")
+
+
 def test_special_tokens_are_matched_on_request_only():
     mark = "<\uff5cbegin\u2581of\u2581sentence\uff5c>"
     assert len(text("--tokenize", mark, "--special").split()) == 1
@@ -273,6 +396,23 @@ def test_standard_input_is_left_alone(story):
     os.write(write, b"mine")
     done = subprocess.run([RUN, MODEL, *STORY, "-n", "40"], stdin=read, capture_output=True, timeout=60)
     assert done.stdout == story and os.read(read, 9) == b"mine"
+
+
+def test_waiting_input_gets_a_remark(tmp_path):
+    """Who pipes a text into the program and gives no prompt means it as one: a line says what reads it, whatever kind
+    of file it is. Where a prompt is given, or nothing waits, there is none."""
+    remark = b"-f - "
+    (tmp_path / "text").write_bytes(b"Once")
+    with open(tmp_path / "text", "rb") as file:
+        done = subprocess.run([RUN, MODEL, "-n1"], stdin=file, capture_output=True)
+    assert done.returncode == 0 and remark in done.stderr
+    assert remark in run("-n1", stdin=b"Once").stderr
+    assert remark in run("--logits", tmp_path / "logits", stdin=b"Once").stderr
+    for options in (["-p", "a"], ["-f", "-"], ["--ids", "1"], ["-q"]):
+        assert remark not in run("-n1", *options, stdin=b"Once").stderr
+    assert remark not in run("-n1", stdin=b"").stderr
+    for nothing in (subprocess.DEVNULL, os.open(tmp_path, os.O_RDONLY)):
+        assert remark not in subprocess.run([RUN, MODEL, "-n1"], stdin=nothing, capture_output=True).stderr
 
 
 # ---- how a text ends
@@ -302,6 +442,27 @@ def test_end_tokens():
     pytest.fail("no text ended by itself")
 
 
+def ended(done):
+    assert done.returncode in (0, INTERRUPTED, 143, 129), done.stderr
+    return re.search(rb"ended: (\w+); seed \d+\n$", done.stderr)[1].decode()
+
+
+def test_the_statistics_say_why_a_text_ended(story):
+    """An end token, a stop text, -n, the context or a signal."""
+    assert ended(run(*STORY, "-n", 5)) == ended(run(*STORY, "-n", 0)) == "length"
+    assert ended(run(*STORY, "-n", 40, "--stop", story[9:12].decode())) == "stop"
+    assert ended(run(*STORY, "-n", -1, "--ignore-eos")) == ended(run(*STORY, "-c", 8)) == "context"
+    reasons = {ended(run("-p", "Once upon a time", "-s", seed, "-n", -1)) for seed in range(30)}
+    assert "end" in reasons and reasons <= {"end", "context"}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        process = start(*STORY, "-n", "-1", "--ignore-eos", "-j", "1", "-k", "full")
+        process.stdout.read(1)
+        process.send_signal(number)
+        process.stdout.read()
+        done = subprocess.CompletedProcess([], process.wait(60), b"", process.stderr.read())
+        assert done.returncode == 128 + number and ended(done) == "signal"
+
+
 def test_context_full(story):
     done = run(*STORY, "-c", 8, "-n", 40)
     assert done.returncode == 0 and b"context of 8 tokens is full" in done.stderr
@@ -312,6 +473,25 @@ def test_prompt_longer_than_the_context(limit):
     refused(run(*STORY, "-c", 3), FAILED, "-c", "3")
     refused(run("-f", "-", stdin=b"All work and no play. " * 50000), FAILED, str(limit))
     refused(run("-f", "-", stdin=b"x" * 1000000), FAILED, str(limit))
+
+
+def test_a_prompt_is_read_no_further_than_it_can_go(tmp_path, limit):
+    """A file far longer than the context is refused by its size, and a source without end when it has given as much;
+    neither by its tokens. What fits is read whatever its tokens are."""
+    with open(tmp_path / "long", "wb") as file:
+        file.truncate(200_000_000)
+    begun = os.times()
+    refused(run("-f", tmp_path / "long", "-c", 100), FAILED, "long", "100", "-c")
+    refused(run("-f", tmp_path / "long"), FAILED, "long", str(limit))
+    spent = os.times()
+    assert spent.children_user + spent.children_system - begun.children_user - begun.children_system < 2
+    endless = subprocess.Popen(["yes"], stdout=subprocess.PIPE)
+    done = subprocess.run([RUN, MODEL, "-f", "-"], stdin=endless.stdout, capture_output=True, timeout=60)
+    endless.kill(), endless.communicate()
+    refused(done, FAILED, str(limit))
+    longest = max((text("--ids", i, "--echo", "-n", 0) for i in range(200, 300)), key=len)
+    prompt = longest * (limit - 20)
+    assert text("-f", "-", "--echo", "-n", 0, stdin=prompt) == prompt
 
 
 def test_a_prompt_that_fills_the_context(limit):
@@ -389,12 +569,50 @@ def test_interrupt():
     assert text(*STORY, "-n", "-1", "--ignore-eos", "-k", "full").startswith(first + out)
 
 
+@pytest.mark.parametrize("kind", ["text", "logits"])
+def test_a_file_that_may_not_grow(kind, tmp_path):
+    """The user's limit of a file's size is an error like a full disk, not a signal."""
+    limited = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+    if kind == "text":
+        with open(tmp_path / "out", "wb") as out:
+            done = run(*STORY, "-n", "200", "--ignore-eos", stdout=out, preexec_fn=limited)
+        assert (
+            done.returncode == FAILED
+            and b"standard output: " in done.stderr
+            and done.stderr.count(b"\n") == 1
+        )
+    else:
+        refused(run(*STORY[:2], "--logits", tmp_path / "logits", preexec_fn=limited), FAILED, "logits")
+        assert os.listdir(tmp_path) == []
+
+
 # ---- terminals
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_newline_on_a_terminal_only(story):
     assert on_terminal([RUN, MODEL, *STORY, "-n", "40"]) == (story + b"\n", 0)
+
+
+def test_statistics_on_a_line_of_their_own(story, tmp_path):
+    """On a terminal that may show both streams; not behind a text in a file, nor where the text has ended its line."""
+
+    def shown(**streams):
+        master, slave = pty.openpty()
+        streams = {name: slave if where == "terminal" else where for name, where in streams.items()}
+        done = subprocess.run([RUN, MODEL, *STORY, "-n", "40"], stdin=subprocess.DEVNULL, **streams)
+        assert done.returncode == 0
+        out = b""
+        while chunk := waiting(master):
+            out += chunk
+        os.close(master), os.close(slave)
+        return out.replace(b"\r\n", b"\n")
+
+    assert shown(stdout=subprocess.PIPE, stderr="terminal").startswith(b"\nprompt ")
+    assert shown(stdout="terminal", stderr="terminal").startswith(story + b"\nprompt ")
+    assert shown(stdout="terminal", stderr=subprocess.PIPE) == story + b"\n"
+    with open(tmp_path / "out", "wb") as out:
+        assert shown(stdout=out, stderr="terminal").startswith(b"prompt ")
 
 
 def test_progress_on_a_terminal_only():
@@ -542,6 +760,75 @@ def test_logits_file(tmp_path, story):
     assert os.listdir(tmp_path) == ["logits"]
 
 
+def logits_of(*options, **how):
+    """What --logits writes, wherever it goes."""
+    return run("-p", "Once upon a time", "--logits", *options, **how)
+
+
+@pytest.fixture(scope="module")
+def logits(tmp_path_factory):
+    file = tmp_path_factory.mktemp("logits") / "file"
+    assert logits_of(file).returncode == 0
+    return file.read_bytes()
+
+
+def test_links_as_output(logits, tmp_path):
+    """The target of a link is written or replaced, never the link: links to files, to links, to a file that does not
+    exist yet, from another folder."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_bytes(b"old")
+    for name, target in (
+        ("absolute", tmp_path / "folder" / "file"),
+        ("relative", "folder/file"),
+        ("chain", "relative"),
+        ("dangling", "folder/new"),
+        ("folder/up", "../other"),
+    ):
+        link = tmp_path / name
+        link.symlink_to(target)
+        assert logits_of(link).returncode == 0
+        assert link.is_symlink() and os.readlink(link) == str(target) and link.read_bytes() == logits, name
+        link.resolve().write_bytes(b"old")
+    assert logits_of("dangling", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "folder" / "new").read_bytes() == logits
+    (tmp_path / "circle").symlink_to("circle")
+    refused(logits_of(tmp_path / "circle"), FAILED, "circle")
+    (tmp_path / "nowhere").symlink_to("none/file")
+    refused(logits_of(tmp_path / "nowhere"), FAILED, "nowhere")
+    assert sorted(os.listdir(tmp_path / "folder")) == ["file", "new", "up"]  # and no temporary file
+
+
+@pytest.mark.parametrize("name", ["/proc/self/fd/1", "/dev/fd/1", "link", "chain"])
+def test_streams_as_output(name, logits, tmp_path):
+    """A stream of the process by any name, also a link of one's own, is written in place: to a pipe, to a file that
+    the shell has opened, behind what stands in it."""
+    (tmp_path / "link").symlink_to("/proc/self/fd/1")
+    (tmp_path / "chain").symlink_to("link")
+    before = sorted(os.listdir("/dev"))
+    how = {"cwd": tmp_path}
+    assert logits_of(name, **how).stdout == logits
+    with open(tmp_path / "file", "wb") as file:
+        inode = os.fstat(file.fileno()).st_ino
+        assert logits_of(name, stdout=file, **how).returncode == 0
+    assert (tmp_path / "file").read_bytes() == logits and (tmp_path / "file").stat().st_ino == inode
+    with open(tmp_path / "file", "ab") as file:
+        assert logits_of(name, stdout=file, **how).returncode == 0
+    assert (tmp_path / "file").read_bytes() == 2 * logits
+    assert sorted(os.listdir(tmp_path)) == ["chain", "file", "link"] and sorted(os.listdir("/dev")) == before
+    assert os.readlink(tmp_path / "link") == "/proc/self/fd/1" and (tmp_path / "chain").is_symlink()
+
+
+def test_pipes_and_devices_as_output(logits, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        reader = subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE)
+        assert logits_of(tmp_path / name).returncode == 0
+        assert reader.communicate(timeout=60)[0] == logits
+    assert logits_of("/dev/null").returncode == 0 and not os.path.isfile("/dev/null")
+    assert sorted(os.listdir(tmp_path)) == ["link", "pipe"]
+
+
 def test_perplexity(tmp_path):
     """The same figure as from --logits of each window: a begin token, then c - 1 tokens, each of them scored
     once."""
@@ -627,6 +914,24 @@ def test_info(export):
             and f" {token:,} " in row
             and f" {token * config['max_position_embeddings']:,} " in row
         ), row
+
+
+def test_bench_refuses_what_the_model_cannot(limit):
+    refused(run("--bench", "-c", limit + 1), USAGE, "-c", str(limit))
+
+
+def test_bench_on_a_busy_machine():
+    """No measurement claims more than the whole speed of memory, whatever other programs take of it and whatever is
+    read from the processor's caches."""
+    busy = [subprocess.Popen(["yes"], stdout=subprocess.DEVNULL) for _ in range(2)]
+    try:
+        table, csv = text("--bench", "-c", 96).decode(), text("--bench", "-c", 96, "--csv").decode()
+    finally:
+        for process in busy:
+            process.kill(), process.wait()
+    shares = [line.split()[-2:] for line in table.splitlines()[1:]]
+    assert all(last == "cached" or (last == "%" and float(share) <= 100) for share, last in shares)
+    assert all(float(line.split(",")[-1]) <= 1 for line in csv.splitlines()[1:])
 
 
 def test_bench():

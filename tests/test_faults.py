@@ -13,13 +13,14 @@ import signal
 import struct
 import subprocess
 import time
+import zlib
 
 import pytest
 
 import compare
 from conftest import MODELS, ROOT, need
 from test_cli import FAILED, MODEL, RUN, STORY, refused, run, text
-from test_fuzz import INFO, tensor
+from test_fuzz import INFO, field, mended, set_field, tensor
 from test_session import TEMPORARY, header, with_fields
 
 
@@ -81,6 +82,43 @@ def test_out_of_memory_anywhere(what, faults, tmp_path):
             ), (n, done)
             assert whole.stdout.startswith(done.stdout) and not file.exists(), n
             assert "libgomp" in lines[0] or set(os.listdir(tmp_path)) == {"text"}, n
+
+
+CRC = """
+#include "engine/checkpoint.h"
+#include <stdio.h>
+static char all[1 << 16];
+int main(void) {
+    size_t n = fread(all, 1, sizeof all, stdin);
+    uint32_t pieces = 0;
+    for (size_t i = 0; i < n; i += 7)
+        pieces = crc32(pieces, all + i, n - i < 7 ? n - i : 7);
+    printf("%08x %08x", crc32(0, all, n), pieces);
+}
+"""
+
+
+def test_checksums_need_no_open_model(tmp_path):
+    """zlib's CRC-32 whoever asks first, in one piece and in pieces."""
+    (tmp_path / "crc.c").write_text(CRC)
+    alone = ["-ffunction-sections", "-fdata-sections", "-Wl,--gc-sections"]  # of checkpoint.c what is used
+    files = [tmp_path / "crc.c", ROOT / "engine" / "checkpoint.c"]
+    subprocess.run(["cc", "-std=gnu11", "-I", ROOT, *alone, *files, "-o", tmp_path / "crc"], check=True)
+    for data in (b"", b"123456789", random.Random(1).randbytes(50000)):
+        out = subprocess.run([tmp_path / "crc"], input=data, capture_output=True, check=True).stdout
+        assert out.decode() == f"{zlib.crc32(data):08x} {zlib.crc32(data):08x}"
+
+
+@pytest.mark.parametrize("chosen", [1, 8, 2**20, 2**31, 2**32 - 1])
+def test_a_dense_model_that_chooses_experts(chosen, export, tmp_path):
+    """A header that names chosen experts where there are none would ask for buffers of any size: it is refused, as
+    whatever no model can have."""
+    raw = bytearray(export(MODELS / "plm", "f32").read_bytes())
+    assert struct.unpack_from("<I", raw, field("n_routed_experts")) == (0,)
+    set_field("num_experts_per_tok", chosen)(raw)
+    (tmp_path / "model.bin").write_bytes(mended(raw))
+    for options in (["--info"], ["--ids", "1", "-n", 1]):
+        refused(run(*options, model=tmp_path / "model.bin"), FAILED, "model.bin", "num_experts_per_tok")
 
 
 def test_a_prompt_of_100_megabytes(tmp_path):

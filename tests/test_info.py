@@ -9,6 +9,7 @@ DeepSeek-V3, arXiv 2505.09343     table 1: 70.272 KB a token in bf16"""
 import json
 import math
 import re
+import subprocess
 import sys
 
 import pytest
@@ -19,6 +20,7 @@ from conftest import MODELS
 sys.path.insert(0, str(compare.ROOT))
 from exporter import command
 from exporter.shapes import SHAPES
+from test_chat import source
 
 # The cache does not depend on these; small ones make a checkpoint of the shape small.
 SMALL = {
@@ -40,12 +42,16 @@ def table(tmp_path, monkeypatch):
         assert command.main(["--random", shape, str(tmp_path / shape), "--layers", "1", "--type", "q4"]) == 0
         out = compare.run(tmp_path / shape, "--info").decode()
         rows = re.findall(
-            r"^(-k \w+|full K and V|MHA|GQA-8|MQA)\b.*? ([\d,]+) +([\d,]+) +([\d,]+) +(-?[\d.]+) %$",
+            r"^(-k \w+|full K and V|MHA|GQA-8|MQA)\b.*? ([\d,]+) +([\d,]+) +([\d,]+) +(?:([\d.]+) %|none, x ([\d.]+))$",
             out,
             re.M,
         )
         return {
-            name: (*(int(x.replace(",", "")) for x in counts), float(saved)) for name, *counts, saved in rows
+            name: (
+                *(int(x.replace(",", "")) for x in counts),
+                float(saved) if saved else 100 - 100 * float(times),
+            )
+            for name, *counts, saved, times in rows
         }
 
     return read
@@ -92,6 +98,38 @@ def test_parameters(name, export):
     assert re.search(
         rf"^parameters +{held:,}$", compare.run(export(MODELS / name, "f32"), "--info").decode(), re.M
     )
+
+
+def test_no_cache_saves_a_negative_share(table):
+    """--cache full takes 4 bytes a number, GQA-8 of fewer than eight heads more than all heads: a factor says so."""
+    assert table("deepseek-v2-lite")["-k full"][-1] == -100
+
+
+@pytest.mark.parametrize(
+    "kind, says",
+    [
+        ("plain", "yes"),
+        ("thoughts", "yes, with thoughts before the answer"),
+        (None, "no: the file has no chat template"),
+    ],
+)
+def test_chat_and_thoughts(kind, says, tmp_path):
+    """Whether --chat works on the file, and whether its template treats thoughts, is known before it is tried."""
+    answer = {"plain": "m['content']", "thoughts": "m['content'].split('</think>')[-1]", None: ""}[kind]
+    template = (
+        "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ 'User: ' + m['content'] + '\\n' }}"
+        "{% elif m['role'] == 'assistant' %}{{ 'Assistant: ' + ANSWER + eos_token }}"
+        "{% else %}{{ m['content'] + '\\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}"
+    ).replace("ANSWER", answer)
+    folder = source(tmp_path / "model", template if kind else None)
+    compare.export(folder, tmp_path / "model.bin", "--type", "f32")
+    out = compare.run(tmp_path / "model.bin", "--info").decode()
+    assert re.search(r"^chat +(.*)$", out, re.M)[1] == says
+    talks = subprocess.run(
+        [compare.RUN[0], tmp_path / "model.bin", "--chat", "-p", "x", "-n", "1"], capture_output=True
+    )
+    assert (talks.returncode == 0) == (kind is not None), talks.stderr
 
 
 @pytest.mark.parametrize(

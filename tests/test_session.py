@@ -6,6 +6,7 @@ after the description in cli/session.c, with zlib's checksum."""
 
 import fcntl
 import os
+import pty
 import random
 import re
 import resource
@@ -13,19 +14,23 @@ import shutil
 import signal
 import struct
 import subprocess
+import termios
 import time
 import zlib
 
 import pytest
 
-from conftest import MODELS
+from conftest import MODELS, ROOT
 from test_cli import FAILED, MODEL, RUN, USAGE, refused, run, start, text
 
 GREEDY = ["-t", "0"]
 SAMPLED = ["-t", "1", "--top-p", "0.9", "--repeat-penalty", "1.1"]
 BEGIN = ["-p", "Once upon a time", "-s", "7"]
-HEADER = "<8sIIQQQQ64s8sQQ5I36x"
-FIELDS = "magic version checksum file_bytes data_offset page_bytes model model_name cache seed random tokens rows cut logits pages".split()
+HEADER = "<8sIIQQQQ64s8sQQ7I28s"
+FIELDS = (
+    "magic version checksum file_bytes data_offset page_bytes model model_name cache seed random tokens rows "
+    "cut logits pages conversation header_bytes reserved"
+).split()
 TEMPORARY = ".session.tmp"
 
 
@@ -59,6 +64,16 @@ def with_fields(raw, **changed):
     struct.pack_into(HEADER, whole, 0, *fields.values())
     struct.pack_into("<I", whole, 12, zlib.crc32(whole[:end]))
     return bytes(whole)
+
+
+def with_header(raw, size, more=b""):
+    """The same session with a header of `size` bytes, the new ones zero but for `more` at their end."""
+    h = header(raw)
+    lists = raw[192 : 192 + 4 * (h["tokens"] + h["logits"] + h["pages"])]
+    front = raw[:192] + (bytes(size) + more)[-(size - 192) :] if size > 192 else raw[:192]
+    data_offset = (len(front + lists) + 4095) // 4096 * 4096
+    whole = (front + lists).ljust(data_offset, b"\0") + raw[h["data_offset"] :]
+    return with_fields(whole, header_bytes=size, data_offset=data_offset, file_bytes=len(whole))
 
 
 def prompt_tokens(done):
@@ -142,9 +157,9 @@ def test_a_full_context(session):
     assert done.stdout + more == text(*BEGIN, *GREEDY, "-n", 21 - prompt_tokens(done) + 5)
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_interrupted(name, session):
-    """Ctrl-C and SIGTERM put away what was written; the exit status is the one shells give."""
+    """Ctrl-C, SIGTERM and SIGHUP put away what was written; the exit status is the one shells give."""
     number = getattr(signal, name)
     endless = [*GREEDY, "--ignore-eos", "-k", "full"]
     process = start(*BEGIN, *endless, "-n", "-1", "-j", "1", "--session", str(session))
@@ -154,6 +169,64 @@ def test_interrupted(name, session):
     assert process.returncode == 128 + number
     after = text(*endless, "-n", 5, "--session", session)
     assert after and text(*BEGIN, *endless, "-n", -1).startswith(before + after)
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["once", "and again"])
+def test_a_window_is_closed(again, session):
+    """The terminal is gone: writing to it fails, SIGHUP comes, from the kernel and perhaps from the shell too. The
+    session holds the text so far."""
+    endless = [*GREEDY, "--ignore-eos", "-k", "full"]
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [RUN, MODEL, *BEGIN, *endless, "-n", "-1", "-j", "1", "--session", session],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(slave)
+    before = os.read(master, 1)
+    os.close(master)
+    if again:
+        process.send_signal(signal.SIGHUP)
+    assert process.wait(60) == 128 + signal.SIGHUP
+    assert os.listdir(session.parent) == [session.name]
+    h = header(session.read_bytes())
+    whole = text(*BEGIN, *endless, "-n", -1)
+    after = text(*endless, "-n", 5, "--session", session)
+    ids = struct.unpack_from(f"<{h['tokens']}i", session.read_bytes(), 192)
+    shown = text("--ids", " ".join(map(str, ids)), "--echo", "-n", 0)
+    assert (
+        after and ("Once upon a time".encode() + whole).startswith(shown + after) and whole.startswith(before)
+    )
+
+
+@pytest.mark.parametrize("where", ["at once", "after a token"])
+def test_a_reader_that_leaves(where, session):
+    """A closed pipe is no failure, but the session is as it was: a line says so, also under -q, and no temporary file is
+    left."""
+    text(*BEGIN, "-n", 3, "--session", session)
+    before = session.read_bytes()
+    for options in ([], ["-q"]):
+        process = start(*GREEDY, "-n", "-1", "--ignore-eos", "-k", "q8", "--session", str(session), *options)
+        if where == "after a token":
+            assert process.stdout.read(1)
+        process.stdout.close()
+        lines = process.stderr.read().decode().splitlines()
+        assert process.wait(60) == 0
+        assert len([line for line in lines if "session" in line and "was not written" in line]) == 1, lines
+        assert len(lines) == 1 or (not options and lines[0].startswith("session "))
+        assert session.read_bytes() == before and os.listdir(session.parent) == [session.name]
+
+
+def test_a_full_disk_for_the_text(session):
+    """One line says both, and no temporary file is left."""
+    with open("/dev/full", "wb") as full:
+        done = run(*BEGIN, "-n", 3, "--session", session, stdout=full)
+    assert done.returncode == FAILED and done.stderr.count(b"\n") == 1
+    assert b"standard output" in done.stderr and b"session" in done.stderr
+    assert os.listdir(session.parent) == []
 
 
 def test_seed(session):
@@ -192,6 +265,32 @@ def test_the_file_is_what_its_description_says(put_away, tiny):
     pages = [put_away[h["data_offset"] + i * h["page_bytes"] :][: h["page_bytes"]] for i in range(2)]
     assert sums == tuple(map(zlib.crc32, pages))
     assert h["data_offset"] % 4096 == 0 and len(put_away) == h["data_offset"] + 2 * h["page_bytes"]
+
+
+@pytest.mark.parametrize("size", [200, 256, 1024, 4096])
+def test_a_longer_header(size, put_away, session, tiny):
+    """Of a later version: what is new must be zero, which means what this version does. Reserved fields too."""
+    session.write_bytes(put_away)
+    want = text("-n", 5, "-t", 0, "--session", session, model=tiny)
+    session.write_bytes(with_header(put_away, size))
+    assert text("-n", 5, "-t", 0, "--session", session, model=tiny) == want
+    for raw in (
+        with_header(put_away, size, b"\1"),
+        with_header(put_away, size, b"\1" + bytes(size - 193)),
+        with_fields(with_header(put_away, size), reserved=bytes(27) + b"\1"),
+        with_fields(put_away, reserved=b"\1" + bytes(27)),
+    ):
+        session.write_bytes(raw)
+        refused(run("-n", 1, "--session", session, model=tiny), FAILED, "session", "newer version")
+        assert session.read_bytes() == raw
+
+
+def test_no_header_of_this_size(put_away, session, tiny):
+    for size in (1, 8, 184, 191, 193, 196, 4104, 2**31, 2**32 - 8):
+        session.write_bytes(with_fields(put_away, header_bytes=size))
+        refused(run("-n", 1, "--session", session, model=tiny), FAILED, "session", "damaged")
+    session.write_bytes(with_fields(put_away, header_bytes=192))  # as much as none
+    assert text("-n", 1, "--session", session, model=tiny)
 
 
 def test_refused(put_away, session, tiny, export):
@@ -348,6 +447,135 @@ def locked(path):
             return False
         except BlockingIOError:
             return True
+
+
+@pytest.mark.parametrize("mode", [0o444, 0o400, 0o555])
+def test_a_read_only_session_is_not_replaced(mode, put_away, session, tiny):
+    """Known at the start, for root too, who may write everywhere."""
+    session.write_bytes(put_away)
+    session.chmod(mode)
+    refused(run("-n", 1, "--session", session, model=tiny), FAILED, "session", "read-only")
+    assert session.read_bytes() == put_away and session.stat().st_mode & 0o777 == mode
+    assert os.listdir(session.parent) == [session.name]
+
+
+def test_links(session, tiny):
+    """A session by the name of a link is the link's target, which may not exist yet; the link stays."""
+    (folder := session.parent / "folder").mkdir()
+    for name, target in (("link", "folder/session"), ("chain", "link"), ("dangling", "folder/new")):
+        (session.parent / name).symlink_to(target)
+    want = text("--ids", "1 2 3", "-t", 0, "-n", 6, model=tiny).split()
+    text("--ids", "1 2 3", "-t", 0, "-n", 3, "--session", session.parent / "chain", model=tiny)
+    assert text("-t", 0, "-n", 3, "--session", folder / "session", model=tiny).split() == want[3:]
+    text("--ids", "1 2 3", "-t", 0, "-n", 3, "--session", session.parent / "dangling", model=tiny)
+    assert text("-t", 0, "-n", 3, "--session", session.parent / "dangling", model=tiny).split() == want[3:]
+    assert all((session.parent / name).is_symlink() for name in ("link", "chain", "dangling"))
+    assert sorted(os.listdir(folder)) == ["new", "session"]
+
+
+def test_no_session_is_a_stream(session, tiny):
+    """By no name: it is refused, and nothing under /dev or /proc is replaced."""
+    (session.parent / "link").symlink_to("/proc/self/fd/1")
+    for name in ("/proc/self/fd/1", "/dev/fd/1", session.parent / "link"):
+        with open(session.parent / "out", "wb") as out:
+            done = run("--ids", "1", "-n", 1, "--session", name, model=tiny, stdout=out)
+        assert done.returncode == FAILED and b"not a regular file" in done.stderr
+    assert sorted(os.listdir(session.parent)) == ["link", "out"]
+    assert (session.parent / "link").is_symlink() and (session.parent / "out").read_bytes() == b""
+
+
+@pytest.mark.parametrize("what", ["session", "notes", "hard link", "hard link to nothing", "link", "folder"])
+def test_another_file_of_the_temporary_name(what, put_away, session, tiny):
+    """Is left alone, whatever it is: a session of that name, notes, and through a link or a hard link a file
+    elsewhere."""
+    temporary, other = session.with_name(session.name + TEMPORARY), session.with_name("other")
+    session.write_bytes(put_away)
+    if what == "folder":
+        temporary.mkdir()
+    elif what == "link":
+        other.write_bytes(b"precious")
+        temporary.symlink_to(other)
+    elif what.startswith("hard link"):
+        other.write_bytes(b"" if "nothing" in what else b"precious")
+        os.link(other, temporary)
+    else:
+        temporary.write_bytes(b"notes" if what == "notes" else put_away)
+    before = {path.name: path.is_file() and path.read_bytes() for path in session.parent.iterdir()}
+    refused(run("-n", 1, "--session", session, model=tiny), FAILED, TEMPORARY)
+    assert {path.name: path.is_file() and path.read_bytes() for path in session.parent.iterdir()} == before
+
+
+def test_a_session_with_the_name_of_a_temporary_file(session, tiny):
+    """May be made and gone on with; the session that would take it for its temporary file may not."""
+    name = session.with_name(session.name + TEMPORARY)
+    text("--ids", "1", "-n", 1, "--session", name, model=tiny)
+    text("-n", 1, "--session", name, model=tiny)
+    before = name.read_bytes()
+    refused(run("--ids", "1", "-n", 1, "--session", session, model=tiny), FAILED, name.name)
+    assert name.read_bytes() == before and os.listdir(session.parent) == [name.name]
+
+
+def test_what_is_left_is_taken_over(session, tiny):
+    """Of a run that was killed at any moment while it wrote: pages, a whole session, of whatever permissions."""
+    text("--ids", "1", "-t", 0, "-n", 1, "--session", session, model=tiny)
+    whole, temporary = session.read_bytes(), session.with_name(session.name + TEMPORARY)
+    for left in (b"", bytes(100), whole[:-1], whole):
+        temporary.write_bytes(left)
+        temporary.chmod(0o744)
+        text("-n", 1, "--session", session, model=tiny)
+        assert os.listdir(session.parent) == [session.name] and not session.stat().st_mode & 0o111
+
+
+@pytest.fixture(scope="module")
+def session_driver(tmp_path_factory):
+    program = tmp_path_factory.mktemp("driver") / "session_driver"
+    files = [
+        ROOT / "tests" / "session_driver.c",
+        *(ROOT / name for name in ("mla.c", "tokenizer.c")),
+        *sorted((ROOT / "engine").glob("*.c")),
+        *sorted((ROOT / "cli").glob("*.c")),
+        *(ROOT / "kernels" / f"{name}.c" for name in ("dispatch", "team", "linear", "kernels")),
+    ]
+    names = ['-DISAS="portable"', "-DISA_portable", '-DMLA_VERSION=""']
+    flags = ["-std=gnu11", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-I", ROOT]
+    subprocess.run(["cc", *flags, *names, *files, "-o", program, "-lm"], check=True)
+    return program
+
+
+def test_saved_again_and_again(session_driver, session, tiny):
+    """As after each turn of a conversation: the file is right after each save, and locked from the beginning to the
+    end, although a save takes the temporary file away."""
+    turns = ["1 2 3", "4 5", "", "6 7 8 9"]
+    process = subprocess.Popen(
+        [session_driver, tiny, session, *turns], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    for i in range(len(turns)):
+        assert process.stdout.readline() == b"saved\n"
+        raw = session.read_bytes()
+        ids = [int(word) for turn in turns[: i + 1] for word in turn.split()]
+        assert list(struct.unpack_from(f"<{header(raw)['tokens']}i", raw, 192)) == ids
+        others = [
+            subprocess.Popen([RUN, tiny, "-n", "1", "--session", session], stderr=subprocess.PIPE)
+            for _ in range(4)
+        ]
+        process.stdin.write(b"\n"), process.stdin.flush()  # the next save meets them
+        if i + 1 < len(turns):
+            assert all(b"in use" in other.communicate()[1] and other.returncode == FAILED for other in others)
+        else:
+            for other in others:
+                other.communicate()
+    assert process.wait(10) == 0
+    assert os.listdir(session.parent) == [session.name] and text("-n", 1, "--session", session, model=tiny)
+
+
+def test_in_use_after_a_save(session):
+    """A session that a run has open is locked by itself, not by its temporary file alone, which a save takes away."""
+    text(*BEGIN, "-n", 2, "--session", session)
+    with open(session, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        refused(run("-n", 1, "--session", session), FAILED, "in use")
+    assert os.listdir(session.parent) == [session.name]
+    text("-n", 1, "--session", session)
 
 
 def test_two_at_once(session, tiny):

@@ -52,6 +52,10 @@ OPTIONS = [
     "m\0--ids\x001 2 3\0-k\0q6\0-c\x0010\0-j\x001",
     "m\0--perplexity\0f\0--against\0f32",
     "m\0--session\0s\0--ignore-eos\0--echo",
+    "-qn5\0--top-p=0.5\0-t0\0--\0-m",
+    "--tokenize\0-f\0a\0--count\0m",
+    "m\0--tokenize=-f\0-e",
+    "m\0--temp\x000",
 ]
 
 

@@ -1,0 +1,60 @@
+/* slice.c: bytes of a text (slice.h). Knows UTF-8's white space and nothing else about what they mean. */
+#include "cli/slice.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli/output.h"
+
+bool append(Buffer *b, Slice s) {
+    if (!b->text || b->space - b->bytes < s.bytes) {
+        size_t space = 2 * (b->bytes + s.bytes) + 256;
+        char *text = realloc(b->text, space);
+        if (!text) {
+            report("out of memory");
+            return false;
+        }
+        b->text = text;
+        b->space = space;
+    }
+    if (s.bytes)
+        memcpy(b->text + b->bytes, s.text, s.bytes);
+    b->bytes += s.bytes;
+    return true;
+}
+
+bool starts_with(Slice s, Slice beginning) {
+    return s.bytes >= beginning.bytes &&
+           (!beginning.bytes || !memcmp(s.text, beginning.text, beginning.bytes));
+}
+
+bool same_text(Slice a, Slice b, Slice c, Slice d) {
+    if (a.bytes > c.bytes)
+        return same_text(c, d, a, b);
+    size_t over = c.bytes - a.bytes;
+    return a.bytes + b.bytes == c.bytes + d.bytes && starts_with(c, a) && starts_with(b, after(c, a.bytes)) &&
+           starts_with(after(b, over), d);
+}
+
+/* The bytes of a white space character that s begins with, or with `last` ends with. */
+static size_t space_at(Slice s, bool last) {
+    static const char *const spaces[] = {
+        "\t",       "\n",     "\v",     "\f",     "\r",     "\x1c",   "\x1d",   "\x1e",   "\x1f",   " ",
+        "\xc2\x85", "\u00a0", "\u1680", "\u2000", "\u2001", "\u2002", "\u2003", "\u2004", "\u2005", "\u2006",
+        "\u2007",   "\u2008", "\u2009", "\u200a", "\u2028", "\u2029", "\u202f", "\u205f", "\u3000",
+    };
+    for (size_t i = 0; i < sizeof spaces / sizeof *spaces; i++) {
+        size_t n = strlen(spaces[i]);
+        if (n <= s.bytes && !memcmp(last ? s.text + s.bytes - n : s.text, spaces[i], n))
+            return n;
+    }
+    return 0;
+}
+
+Slice strip(Slice s) {
+    for (size_t n = space_at(s, false); n; n = space_at(s, false))
+        s = after(s, n);
+    for (size_t n = space_at(s, true); n; n = space_at(s, true))
+        s.bytes -= n;
+    return s;
+}

@@ -1,0 +1,78 @@
+/* template.c: reads the chat section of a checkpoint (template.h). What it costs is linear in the section's
+ * size, which is bounded, whatever pieces and added tokens a hostile file has: tokens are searched once, and
+ * no further than LONGEST_TOKEN bytes. Knows nothing of Jinja. */
+#include "cli/template.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/util.h"
+
+enum {
+    TAG = 0x32544843,  /* "CHT2" */
+    HEAD = 3 + PIECES, /* numbers before the texts */
+    FLAGS = 511,
+    MAX_SECTION = 1 << 18, /* bytes; export.py writes no more */
+    LONGEST_MARK = 64,     /* bytes of a mark of thoughts */
+    LONGEST_TOKEN = 128    /* bytes of an added token that is looked for in a piece */
+};
+
+const char *template_open(const Model *m, Template *t) {
+    uint32_t head[HEAD];
+    *t = (Template){0};
+    if (m->chat_bytes < sizeof *head)
+        return "its size";
+    memcpy(head, m->chat, min(m->chat_bytes, sizeof head));
+    if (head[0] != TAG)
+        return "its first four bytes (another version?)";
+    if (m->chat_bytes < sizeof head || m->chat_bytes > MAX_SECTION)
+        return "its size";
+    if (head[1] & ~(uint32_t)FLAGS)
+        return "its flags";
+    t->flags = head[1];
+    t->number = head[2];
+    Slice left = after((Slice){(const char *)m->chat, m->chat_bytes}, sizeof head);
+    for (int i = 0; i < PIECES; i++) {
+        size_t bytes = head[3 + i];
+        if (bytes > left.bytes)
+            return "its size";
+        t->piece[i].text = (Slice){left.text, bytes};
+        left = after(left, bytes);
+    }
+    if (t->piece[THINK_BEGIN].text.bytes > LONGEST_MARK || t->piece[THINK_END].text.bytes > LONGEST_MARK)
+        return "its marks of thoughts";
+    return left.bytes ? "its size" : NULL;
+}
+
+static bool find_tokens(Piece *p, const Model *m) {
+    for (size_t i = 0; i < p->text.bytes;) {
+        Slice rest = after(p->text, i);
+        Mark token = {.at = i};
+        token.id = tokenizer_added(m->tokenizer, rest.text, min(rest.bytes, LONGEST_TOKEN), &token.bytes);
+        bool found = token.id >= 0 && (uint32_t)token.id < m->config.vocab_size && token.bytes;
+        if (found && !append(&p->tokens, (Slice){(const char *)&token, sizeof token}))
+            return false;
+        i += found ? token.bytes : 1;
+    }
+    return true;
+}
+
+bool template_tokens(Template *t, const Model *m) {
+    for (int i = OPEN; i <= NUMBER_AFTER; i++)
+        if (!find_tokens(&t->piece[i], m))
+            return false;
+    t->marks = thought_marks(m->tokenizer, m->config.vocab_size, t->piece[THINK_BEGIN].text,
+                             t->piece[THINK_END].text);
+    return true;
+}
+
+void template_close(Template *t) {
+    for (int i = 0; i < PIECES; i++)
+        free(t->piece[i].tokens.text);
+}
+
+int32_t template_turn_end(const Template *t) {
+    const Buffer *tokens = &t->piece[NEXT].tokens;
+    const Mark *first = (const void *)tokens->text;
+    return tokens->bytes && first->at == 0 ? first->id : -1;
+}

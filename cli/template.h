@@ -1,0 +1,62 @@
+/* template.h: the chat template of a checkpoint, as exporter/chat.py has taken it apart.
+ *
+ * The section. Little-endian u32: tag, flags, number, the bytes of each piece; then the pieces' texts, one
+ * after the other, which fill it exactly. Special and added tokens are matched in the pieces and never in
+ * what anybody says; text between two of them is tokenized as one string.
+ *
+ *   conversation   OPEN, or SYSTEM_BEFORE system SYSTEM_AFTER, then turns with NEXT NUMBER_AFTER between
+ *                  them; with COUNT the turn's number stands before NUMBER_AFTER: `number` in the second
+ *                  turn, then one more in each
+ *   turn           user ANSWER answer, or user BLANK where nothing of the answer is kept; the last one: user
+ *                  PROMPT, and the model goes on
+ *
+ * THINK_BEGIN and THINK_END are no pieces of the text but the marks between which the model thinks. */
+#ifndef TEMPLATE_H
+#define TEMPLATE_H
+
+#include "cli/think.h"
+#include "model.h"
+
+enum {
+    OPEN,
+    SYSTEM_BEFORE,
+    SYSTEM_AFTER,
+    PROMPT,
+    ANSWER,
+    BLANK,
+    NEXT,
+    NUMBER_AFTER,
+    THINK_BEGIN,
+    THINK_END,
+    PIECES
+};
+enum {
+    NO_SYSTEM = 1,    /* the template takes no system text */
+    STRIP_SYSTEM = 2, /* white space at both ends of what is said goes */
+    STRIP_USER = 4,
+    STRIP_ANSWER = 8,
+    /* 16 to 128: think.h */
+    COUNT = 256 /* each turn has a number */
+};
+
+typedef struct {
+    Slice text;
+    Buffer tokens; /* Mark: the special and added tokens in it */
+} Piece;
+
+typedef struct {
+    uint32_t flags, number;
+    Piece piece[PIECES];
+    ThoughtMarks marks;
+} Template;
+
+/* NULL, or what is wrong with the section: it is input from outside. */
+const char *template_open(const Model *m, Template *t);
+/* Finds the tokens in the pieces and the marks. False: out of memory, which was reported. */
+bool template_tokens(Template *t, const Model *m);
+void template_close(Template *t);
+
+/* The token that ends the model's turn by beginning what follows it; -1: none. */
+int32_t template_turn_end(const Template *t);
+
+#endif
