@@ -4,15 +4,13 @@
 import functools
 import unicodedata
 
-import numpy as np
-
 from exporter.pretokenizer import unicode_sets
 from exporter.section import NormalForm
 
 SPACE = "\u2581"  # SentencePiece writes a space so
 
 
-def canonical_pair(code):
+def canonical_pair(code: int) -> tuple[int, int] | None:
     """The two characters whose composition is `code`, or None. The last one stands alone in the full
     decomposition, too."""
     letters = unicodedata.normalize("NFD", chr(code))
@@ -22,10 +20,10 @@ def canonical_pair(code):
 
 
 @functools.cache
-def composed():
+def composed() -> NormalForm:
     """NFC, as the Hugging Face library has it: of Unicode 9.0, and no character's normal form has changed
     since."""
-    codes = [int(c) for c in np.flatnonzero(unicode_sets()["NFC"])]
+    codes = unicode_sets()["NFC"].codes().tolist()
     pairs = {code: pair for code in codes if (pair := canonical_pair(code))}
     seconds = {second for _, second in pairs.values()}
     replacements = []
@@ -37,6 +35,6 @@ def composed():
     return NormalForm(replacements, [(first, second, code) for code, (first, second) in pairs.items()])
 
 
-def spaces(prefixed, options=0):
+def spaces(prefixed: bool, options: int = 0) -> NormalForm:
     """Each space becomes SPACE; `prefixed`: one more is put before the text."""
     return NormalForm([(ord(" "), 0, 1, [ord(SPACE)])], [], ord(SPACE) if prefixed else 0, options)

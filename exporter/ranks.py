@@ -3,24 +3,38 @@ qwen.tiktoken (OpenSeek), tekken.json (Mistral).
 
 Such a tokenizer merges the adjacent pair whose joined bytes are the token with the lowest rank. That is
 byte-pair encoding with every way to cut a token into two tokens as a merge of that rank, and so it is
-compiled; a word that is a token is taken whole, as tiktoken does.
+compiled; a word that is a token is taken whole, as tiktoken does. Tokens of more than MAX_TEXT bytes are
+refused: they have too many cuts. tokenizer.py chooses the reader.
 """
 
 import base64
 import json
 import re
+from collections.abc import Iterable
+from pathlib import Path
 
+from exporter.errors import printable
+from exporter.files import read_file
 from exporter.normalizer import composed
 from exporter.patterns import PATTERNS
 from exporter.pretokenizer import UnsupportedTokenizer
-from exporter.section import Added, NormalForm, Tokenizer
+from exporter.section import MAX_TEXT, Added, NormalForm, Tokenizer
 
 RESERVED = 256  # Kimi's ids behind the ranks
+MAX_SPECIAL = 1 << 16  # special tokens of tekken.json; published ones have 1000
 
 
-def rank_merges(ranks):
+def check_lengths(tokens: Iterable[bytes]) -> None:
+    """The longest published tokens have 128 bytes."""
+    longest = max(map(len, tokens), default=0)
+    if longest > MAX_TEXT:
+        raise UnsupportedTokenizer(f"a token has {longest} bytes; {MAX_TEXT} are possible")
+
+
+def rank_merges(ranks: dict[bytes, int]) -> list[tuple[int, int, int, int]]:
     """(left, right, id, rank) of every cut of a token into two; ranks: {bytes: id}, the ids in the order of
     the ranks."""
+    check_lengths(ranks)
     cuts = ((token[:i], token[i:], rank) for token, rank in ranks.items() for i in range(1, len(token)))
     return [
         (ranks[left], ranks[right], rank, rank)
@@ -29,7 +43,13 @@ def rank_merges(ranks):
     ]
 
 
-def ranked(ranks, patterns, special, control=None, form=None):
+def ranked(
+    ranks: dict[bytes, int],
+    patterns: list[str],
+    special: dict[int, str],
+    control: set[int] | None = None,
+    form: NormalForm | None = None,
+) -> Tokenizer:
     """The tokenizer of `ranks` ({bytes: id}) and special tokens ({id: text}), of which `control` (all, if
     None) are marks and no text."""
     if any(bytes([b]) not in ranks for b in range(256)):
@@ -45,31 +65,32 @@ def ranked(ranks, patterns, special, control=None, form=None):
     )
 
 
-def read_ranks(path):
+def read_ranks(path: Path) -> dict[bytes, int]:
     """{bytes: rank} of a file with a line `base64 rank` for each token."""
-    found = [
-        re.fullmatch(rb"(\S+) (\d{1,8})\s*", line) for line in path.read_bytes().splitlines() if line.strip()
-    ]
+    lines = (line for line in read_file(path).splitlines() if line.strip())
+    found = [re.fullmatch(rb"(\S+) (\d{1,8})\s*", line) for line in lines]
     if not all(found) or not found:
         raise UnsupportedTokenizer(f"{path} is not a list of tokens in base64 with their ranks")
     return {base64.b64decode(f[1], validate=True): int(f[2]) for f in found}
 
 
-def added_tokens(path):
-    """tokenizer_config.json beside `path` ({} if there is none), and the entries of its added_tokens_decoder
-    as tokenizer.json writes them."""
-    beside = path.parent / "tokenizer_config.json"
-    config = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
-    return config, [
-        token | dict(id=int(i)) for i, token in (config.get("added_tokens_decoder") or {}).items()
-    ]
+def tokenizer_config(folder: Path) -> dict:
+    """tokenizer_config.json; {} if there is none."""
+    path = folder / "tokenizer_config.json"
+    return json.loads(read_file(path).decode("utf-8")) if path.exists() else {}
 
 
-def read_kimi(path):
+def added_tokens(config: dict) -> list[dict]:
+    """The entries of a tokenizer_config.json's added_tokens_decoder as tokenizer.json writes them."""
+    decoder = config.get("added_tokens_decoder") or {}
+    return [token | {"id": int(i)} for i, token in decoder.items()]
+
+
+def read_kimi(path: Path) -> Tokenizer:
     """All ids behind the ranks are special tokens to Kimi's encoder; what its configuration does not name is
     reserved."""
     ranks = read_ranks(path)
-    names = {t["id"]: t for t in added_tokens(path)[1]}
+    names = {t["id"]: t for t in added_tokens(tokenizer_config(path.parent))}
     special = {
         i: names[i]["content"] if i in names else f"<|reserved_token_{i}|>"
         for i in range(len(ranks), len(ranks) + RESERVED)
@@ -78,7 +99,7 @@ def read_kimi(path):
     return ranked(ranks, PATTERNS["Kimi"], special, control)
 
 
-def read_qwen(path):
+def read_qwen(path: Path) -> Tokenizer:
     """Qwen's encoder composes the text before it looks for special tokens."""
     ranks = read_ranks(path)
     names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205))]
@@ -86,17 +107,20 @@ def read_qwen(path):
 
 
 # What the first versions of tekken.json do not say.
-TEKKEN_SPECIAL = """<unk> <s> </s> [INST] [/INST] [AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] [TOOL_RESULTS] [/TOOL_RESULTS] [TOOL_CALLS] [IMG] <pad>
-[IMG_BREAK] [IMG_END] [PREFIX] [MIDDLE] [SUFFIX] [SYSTEM_PROMPT] [/SYSTEM_PROMPT] [TOOL_CONTENT]""".split()
+TEKKEN_SPECIAL = """<unk> <s> </s> [INST] [/INST] [AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] [TOOL_RESULTS]
+[/TOOL_RESULTS] [TOOL_CALLS] [IMG] <pad> [IMG_BREAK] [IMG_END] [PREFIX] [MIDDLE] [SUFFIX]
+[SYSTEM_PROMPT] [/SYSTEM_PROMPT] [TOOL_CONTENT]""".split()
 
 
-def read_tekken(path):
+def read_tekken(path: Path) -> Tokenizer:
     """The special tokens have the first ids, and the ranks follow, as many as the configuration counts."""
-    data = json.loads(path.read_text(encoding="utf-8"))
+    data = json.loads(read_file(path).decode("utf-8"))
     config = data["config"]
     count = config["default_num_special_tokens"]
+    if type(count) is not int or not 0 <= count <= MAX_SPECIAL:
+        raise UnsupportedTokenizer(f"there are {printable(count)} special tokens; {MAX_SPECIAL} are possible")
     named = data.get("special_tokens") or [
-        dict(rank=i, token_str=text, is_control=True) for i, text in enumerate(TEKKEN_SPECIAL)
+        {"rank": i, "token_str": text, "is_control": True} for i, text in enumerate(TEKKEN_SPECIAL)
     ]
     special = {i: f"<SPECIAL_{i}>" for i in range(count)} | {t["rank"]: t["token_str"] for t in named}
     control = set(special) - {t["rank"] for t in named if not t["is_control"]}

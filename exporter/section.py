@@ -66,14 +66,12 @@ def starts(lengths):
 
 
 def pack_merges(merges, vocabulary):
-    """The pair (left, right) with the lowest rank counts where a pair comes twice."""
-    best = {}
-    for left, right, token, rank in merges:
-        if rank < best.get((left, right), (NONE, 0))[0]:
-            best[left, right] = (rank, token)
-    rows = sorted((left, right, token, rank) for (left, right), (rank, token) in best.items())
-    table = np.array(rows, np.int64).reshape(-1, 4)
-    return len(rows), starts(np.bincount(table[:, 0], minlength=vocabulary)), numbers(table[:, 1:])
+    """Where a pair (left, right) comes twice, the lowest rank counts, and the first of equal ones."""
+    table = np.array(merges, np.int64).reshape(-1, 4)
+    table = table[np.lexsort((table[:, 3], table[:, 1], table[:, 0]))]
+    again = (np.diff(table[:, :2], axis=0, prepend=-1) == 0).all(axis=1)
+    table = table[~again]
+    return len(table), starts(np.bincount(table[:, 0], minlength=vocabulary)), numbers(table[:, 1:])
 
 
 def pack_texts(texts, tokens, text, token_start):

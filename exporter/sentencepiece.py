@@ -3,35 +3,55 @@ vocabulary in a GGUF file.
 
 SentencePiece merges characters, over the whole text, by the score of the joined piece. That is byte-pair
 encoding with every way to cut a piece into two pieces as a merge, ranked by score; what no piece spells is
-written as bytes.
+written as bytes. Other kinds of models, and those that change the text more than by its spaces, are refused.
+tokenizer.py chooses the reader.
 """
 
+import math
 import struct
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
 
 from exporter.errors import printable
+from exporter.files import read_file
 from exporter.normalizer import SPACE, spaces
 from exporter.pretokenizer import UnsupportedTokenizer
-from exporter.ranks import added_tokens
+from exporter.ranks import added_tokens, check_lengths, tokenizer_config
 from exporter.section import PREFIX_FIRST, Added, Tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 BPE = 2  # TrainerSpec.model_type
 
 
-def fields(data):
-    """(number, value) of each field of a protobuf message."""
+class Piece(NamedTuple):
+    text: str
+    score: float
+    kind: int  # NORMAL ... BYTE
+
+
+class Model(NamedTuple):
+    """A tokenizer.model; trainer, normalizer: {field number: value}."""
+
+    pieces: list[Piece]
+    trainer: dict
+    normalizer: dict
+
+
+def fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """(number, value) of each field of a protobuf message. Raises ValueError, IndexError."""
     at = 0
 
     def varint():
         nonlocal at
-        value = shift = 0
-        while True:
+        value = 0
+        for shift in range(0, 70, 7):  # of 64 bits at most
             byte = data[at]
             at += 1
             value |= (byte & 127) << shift
-            shift += 7
             if byte < 128:
                 return value
+        raise ValueError("not a protobuf message")
 
     while at < len(data):
         key = varint()
@@ -47,27 +67,27 @@ def fields(data):
         yield key >> 3, value
 
 
-def read_model(path):
-    """(pieces [(text, score, type)], trainer, normalizer) of a tokenizer.model; the latter two are {field
-    number: value}."""
-    model = list(fields(path.read_bytes()))
+def read_model(path: Path) -> Model:
+    model = list(fields(read_file(path)))
     pieces = []
     for piece in (dict(fields(value)) for number, value in model if number == 1):
-        pieces.append(
-            (piece[1].decode("utf-8"), struct.unpack("<f", piece.get(2, bytes(4)))[0], piece.get(3, NORMAL))
-        )
+        (score,) = struct.unpack("<f", piece.get(2, bytes(4)))
+        pieces.append(Piece(piece[1].decode("utf-8"), score, piece.get(3, NORMAL)))
     message = dict(model)
-    return pieces, dict(fields(message.get(2, b""))), dict(fields(message.get(3, b"")))
+    return Model(pieces, dict(fields(message.get(2, b""))), dict(fields(message.get(3, b""))))
 
 
-def decoded(text):
+def decoded(text: str) -> bytes:
+    """What a piece stands for."""
     return text.replace(SPACE, " ").encode("utf-8")
 
 
-def merges(pieces):
+def merges(pieces: list[Piece]) -> list[tuple[int, int, int, int]]:
     """(left, right, id, rank) of all ways to make a piece out of two."""
     normal = {text: i for i, (text, _, kind) in enumerate(pieces) if kind == NORMAL}
     known = {text for text, _, kind in pieces if kind in (NORMAL, USER_DEFINED)}
+    if any(map(math.isnan, (score for _, score, _ in pieces))):
+        raise UnsupportedTokenizer("a piece has a score that is not a number")
     rank = {score: n for n, score in enumerate(sorted({score for _, score, _ in pieces}, reverse=True))}
     found = []
     for i, (text, score, kind) in enumerate(pieces):
@@ -85,9 +105,17 @@ def merges(pieces):
     return found
 
 
-def sentencepiece(pieces, prefixed, options=0, added=(), special=()):
-    """`added`: tokens of trusted text, beside those that the model itself reserves; user-defined pieces that
-    are not among them are whole in any text."""
+def sentencepiece(
+    pieces: list[Piece],
+    prefixed: bool,
+    options: int = 0,
+    added: Iterable[Added] = (),
+    special: Iterable[int] = (),
+) -> Tokenizer:
+    """prefixed: a space is put before the text. options: as NormalForm has them. added: tokens of trusted
+    text, beside those that the model itself reserves; user-defined pieces that are not among them are whole
+    in any text. special: those of `added` that are marks and no text. Raises UnsupportedTokenizer."""
+    check_lengths(text.encode("utf-8") for text, _, _ in pieces)
     tokens = {i: decoded(text) for i, (text, _, kind) in enumerate(pieces) if kind != UNUSED}
     bytes_ = {text: i for i, (text, _, kind) in enumerate(pieces) if kind == BYTE}
     names = [f"<0x{b:02X}>" for b in range(256)]
@@ -122,7 +150,7 @@ def sentencepiece(pieces, prefixed, options=0, added=(), special=()):
     )
 
 
-def read_sentencepiece(path):
+def read_sentencepiece(path: Path) -> Tokenizer:
     """tokenizer.model, with the added tokens of tokenizer_config.json. As in the Hugging Face library, text
     behind an added token gets a space before it like the begin of the text, unless the configuration says
     "legacy": false."""
@@ -133,9 +161,10 @@ def read_sentencepiece(path):
         )
     if normalizer.get(2) or normalizer.get(4, 1) or not normalizer.get(5, 1):
         raise UnsupportedTokenizer(
-            f"{path}: a SentencePiece model that normalises text or removes spaces is not supported"
+            f"{path}: a SentencePiece model that normalizes text or removes spaces is not supported"
         )
-    config, tokens = added_tokens(path)
+    config = tokenizer_config(path.parent)
+    tokens = added_tokens(config)
     added = [Added(t["id"], t["content"].encode("utf-8"), False) for t in tokens]
     prefixed = bool(normalizer.get(3, 1)) and config.get("add_prefix_space") is not False
     options = PREFIX_FIRST if config.get("legacy") is False else 0

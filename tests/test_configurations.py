@@ -21,7 +21,6 @@ import numpy as np
 import pytest
 import transformers
 from conftest import MODELS
-from test_export import CONFIG, Checkpoint, export, safetensors, source, tensors  # noqa: F401 (fixtures)
 from test_sources import PARAMS, write_gguf  # noqa: F401 (fixtures)
 
 from exporter import config as model_config

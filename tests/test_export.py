@@ -33,11 +33,11 @@ from support import (
     to_bf16,
 )
 
-import export as command
+from exporter import command
 from exporter import config as model_config
 from exporter.errors import ExportError
 from exporter.plan import make_plan, parameters
-from exporter.quantize import CODEBOOK
+from exporter.quantize import CODEBOOK, multiplier, pack
 from exporter.shapes import SHAPES
 from exporter.sources import E4M3
 
@@ -182,8 +182,8 @@ def test_q4_is_better_than_uniform():
     """On normally distributed weights: better than the usual symmetric four bits (an f16 scale of max / -8
     for 32 weights)."""
     x = np.random.default_rng(3).standard_normal((64, 2048)).astype(np.float32) * 0.02
-    scale = command.multiplier(0.1, Q4)
-    blocks = command.pack(x / np.float32(scale), Q4).reshape(4, 32, -1)
+    scale = multiplier(0.1, Q4)
+    blocks = pack(x / np.float32(scale), Q4).reshape(4, 32, -1)
     y = Checkpoint.integers(blocks, Q4, CODEBOOK) * scale
     groups = x.reshape(-1, 32)
     d = (

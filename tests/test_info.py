@@ -16,10 +16,9 @@ import compare
 import pytest
 
 sys.path.insert(0, str(compare.ROOT))
+from exporter import command
 from support import MODELS
 from test_chat import source
-
-import export as command
 from exporter.shapes import SHAPES
 
 # The cache does not depend on these; small ones make a checkpoint of the shape small.

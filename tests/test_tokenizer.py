@@ -727,7 +727,7 @@ def test_other_sources_are_refused(tmp_path):
         ("byte-pair", dict(model_type="unigram")),
         ("byte fallback", dict(byte_fallback=False)),
         # fmt: skip
-        ("normalises", dict(normalization_rule_name="nmt_nfkc")),
+        ("normalizes", dict(normalization_rule_name="nmt_nfkc")),
         ("spaces", dict(remove_extra_whitespaces=True)),
     ]:
         with pytest.raises(exporter.UnsupportedTokenizer, match=text):

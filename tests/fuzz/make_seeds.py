@@ -9,7 +9,6 @@ the seeds, OUT/model.bin the model of the sessions."""
 import itertools
 import json
 import struct
-import subprocess
 import sys
 from pathlib import Path
 

@@ -1,0 +1,299 @@
+"""The command line of export.py: options, the order of the work, messages and the exit status.
+
+Everything that can be refused is refused before a weight is read: where the checkpoint goes, what the source
+is, its configuration, its list of tensors, its tokenizer, its chat template. An ExportError's text is the
+line that the user reads; what is no ExportError and no fault of the machine is a defect of this program.
+"""
+
+import argparse
+import dataclasses
+import os
+import re
+import signal
+import sys
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, NoReturn
+
+try:
+    import numpy  # noqa: F401 (all that follows needs it)
+except ImportError:
+    sys.exit("export.py: needs numpy: pip install numpy")
+
+from exporter import config as model_config
+from exporter import gguf_config, mistral
+from exporter.chat import compile_chat, find_template, gguf_template
+from exporter.config import ModelConfig
+from exporter.errors import ExportError, printable, warn
+from exporter.families import language_model
+from exporter.gguf_source import Gguf
+from exporter.plan import TYPE_NAMES, make_plan
+from exporter.shapes import SHAPES
+from exporter.sources import CONVERT, PICKLES, Safetensors, Source, read_json
+from exporter.stream import Progress, processors, random_tensors, source_tensors
+from exporter.text_fields import text_fields
+from exporter.tokenizer import Compiled, bounded_gguf_tokenizer, bounded_tokenizer
+from exporter.writer import Output, find_target, tensor_bytes, write_checkpoint
+
+
+# ---- source
+
+
+# What a source is read from. model.bin beside them is none of its files.
+SOURCE_FILES = (".safetensors", ".json", ".gguf", ".jinja", ".model", ".tiktoken")
+
+
+class Opened(NamedTuple):
+    """A source. values: its config.json, or what that would say; config_path: where that is written;
+    directory: where texts beside it may be, None for a GGUF file."""
+
+    source: Source
+    values: dict
+    config_path: str
+    directory: str | None
+
+
+def open_source(path: str) -> Opened:
+    """Raises ExportError, OSError."""
+    if os.path.isfile(path):
+        return open_file(path)
+    if not os.path.isdir(path):
+        name = os.path.basename(path)
+        hint = ""
+        if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", path):
+            hint = (
+                f"; is it a name on Hugging Face? `hf download {path} --local-dir {name}`, then give {name}"
+            )
+        raise ExportError(f"{path}: no such directory or file{hint}")
+    config_path, params_path = os.path.join(path, "config.json"), os.path.join(path, "params.json")
+    if os.path.exists(params_path) and not os.path.exists(config_path):
+        source = Safetensors(path, "consolidated", mistral.transformers_name)
+        return Opened(source, mistral.config(read_json(params_path), params_path), params_path, path)
+    source = Safetensors(path)
+    values = language_model(read_json(config_path), config_path)
+    return Opened(source, values, config_path, path)
+
+
+def open_file(path: str) -> Opened:
+    if path.endswith(PICKLES):
+        raise ExportError(f"{path}: {CONVERT}")
+    if path.endswith(".safetensors"):
+        raise ExportError(f"{path}: give the directory that it is in: config.json is needed, too")
+    source = Gguf(path)
+    values, assumed = gguf_config.config(source)
+    if assumed:
+        warn(f"{path} does not say, and no published model has its shape; taken: {', '.join(assumed)}")
+    return Opened(source, values, path, None)
+
+
+# ---- export
+
+
+def refuse_source(out_path: str, path: str) -> None:
+    """The checkpoint must not replace a file of its source, nor be taken for one by the next export."""
+    target = find_target(out_path).path
+    if os.path.isdir(path):
+        places = [p for p in (os.path.abspath(out_path), target) if p.endswith(SOURCE_FILES)]
+        if os.path.realpath(path) in (os.path.realpath(os.path.dirname(p)) for p in places):
+            raise ExportError(f"{out_path}: lies among the source's files; choose another name")
+    elif os.path.exists(path) and os.path.exists(target) and os.path.samefile(path, target):
+        raise ExportError(f"{out_path}: is the source itself; choose another name")
+
+
+def compiled_tokenizer(opened: Opened) -> Compiled | None:
+    """None, with a warning, if the source has no tokenizer: the model still runs on --ids."""
+    where = opened.source.directory
+    try:
+        if opened.directory:
+            compiled = bounded_tokenizer(opened.directory)
+        else:
+            compiled = bounded_gguf_tokenizer(opened.source.metadata)
+    except (ExportError, OSError) as error:
+        raise ExportError(
+            f"{where}: the tokenizer cannot be used: {printable(error, 300)}; "
+            "--no-tokenizer exports the model without it (--ids is then the only prompt)"
+        ) from None
+    if compiled is None:
+        warn(f"{where} has no tokenizer: the checkpoint takes --ids alone as a prompt")
+    return compiled
+
+
+def chat_section(opened: Opened) -> bytes:
+    def template():
+        if opened.directory:
+            return find_template(opened.directory, opened.values.get("model_type"))
+        return gguf_template(opened.source.metadata)
+
+    return compile_chat(template, warn)
+
+
+def with_begin(config: ModelConfig, begin: tuple[int, ...] | None) -> ModelConfig:
+    """Where no configuration says whether a text begins with a token, the tokenizer does."""
+    if begin is None:
+        return config
+    if len(begin) > 1 or any(i >= config.vocab_size for i in begin):
+        ids = printable(" ".join(map(str, begin)), 40)
+        warn(
+            f"the tokenizer puts the tokens {ids} before a text, and a checkpoint can say one: none is added"
+        )
+        begin = ()
+    first = begin[0] if begin else config.bos_token_id
+    return dataclasses.replace(config, add_bos_token=len(begin), bos_token_id=first)
+
+
+def export_source(
+    path, out_path, type_name: str, mtp: bool, rotation: bool, tokenizer: bool = True, chat: bool = True
+) -> None:
+    """Makes the checkpoint `out_path` of the source `path`. type_name: of the matrices, as --type has it.
+    mtp: with the multi-token prediction layer. rotation: of the latent. tokenizer, chat: whether to take
+    them. Raises ExportError, OSError."""
+    path, out_path = os.fspath(path), os.fspath(out_path)
+    refuse_source(out_path, path)
+    output = Output(out_path)
+    opened = open_source(path)
+    source = opened.source
+    name = re.sub(r"(-\d{5}-of-\d{5})?\.gguf$", "", os.path.basename(os.path.abspath(path)))
+    config = model_config.parse(opened.values, name, opened.config_path, source.has)
+    text = text_fields(opened.values, config.vocab_size, opened.directory)
+    config = dataclasses.replace(config, **text, mtp_layers=int(mtp))
+    source.decode(config.block)
+    entries = make_plan(config, type_name, source, mtp, rotation)
+    compiled = compiled_tokenizer(opened) if tokenizer else None
+    section, template = b"", b""
+    if compiled:
+        config = with_begin(config, compiled.begin)
+        section, template = compiled.section, chat_section(opened) if chat else b""
+    with output as out, ThreadPoolExecutor(processors()) as pool:
+        try:
+            tensors = source_tensors(entries, source, pool, Progress(sum(map(tensor_bytes, entries))))
+            write_checkpoint(out, config, section, template, entries, tensors)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def export_random(shape: str, out_path, type_name: str, layers: int | None, seed: int) -> None:
+    """A checkpoint of a published shape with random weights. layers: the first so many alone."""
+    output = Output(out_path)
+    values = SHAPES[shape]
+    config = model_config.parse(values, shape, shape)
+    text = text_fields(values, config.vocab_size)
+    config = dataclasses.replace(config, **text, num_hidden_layers=layers or config.published_layers)
+    entries = make_plan(config, type_name)
+    with output as out:
+        tensors = random_tensors(entries, seed, Progress(sum(map(tensor_bytes, entries))))
+        write_checkpoint(out, config, b"", b"", entries, tensors)
+
+
+# ---- options
+
+
+class Options(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"export.py: {message}; try export.py --help\n")
+
+
+def options() -> Options:
+    parser = Options(
+        prog="export.py",
+        usage="export.py SOURCE OUT [options]\n       export.py --random SHAPE OUT [options]",
+        allow_abbrev=False,
+        description="Makes the checkpoint OUT of the model in SOURCE, or one with random weights in a "
+        "published SHAPE.",
+    )
+    add = parser.add_argument
+    add(
+        "paths",
+        nargs="*",
+        metavar="SOURCE OUT",
+        help="directory with config.json and *.safetensors, or GGUF file; file to write",
+    )
+    add(
+        "--type",
+        default="mixed",
+        choices=["mixed", *TYPE_NAMES],
+        help="of every matrix; mixed (the default): 4 bits for MLPs and experts, 8 for the rest",
+    )
+    add("--mtp", action="store_true", help="carry the multi-token prediction layer along")
+    add(
+        "--no-rotation",
+        action="store_true",
+        help="leave the latent as it is; q8, q4 and mixed rotate it (f32 and bf16 never do), "
+        "so that ./run -k q6 and q4 lose less",
+    )
+    add(
+        "--no-tokenizer",
+        action="store_true",
+        help="leave the tokenizer out, and the chat template: --ids is then the only prompt",
+    )
+    add("--no-chat", action="store_true", help="leave the chat template out")
+    add("--random", metavar="SHAPE", choices=SHAPES, help="one of " + ", ".join(SHAPES))
+    add("--layers", type=int, metavar="N", help="with --random: the first N layers alone")
+    add("--seed", type=int, metavar="N", help="with --random: another draw (default 0)")
+    return parser
+
+
+def arguments(argv: list[str]) -> argparse.Namespace:
+    """Wrong usage ends the program with status 2."""
+    parser = options()
+    args = parser.parse_args(argv)
+    wanted = ["OUT"] if args.random else ["SOURCE", "OUT"]
+    if len(args.paths) != len(wanted):
+        parser.error(f"{' and '.join(wanted)} expected, {len(args.paths)} paths given")
+    if not args.random and (args.layers is not None or args.seed is not None):
+        parser.error("--layers and --seed go with --random")
+    of_source = ("mtp", "no_rotation", "no_tokenizer", "no_chat")
+    given = [f"--{name.replace('_', '-')}" for name in of_source if getattr(args, name)]
+    if args.random and given:
+        parser.error(f"{given[0]} does not go with --random")
+    if args.random and args.layers is not None:
+        shape = model_config.parse(SHAPES[args.random], args.random)
+        if not 1 <= args.layers <= shape.num_hidden_layers:
+            parser.error(f"--layers {args.layers}: {args.random} has {shape.num_hidden_layers}")
+        if shape.shortcut_moe and args.layers % 2:
+            parser.error(
+                f"--layers {args.layers}: the layers of {args.random} are pairs, give an even number"
+            )
+    if args.seed is not None and args.seed < 0:
+        parser.error(f"--seed {args.seed}: an integer from 0 on expected")
+    return args
+
+
+def ended(number: int, _) -> NoReturn:
+    """A signal ends the program as an exception, so that the temporary file goes."""
+    sys.exit(128 + number)
+
+
+def catch_signals() -> None:
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number and signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, ended)
+
+
+def main(argv: list[str]) -> int:
+    """The exit status: 0 done, 1 failed, 130 after Ctrl-C; 143 after SIGTERM, as an exception."""
+    args = arguments(argv)
+    out = args.paths[-1]
+    catch_signals()
+    try:
+        if args.random:
+            export_random(args.random, out, args.type, args.layers, args.seed or 0)
+        else:
+            rotation = args.type not in ("f32", "bf16") and not args.no_rotation
+            take = not args.no_tokenizer, not args.no_chat
+            export_source(args.paths[0], out, args.type, args.mtp, rotation, *take)
+        return 0
+    except ExportError as error:
+        print(f"export.py: {error}", file=sys.stderr)
+    except OSError as error:
+        print(f"export.py: {error.filename or out}: {error.strerror or error}", file=sys.stderr)
+    except MemoryError:
+        print("export.py: out of memory", file=sys.stderr)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:  # a defect of this program, whatever the source is like
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{os.path.basename(at.filename)}:{at.lineno}"
+        what = f"{type(error).__name__} at {where}: {printable(error)}"
+        print(f"export.py: {what}; please report this", file=sys.stderr)
+    return 1

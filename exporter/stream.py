@@ -1,0 +1,178 @@
+"""The tensors of a checkpoint as a stream of packed pieces: out of a source, or drawn at random.
+
+Whatever the model's size, a few slabs of rows are in memory at a time; all processors pack. plan.py says
+which rows make a tensor, quantize.py packs them, writer.py writes the pieces.
+"""
+
+import collections
+import itertools
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from exporter.errors import ExportError, printable
+from exporter.plan import Q4, TYPE_NAMES, VECTOR
+from exporter.quantize import CODEBOOK, UNIFORM, kept_multiplier, multiplier, pack, pack_integers
+from exporter.writer import Piece, tensor_bytes
+
+SLAB = 1 << 16  # weights packed at once: the temporaries stay in a core's cache, and malloc reuses them
+RANDOM_STD = 0.02  # initializer_range of the published models
+# Different panels of 16 random rows for each type and width; a prime, so that no pattern lines up.
+RANDOM_PANELS = 61
+
+
+class Progress:
+    """One line on standard error, on a terminal only. total, count: bytes."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done, self.begin, self.shown = total, 0, time.monotonic(), 0.0
+        self.visible = sys.stderr.isatty()
+
+    def add(self, count: int) -> None:
+        self.done += count
+        now = time.monotonic()
+        if self.visible and (now - self.shown > 0.2 or self.done == self.total):
+            self.shown = now
+            rate = self.done / 1e6 / max(now - self.begin, 1e-9)
+            percent = 100 * self.done // max(self.total, 1)
+            line = f"\r{percent:3d} % of {self.total / 1e6:.0f} MB, {rate:.0f} MB/s "
+            print(line, end="\n" if self.done == self.total else "", file=sys.stderr, flush=True)
+
+
+def processors() -> int:
+    """How many this process may use; less than the machine has in a container or under taskset."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def in_order(pool: ThreadPoolExecutor, work: Iterable[tuple], ahead: int) -> Iterator:
+    """The results of `work` (function and arguments of each call), in order; at most `ahead` calls are made
+    before their results are taken."""
+    running = collections.deque()
+    for call in work:
+        running.append(pool.submit(*call))
+        if len(running) >= ahead:
+            yield running.popleft().result()
+    while running:
+        yield running.popleft().result()
+
+
+class Slab(NamedTuple):
+    """Rows low .. high - 1 of a matrix of a tensor."""
+
+    matrix: int
+    low: int
+    high: int
+
+
+def slabs(entry) -> Iterator[Slab]:
+    """The pieces of a tensor: whole panels, at most about SLAB weights, or as many rows as are rotated
+    together."""
+    step = max(16, SLAB // entry.cols // 16 * 16)
+    if entry.hadamard_rows:
+        unit = max(16, entry.hadamard)  # both are powers of two
+        step = -(-step // unit) * unit
+    for m in range(entry.count):
+        for low in range(0, entry.rows, step):
+            yield Slab(m, low, min(entry.rows, low + step))
+
+
+def scale_of(entry, source) -> tuple[float, bool]:
+    """(the tensor's multiplier, are its integers carried over as they are?); looks at all its numbers, so
+    that infinities and what is not a number are found before they are packed."""
+    if not entry.source:
+        return 1.0, False
+    if entry.keeps_groups():
+        kept = kept_multiplier(source.tensors[entry.source], entry.ranges(), entry.type)
+        if kept is not None:
+            return kept, True
+    largest = max(source.largest(entry.source, low, high) for low, high in entry.ranges())
+    if entry.factor is not None:
+        largest *= max(1.0, float(np.abs(entry.factor).max()))
+    largest *= max(1.0, entry.times)
+    if entry.hadamard:
+        largest *= entry.hadamard**0.5  # more than any does become, but a scale has room
+    if entry.gain:
+        largest *= source.largest(entry.gain)
+    if largest > 3.3e38:
+        raise ExportError(f"tensor {printable(entry.source)} holds {largest:g}, too large to be a weight")
+    return multiplier(largest, entry.type), False
+
+
+def packed(entry, source, scale: float, kept: bool, slab: Slab) -> Piece:
+    """One slab of a tensor. scale, kept: scale_of()."""
+    if kept:
+        begin, end, which = entry.place(*slab)
+        q, scales = source.tensors[entry.source].integers(begin, end)
+        data = pack_integers(q[which], scales[which] / np.float32(scale), entry.type)
+        return Piece(scale, codebook(entry, UNIFORM), data)
+    values = entry.load(source, *slab)
+    if entry.type == VECTOR:
+        return Piece(1.0, b"", np.ascontiguousarray(values, np.float32))
+    data = pack(values * np.float32(1 / scale) if scale != 1 else values, entry.type)
+    return Piece(scale, codebook(entry, CODEBOOK), data)
+
+
+def codebook(entry, values: np.ndarray) -> bytes:
+    return values.tobytes() if entry.type == Q4 else b""
+
+
+def source_tensors(entries, source, pool: ThreadPoolExecutor, progress: Progress) -> Iterator:
+    """For write_checkpoint: the slabs of each tensor, packed by all processors."""
+    ahead = 2 * processors()
+
+    def work():
+        scales = in_order(pool, ((scale_of, entry, source) for entry in entries), ahead)
+        for entry, scale in zip(entries, scales, strict=True):
+            for slab in slabs(entry):
+                yield packed, entry, source, *scale, slab
+
+    done = in_order(pool, work(), ahead)
+    for entry in entries:
+        yield itertools.islice(done, sum(1 for _ in slabs(entry)))
+        progress.add(tensor_bytes(entry))
+
+
+def random_vector(entry) -> np.ndarray:
+    if entry.constant is not None:
+        return entry.constant
+    # a router's bias is there, and prefers none; the others are norms
+    value = 2.0**-10 if entry.name.endswith("router_bias") else 0.0 if entry.name.endswith("_bias") else 1.0
+    return np.full(entry.rows, value, np.float32)
+
+
+def random_tensors(entries, seed: int, progress: Progress) -> Iterator:
+    """For write_checkpoint: normally distributed weights. A few panels are drawn for each type and width and
+    then repeated in random order: writing is then all that takes time, and no kernel can tell."""
+    random = np.random.default_rng(seed)
+    scale_for = {kind: multiplier(8 * RANDOM_STD, kind) for kind in TYPE_NAMES.values()}
+    panels = {}
+
+    def draw(entry, rows):
+        values = random.standard_normal((rows, entry.cols), np.float32)
+        return pack(values * np.float32(RANDOM_STD / scale_for[entry.type]), entry.type)
+
+    def pieces(entry):
+        if entry.type == VECTOR:
+            yield Piece(1.0, b"", random_vector(entry))
+            return
+        key = entry.type, entry.cols
+        if key not in panels:
+            panels[key] = draw(entry, 16 * RANDOM_PANELS)
+        same = scale_for[entry.type], codebook(entry, CODEBOOK)
+        for slab in slabs(entry):
+            whole, rest = divmod(slab.high - slab.low, 16)
+            if whole:
+                yield Piece(*same, panels[key][random.integers(RANDOM_PANELS, size=whole)])
+            if rest:
+                yield Piece(*same, draw(entry, rest))
+
+    for entry in entries:
+        yield pieces(entry)
+        progress.add(tensor_bytes(entry))
