@@ -86,9 +86,10 @@ class Template(NamedTuple):
 def sandboxed(template):
     """The template in an environment as transformers makes it, and a list that is not empty once it has asked
     for the date."""
+    from datetime import datetime
+
     import jinja2.ext
     import jinja2.sandbox
-    from datetime import datetime
 
     class Generation(jinja2.ext.Extension):  # {% generation %} marks what a model wrote, for training
         tags = {"generation"}

@@ -35,7 +35,6 @@ from exporter.text_fields import text_fields
 from exporter.tokenizer import Compiled, bounded_gguf_tokenizer, bounded_tokenizer
 from exporter.writer import Output, find_target, tensor_bytes, write_checkpoint
 
-
 # ---- source
 
 

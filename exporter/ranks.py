@@ -3,7 +3,7 @@ qwen.tiktoken (OpenSeek), tekken.json (Mistral).
 
 Such a tokenizer merges the adjacent pair whose joined bytes are the token with the lowest rank. That is
 byte-pair encoding with every way to cut a token into two tokens as a merge of that rank, and so it is
-compiled; a word that is a token is taken whole, as tiktoken does. Tokens of more than MAX_TEXT bytes are
+compiled; a word that is a token is taken whole, as tiktoken does. Tokens of more than MAX_TOKEN_TEXT bytes are
 refused: they have too many cuts. tokenizer.py chooses the reader.
 """
 
@@ -18,7 +18,7 @@ from exporter.files import read_file
 from exporter.normalizer import composed
 from exporter.patterns import PATTERNS
 from exporter.pretokenizer import UnsupportedTokenizer
-from exporter.section import MAX_TEXT, Added, NormalForm, Tokenizer
+from exporter.section import MAX_TOKEN_TEXT, Added, NormalForm, Tokenizer
 
 RESERVED = 256  # Kimi's ids behind the ranks
 MAX_SPECIAL = 1 << 16  # special tokens of tekken.json; published ones have 1000
@@ -27,8 +27,8 @@ MAX_SPECIAL = 1 << 16  # special tokens of tekken.json; published ones have 1000
 def check_lengths(tokens: Iterable[bytes]) -> None:
     """The longest published tokens have 128 bytes."""
     longest = max(map(len, tokens), default=0)
-    if longest > MAX_TEXT:
-        raise UnsupportedTokenizer(f"a token has {longest} bytes; {MAX_TEXT} are possible")
+    if longest > MAX_TOKEN_TEXT:
+        raise UnsupportedTokenizer(f"a token has {longest} bytes; {MAX_TOKEN_TEXT} are possible")
 
 
 def rank_merges(ranks: dict[bytes, int]) -> list[tuple[int, int, int, int]]:

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 from exporter.bounded import run_bounded
 from exporter.errors import printable
-from exporter.ids import check_ids
 from exporter.files import FILE_LIMIT, read_file
+from exporter.ids import check_ids
 from exporter.normalizer import SPACE, composed, spaces
 from exporter.patterns import PATTERNS
 from exporter.pretokenizer import UnsupportedTokenizer

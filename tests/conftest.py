@@ -17,7 +17,7 @@ import compare
 import pytest
 from support import CONFIG, Checkpoint, make, need, safetensors, tensors
 
-import export as command
+from exporter import command
 
 NO_SKIP = os.environ.get("MLA_NO_SKIP") == "1"
 

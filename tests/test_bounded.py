@@ -6,7 +6,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT
+from support import ROOT
 
 from exporter.bounded import ChildFailed, LimitExceeded, run_bounded
 from exporter.errors import ExportError, printable

@@ -20,8 +20,8 @@ import gguf
 import numpy as np
 import pytest
 import transformers
-from conftest import MODELS
-from test_sources import PARAMS, write_gguf  # noqa: F401 (fixtures)
+from support import CONFIG, MODELS, Checkpoint, safetensors, tensors
+from test_sources import PARAMS, write_gguf  # noqa: F401 (a fixture)
 
 from exporter import config as model_config
 from exporter import gguf_config, mistral

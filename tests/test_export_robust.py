@@ -19,12 +19,12 @@ import subprocess
 import sys
 import time
 
+import compare
 import numpy as np
 import pytest
+from support import MODELS, ROOT
 from tokenizers import Tokenizer as Library
 
-import compare
-from conftest import MODELS, ROOT
 from exporter import command
 from exporter import tokenizer as exporter
 from exporter.bounded import LimitExceeded

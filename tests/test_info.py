@@ -16,9 +16,10 @@ import compare
 import pytest
 
 sys.path.insert(0, str(compare.ROOT))
-from exporter import command
 from support import MODELS
 from test_chat import source
+
+from exporter import command
 from exporter.shapes import SHAPES
 
 # The cache does not depend on these; small ones make a checkpoint of the shape small.

@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "tests"))
 
 import compare  # noqa: E402
+
 from exporter import config as model_config  # noqa: E402
 from exporter.plan import make_plan  # noqa: E402
 from exporter.tokenizer import LETTERS, compile_tokenizer  # noqa: E402
