@@ -20,7 +20,7 @@ import gguf
 import numpy as np
 import pytest
 import transformers
-from support import CONFIG, MODELS, Checkpoint, safetensors, tensors
+from support import CONFIG, MODELS, Checkpoint, tensors
 from test_sources import PARAMS, write_gguf  # noqa: F401 (a fixture)
 
 from exporter import config as model_config
@@ -47,13 +47,13 @@ def without(model, keys, folder):
 
 
 @pytest.mark.parametrize("model", sorted(path.name for path in MODELS.iterdir() if path.is_dir()))
-def test_either_name_is_enough(model, tmp_path, export):
+def test_either_name_is_enough(model, tmp_path, exported):
     """Nothing hangs on model_type alone, or on architectures alone: the same checkpoint. Without both it is
     the same or none."""
-    want = export(MODELS / model).file
+    want = exported(MODELS / model).file
     for i, key in enumerate(NAMES):
-        assert export(without(model, [key], tmp_path / str(i))).file == want
-    nameless = export(without(model, NAMES, tmp_path / "both"))
+        assert exported(without(model, [key], tmp_path / str(i))).file == want
+    nameless = exported(without(model, NAMES, tmp_path / "both"))
     assert nameless.file == want if isinstance(nameless, Checkpoint) else "model_type" in nameless
 
 
@@ -223,7 +223,7 @@ PREFIXES = {
 @pytest.mark.parametrize("named", ["model_type", "architectures"])
 @pytest.mark.parametrize("version", PREFIXES)
 @pytest.mark.parametrize("wrapper", IMAGES)
-def test_names_inside_a_larger_model(wrapper, version, named, source, export):
+def test_names_inside_a_larger_model(wrapper, version, named, source, exported):
     """language_model.model.layers..., or model.language_model.layers... with lm_head at the top: the same
     checkpoint as of the language model alone."""
     begin, head, images = PREFIXES[version]
@@ -245,13 +245,13 @@ def test_names_inside_a_larger_model(wrapper, version, named, source, export):
         changes[head + name if name.startswith("lm_head") else inside] = x
     for name in ("vision_tower.x.weight", "multi_modal_projector.norm.weight", "mm_projector.in_proj.bias"):
         changes[images + name] = np.ones(4, np.float32)
-    assert export(source(outer, changes)).file == export(source()).file
+    assert exported(source(outer, changes)).file == exported(source()).file
 
 
-def test_one_name_twice_inside_a_larger_model(source, export):
+def test_one_name_twice_inside_a_larger_model(source, exported):
     norm = np.ones(72, np.float32)
     changes = {"language_model.model.norm.weight": norm, "model.language_model.norm.weight": norm}
-    assert "model.norm.weight is also in" in export(source({}, changes))
+    assert "model.norm.weight is also in" in exported(source({}, changes))
 
 
 # ---- text
@@ -332,10 +332,10 @@ def test_sampling_defaults(written, means, warned, source, tmp_path):
 
 
 @pytest.mark.parametrize("ends", [-1, 37, "2", [2, None], [2.5], list(range(9)), True, {"a": 2}])
-def test_end_tokens_stay_strict(ends, source, export):
+def test_end_tokens_stay_strict(ends, source, exported):
     folder = source()
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
-    assert "eos_token_id" in export(folder)
+    assert "eos_token_id" in exported(folder)
 
 
 ADDED = {5: "<|im_end|>", 7: "<|im_user|>"}  # with a gap between them, as Kimi's have
@@ -464,8 +464,8 @@ GROUP = {"config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "float
         ({QUANT: {"quant_method": "new"}}, ["quant_method", "new"]),
     ],
 )
-def test_forms_that_the_configuration_names(config, says, source, export):
-    message = export(source(config))
+def test_forms_that_the_configuration_names(config, says, source, exported):
+    message = exported(source(config))
     assert all(part in message for part in says) and "missing" not in message
 
 
@@ -479,12 +479,12 @@ def test_forms_that_the_configuration_names(config, says, source, export):
         (None, None),
     ],
 )
-def test_forms_of_modelopt(algorithm, says, source, export):
+def test_forms_of_modelopt(algorithm, says, source, exported):
     """hf_quant_config.json may be the only sign; null there means that nothing is quantized."""
     folder = source()
     stated = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": algorithm, "group_size": 16}}
     (folder / "hf_quant_config.json").write_text(json.dumps(stated))
-    message = export(folder)
+    message = exported(folder)
     if says is None:
         assert isinstance(message, Checkpoint)
     else:
@@ -537,9 +537,9 @@ WORDS = np.zeros((9, 100), np.int32)
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_forms_that_the_tensors_show(stored, form, source, export):
+def test_forms_that_the_tensors_show(stored, form, source, exported):
     """The configuration says nothing: what the tensors look like is named, never one that is missing."""
-    message = export(source({}, {UP + ".weight": None, **{UP + end: x for end, x in stored.items()}}))
+    message = exported(source({}, {UP + ".weight": None, **{UP + end: x for end, x in stored.items()}}))
     assert form in message and "missing" not in message
 
 
@@ -627,7 +627,7 @@ def test_gguf_without_end(tmp_path):
     assert "expert_count is 5" in write([2, 1, 1], 5)
 
 
-def test_files_without_end(source, tmp_path, export):
+def test_files_without_end(source, tmp_path, exported):
     """A device, a pipe or a directory under the name of a file is refused, and not opened."""
     for name in (
         "config.json",
@@ -650,12 +650,12 @@ def test_files_without_end(source, tmp_path, export):
     assert "nested" in cheap(folder, tmp_path / "model.bin")
 
 
-def test_pointers_of_git_lfs(source, export):
+def test_pointers_of_git_lfs(source, exported):
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
     for name in ("model.safetensors", "config.json"):
         folder = source()
         (folder / name).write_bytes(pointer)
-        assert name in (message := export(folder)) and "git lfs pull" in message
+        assert name in (message := exported(folder)) and "git lfs pull" in message
 
 
 STRANGE = [

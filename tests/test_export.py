@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from support import (
     CONFIG,
+    CONFIG_BYTES,
     F32,
     MODELS,
     Q4,

@@ -170,21 +170,21 @@ def write_gguf(tmp_path):
 
 @pytest.mark.parametrize("split", [True, False], ids=["split", "whole"])
 @pytest.mark.parametrize("model", ["v2lite", "v2_236b", "v3_fp8"])
-def test_gguf_is_the_model(model, split, write_gguf, export):
+def test_gguf_is_the_model(model, split, write_gguf, exported):
     """In f32 nothing is lost on the way, so the checkpoint is that of the original directory: its
     configuration, names and numbers."""
     path, _ = write_gguf(model, "F32", split)
-    assert export(path, "--type", "f32").file == export(MODELS / model, "--type", "f32").file
+    assert exported(path, "--type", "f32").file == exported(MODELS / model, "--type", "f32").file
 
 
 @pytest.mark.parametrize("kind", ["BF16", "F16"])
-def test_gguf_halves(kind, write_gguf, export):
+def test_gguf_halves(kind, write_gguf, exported):
     path, stored = write_gguf("v2lite", kind)
-    got = export(path, "--type", "f32")
+    got = exported(path, "--type", "f32")
     if kind == "BF16":  # all but the latent projections are bf16 in the original, too
         assert (
             got.bytes("layers.1.experts.5.down").tobytes()
-            == export(MODELS / "v2lite", "--type", "f32").bytes("layers.1.experts.5.down").tobytes()
+            == exported(MODELS / "v2lite", "--type", "f32").bytes("layers.1.experts.5.down").tobytes()
         )
     np.testing.assert_array_equal(got.read("layers.0.q")[0], stored["blk.0.attn_q.weight"])
 
@@ -193,11 +193,11 @@ def test_gguf_halves(kind, write_gguf, export):
 @pytest.mark.parametrize(
     "kind, type", [("Q8_0", "q8"), ("Q4_0", "q4"), ("Q4_0", "mixed"), ("Q5_0", "q8"), ("Q8_0", "q4")]
 )
-def test_gguf_blocks(kind, type, split, write_gguf, export):
+def test_gguf_blocks(kind, type, split, write_gguf, exported):
     """Blocks of q8_0 in a q8 tensor, and of q4_0 in q4 or q8, keep their integers and scales: the numbers are
     exactly those that llama.cpp has. Others are rounded again, q8 from q5_0 to within half a step."""
     path, stored = write_gguf("v2lite", kind, split)
-    got = export(path, "--type", type, "--no-rotation")
+    got = exported(path, "--type", type, "--no-rotation")
     names = {
         "embed": "token_embd",
         "head": "output",
@@ -234,26 +234,26 @@ def test_gguf_blocks(kind, type, split, write_gguf, export):
                 )
 
 
-def test_same_logits_from_four_and_eight_bits(tmp_path, write_gguf, export):
+def test_same_logits_from_four_and_eight_bits(tmp_path, write_gguf, exported):
     """A q4_0 model as q4 and as q8: the same integers, found through a codebook and directly, so the same
     logits to the last bit."""
     path, _ = write_gguf("v2lite", "Q4_0")
     found = []
     for type in ("q4", "q8"):
-        export(path, "--type", type, "--no-rotation")
+        exported(path, "--type", type, "--no-rotation")
         found.append(compare.logits(tmp_path / "model.bin", range(100)).tobytes())
     assert found[0] == found[1]
 
 
-def test_rotation_rounds_again(write_gguf, export):
+def test_rotation_rounds_again(write_gguf, exported):
     """What the latent's rotation changes cannot keep its integers; the rest of the file still does."""
     path, stored = write_gguf("v2lite", "Q8_0")
-    got, plain = export(path, "--type", "q8"), export(path, "--type", "q8", "--no-rotation")
+    got, plain = exported(path, "--type", "q8"), exported(path, "--type", "q8", "--no-rotation")
     assert got.bytes("layers.0.w_uk").tobytes() != plain.bytes("layers.0.w_uk").tobytes()
     assert got.bytes("layers.0.o").tobytes() == plain.bytes("layers.0.o").tobytes()
 
 
-def test_integer_that_q8_lacks(write_gguf, export):
+def test_integer_that_q8_lacks(write_gguf, exported):
     """-128 may stand in a q8_0 block and not in a q8 tensor: that tensor is rounded again."""
     path, stored = write_gguf("v2lite", "Q8_0")
     raw = bytearray(path.read_bytes())
@@ -261,7 +261,7 @@ def test_integer_that_q8_lacks(write_gguf, export):
     raw[tensor.offset + 2] = 0x80
     path.write_bytes(raw)
     scale = float(np.frombuffer(raw, np.float16, 1, tensor.offset)[0])
-    y = export(path, "--type", "q8", "--no-rotation").read("layers.0.q")[0, 0]
+    y = exported(path, "--type", "q8", "--no-rotation").read("layers.0.q")[0, 0]
     assert (
         y[0] == pytest.approx(-128 * scale, rel=1e-3)
         and not (y[1:32] == stored["blk.0.attn_q.weight"][0, 1:32]).all()
@@ -291,10 +291,10 @@ def test_other_types_of_blocks(tmp_path):
         np.testing.assert_array_equal(found[name].floats(1, 4), x[1:4])
 
 
-def test_gguf_in_parts(write_gguf, export):
+def test_gguf_in_parts(write_gguf, exported):
     """...-00001-of-00003.gguf: the first is named, all are read; one that is missing is named."""
     whole, _ = write_gguf("v2lite", "F32")
-    want = export(whole, "--type", "f32").file
+    want = exported(whole, "--type", "f32").file
     metadata, found = layout("v2lite", True)
     parts = [whole.with_name(f"v2lite-0000{i}-of-00002.gguf") for i in (1, 2)]
     reader = gguf.GGUFReader(whole)
@@ -312,10 +312,10 @@ def test_gguf_in_parts(write_gguf, export):
             writer.write_tensors_to_file(),
             writer.close(),
         )
-    assert export(parts[0], "--type", "f32").file == want
-    assert "give the first" in export(parts[1])
+    assert exported(parts[0], "--type", "f32").file == want
+    assert "give the first" in exported(parts[1])
     parts[1].unlink()
-    assert parts[1].name in export(parts[0])
+    assert parts[1].name in exported(parts[0])
 
 
 def test_what_a_gguf_leaves_out():
@@ -400,29 +400,29 @@ def patched(at, value):
         (replaced(b"deepseek2.block_count", b"deepseek2.block_cousi"), "block_count is missing"),
     ],
 )
-def test_damaged_gguf(change, says, write_gguf, export):
+def test_damaged_gguf(change, says, write_gguf, exported):
     path, _ = write_gguf("v2lite", "Q8_0", name="x")
     path.write_bytes(change(path.read_bytes()))
-    message = export(path)
+    message = exported(path)
     assert says in message and "x.gguf" in message
 
 
 @pytest.mark.parametrize("type", ["q8", "mixed"])
-def test_scale_that_is_not_finite(type, write_gguf, export):
+def test_scale_that_is_not_finite(type, write_gguf, exported):
     path, _ = write_gguf("v2lite", "Q8_0")
     raw = bytearray(path.read_bytes())
     offset = read_gguf(File(path))[1]["blk.1.ffn_up_exps.weight"].offset
     raw[offset : offset + 2] = struct.pack("<H", 0x7C00)
     path.write_bytes(raw)
-    message = export(path, "--type", type)
+    message = exported(path, "--type", type)
     assert "infinite" in message and "ffn_up_exps" in message
 
 
-def test_package_is_asked_for(write_gguf, export, monkeypatch):
+def test_package_is_asked_for(write_gguf, exported, monkeypatch):
     path, _ = write_gguf("v2lite", "Q5_0")
     monkeypatch.setitem(__import__("sys").modules, "gguf", None)
     monkeypatch.setitem(__import__("sys").modules, "gguf.quants", None)
-    assert "pip install gguf" in export(path)
+    assert "pip install gguf" in exported(path)
 
 
 # ---- FP8 and INT4
@@ -476,7 +476,7 @@ POWERS = {"quant_method": "fp8", "fmt": "e4m3", "scale_fmt": "ue8m0", "weight_bl
         "compressed: block",
     ],
 )
-def test_fp8_scales(config, suffix, shape, kind, source, export):
+def test_fp8_scales(config, suffix, shape, kind, source, exported):
     rng = np.random.default_rng(5)
     code = rng.integers(0, 0x7F, (72, 36), np.uint8) | rng.integers(0, 2, (72, 36), np.uint8) << 7
     exponent = rng.integers(-20, -5, shape)
@@ -492,7 +492,7 @@ def test_fp8_scales(config, suffix, shape, kind, source, export):
         WEIGHT.replace("weight", "input_scale"): np.ones(1, np.float32),
     }
     got = (
-        export(source({"quantization_config": config}, names), "--type", "f32")
+        exported(source({"quantization_config": config}, names), "--type", "f32")
         .read("layers.0.o")
         .reshape(72, 3, 32)[:, :, :12]
         .reshape(72, 36)
@@ -517,9 +517,9 @@ def test_fp8_scales(config, suffix, shape, kind, source, export):
         (("F32", np.ones((0, 2), np.float32)), "needs [3, 2]"),
     ],
 )
-def test_fp8_scales_refused(scale, says, source, export):
+def test_fp8_scales_refused(scale, says, source, exported):
     changes = {WEIGHT: np.full((72, 36), 0x7E, np.uint8), WEIGHT + "_scale_inv": scale}
-    message = export(source({"quantization_config": POWERS}, changes))
+    message = exported(source({"quantization_config": POWERS}, changes))
     assert says in message and WEIGHT in message
 
 
@@ -593,11 +593,11 @@ def int4(group=32, size=1.0, **parts):
     ids=["32", "32 with tiny scales", "16"],
 )
 @pytest.mark.parametrize("type", ["q4", "q8", "f32"])
-def test_int4(type, group, size, kept, source, export):
+def test_int4(type, group, size, kept, source, exported):
     """compressed-tensors' pack-quantized: with groups of 32 columns integers and scales are kept; others are
     rounded again."""
     changes, want = int4(group, size)
-    y = export(
+    y = exported(
         source({"moe_intermediate_size": 64, "quantization_config": INT4}, changes), "--type", type
     ).read("layers.1.experts.0.down")[0]
     if kept or type == "f32":
@@ -619,8 +619,8 @@ def test_int4(type, group, size, kept, source, export):
         ("shape", ("I64", np.array([-72, 64]))),
     ],
 )
-def test_int4_refused(part, x, source, export):
-    assert DOWN in export(
+def test_int4_refused(part, x, source, exported):
+    assert DOWN in exported(
         source({"moe_intermediate_size": 64, "quantization_config": INT4}, int4(**{part: x})[0])
     )
 
@@ -634,16 +634,16 @@ def test_int4_refused(part, x, source, export):
         ({"x": 1}, "key x"),
     ],
 )
-def test_quantisations_refused(weights, says, source, export):
+def test_quantisations_refused(weights, says, source, exported):
     config = fp8("channel")
     config["config_groups"]["group_0"]["weights"] |= weights
-    assert says in export(source({"quantization_config": config}))
+    assert says in exported(source({"quantization_config": config}))
 
 
-def test_fused_experts(source, export):
+def test_fused_experts(source, exported):
     """As transformers 5 saves them: the same checkpoint as one tensor for each expert."""
     t, mlp = tensors(), "model.layers.1.mlp.experts."
-    want = export(source(), "--type", "mixed").file
+    want = exported(source(), "--type", "mixed").file
     gone = {name: None for name in t if name.startswith(mlp)}
     stack = [
         np.concatenate([t[f"{mlp}{e}.gate_proj.weight"], t[f"{mlp}{e}.up_proj.weight"]]) for e in range(4)
@@ -652,7 +652,7 @@ def test_fused_experts(source, export):
         mlp + "gate_up_proj": np.stack(stack),
         mlp + "down_proj": np.stack([t[f"{mlp}{e}.down_proj.weight"] for e in range(4)]),
     }
-    assert export(source({}, gone | fused), "--type", "mixed").file == want
+    assert exported(source({}, gone | fused), "--type", "mixed").file == want
 
 
 # ---- Mistral
@@ -711,7 +711,7 @@ PARAMS = {
 }
 
 
-def test_mistral(tmp_path, source, export):
+def test_mistral(tmp_path, source, exported):
     """The tiny model under the names of Mistral Large 3's files, one tensor in FP8: the checkpoint of the
     same model in transformers' form."""
     t = {
@@ -746,7 +746,7 @@ def test_mistral(tmp_path, source, export):
     folder.mkdir(parents=True)
     (folder / "params.json").write_text(json.dumps(PARAMS))
     (folder / "consolidated.safetensors").write_bytes(safetensors(theirs))
-    got = export(folder, "--type", "q8")
+    got = exported(folder, "--type", "q8")
     rope = {
         "rope_type": "yarn",
         "rope_theta": 10000.0,
@@ -774,7 +774,7 @@ def test_mistral(tmp_path, source, export):
         wo + "_scale_inv": np.float32(0.01).reshape(1),
         "model.layers.1.mlp.gate.e_score_correction_bias": None,
     }
-    assert got.file == export(source(same, changes), "--type", "q8").file
+    assert got.file == exported(source(same, changes), "--type", "q8").file
 
 
 def test_mistral_params():
@@ -791,23 +791,23 @@ def test_mistral_params():
 # ---- what is not read
 
 
-def test_pickles(tmp_path, source, export):
+def test_pickles(tmp_path, source, exported):
     folder = source()
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     for path in (folder, folder / "pytorch_model.bin"):
-        assert "pytorch_model.bin" in (message := export(path)) and "save_pretrained" in message
+        assert "pytorch_model.bin" in (message := exported(path)) and "save_pretrained" in message
 
 
-def test_one_file_of_a_directory(source, export):
-    assert "give the directory" in export(source() / "model.safetensors")
-    assert "not a GGUF" in export(source() / "config.json")
+def test_one_file_of_a_directory(source, exported):
+    assert "give the directory" in exported(source() / "model.safetensors")
+    assert "not a GGUF" in exported(source() / "config.json")
 
 
-def test_keys_that_are_there_twice(source, export):
+def test_keys_that_are_there_twice(source, exported):
     folder = source()
     (folder / "config.json").write_text('{"hidden_size": 72, "hidden_size": 36}')
-    assert "'hidden_size' is there twice" in export(folder)
+    assert "'hidden_size' is there twice" in exported(folder)
 
 
-def test_empty_tensor(source, export):
-    assert "has shape [0, 36]" in export(source(changes={WEIGHT: np.zeros((0, 36), np.float32)}))
+def test_empty_tensor(source, exported):
+    assert "has shape [0, 36]" in exported(source(changes={WEIGHT: np.zeros((0, 36), np.float32)}))
