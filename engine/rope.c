@@ -1,6 +1,6 @@
-/* rope.c: rotary positions. The frequencies are in the checkpoint, YaRN and all (exporter/config.py); here
- * are the angles of a position and the rotation of a vector by them. sin and cos are own code: libm's last
- * bit differs between systems, and the text must not. */
+/* rope.c: rotary positions (Su et al. 2021). The checkpoint holds the frequencies, with what YaRN makes of
+ * them (exporter/config.py). Here are the angles of a position, and the rotation of a vector by them. sin
+ * and cos are computed here: the last bit of libm's differs between systems, and the text must not. */
 #include "engine/rope.h"
 
 #include <math.h>
@@ -31,17 +31,15 @@ static double cos_poly(double x) {
 void rope_angles(float *cosine, float *sine, const float *inv_freq, size_t pairs, uint32_t position) {
     for (size_t i = 0; i < pairs; i++) {
         double angle = (double)((float)position * inv_freq[i]);
-        /* angle = quarter * pi/2 + rest. pi/2 in two pieces, the first with 33 bits: quarter * it is exact
-         * below 2^20 quarters. */
+        /* angle = quarter * pi/2 + rest. pi/2 is taken in two pieces, the first with 33 bits: its product
+         * with a quarter below 2^20 is exact. */
         double quarter = rint(angle * 0.63661977236758134308);
         double rest = (angle - quarter * 1.57079632673412561417) - quarter * 6.07710050650619224932e-11;
         double s = sin_poly(rest), c = cos_poly(rest);
-        switch ((int64_t)quarter & 3) {
-        case 0: sine[i] = (float)s, cosine[i] = (float)c; break;
-        case 1: sine[i] = (float)c, cosine[i] = (float)-s; break;
-        case 2: sine[i] = (float)-s, cosine[i] = (float)-c; break;
-        default: sine[i] = (float)-c, cosine[i] = (float)s;
-        }
+        int64_t turn = (int64_t)quarter & 3; /* each quarter turn: (cos, sin) becomes (-sin, cos) */
+        double turned_s = turn & 1 ? c : s, turned_c = turn & 1 ? -s : c;
+        sine[i] = (float)(turn & 2 ? -turned_s : turned_s);
+        cosine[i] = (float)(turn & 2 ? -turned_c : turned_c);
     }
 }
 

@@ -1,14 +1,16 @@
-/* sampler.c: logits -> the next token (sampler.h). Repeat penalty, temperature, top-k, top-p, min-p, in
- * this order; ties by id. Knows no text.
+/* sampler.c: logits -> the next token (sampler.h). Repeat penalty, temperature, top-k, top-p and min-p, in
+ * this order; of equal logits the lower id comes first. It knows no text.
  *
- * Everything is a comparison, one rounded float operation, or a sum in one fixed order, and exp is the
- * kernels' own: no result depends on the machine. */
+ * Every step is a comparison, one rounded float operation, or a sum in one fixed order, and exp is the one
+ * of the kernels: no result depends on the machine. */
 #include "engine/sampler.h"
 
 #include <math.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "kernels/util.h"
 
 enum { PENALTY_WINDOW = 64 };
 
@@ -22,12 +24,12 @@ struct Sampler {
     SamplerOptions options;
     size_t vocab;                 /* V */
     uint64_t random;              /* state of the generator */
-    int32_t seen[PENALTY_WINDOW]; /* a ring: the last tokens */
-    size_t seen_count;            /* of all tokens so far */
-    float *logit;                 /* [V] penalised, then divided by the temperature */
+    int32_t seen[PENALTY_WINDOW]; /* a ring: the last tokens that were read or written */
+    size_t seen_count;            /* tokens that were ever put into it */
+    float *logit;                 /* [V] with the penalty, then divided by the temperature */
     float *p;                     /* [V] probabilities */
     Candidate *candidates;        /* [V] a heap, and behind it what was taken from it: rank() */
-    size_t heap;                  /* candidates still in the heap */
+    size_t heap;                  /* candidates that are still in the heap */
 };
 
 Sampler *sampler_open(const Kernels *k, size_t vocab, const SamplerOptions *options) {
@@ -69,10 +71,10 @@ static double random_unit(Sampler *s) {
     return (double)((z ^ (z >> 31)) >> 11) * 0x1p-53;
 }
 
-/* CTRL's penalty (Keskar et al. 2019): a token that occurred becomes less likely whatever the sign of its
- * logit. Once for each token. */
-static void penalise(Sampler *s) {
-    size_t count = s->seen_count < PENALTY_WINDOW ? s->seen_count : PENALTY_WINDOW;
+/* CTRL's penalty (Keskar et al. 2019): a token that occurred becomes less likely, whatever the sign of its
+ * logit. It is applied once to each such token, however often it occurred. */
+static void penalize(Sampler *s) {
+    size_t count = min(s->seen_count, PENALTY_WINDOW);
     for (size_t i = 0; i < count; i++) {
         bool again = false;
         for (size_t j = 0; j < i && !again; j++)
@@ -83,7 +85,8 @@ static void penalise(Sampler *s) {
     }
 }
 
-/* The largest, the first of several. -1 if there is none: what a penalty made infinite counts as absent. */
+/* The id of the largest logit, the first of equal ones. A logit that the penalty made infinite becomes
+ * -infinity: its token cannot be chosen. -1 if none is left. */
 static int32_t argmax(Sampler *s) {
     int32_t best = -1;
     for (size_t i = 0; i < s->vocab; i++) {
@@ -95,7 +98,11 @@ static int32_t argmax(Sampler *s) {
     return best;
 }
 
-/* ---- candidates in descending order, as many as are asked for: a vocabulary is long and a nucleus short  */
+/* ---- candidates in descending order --------------------------------------------------------- */
+/* Only as many as are asked for are sorted: a vocabulary is long, and few tokens have most of the
+ * probability. */
+
+/* Whether a is likelier than b. */
 
 static bool before(const Candidate *a, const Candidate *b) {
     return a->logit > b->logit || (a->logit == b->logit && a->id < b->id);
@@ -113,6 +120,7 @@ static void sift_down(Candidate *heap, size_t n, size_t i) {
     heap[i] = c;
 }
 
+/* Makes a heap of all tokens; nothing is sorted yet. */
 static void rank_all(Sampler *s) {
     s->heap = s->vocab;
     for (size_t i = 0; i < s->vocab; i++)
@@ -121,8 +129,8 @@ static void rank_all(Sampler *s) {
         sift_down(s->candidates, s->heap, i);
 }
 
-/* The id of the candidate that i others come before. What is taken from the heap is kept behind it, last
- * first. */
+/* The id of the i-th likeliest token, from 0. What is taken from the heap is kept behind it, the likeliest
+ * last, so that asking again costs nothing. */
 static int32_t rank(Sampler *s, size_t i) {
     while (s->vocab - s->heap <= i) {
         Candidate first = s->candidates[0];
@@ -135,7 +143,7 @@ static int32_t rank(Sampler *s, size_t i) {
 
 /* ---- the choice ----------------------------------------------------------------------------- */
 
-/* Probabilities of the k likeliest, zero for the others. */
+/* s->p = probabilities of the k likeliest tokens, zero for the others. */
 static void probabilities(Sampler *s, size_t k) {
     if (k == s->vocab) {
         memcpy(s->p, s->logit, s->vocab * sizeof *s->p);
@@ -148,8 +156,9 @@ static void probabilities(Sampler *s, size_t k) {
     s->k->softmax(s->p, s->vocab);
 }
 
-/* How many of the k likeliest remain: the fewest that have top_p together, and of them those with min_p of
- * the likeliest's probability. At least one. *mass is their probability. */
+/* How many of the k likeliest tokens remain: the fewest that together have the probability top_p, and of
+ * them those with at least min_p times the probability of the likeliest. At least one. *mass is their
+ * probability together. */
 static size_t nucleus(Sampler *s, size_t k, double *mass) {
     float least = s->options.min_p * s->p[rank(s, 0)];
     size_t n = 0;
@@ -165,23 +174,25 @@ int32_t sampler_next(Sampler *s, const float *logits) {
         if (!isfinite(logits[i]))
             return -1;
     memcpy(s->logit, logits, s->vocab * sizeof *s->logit);
-    penalise(s);
+    penalize(s);
     int32_t best = argmax(s);
     if (o->temperature == 0 || best < 0)
         return best;
 
-    float max = s->logit[best]; /* taken off first: no temperature, however small, makes infinities meet */
+    /* The largest is subtracted before the division: a tiny temperature then gives -infinity, never
+     * infinity. */
+    float largest = s->logit[best];
     for (size_t i = 0; i < s->vocab; i++)
-        s->logit[i] = (s->logit[i] - max) / o->temperature;
+        s->logit[i] = (s->logit[i] - largest) / o->temperature;
     rank_all(s);
-    size_t k = o->top_k && o->top_k < s->vocab ? o->top_k : s->vocab;
+    size_t k = o->top_k ? min(o->top_k, s->vocab) : s->vocab;
     probabilities(s, k);
 
     size_t n = k;
     double mass = 0;
     if (o->top_p < 1 || o->min_p > 0) {
         n = nucleus(s, k, &mass);
-    } else { /* ranking the whole vocabulary would be in vain */
+    } else { /* all k remain: their order does not matter for the sum, and sorting them would be slow */
         for (size_t i = 0; i < s->vocab; i++)
             mass += (double)s->p[i];
     }
@@ -191,5 +202,5 @@ int32_t sampler_next(Sampler *s, const float *logits) {
         if (sum > target)
             return rank(s, i);
     }
-    return best; /* only if rounding left the sum below the mass */
+    return best; /* only if rounding left the sum below the target */
 }

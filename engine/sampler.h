@@ -23,13 +23,14 @@ typedef struct Sampler Sampler;
 Sampler *sampler_open(const Kernels *k, size_t vocab, const SamplerOptions *options);
 void sampler_close(Sampler *s);
 
-/* `token` (0 .. vocab-1) was read or written: the repeat penalty is about the last 64 of these. */
+/* Says that `token` (0 .. vocab - 1) was read or written: the repeat penalty applies to the last 64 of
+ * these. */
 void sampler_saw(Sampler *s, int32_t token);
 
-/* Nothing was read or written yet: sampler_saw tells anew. */
+/* Forgets what sampler_saw has said. */
 void sampler_forget(Sampler *s);
 
-/* The random generator, which changes only with sampler_next: where it is, and back to there. */
+/* The state of the random generator, which only sampler_next changes; and back to such a state. */
 uint64_t sampler_random(const Sampler *s);
 void sampler_resume(Sampler *s, uint64_t random);
 
