@@ -30,7 +30,7 @@ from exporter import tokenizer as exporter
 from exporter.bounded import LimitExceeded
 from exporter.errors import ExportError
 from exporter.pretokenizer import CODES, CharSet, chars, union
-from exporter.section import MAX_TEXT
+from exporter.section import MAX_TOKEN_TEXT
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
 EXPORT = [sys.executable, str(ROOT / "export.py")]
@@ -318,7 +318,7 @@ def test_a_hostile_tokenizer_costs_a_moment(name, source, tmp_path):
 @pytest.mark.parametrize("file, tokens", [("tiktoken.model", True), ("tokenizer.model", False)])
 def test_tokens_in_tokens_are_many_merges(file, tokens, source, tmp_path):
     """Half a million merges out of 700 KB: as long as tokens may be, and yet little memory."""
-    longest = range(2, MAX_TEXT + 1)
+    longest = range(2, MAX_TOKEN_TEXT + 1)
     data = ranks([*BYTES, *(b"a" * n for n in longest)])
     if not tokens:
         data = PIECES + b"".join(piece("a" * n, -float(n)) for n in (1, *longest)) + PLAIN
