@@ -3,8 +3,8 @@ qwen.tiktoken (OpenSeek), tekken.json (Mistral).
 
 Such a tokenizer merges the adjacent pair whose joined bytes are the token with the lowest rank. That is
 byte-pair encoding with every way to cut a token into two tokens as a merge of that rank, and so it is
-compiled; a word that is a token is taken whole, as tiktoken does. Tokens of more than MAX_TOKEN_TEXT bytes are
-refused: they have too many cuts. tokenizer.py chooses the reader.
+compiled; a word that is a token is taken whole, as tiktoken does. Tokens of more than MAX_TOKEN_TEXT bytes
+are refused: they have too many cuts. tokenizer.py chooses the reader.
 """
 
 import base64

@@ -81,7 +81,8 @@ def pack_texts(texts, tokens, text, token_start):
     for bytes_, token in sorted(texts):
         if len(bytes_) > MAX_TOKEN_TEXT:
             raise UnsupportedTokenizer(
-                f"token {token} has {len(bytes_)} bytes; an added token or a unit has {MAX_TOKEN_TEXT} at most"
+                f"token {token} has {len(bytes_)} bytes; an added token or a unit has at most "
+                f"{MAX_TOKEN_TEXT}"
             )
         if tokens.get(token) == bytes_:
             start = token_start[token]
