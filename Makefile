@@ -170,7 +170,8 @@ fuzz: $(PROGRAM)
 # fuzz_tokenizer includes tokenizer.c, to see whether a vocabulary is sound.
 $(BUILD)/fuzz_tokenizer: WITHOUT = $(BUILD)/tokenizer.o
 $(BUILD)/fuzz_%: $(BUILD)/tests/fuzz/fuzz_%.o $(BUILD)/tests/fuzz/fuzz.o $(OBJECTS)
-	$(CC) $(CFLAGS) $(LDFLAGS) -pthread -o $@ $(filter-out $(WITHOUT),$^) -lm
+	$(SAY) link $@
+	$(Q)$(LINK) $(filter-out $(WITHOUT),$^) -lm
 
 analyse:
 	cppcheck --quiet --enable=warning,portability,performance --error-exitcode=1 --inline-suppr --std=c11 \
