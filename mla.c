@@ -116,8 +116,8 @@ static size_t read_rows(const Attention *a, size_t i) {
         if (s->sparse.active && !attends_to(s, i, j))
             continue;
         float *row = s->definition.rows + T++ * (r + p);
-        a->m->k->tile_get(&s->cache->shape, cache_tile(s->rows[i].sequence, j / TILE_ROWS, a->layer),
-                          j % TILE_ROWS, row, row + r);
+        a->m->ops->tile_load(&s->cache->shape, cache_tile(s->rows[i].sequence, j / TILE_ROWS, a->layer),
+                             j % TILE_ROWS, row, row + r);
     }
     return T;
 }
@@ -129,9 +129,9 @@ static void definition(const Attention *a) {
     for (size_t h = 0; h < a->cfg->num_attention_heads; h++) {
         Matrix w_uk = head_matrix(&a->L->w_uk, h), w_uv = head_matrix(&a->L->w_uv, h);
         for (size_t d = 0; d < n; d++)
-            a->m->k->row(s->definition.w_uk + d * r, &w_uk, d);
+            a->m->ops->read_row(s->definition.w_uk + d * r, &w_uk, d);
         for (size_t d = 0; d < v; d++)
-            a->m->k->row(s->definition.w_uv + d * r, &w_uv, d);
+            a->m->ops->read_row(s->definition.w_uv + d * r, &w_uv, d);
         for (size_t i = 0; i < s->row_count; i++) {
             size_t T = read_rows(a, i);
             mla_definition(a->z->a, query_of(a, i, h), s->definition.rows, T, s->definition.w_uk,
@@ -150,15 +150,15 @@ static void finish_row(const Attention *a, size_t i) {
     const Row *row = &s->rows[i];
     size_t r = cfg->kv_lora_rank, pairs = cfg->qk_rope_head_dim / 2;
     float *c = s->attention.kv + i * s->attention.kv_stride, *k_pe = c + r;
-    a->m->k->rmsnorm(c, c, a->L->kv_a_norm, r, cfg->latent_norm_eps);
+    a->m->ops->rmsnorm(c, c, a->L->kv_a_norm, r, cfg->latent_norm_eps);
     rope(k_pe, s->attention.cosine + i * pairs, s->attention.sine + i * pairs, pairs);
     if (s->cache->type != CACHE_FULL)
-        a->m->k->tile_put(&s->cache->shape, cache_tile(row->sequence, row->row / TILE_ROWS, a->layer),
-                          row->row % TILE_ROWS, c, k_pe);
+        a->m->ops->tile_store(&s->cache->shape, cache_tile(row->sequence, row->row / TILE_ROWS, a->layer),
+                              row->row % TILE_ROWS, c, k_pe);
     if (cfg->q_lora_rank) {
         float *qa = s->attention.qa + i * s->attention.qa_stride;
-        a->m->k->rmsnorm(qa, qa, a->L->q_a_norm, cfg->q_lora_rank, cfg->latent_norm_eps);
-        a->m->k->put(&s->attention.qa_normed, i, 0, qa, cfg->q_lora_rank);
+        a->m->ops->rmsnorm(qa, qa, a->L->q_a_norm, cfg->q_lora_rank, cfg->latent_norm_eps);
+        a->m->ops->store_row(&s->attention.qa_normed, i, 0, qa, cfg->q_lora_rank);
     }
 }
 
@@ -168,17 +168,17 @@ static void project(const Attention *a) {
     State *s = a->s;
     size_t from, to;
     if (a->cfg->q_lora_rank)
-        linear(a->m->k, s->attention.qa, s->attention.qa_stride, &a->L->q_a, &s->normed, a->t);
+        linear(a->m->ops, s->attention.qa, s->attention.qa_stride, &a->L->q_a, &s->normed, a->t);
     else
-        linear(a->m->k, s->attention.q, s->attention.q_stride, &a->L->q, &s->normed, a->t);
-    linear(a->m->k, s->attention.kv, s->attention.kv_stride, &a->L->kv_a, &s->normed, a->t);
+        linear(a->m->ops, s->attention.q, s->attention.q_stride, &a->L->q, &s->normed, a->t);
+    linear(a->m->ops, s->attention.kv, s->attention.kv_stride, &a->L->kv_a, &s->normed, a->t);
     sync_threads(a->t);
     share(a->t, s->row_count, &from, &to);
     for (size_t i = from; i < to; i++)
         finish_row(a, i);
     if (a->cfg->q_lora_rank) {
         sync_threads(a->t);
-        linear(a->m->k, s->attention.q, s->attention.q_stride, &a->L->q_b, &s->attention.qa_normed, a->t);
+        linear(a->m->ops, s->attention.q, s->attention.q_stride, &a->L->q_b, &s->attention.qa_normed, a->t);
         sync_threads(a->t);
     }
 }
@@ -193,9 +193,9 @@ static void absorbed(const Attention *a) {
 
     share(a->t, H, &from, &to);
     for (size_t h = from; h < to; h++) { /* q_latent = W_uk^T q_nope: the query moves into the latent space */
-        Acts q_nope = acts_view(&a->z->acts, 0, rows, cfg->qk_nope_head_dim);
+        Activations q_nope = activations_view(&a->z->acts, 0, rows, cfg->qk_nope_head_dim);
         for (size_t k = 0; k < rows; k++)
-            a->m->k->put(&q_nope, k, 0, query_of(a, s->absorbed.row[k], h), cfg->qk_nope_head_dim);
+            a->m->ops->store_row(&q_nope, k, 0, query_of(a, s->absorbed.row[k], h), cfg->qk_nope_head_dim);
         head_matmul(a, s->absorbed.q_latent + h * r_stride, H * r_stride, &a->L->w_uk_t, h, &q_nope);
     }
     sync_threads(a->t);
@@ -203,9 +203,10 @@ static void absorbed(const Attention *a) {
     attend_latents(a); /* q_latent = sum_j softmax_j(scale (q_latent . c_j + q_pe . k_pe,j)) c_j */
 
     for (size_t h = from; h < to; h++) { /* o = W_uv (sum of latents): values are expanded after the sum */
-        Acts latents = acts_view(&a->z->acts, 0, rows, cfg->kv_lora_rank);
+        Activations latents = activations_view(&a->z->acts, 0, rows, cfg->kv_lora_rank);
         for (size_t k = 0; k < rows; k++)
-            a->m->k->put(&latents, k, 0, s->absorbed.q_latent + (k * H + h) * r_stride, cfg->kv_lora_rank);
+            a->m->ops->store_row(&latents, k, 0, s->absorbed.q_latent + (k * H + h) * r_stride,
+                                 cfg->kv_lora_rank);
         head_matmul(a, a->z->a, v_stride, &a->L->w_uv, h, &latents);
         for (size_t k = 0; k < rows; k++)
             store_head(a, s->absorbed.row[k], h, a->z->a + k * v_stride);
@@ -219,13 +220,14 @@ static void absorbed(const Attention *a) {
 static void expand(const Attention *a, size_t head, size_t k, size_t rows) {
     TileShape keys = key_shape(a), values = value_shape(a);
     size_t n_stride = round_up(a->cfg->qk_nope_head_dim, PANEL), v_stride = a->s->attention.v_stride;
-    Acts latents = page_latents(a, k, rows);
+    Activations latents = page_latents(a, k, rows);
     const float *k_pe = page_rope_keys(a, k);
     head_matmul(a, a->z->a, n_stride, &a->L->w_uk, head, &latents);
     head_matmul(a, a->z->b, v_stride, &a->L->w_uv, head, &latents);
     for (size_t j = 0; j < rows; j++) {
-        a->m->k->tile_put(&keys, a->z->keys, j, a->z->a + j * n_stride, k_pe + j * a->cfg->qk_rope_head_dim);
-        a->m->k->tile_put(&values, a->z->values, j, a->z->b + j * v_stride, NULL);
+        a->m->ops->tile_store(&keys, a->z->keys, j, a->z->a + j * n_stride,
+                              k_pe + j * a->cfg->qk_rope_head_dim);
+        a->m->ops->tile_store(&values, a->z->values, j, a->z->b + j * v_stride, NULL);
     }
 }
 
@@ -279,6 +281,6 @@ void mla_attention(const Model *m, State *s, size_t layer, Thread *t) {
     sync_threads(t);
     profile_stage(s, t, STAGE_DENSE);
     /* out += W_o [ o_1 | ... | o_H ] */
-    linear_add(m->k, s->out, s->x_stride, &a.L->o, &s->attention.heads, NULL, NULL, a.z->a, t);
+    linear_add(m->ops, s->out, s->x_stride, &a.L->o, &s->attention.heads, NULL, NULL, a.z->a, t);
     sync_threads(t);
 }

@@ -163,7 +163,7 @@ static inline Matrix head_matrix(const Matrix *w, size_t head) {
 
 typedef struct {
     Config config;
-    const Kernels *k;
+    const Kernels *ops;
     const float *inv_freq;            /* [p / 2] */
     const float *query_scale;         /* [max_position_embeddings / query_scale_span, rounded up] */
     Matrix embed;                     /* [V, D] */
@@ -175,8 +175,8 @@ typedef struct {
     Tokenizer *tokenizer; /* of that section, opened by main; NULL: none */
     const uint8_t *chat;  /* [chat_bytes] pieces of the chat template, cli/chat.c; 0 bytes: none */
     size_t chat_bytes;
-    bool float_acts; /* some matrix other than the router is f32 or bf16 */
-    bool int8_acts;  /* some matrix is q8 or q4 */
+    bool float_activations; /* some matrix other than the router is f32 or bf16 */
+    bool int8_activations;  /* some matrix is q8 or q4 */
     /* the mapped file */
     const char *path;
     const uint8_t *file;
@@ -234,10 +234,10 @@ typedef struct {
 typedef struct {
     const Mlp *mlp;
     size_t rows;
-    size_t first; /* its rows are moe.row[first .. first + rows), ascending */
-    size_t task;  /* the first of its tasks: engine/moe.c */
-    Acts in;      /* [rows, D] */
-    Acts hidden;  /* [rows, I or M] */
+    size_t first;       /* its rows are moe.row[first .. first + rows), ascending */
+    size_t task;        /* the first of its tasks: engine/moe.c */
+    Activations in;     /* [rows, D] */
+    Activations hidden; /* [rows, I or M] */
 } ExpertBatch;
 
 /* A thread's own buffers for results on their way: no other thread reads them. */
@@ -245,7 +245,7 @@ typedef struct {
     /* [max(chunk, TILE_ROWS)][max(LINEAR_ADD_COLUMNS, n, v, r)], at least D and MLP_ROW: results of a
      * matrix product before they are stored */
     float *a, *b;
-    Acts acts;            /* [chunk, max(n, r)] rows of one head */
+    Activations acts;     /* [chunk, max(n, r)] rows of one head */
     void *query;          /* sixteen packed queries */
     void *keys, *values;  /* a tile of decompressed keys and one of values, of one head */
     void *attend;         /* the attention kernel's own */
@@ -298,15 +298,15 @@ typedef struct State {
      * for the end of the pair of layers. All zeros in between */
     float *branch;
     float *out, *experts_out; /* what attention and MLPs, and what experts are added to: x or branch */
-    Acts normed;              /* [T, D] RMSNorm of x: what attention and MLPs read */
+    Activations normed;       /* [T, D] RMSNorm of x: what attention and MLPs read */
 
-    struct {                  /* for every path of attention */
-        float *cosine, *sine; /* [T][p / 2] of each row's position */
-        float *qa;            /* [T][qa_stride] compressed queries, ql */
-        Acts qa_normed;       /* [T, ql] */
-        float *q;             /* [T][q_stride] queries: H times (n + p) */
-        float *kv;            /* [T][kv_stride] latent and rotated key of the new rows */
-        Acts heads;           /* [T, H * v_stride] the heads' outputs, side by side: the input of W_o */
+    struct {                   /* for every path of attention */
+        float *cosine, *sine;  /* [T][p / 2] of each row's position */
+        float *qa;             /* [T][qa_stride] compressed queries, ql */
+        Activations qa_normed; /* [T, ql] */
+        float *q;              /* [T][q_stride] queries: H times (n + p) */
+        float *kv;             /* [T][kv_stride] latent and rotated key of the new rows */
+        Activations heads;     /* [T, H * v_stride] the heads' outputs, side by side: the input of W_o */
         size_t qa_stride, q_stride, kv_stride;
         size_t v_stride; /* v rounded up to 32 */
     } attention;
@@ -321,10 +321,10 @@ typedef struct State {
     } absorbed;
 
     struct {
-        uint8_t *queries; /* [H][chunk / 16] packed, query_bytes each */
-        Softmax *softmax; /* [H][chunk / 16] with out [v][16] */
-        Acts latents;     /* [SPAN_ROWS, r] a span of cached rows; CACHE_FULL: the new rows' latents */
-        float *rope_keys; /* [SPAN_ROWS][p] */
+        uint8_t *queries;    /* [H][chunk / 16] packed, query_bytes each */
+        Softmax *softmax;    /* [H][chunk / 16] with out [v][16] */
+        Activations latents; /* [SPAN_ROWS, r] a span of cached rows; CACHE_FULL: the new rows' latents */
+        float *rope_keys;    /* [SPAN_ROWS][p] */
     } decompressed;
 
     struct {
@@ -360,14 +360,14 @@ typedef struct State {
         uint32_t *next;        /* [E + Z] where the next of them goes in row[] */
         uint32_t *row;         /* [T * (num_experts_per_tok + 1)] the batches' rows */
         float *row_weight;
-        Acts in;     /* [T * num_experts_per_tok, D] the experts' inputs, batch by batch */
-        Acts hidden; /* the batches' hidden rows, one batch after the other */
+        Activations in;     /* [T * num_experts_per_tok, D] the experts' inputs, batch by batch */
+        Activations hidden; /* the batches' hidden rows, one batch after the other */
     } moe;
 
     struct {
         uint32_t *row; /* [max_logits] the rows that asked for logits */
         size_t count;
-        Acts normed; /* [count, D] */
+        Activations normed; /* [count, D] */
     } head;
     float *logits; /* [max_logits][V]; V is rounded up to 16 while they are computed */
 

@@ -6,7 +6,7 @@
  * kernels' and mla.c's business.
  *
  * Threads. A call of forward is one parallel region. Every thread runs the same functions with its own
- * Thread t; share(t, n, &from, &to) gives it its part of n items, next_tprompt_mark(t, n) the next of n uneven
+ * Thread t; share(t, n, &from, &to) gives it its part of n items, next_task(t, n) the next of n uneven
  * ones, and sync_threads(t) is a barrier: what others wrote before it can be read behind it
  * (kernels/team.h). Work is split by output, never inside a sum, so that no result depends on the number
  * of threads.
@@ -94,7 +94,7 @@ static void embed(const Model *m, State *s, Thread *t) {
     share(t, s->row_count, &from, &to);
     for (size_t i = from; i < to; i++) {
         float *x = s->x + i * s->x_stride;
-        m->k->row(x, &m->embed, (size_t)s->rows[i].token);
+        m->ops->read_row(x, &m->embed, (size_t)s->rows[i].token);
         for (size_t d = 0; d < cfg->hidden_size && cfg->embed_scale != 1; d++)
             x[d] *= cfg->embed_scale;
         rope_angles(s->attention.cosine + i * pairs, s->attention.sine + i * pairs, m->inv_freq, pairs,
@@ -111,8 +111,8 @@ static void norm(const Model *m, State *s, const float *weight, Thread *t) {
     profile_stage(s, t, STAGE_OTHER);
     share(t, s->row_count, &from, &to);
     for (size_t i = from; i < to; i++) {
-        m->k->rmsnorm(y, s->x + i * s->x_stride, weight, cfg->hidden_size, cfg->rms_norm_eps);
-        m->k->put(&s->normed, i, 0, y, cfg->hidden_size);
+        m->ops->rmsnorm(y, s->x + i * s->x_stride, weight, cfg->hidden_size, cfg->rms_norm_eps);
+        m->ops->store_row(&s->normed, i, 0, y, cfg->hidden_size);
     }
     sync_threads(t);
 }
@@ -149,8 +149,8 @@ static void add_branch(const Model *m, State *s, const float *weight, Thread *t)
     for (size_t i = from; i < to; i++) {
         float *branch = s->branch + i * s->x_stride;
         if (weight)
-            m->k->rmsnorm(branch, branch, weight, D, cfg->rms_norm_eps);
-        m->k->axpy(s->x + i * s->x_stride, 1, branch, D);
+            m->ops->rmsnorm(branch, branch, weight, D, cfg->rms_norm_eps);
+        m->ops->axpy(s->x + i * s->x_stride, 1, branch, D);
         memset(branch, 0, D * sizeof *branch);
     }
     sync_threads(t);
@@ -164,11 +164,11 @@ static void head(const Model *m, State *s, Thread *t) {
     profile_stage(s, t, STAGE_HEAD);
     share(t, s->head.count, &from, &to);
     for (size_t i = from; i < to; i++) {
-        m->k->rmsnorm(y, s->x + s->head.row[i] * s->x_stride, m->norm, cfg->hidden_size, cfg->rms_norm_eps);
-        m->k->put(&s->head.normed, i, 0, y, cfg->hidden_size);
+        m->ops->rmsnorm(y, s->x + s->head.row[i] * s->x_stride, m->norm, cfg->hidden_size, cfg->rms_norm_eps);
+        m->ops->store_row(&s->head.normed, i, 0, y, cfg->hidden_size);
     }
     sync_threads(t);
-    linear(m->k, s->logits, stride, &m->head, &s->head.normed, t);
+    linear(m->ops, s->logits, stride, &m->head, &s->head.normed, t);
     sync_threads(t);
     /* callers want [rows][V], without the padding of the panels */
     for (size_t i = 1; i < s->head.count && t->id == 0 && stride != V; i++)

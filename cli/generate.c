@@ -185,7 +185,7 @@ static bool sampling(const Config *cfg, const Options *o, const SavedText *saved
 /* The sampler as it was when the session was put away, unless -s begins anew, and the tokens for it to
  * penalise. */
 static bool open_sampler(Run *r, const SamplerOptions *so) {
-    r->sampler = sampler_open(r->model->k, r->model->config.vocab_size, so);
+    r->sampler = sampler_open(r->model->ops, r->model->config.vocab_size, so);
     if (!r->sampler)
         return false;
     if (r->saved.count && !r->options->given[OPT_SEED])

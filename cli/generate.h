@@ -1,5 +1,5 @@
-/* cli/generate.h: one sequence that is read and written, whether a single text (generate.c) or a conversation
- * (chat.c). */
+/* cli/generate.h: one sequence that is read and written, whether a single text (generate.c) or a
+ * conversation (chat.c). */
 #ifndef GENERATE_H
 #define GENERATE_H
 
@@ -24,12 +24,12 @@ typedef struct {
     double read_seconds, write_seconds;
 } Run;
 
-/* With model, options, state and what session_open gave in place: everything else that a run needs,
- * before the first byte of text. DONE, or an exit status after a report. */
+/* With model, options, state and what session_open gave in place: everything else that a run needs, before
+ * the first byte of text. DONE, or an exit status after a report. */
 int run_open(Run *r, Session *session);
 
-/* generate() of run.c for the run's sequence: reads its tokens that are not in the cache yet, at least one unless
- * a session brought logits, then writes at most options->tokens. */
+/* generate() of run.c for the run's sequence: reads its tokens that are not in the cache yet, at least one
+ * unless a session brought logits, then writes at most options->tokens. */
 End run_generate(Run *r);
 
 /* The bytes of token `at` of the sequence. Special tokens are marks between texts and have none, unless

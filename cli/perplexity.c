@@ -59,7 +59,7 @@ static Prediction predict(const Model *m, const float *logits, float *p) {
             best = i;
     }
     memcpy(p, logits, vocab * sizeof *p);
-    m->k->softmax(p, vocab);
+    m->ops->softmax(p, vocab);
     return (Prediction){best, all_finite(logits, vocab) ? (double)logits[best] - log((double)p[best]) : NAN};
 }
 

@@ -28,18 +28,20 @@ typedef struct {
     struct SessionHeader *header; /* of the file, as this program knows it */
 } Session;
 
-/* Locks the session and reads everything but the cache: *text is all zeros if FILE does not exist. Without -k, o->cache becomes the session's. DONE, or an exit status after a
- * report: in use, read-only, cut short, damaged, no session, of another version, model or cache type, or in a
- * place that cannot be written. */
+/* Locks the session and reads everything but the cache: *text is all zeros if FILE does not exist. Without
+ * -k, o->cache becomes the session's. DONE, or an exit status after a report: in use, read-only, cut
+ * short, damaged, no session, of another version, model or cache type, or in a place that cannot be
+ * written. */
 int session_open(Session *s, SavedText *text, const Model *m, Options *o);
 
-/* Puts the session's tokens and cache rows into q, an empty sequence, and the logits of the last row, if no
- * token is left to compute, into state->logits. DONE, or FAILED after a report: damaged, or the disk has no room
- * for what `state` can hold. */
+/* Puts the session's tokens and cache rows into q, an empty sequence, and the logits of the last row, if
+ * no token is left to compute, into state->logits. DONE, or FAILED after a report: damaged, or the disk
+ * has no room for what `state` can hold. */
 int session_load(Session *s, Sequence *q, State *state);
 
-/* Writes the text, q and its rows; it may be called again when q has grown. At every moment FILE is what it was or
- * what it will be, and the session stays locked until session_close. DONE, or FAILED after a report. */
+/* Writes the text, q and its rows; it may be called again when q has grown. At every moment FILE is what
+ * it was or what it will be, and the session stays locked until session_close. DONE, or FAILED after a
+ * report. */
 int session_save(Session *s, const SavedText *text, const Sequence *q, const State *state);
 
 void session_close(Session *s); /* also after session_open failed */

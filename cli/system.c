@@ -168,13 +168,13 @@ int default_threads(void) {
 const char *machine_line(void) {
     static char line[512];
     const char *why, *openmp = "built without OpenMP";
-    const Kernels *k = kernels_choose(&why);
+    const Kernels *ops = kernels_choose(&why);
     int threads = default_threads();
 #ifdef _OPENMP
     openmp = "OpenMP";
 #endif
-    snprintf(line, sizeof line, "%s %s, %s, %d thread%s", k ? "kernels" : "no kernels:", k ? k->name : why,
-             openmp, threads, threads > 1 ? "s" : "");
+    snprintf(line, sizeof line, "%s %s, %s, %d thread%s",
+             ops ? "kernels" : "no kernels:", ops ? ops->name : why, openmp, threads, threads > 1 ? "s" : "");
     return line;
 }
 

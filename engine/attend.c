@@ -43,15 +43,16 @@ void rotate_queries(const Attention *a) {
     }
 }
 
-void head_matmul(const Attention *a, float *y, size_t ldy, const Matrix *w, size_t head, const Acts *x) {
+void head_matmul(const Attention *a, float *y, size_t ldy, const Matrix *w, size_t head,
+                 const Activations *x) {
     Matrix one = head_matrix(w, head);
-    a->m->k->matmul(y, ldy, &one, 0, matrix_panels(&one), x);
+    a->m->ops->matmul(y, ldy, &one, 0, matrix_panels(&one), x);
 }
 
 void store_head(const Attention *a, size_t i, size_t head, float *out) {
     size_t v = a->cfg->v_head_dim, stride = a->s->attention.v_stride;
     memset(out + v, 0, (stride - v) * sizeof *out);
-    a->m->k->put(&a->s->attention.heads, i, head * stride, out, stride);
+    a->m->ops->store_row(&a->s->attention.heads, i, head * stride, out, stride);
 }
 
 static void softmax_begin(Softmax *softmax) {
@@ -100,7 +101,7 @@ static void pack_heads(const Attention *a, const AbsorbedTask *task) {
         latent[lane] = h < H ? s->absorbed.q_latent + (task->k * H + h) * s->absorbed.r_stride : NULL;
         rotated[lane] = h < H ? query_of(a, task->i, h) + a->cfg->qk_nope_head_dim : NULL;
     }
-    a->m->k->query(&s->cache->shape, a->z->query, latent, rotated);
+    a->m->ops->pack_query(&s->cache->shape, a->z->query, latent, rotated);
 }
 
 /* Sixteen heads of a row attend to one part of its context. Keys and values are the same latents. */
@@ -118,8 +119,8 @@ static void attend_part(const Attention *a, const AbsorbedRows *rows, const Abso
             limit[lane] = (int32_t)here;
         const uint8_t *tile = s->sparse.active ? selected_tile(s, task->k - rows->first, j)
                                                : cache_tile(row->sequence, j, a->layer);
-        a->m->k->attend(shape, a->z->query, tile, shape, tile, here, limit, NULL, a->cfg->softmax_scale,
-                        softmax, a->z->attend);
+        a->m->ops->attend(shape, a->z->query, tile, shape, tile, here, limit, NULL, a->cfg->softmax_scale,
+                          softmax, a->z->attend);
     }
 }
 
@@ -151,10 +152,10 @@ static void merge_parts(const Attention *a, const AbsorbedRows *rows) {
         for (size_t part = 1; part < part_count(rows_attended(s, task.i)); part++) {
             Softmax next = parts[part];
             next.out += d * LANES;
-            a->m->k->softmax_merge(&all, &next, width);
+            a->m->ops->softmax_merge(&all, &next, width);
         }
-        a->m->k->softmax_finish(s->absorbed.q_latent + (task.k * H + h) * s->absorbed.r_stride + d,
-                                s->absorbed.r_stride, &all, width, min(H - h, LANES));
+        a->m->ops->softmax_finish(s->absorbed.q_latent + (task.k * H + h) * s->absorbed.r_stride + d,
+                                  s->absorbed.r_stride, &all, width, min(H - h, LANES));
     }
 }
 
@@ -210,11 +211,11 @@ void read_span(const Attention *a, const Run *run, const Span *span) {
     while ((k = next_task(a->t, span->pages)) < span->pages) {
         size_t rows = span_page_rows(run, span, k), p = a->cfg->qk_rope_head_dim;
         const uint8_t *tile = cache_tile(run->sequence, span->page + k, a->layer);
-        Acts latents = page_latents(a, k, rows);
-        a->m->k->tile_acts(&s->cache->shape, tile, &latents);
+        Activations latents = page_latents(a, k, rows);
+        a->m->ops->tile_activations(&s->cache->shape, tile, &latents);
         for (size_t j = 0; j < rows; j++)
-            a->m->k->tile_get(&s->cache->shape, tile, j, NULL,
-                              s->decompressed.rope_keys + (k * TILE_ROWS + j) * p);
+            a->m->ops->tile_load(&s->cache->shape, tile, j, NULL,
+                                 s->decompressed.rope_keys + (k * TILE_ROWS + j) * p);
         for (size_t i = 0; i < run->count && s->sparse.active; i++) {
             uint16_t *mask = lane_mask(a, i / LANES, k);
             if (i % LANES == 0)
@@ -224,9 +225,9 @@ void read_span(const Attention *a, const Run *run, const Span *span) {
     }
 }
 
-Acts page_latents(const Attention *a, size_t k, size_t rows) {
-    const Acts *latents = &a->s->decompressed.latents;
-    return acts_view(latents, k * TILE_ROWS * latents->stride, rows, latents->cols);
+Activations page_latents(const Attention *a, size_t k, size_t rows) {
+    const Activations *latents = &a->s->decompressed.latents;
+    return activations_view(latents, k * TILE_ROWS * latents->stride, rows, latents->cols);
 }
 
 const float *page_rope_keys(const Attention *a, size_t k) {
@@ -259,7 +260,7 @@ void begin_queries(const Attention *a, const Run *run, size_t head) {
             rotated[lane] = i + lane < run->count ? nope[lane] + a->cfg->qk_nope_head_dim : NULL;
         }
         softmax_begin(&a->s->decompressed.softmax[place]);
-        a->m->k->query(&keys, a->s->decompressed.queries + place * query_bytes(&keys), nope, rotated);
+        a->m->ops->pack_query(&keys, a->s->decompressed.queries + place * query_bytes(&keys), nope, rotated);
     }
 }
 
@@ -304,9 +305,9 @@ void attend_page(const Attention *a, const Run *run, const Span *span, size_t he
         if (!causal_limits(a, run, i, (span->page + k) * TILE_ROWS, rows, limit) ||
             (mask && !any_bit(mask, rows)))
             continue;
-        a->m->k->attend(&keys, s->decompressed.queries + place * query_bytes(&keys), a->z->keys, &values,
-                        a->z->values, rows, limit, mask, a->cfg->softmax_scale,
-                        &s->decompressed.softmax[place], a->z->attend);
+        a->m->ops->attend(&keys, s->decompressed.queries + place * query_bytes(&keys), a->z->keys, &values,
+                          a->z->values, rows, limit, mask, a->cfg->softmax_scale,
+                          &s->decompressed.softmax[place], a->z->attend);
     }
 }
 
@@ -314,8 +315,8 @@ void finish_queries(const Attention *a, const Run *run, size_t head) {
     size_t stride = a->s->attention.v_stride;
     for (size_t i = 0; i < run->count; i += LANES) {
         size_t lanes = min(run->count - i, LANES);
-        a->m->k->softmax_finish(a->z->a, stride, &a->s->decompressed.softmax[place_of(a, head, i / LANES)],
-                                a->cfg->v_head_dim, lanes);
+        a->m->ops->softmax_finish(a->z->a, stride, &a->s->decompressed.softmax[place_of(a, head, i / LANES)],
+                                  a->cfg->v_head_dim, lanes);
         for (size_t lane = 0; lane < lanes; lane++)
             store_head(a, run->first + i + lane, head, a->z->a + lane * stride);
     }

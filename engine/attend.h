@@ -33,7 +33,8 @@ float *query_of(const Attention *a, size_t i, size_t head);
 void rotate_queries(const Attention *a);
 
 /* y_i = W_head x_i. y: [x->rows][ldy]; W_head: one of the H matrices of w. */
-void head_matmul(const Attention *a, float *y, size_t ldy, const Matrix *w, size_t head, const Acts *x);
+void head_matmul(const Attention *a, float *y, size_t ldy, const Matrix *w, size_t head,
+                 const Activations *x);
 
 /* One head's output for row i takes its place in the input of W_o. out: [v_stride], overwritten past v. */
 void store_head(const Attention *a, size_t i, size_t head, float *out);
@@ -72,7 +73,7 @@ size_t span_page_rows(const Run *run, const Span *span, size_t k);
 void read_span(const Attention *a, const Run *run, const Span *span);
 
 /* The latents of page k of the span that was read: [rows, r]. */
-Acts page_latents(const Attention *a, size_t k, size_t rows);
+Activations page_latents(const Attention *a, size_t k, size_t rows);
 /* Its rotated keys: [rows][p]. */
 const float *page_rope_keys(const Attention *a, size_t k);
 

@@ -105,9 +105,9 @@ static Matrix matrix_of_kind(Reader *r, const char *name, Kind kind, size_t coun
     if (!info)
         return (Matrix){0};
     if (info->type == TYPE_Q8 || info->type == TYPE_Q4)
-        r->m->int8_acts = true;
+        r->m->int8_activations = true;
     else if (kind != F32_MATRIX)
-        r->m->float_acts = true;
+        r->m->float_activations = true;
     return (Matrix){
         r->m->file + info->offset, info->codebook, info->type, info->rows, info->cols, info->scale};
 }
@@ -481,8 +481,8 @@ bool model_open(Model *m, const char *path, char *err, size_t err_bytes) {
     *m = (Model){.path = path};
     Reader r = {.m = m, .err = err, .err_bytes = err_bytes};
     const char *why = NULL;
-    m->k = kernels_choose(&why);
-    if (!m->k) {
+    m->ops = kernels_choose(&why);
+    if (!m->ops) {
         snprintf(err, err_bytes, "%s", why);
         return false;
     }

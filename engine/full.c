@@ -46,7 +46,7 @@ static void store_keys(const Attention *a, size_t head) {
 /* out [v] = the attention of row i and one head, a page at a time: an online softmax. */
 static void attend_full(const Attention *a, size_t i, size_t head, float *out) {
     const Row *row = &a->s->rows[i];
-    const Kernels *ops = a->m->k;
+    const Kernels *ops = a->m->ops;
     size_t width = (size_t)a->cfg->qk_nope_head_dim + a->cfg->qk_rope_head_dim, v = a->cfg->v_head_dim;
     const float *q = query_of(a, i, head);
     float max = -INFINITY, sum = 0;
@@ -82,8 +82,8 @@ void full_attention(const Attention *a) {
     size_t H = a->cfg->num_attention_heads, from, to, task;
     share(a->t, s->row_count, &from, &to);
     for (size_t i = from; i < to; i++)
-        a->m->k->put(&s->decompressed.latents, i, 0, s->attention.kv + i * s->attention.kv_stride,
-                     a->cfg->kv_lora_rank);
+        a->m->ops->store_row(&s->decompressed.latents, i, 0, s->attention.kv + i * s->attention.kv_stride,
+                             a->cfg->kv_lora_rank);
     sync_threads(a->t);
 
     share(a->t, H, &from, &to);

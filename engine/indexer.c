@@ -62,10 +62,10 @@ static void project_index(const Model *m, State *s, size_t layer, Thread *t) {
            unrotated = di - cfg->qk_rope_head_dim, from, to;
     size_t at = index_keys_at(cfg, cache, layer);
 
-    linear(m->k, s->sparse.key, s->sparse.key_stride, &L->index_k, &s->normed, t);
+    linear(m->ops, s->sparse.key, s->sparse.key_stride, &L->index_k, &s->normed, t);
     if (s->sparse.active) {
-        linear(m->k, s->sparse.query, s->sparse.query_stride, &L->index_q, &s->attention.qa_normed, t);
-        linear(m->k, s->sparse.weight, s->sparse.weight_stride, &L->index_weights, &s->normed, t);
+        linear(m->ops, s->sparse.query, s->sparse.query_stride, &L->index_q, &s->attention.qa_normed, t);
+        linear(m->ops, s->sparse.weight, s->sparse.weight_stride, &L->index_weights, &s->normed, t);
     }
     sync_threads(t);
     share(t, s->row_count, &from, &to);
@@ -77,7 +77,7 @@ static void project_index(const Model *m, State *s, size_t layer, Thread *t) {
         layer_norm(key, L->index_k_norm, L->index_k_bias, di);
         rope(key + unrotated, cosine, sine, pairs);
         uint8_t *tile = cache_page(row->sequence, row->row / TILE_ROWS) + at;
-        m->k->tile_put(&cache->index_shape, tile, row->row % TILE_ROWS, key, NULL);
+        m->ops->tile_store(&cache->index_shape, tile, row->row % TILE_ROWS, key, NULL);
         for (size_t h = 0; h < cfg->index_n_heads && s->sparse.active; h++)
             rope(query + h * di + unrotated, cosine, sine, pairs);
     }
@@ -95,7 +95,7 @@ static void pack_queries(const Model *m, const State *s, size_t i, uint8_t *pack
             heads[lane] = h + lane < m->config.index_n_heads
                               ? s->sparse.query + i * s->sparse.query_stride + (h + lane) * shape->d1
                               : NULL;
-        m->k->query(shape, packed + h / LANES * query_bytes(shape), heads, heads);
+        m->ops->pack_query(shape, packed + h / LANES * query_bytes(shape), heads, heads);
     }
 }
 
@@ -118,9 +118,9 @@ static void score_rows(const Model *m, State *s, size_t layer, size_t first, siz
         if (packed != i)
             pack_queries(m, s, packed = i, z->index_query);
         const uint8_t *keys = cache_page(s->rows[i].sequence, begin / TILE_ROWS) + at;
-        m->k->index_scores(s->sparse.score + line * s->context + begin, &s->cache->index_shape,
-                           z->index_query, s->sparse.weight + i * s->sparse.weight_stride, cfg->index_n_heads,
-                           keys, min(rows - begin, TILE_ROWS), z->index_keys);
+        m->ops->index_scores(s->sparse.score + line * s->context + begin, &s->cache->index_shape,
+                             z->index_query, s->sparse.weight + i * s->sparse.weight_stride,
+                             cfg->index_n_heads, keys, min(rows - begin, TILE_ROWS), z->index_keys);
     }
 }
 
@@ -208,8 +208,8 @@ static void copy_chosen(const Model *m, const State *s, size_t layer, size_t i, 
         while (!bits)
             bits = mask[++word];
         size_t j = word * 64 + (size_t)__builtin_ctzll(bits);
-        m->k->tile_copy(&s->cache->shape, to, row, cache_tile(s->rows[i].sequence, j / TILE_ROWS, layer),
-                        j % TILE_ROWS);
+        m->ops->tile_copy(&s->cache->shape, to, row, cache_tile(s->rows[i].sequence, j / TILE_ROWS, layer),
+                          j % TILE_ROWS);
     }
 }
 

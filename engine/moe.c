@@ -65,7 +65,7 @@ static void choose_experts(const Model *m, float *scores, const float *bias, uin
 
     for (size_t e = 0; e < experts; e++)
         not_finite += scores[e] - scores[e];
-    (cfg->scoring_func == SCORE_SIGMOID ? m->k->sigmoid : m->k->softmax)(scores, experts);
+    (cfg->scoring_func == SCORE_SIGMOID ? m->ops->sigmoid : m->ops->softmax)(scores, experts);
     for (size_t e = 0; e < experts; e++)
         biased[e] = scores[e] + bias[e];
     if (cfg->n_group > 1)
@@ -85,7 +85,7 @@ static void choose_experts(const Model *m, float *scores, const float *bias, uin
 
 void route(const Model *m, State *s, const Layer *L, Thread *t) {
     size_t stride = round_up(router_rows(&m->config), PANEL), K = m->config.num_experts_per_tok, from, to;
-    linear(m->k, s->moe.scores, stride, &L->router, &s->normed, t);
+    linear(m->ops, s->moe.scores, stride, &L->router, &s->normed, t);
     sync_threads(t);
     bool few = s->row_count < (size_t)t->threads; /* not worth a barrier: thread 0 chooses for all */
     share(t, s->row_count, &from, &to);
@@ -116,9 +116,10 @@ static void add_batch(State *s, const Mlp *mlp, size_t rows, size_t first, size_
     *batch = (ExpertBatch){.mlp = mlp, .rows = rows, .first = first};
     batch->task = s->moe.batch_count ? tasks_until(batch - 1) : 0;
     /* an MLP that all rows use reads them where they are */
-    batch->in = rows == s->row_count ? s->normed
-                                     : acts_view(&s->moe.in, first * s->moe.in.stride, rows, s->moe.in.cols);
-    batch->hidden = acts_view(&s->moe.hidden, *hidden, rows, mlp->up.rows);
+    batch->in = rows == s->row_count
+                    ? s->normed
+                    : activations_view(&s->moe.in, first * s->moe.in.stride, rows, s->moe.in.cols);
+    batch->hidden = activations_view(&s->moe.hidden, *hidden, rows, mlp->up.rows);
     *hidden += rows * batch->hidden.stride;
     s->moe.batch_count++;
 }
@@ -170,16 +171,16 @@ static void hidden_columns(const Model *m, ExpertBatch *batch, size_t from, size
     size_t column = from * TASK_COLUMNS, end = min(to * TASK_COLUMNS, batch->hidden.cols);
     size_t panel = column / PANEL, panels = div_up(end - column, PANEL), stride = panels * PANEL;
     bool gated = m->config.hidden_act == ACT_SILU;
-    m->k->matmul(z->a, stride, &batch->mlp->up, panel, panels, &batch->in);
+    m->ops->matmul(z->a, stride, &batch->mlp->up, panel, panels, &batch->in);
     if (gated)
-        m->k->matmul(z->b, stride, &batch->mlp->gate, panel, panels, &batch->in);
+        m->ops->matmul(z->b, stride, &batch->mlp->gate, panel, panels, &batch->in);
     for (size_t i = 0; i < batch->rows; i++) {
         float *h = z->a + i * stride;
         if (gated)
-            m->k->swiglu(h, z->b + i * stride, h, end - column);
+            m->ops->swiglu(h, z->b + i * stride, h, end - column);
         else
             relu2(h, end - column);
-        m->k->put(&batch->hidden, i, column, h, end - column);
+        m->ops->store_row(&batch->hidden, i, column, h, end - column);
     }
 }
 
@@ -226,8 +227,8 @@ static void add_zero_experts(const Model *m, State *s, const Thread *t) {
     to = min(to * PANEL, D);
     for (size_t i = 0; i < s->row_count * K && from < to; i++)
         if (s->moe.chosen[i] >= cfg->n_routed_experts)
-            m->k->axpy(s->experts_out + i / K * s->x_stride + from, s->moe.weight[i],
-                       s->normed.f + i / K * s->normed.stride + from, to - from);
+            m->ops->axpy(s->experts_out + i / K * s->x_stride + from, s->moe.weight[i],
+                         s->normed.f + i / K * s->normed.stride + from, to - from);
 }
 
 void run_batches(const Model *m, State *s, const Layer *L, Thread *t) {
@@ -236,7 +237,7 @@ void run_batches(const Model *m, State *s, const Layer *L, Thread *t) {
         while ((i = next_task(t, s->moe.batch_count)) < s->moe.batch_count) {
             ExpertBatch *batch = &s->moe.batches[i];
             if (batch->rows < s->row_count)
-                m->k->gather(&batch->in, &s->normed, s->moe.row + batch->first);
+                m->ops->gather(&batch->in, &s->normed, s->moe.row + batch->first);
         }
         sync_threads(t);
     }
@@ -248,7 +249,7 @@ void run_batches(const Model *m, State *s, const Layer *L, Thread *t) {
     for (i = 0; i < s->moe.batch_count; i++) {
         const ExpertBatch *batch = &s->moe.batches[i];
         float *out = batch->mlp == &L->mlp ? s->out : s->experts_out;
-        linear_add(m->k, out, s->x_stride, &batch->mlp->down, &batch->hidden, s->moe.row + batch->first,
+        linear_add(m->ops, out, s->x_stride, &batch->mlp->down, &batch->hidden, s->moe.row + batch->first,
                    s->moe.row_weight + batch->first, s->scratch[t->id].a, t);
     }
     if (L->experts && m->config.zero_expert_num)

@@ -20,7 +20,7 @@ typedef struct {
 } Candidate;
 
 struct Sampler {
-    const Kernels *k;
+    const Kernels *ops;
     SamplerOptions options;
     size_t vocab;                 /* V */
     uint64_t random;              /* state of the generator */
@@ -32,11 +32,11 @@ struct Sampler {
     size_t heap;                  /* candidates that are still in the heap */
 };
 
-Sampler *sampler_open(const Kernels *k, size_t vocab, const SamplerOptions *options) {
+Sampler *sampler_open(const Kernels *ops, size_t vocab, const SamplerOptions *options) {
     Sampler *s = calloc(1, sizeof *s);
     if (!s)
         return NULL;
-    *s = (Sampler){.k = k, .options = *options, .vocab = vocab, .random = options->seed};
+    *s = (Sampler){.ops = ops, .options = *options, .vocab = vocab, .random = options->seed};
     s->logit = malloc(vocab * sizeof *s->logit);
     s->p = malloc(vocab * sizeof *s->p);
     s->candidates = malloc(vocab * sizeof *s->candidates);
@@ -153,7 +153,7 @@ static void probabilities(Sampler *s, size_t k) {
         for (size_t i = 0; i < k; i++)
             s->p[rank(s, i)] = s->logit[rank(s, i)];
     }
-    s->k->softmax(s->p, s->vocab);
+    s->ops->softmax(s->p, s->vocab);
 }
 
 /* How many of the k likeliest tokens remain: the fewest that together have the probability top_p, and of

@@ -20,7 +20,7 @@ typedef struct {
 typedef struct Sampler Sampler;
 
 /* For logits of `vocab` tokens. NULL: out of memory. */
-Sampler *sampler_open(const Kernels *k, size_t vocab, const SamplerOptions *options);
+Sampler *sampler_open(const Kernels *ops, size_t vocab, const SamplerOptions *options);
 void sampler_close(Sampler *s);
 
 /* Says that `token` (0 .. vocab - 1) was read or written: the repeat penalty applies to the last 64 of

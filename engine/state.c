@@ -53,12 +53,12 @@ static void *reserve(Reserve *r, size_t count, size_t bytes_each) {
 
 /* Activations for rows * cols elements at most, in the forms that the model's matrices need; `f32`: also
  * for the router. */
-static Acts reserve_acts(Reserve *r, const Model *m, size_t rows, size_t cols, bool f32) {
+static Activations reserve_activations(Reserve *r, const Model *m, size_t rows, size_t cols, bool f32) {
     size_t stride = round_up(cols, BLOCK), n = rows * stride;
-    Acts x = {.rows = (uint32_t)rows, .cols = (uint32_t)cols, .stride = (uint32_t)stride};
-    if (m->float_acts || f32)
+    Activations x = {.rows = (uint32_t)rows, .cols = (uint32_t)cols, .stride = (uint32_t)stride};
+    if (m->float_activations || f32)
         x.f = reserve(r, n, sizeof *x.f);
-    if (m->int8_acts) {
+    if (m->int8_activations) {
         x.q = reserve(r, n, sizeof *x.q);
         x.scale = reserve(r, n / 32, sizeof *x.scale);
         x.sum = reserve(r, n / 32, sizeof *x.sum);
@@ -110,13 +110,13 @@ static void reserve_attention(Reserve *r, const Model *m) {
     s->attention.sine = reserve(r, chunk * p / 2, sizeof(float));
     s->attention.qa_stride = round_up(cfg->q_lora_rank, PANEL);
     s->attention.qa = reserve(r, chunk * s->attention.qa_stride, sizeof(float));
-    s->attention.qa_normed = reserve_acts(r, m, chunk, cfg->q_lora_rank, false);
+    s->attention.qa_normed = reserve_activations(r, m, chunk, cfg->q_lora_rank, false);
     s->attention.q_stride = round_up(H * (nope + p), PANEL);
     s->attention.q = reserve(r, chunk * s->attention.q_stride, sizeof(float));
     s->attention.kv_stride = round_up(latent + p, PANEL);
     s->attention.kv = reserve(r, chunk * s->attention.kv_stride, sizeof(float));
     s->attention.v_stride = round_up(v, 32);
-    s->attention.heads = reserve_acts(r, m, chunk, H * s->attention.v_stride, false);
+    s->attention.heads = reserve_activations(r, m, chunk, H * s->attention.v_stride, false);
 
     s->absorbed.row = reserve(r, chunk, sizeof *s->absorbed.row);
     s->absorbed.r_stride = round_up(latent, PANEL);
@@ -127,7 +127,7 @@ static void reserve_attention(Reserve *r, const Model *m) {
     s->decompressed.queries =
         reserve(r, H * sixteens, most_bytes(query_bytes, cfg->qk_nope_head_dim, cfg->qk_rope_head_dim));
     reserve_softmax(r, &s->decompressed.softmax, H * sixteens, v);
-    s->decompressed.latents = reserve_acts(r, m, SPAN_ROWS, latent, false);
+    s->decompressed.latents = reserve_activations(r, m, SPAN_ROWS, latent, false);
     s->decompressed.rope_keys = reserve(r, SPAN_ROWS * p, sizeof(float));
 
     if (s->path_is_forced && s->forced_path == PATH_DEFINITION) {
@@ -186,8 +186,9 @@ static void reserve_moe(Reserve *r, const Model *m) {
     s->moe.next = reserve(r, router_rows(cfg), sizeof *s->moe.next);
     s->moe.row = reserve(r, rows, sizeof *s->moe.row);
     s->moe.row_weight = reserve(r, rows, sizeof *s->moe.row_weight);
-    s->moe.in = reserve_acts(r, m, chunk * K, cfg->hidden_size, false);
-    s->moe.hidden = reserve_acts(r, m, 1, cfg->shortcut_moe ? experts + dense : max(experts, dense), false);
+    s->moe.in = reserve_activations(r, m, chunk * K, cfg->hidden_size, false);
+    s->moe.hidden =
+        reserve_activations(r, m, 1, cfg->shortcut_moe ? experts + dense : max(experts, dense), false);
 }
 
 static void reserve_scratch(Reserve *r, const Model *m) {
@@ -206,7 +207,7 @@ static void reserve_scratch(Reserve *r, const Model *m) {
         size_t bytes = 2 * floats * sizeof(float);
         z->a = reserve(r, 1, bytes);
         z->b = z->a ? z->a + floats : NULL;
-        z->acts = reserve_acts(r, m, s->chunk, max(nope, latent), false);
+        z->acts = reserve_activations(r, m, s->chunk, max(nope, latent), false);
         z->query = reserve(r, 1, most_bytes(query_bytes, cfg->kv_lora_rank, p));
         z->keys = reserve(r, 1, most_bytes(tile_bytes, cfg->qk_nope_head_dim, p));
         z->values = reserve(r, 1, most_bytes(tile_bytes, cfg->v_head_dim, 0));
@@ -267,7 +268,8 @@ static void reserve_all(Reserve *r, const Model *m, const StateOptions *o) {
         s->branch = reserve(r, s->chunk * s->x_stride, sizeof(float));
     s->out = cfg->sandwich_norm ? s->branch : s->x;
     s->experts_out = s->branch ? s->branch : s->x;
-    s->normed = reserve_acts(r, m, s->chunk, cfg->hidden_size, cfg->n_routed_experts || cfg->index_n_heads);
+    s->normed =
+        reserve_activations(r, m, s->chunk, cfg->hidden_size, cfg->n_routed_experts || cfg->index_n_heads);
     s->rows = reserve(r, s->chunk, sizeof *s->rows);
     s->plan = reserve(r, s->chunk, sizeof *s->plan);
     reserve_attention(r, m);
@@ -275,7 +277,7 @@ static void reserve_all(Reserve *r, const Model *m, const StateOptions *o) {
     reserve_scratch(r, m);
     reserve_sparse(r, cfg);
     s->head.row = reserve(r, o->max_logits, sizeof *s->head.row);
-    s->head.normed = reserve_acts(r, m, o->max_logits, cfg->hidden_size, false);
+    s->head.normed = reserve_activations(r, m, o->max_logits, cfg->hidden_size, false);
     s->logits = reserve(r, o->max_logits * round_up(cfg->vocab_size, PANEL), sizeof(float));
 }
 

@@ -51,7 +51,8 @@ size_t attend_scratch_bytes(const TileShape *s) {
 
 /* ---- queries -------------------------------------------------------------------------------- */
 
-static void query(const TileShape *s, void *out, const float *const a[LANES], const float *const b[LANES]) {
+static void pack_query(const TileShape *s, void *out, const float *const a[LANES],
+                       const float *const b[LANES]) {
     if (!is_int8(s->type)) {
         for (size_t d = 0; d < s->d1; d++)
             for (size_t i = 0; i < LANES; i++)

@@ -72,11 +72,11 @@ const Kernels *kernels_choose(const char **why) {
     wanted = wanted && *wanted ? wanted : NULL; /* empty means unset */
     bool built = false;
     for (size_t i = 0; i < sizeof CHOICES / sizeof *CHOICES; i++) {
-        const Kernels *k = *CHOICES[i].kernels;
-        if (!k || (wanted && strcmp(wanted, k->name) != 0))
+        const Kernels *ops = *CHOICES[i].kernels;
+        if (!k || (wanted && strcmp(wanted, ops->name) != 0))
             continue;
         if (CHOICES[i].runs_here())
-            return k;
+            return ops;
         built = true;
     }
     if (built)

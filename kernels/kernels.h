@@ -41,8 +41,8 @@
  *
  * Why a weight is stored + 128: vpdpbusd multiplies unsigned bytes by signed ones, and activations are
  * signed. It computes sum (w + 128) a = sum w a + 128 sum a. The second term is known beforehand, because
- * Acts.sum keeps the sum of a: it is taken off at the start. Where the instruction wants signed weights,
- * they become so by flipping the highest bit when they are loaded. */
+ * Activations.sum keeps the sum of a: it is taken off at the start. Where the instruction wants signed
+ * weights, they become so by flipping the highest bit when they are loaded. */
 typedef enum { TYPE_VECTOR, TYPE_F32, TYPE_BF16, TYPE_Q8, TYPE_Q4, TYPE_COUNT } Type;
 
 enum { PANEL = 16, BLOCK = 64, Q8_BLOCK = 64 + 16 * 64, Q4_BLOCK = 64 + 8 * 64 };
@@ -84,12 +84,12 @@ typedef struct {
     int8_t *q;       /* int8 in -127 .. 127, zeros past cols; NULL if no matrix needs it */
     float *scale;    /* per 32 columns: max|x| / 127; 0 for a block of zeros, NaN if a number is not finite */
     int32_t *sum;    /* per 32 columns: the sum of the 32 int8 values (why: see weights) */
-} Acts;
+} Activations;
 
 /* Part of x's memory as activations of their own: `rows` rows of `cols` columns from element `at` on (a
  * multiple of the stride). */
-static inline Acts acts_view(const Acts *x, size_t at, size_t rows, size_t cols) {
-    Acts v = *x;
+static inline Activations activations_view(const Activations *x, size_t at, size_t rows, size_t cols) {
+    Activations v = *x;
     v.rows = (uint32_t)rows;
     v.cols = (uint32_t)cols;
     v.stride = (uint32_t)round_up(cols, BLOCK);
@@ -185,10 +185,10 @@ typedef struct {
     /* Stores n numbers at columns col .. col + n - 1 of row `row`, in every form that x holds (x->f,
      * x->q). col is a multiple of 32; n too unless the row ends there. x->rows must be set before: the
      * place of a row depends on it. */
-    void (*put)(Acts *x, size_t row, size_t col, const float *v, size_t n);
+    void (*store_row)(Activations *x, size_t row, size_t col, const float *v, size_t n);
 
     /* dst row i = src row rows[i], for dst->rows rows, in every form that both hold. */
-    void (*gather)(Acts *dst, const Acts *src, const uint32_t *rows);
+    void (*gather)(Activations *dst, const Activations *src, const uint32_t *rows);
 
     /* -- matrices -- */
 
@@ -196,33 +196,33 @@ typedef struct {
      * i of x. One f32 accumulator per output. F32, BF16: columns in order, acc = fma(w, x, acc). Q8, Q4:
      * blocks of 32 columns in order, acc = fma((float)integer sum, weight scale * activation scale, acc);
      * the matrix's scale multiplies at the end. */
-    void (*matmul)(float *y, size_t ldy, const Matrix *w, size_t panel, size_t panels, const Acts *x);
+    void (*matmul)(float *y, size_t ldy, const Matrix *w, size_t panel, size_t panels, const Activations *x);
 
     /* out[0 .. cols) = row `row` of W (an embedding). */
-    void (*row)(float *out, const Matrix *w, size_t row);
+    void (*read_row)(float *out, const Matrix *w, size_t row);
 
     /* -- rows of tiles -- */
 
     /* Writes row `row` of a tile: a [d1] and b [d2]. */
-    void (*tile_put)(const TileShape *shape, void *tile, size_t row, const float *a, const float *b);
+    void (*tile_store)(const TileShape *shape, void *tile, size_t row, const float *a, const float *b);
 
     /* Reads it back as f32, but for a part that is NULL. */
-    void (*tile_get)(const TileShape *shape, const void *tile, size_t row, float *a, float *b);
+    void (*tile_load)(const TileShape *shape, const void *tile, size_t row, float *a, float *b);
 
     /* Row `to_row` of tile `to` becomes row `from_row` of tile `from`, as it is. */
     void (*tile_copy)(const TileShape *shape, void *to, size_t to_row, const void *from, size_t from_row);
 
     /* Rows 0 .. x->rows - 1 of part a of a tile as activations (cols = d1). Q8, Q6 and Q4 rows go over as
      * they are, integers and scale unchanged, if x->f is NULL; otherwise through f32. */
-    void (*tile_acts)(const TileShape *shape, const void *tile, Acts *x);
+    void (*tile_activations)(const TileShape *shape, const void *tile, Activations *x);
 
     /* -- attention: sixteen queries against tiles -- */
 
     /* Makes a query out of sixteen lanes: lane i reads a[i] [d1] and b[i] [d2]; a[i] == NULL leaves the lane
      * empty. `query` has query_bytes(shape) bytes, 64-byte aligned. F32, BF16: [d1 + d2][16] f32. Q8, Q6, Q4:
      * int8 per lane with a scale for each part. */
-    void (*query)(const TileShape *shape, void *query, const float *const a[LANES],
-                  const float *const b[LANES]);
+    void (*pack_query)(const TileShape *shape, void *query, const float *const a[LANES],
+                       const float *const b[LANES]);
 
     /* Sixteen queries against rows 0 .. rows - 1 of a tile. Lane i sees rows below limit[i] only (others
      * count as absent; a lane may see none), and of them those j with bit i of seen[j] set, unless `seen`
@@ -243,7 +243,8 @@ typedef struct {
 
     /* score[j] = sum over h of weight[h] * relu(query_h . key_j) for rows j = 0 .. rows - 1 of a tile of
      * index keys, F32 or BF16 with d2 = 0. `query`: the heads in groups of sixteen, each group made by
-     * query() of the same shape. weight: [heads rounded up to 16], finite past `heads`. scratch: [16][d1]. */
+     * pack_query() of the same shape. weight: [heads rounded up to 16], finite past `heads`. scratch:
+     * [16][d1]. */
     void (*index_scores)(float *score, const TileShape *shape, const void *query, const float *weight,
                          size_t heads, const void *keys, size_t rows, float *scratch);
 } Kernels;

@@ -7,13 +7,13 @@
 #include "team.h"
 
 /* y_i = W x_i for every row of x: y [x->rows][ldy], ldy at least W's rows rounded up to 16. */
-void linear(const Kernels *k, float *y, size_t ldy, const Matrix *w, const Acts *x, const Thread *t);
+void linear(const Kernels *ops, float *y, size_t ldy, const Matrix *w, const Activations *x, const Thread *t);
 
 enum { LINEAR_ADD_COLUMNS = 128 };
 
 /* y[rows[i]] += weights[i] * (W x_i). rows == NULL: i itself; weights == NULL: 1. scratch:
  * [x->rows][LINEAR_ADD_COLUMNS] floats of this thread's own. */
-void linear_add(const Kernels *k, float *y, size_t ldy, const Matrix *w, const Acts *x, const uint32_t *rows,
-                const float *weights, float *scratch, const Thread *t);
+void linear_add(const Kernels *ops, float *y, size_t ldy, const Matrix *w, const Activations *x,
+                const uint32_t *rows, const float *weights, float *scratch, const Thread *t);
 
 #endif

@@ -73,7 +73,7 @@ OP void multiply_float(float *y, size_t ldy, const Matrix *w, const uint8_t *pan
 
 /* One panel times rows row .. row + n - 1 of x, which are a whole group. `type` is a constant. */
 OP void multiply_group(const Type type, float *y, size_t ldy, const Matrix *w, const uint8_t *panel,
-                       const Acts *x, size_t row, size_t n) {
+                       const Activations *x, size_t row, size_t n) {
     for (size_t t = 0; t < n; t += REG_ROWS) {
         const bool int8 = type == TYPE_Q8 || type == TYPE_Q4;
         size_t at = row * (x->stride / 32) + t;
@@ -109,12 +109,12 @@ OP void multiply_group(const Type type, float *y, size_t ldy, const Matrix *w, c
     }
 }
 
-typedef void MultiplyGroup(float *y, size_t ldy, const Matrix *w, const uint8_t *panel, const Acts *x,
+typedef void MultiplyGroup(float *y, size_t ldy, const Matrix *w, const uint8_t *panel, const Activations *x,
                            size_t row, size_t n);
-#define FOR_TYPE(name, type)                                                                                 \
-    static void name(float *y, size_t ldy, const Matrix *w, const uint8_t *panel, const Acts *x, size_t row, \
-                     size_t n) {                                                                             \
-        multiply_group(type, y, ldy, w, panel, x, row, n);                                                   \
+#define FOR_TYPE(name, type)                                                                            \
+    static void name(float *y, size_t ldy, const Matrix *w, const uint8_t *panel, const Activations *x, \
+                     size_t row, size_t n) {                                                            \
+        multiply_group(type, y, ldy, w, panel, x, row, n);                                              \
     }
 FOR_TYPE(multiply_f32, TYPE_F32)
 FOR_TYPE(multiply_bf16, TYPE_BF16)
@@ -122,7 +122,7 @@ FOR_TYPE(multiply_q8, TYPE_Q8)
 FOR_TYPE(multiply_q4, TYPE_Q4)
 #undef FOR_TYPE
 
-static void matmul(float *y, size_t ldy, const Matrix *w, size_t panel, size_t panels, const Acts *x) {
+static void matmul(float *y, size_t ldy, const Matrix *w, size_t panel, size_t panels, const Activations *x) {
     static MultiplyGroup *const by_type[TYPE_COUNT] = {NULL, multiply_f32, multiply_bf16, multiply_q8,
                                                        multiply_q4};
     MultiplyGroup *const multiply = by_type[w->type];
@@ -147,7 +147,7 @@ static int32_t int8_weight(const Matrix *w, const uint8_t *block, size_t r, size
 }
 
 /* Row `at` of W: one number from each group of sixteen in its panel. */
-static void row(float *out, const Matrix *w, size_t at) {
+static void read_row(float *out, const Matrix *w, size_t at) {
     const size_t r = at % PANEL, block_bytes = w->type == TYPE_Q4 ? Q4_BLOCK : Q8_BLOCK;
     const uint8_t *panel = w->data + at / PANEL * panel_bytes(w->type, w->cols);
     for (size_t c = 0; c < w->cols; c++) {

@@ -192,7 +192,7 @@ static void store_bf16(uint16_t *to, const float *x, size_t n) {
         to[i] = bf16_from_f32(x[i]);
 }
 
-static void tile_put(const TileShape *s, void *tile, size_t row, const float *a, const float *b) {
+static void tile_store(const TileShape *s, void *tile, size_t row, const float *a, const float *b) {
     size_t at = row * ((size_t)s->d1 + s->d2);
     if (s->type == TILE_F32) {
         memcpy((float *)tile + at, a, s->d1 * sizeof *a);
@@ -338,7 +338,7 @@ static void tile_read(const TileShape *s, const void *tile, size_t row, int part
     }
 }
 
-static void tile_get(const TileShape *s, const void *tile, size_t row, float *a, float *b) {
+static void tile_load(const TileShape *s, const void *tile, size_t row, float *a, float *b) {
     if (a)
         tile_read(s, tile, row, 0, 0, s->d1, a);
     if (b)
@@ -369,7 +369,7 @@ static void tile_copy(const TileShape *s, void *to, size_t to_row, const void *f
 
 /* Part a of a sub-tile's rows, from x's row `first` on, to the int8 form of activations. A row's one scale
  * serves every block of 32. */
-static void sub_tile_acts(const TileShape *s, const uint8_t *sub, Acts *x, size_t first) {
+static void sub_tile_acts(const TileShape *s, const uint8_t *sub, Activations *x, size_t first) {
     size_t rows = min(x->rows - first, SUB_ROWS), blocks = x->stride / 32;
     for (size_t block = 0; block < blocks; block++) {
         int8_t units_of[2 * GROUP_BYTES] = {0};
@@ -387,8 +387,8 @@ static void sub_tile_acts(const TileShape *s, const uint8_t *sub, Acts *x, size_
     }
 }
 
-static void tile_acts(const TileShape *s, const void *tile, Acts *x) {
-    enum { AT_ONCE = 256 }; /* a multiple of 32, as put() wants it */
+static void tile_activations(const TileShape *s, const void *tile, Activations *x) {
+    enum { AT_ONCE = 256 }; /* a multiple of 32, as store_row() wants it */
     float part[AT_ONCE];
     if (is_int8(s->type) && !x->f) {
         for (size_t row = 0; row < x->rows; row += SUB_ROWS)
@@ -399,7 +399,7 @@ static void tile_acts(const TileShape *s, const void *tile, Acts *x) {
         for (size_t i = 0; i < s->d1; i += AT_ONCE) {
             size_t n = min(s->d1 - i, AT_ONCE);
             tile_read(s, tile, row, 0, i, n, part);
-            put(x, row, i, part, n);
+            store_row(x, row, i, part, n);
         }
     }
 }

@@ -23,7 +23,7 @@ OP vi to_integers(vf x, float inverse, float most) {
 
 /* Where 32 columns of one row are kept in the int8 form of x: bytes 32 i .. of q, element i of scale and
  * sum. */
-OP size_t acts_block(const Acts *x, size_t row, size_t block) {
+OP size_t acts_block(const Activations *x, size_t row, size_t block) {
     size_t first = row / 16 * 16, group = min(x->rows - first, 16);
     return first * (x->stride / 32) + block * group + (row - first);
 }
@@ -32,7 +32,7 @@ OP size_t acts_block(const Acts *x, size_t row, size_t block) {
  * zeros: 127 / largest would be infinite below 2^-121, and no model has such activations. As integers
  * infinity and NaN would look like numbers: a block that holds one gets a scale that is NaN, so that all
  * that is computed from it is NaN up to the logits, where it is noticed. */
-static void quantize(Acts *x, size_t i, vf a, vf b) {
+static void quantize(Activations *x, size_t i, vf a, vf b) {
     const float SMALLEST = 1e-30f;
     float largest = vf_largest(vf_max(vf_abs(b), vf_max(vf_abs(a), vf_set1(0.0f))));
     bool finite = !vf_any_nan(vf_add(vf_sub(a, a), vf_sub(b, b))); /* infinity minus itself is NaN as well */
@@ -44,7 +44,7 @@ static void quantize(Acts *x, size_t i, vf a, vf b) {
     x->sum[i] = vi_sum(vi_add(qa, qb));
 }
 
-static void put(Acts *x, size_t row, size_t col, const float *v, size_t n) {
+static void store_row(Activations *x, size_t row, size_t col, const float *v, size_t n) {
     /* the row's last numbers bring the padding with them */
     size_t end = col + n == x->cols ? x->stride : col + n;
     for (size_t c = col; c < end; c += 32) {
@@ -60,7 +60,7 @@ static void put(Acts *x, size_t row, size_t col, const float *v, size_t n) {
     }
 }
 
-static void gather(Acts *dst, const Acts *src, const uint32_t *rows) {
+static void gather(Activations *dst, const Activations *src, const uint32_t *rows) {
     for (size_t i = 0; i < dst->rows; i++) {
         if (dst->f && src->f)
             memcpy(dst->f + i * dst->stride, src->f + (size_t)rows[i] * src->stride, (size_t)src->stride * 4);

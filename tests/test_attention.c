@@ -124,7 +124,7 @@ static bool sees(const Case *c, int lane, size_t row) {
 
 /* Sends the case through a build. Tiles are full of `garbage` before rows are written: what is not a row
  * must not matter. */
-static Result run_case(const Kernels *k, const Case *c, int garbage) {
+static Result run_case(const Kernels *ops, const Case *c, int garbage) {
     size_t d = c->keys.d1 + c->keys.d2, dv = c->values.d1;
     size_t key_tile = tile_bytes(&c->keys), value_tile = tile_bytes(&c->values);
     Result r = {.keys_bytes = TILES * key_tile,
@@ -139,17 +139,17 @@ static Result run_case(const Kernels *k, const Case *c, int garbage) {
     memset(r.query, garbage, r.query_bytes);
     for (size_t i = 0; i < c->rows; i++) {
         const float *key = c->key + i * d;
-        k->tile_put(&c->keys, r.keys + i / TILE_ROWS * key_tile, i % TILE_ROWS, key, key + c->keys.d1);
+        ops->tile_store(&c->keys, r.keys + i / TILE_ROWS * key_tile, i % TILE_ROWS, key, key + c->keys.d1);
         if (c->own_values)
-            k->tile_put(&c->values, r.values + i / TILE_ROWS * value_tile, i % TILE_ROWS, c->value + i * dv,
-                        NULL);
+            ops->tile_store(&c->values, r.values + i / TILE_ROWS * value_tile, i % TILE_ROWS,
+                            c->value + i * dv, NULL);
     }
     const float *a[LANES], *b[LANES];
     for (int i = 0; i < LANES; i++) {
         a[i] = c->empty[i] ? NULL : c->query + (size_t)i * d;
         b[i] = c->empty[i] ? NULL : c->query + (size_t)i * d + c->keys.d1;
     }
-    k->query(&c->keys, r.query, a, b);
+    ops->pack_query(&c->keys, r.query, a, b);
 
     Softmax *s[3] = {&r.part[0], &r.part[1], &r.all};
     for (int i = 0; i < 3; i++) {
@@ -165,13 +165,13 @@ static Result run_case(const Kernels *k, const Case *c, int garbage) {
         int32_t limit[LANES];
         for (int i = 0; i < LANES; i++)
             limit[i] = c->limit[i] - (int32_t)(t * TILE_ROWS);
-        k->attend(&c->keys, r.query, r.keys + t * key_tile, &c->values, r.values + t * value_tile, rows,
-                  limit, c->seen ? c->seen + t * TILE_ROWS : NULL, c->scale, s[t > 0], scratch);
+        ops->attend(&c->keys, r.query, r.keys + t * key_tile, &c->values, r.values + t * value_tile, rows,
+                    limit, c->seen ? c->seen + t * TILE_ROWS : NULL, c->scale, s[t > 0], scratch);
     }
     free(scratch);
     for (int i = 0; i < 2; i++)
-        k->softmax_merge(&r.all, &r.part[i], dv);
-    k->softmax_finish(r.out, dv, &r.all, dv, LANES);
+        ops->softmax_merge(&r.all, &r.part[i], dv);
+    ops->softmax_finish(r.out, dv, &r.all, dv, LANES);
     return r;
 }
 
@@ -332,14 +332,14 @@ static const uint32_t shapes[][3] = {{512, 64, 0},  {128, 64, 128}, {192, 64, 25
 enum { SHAPES = sizeof shapes / sizeof *shapes };
 
 /* Every build gives the portable build's bytes, and unwritten rows and excluded rows change nothing. */
-static void check_bytes(const Kernels *portable, const Kernels *k, TileType type, const char *type_name) {
+static void check_bytes(const Kernels *portable, const Kernels *ops, TileType type, const char *type_name) {
     char name[64], why[128] = "";
     bool same = true;
     random_state = 7;
     for (int i = 0; i < 4 * SHAPES && same; i++) {
         const uint32_t *d = shapes[i % SHAPES];
         Case c = make_case(type, d[0], d[1], d[2], i % 3 ? 1 : 30);
-        Result a = run_case(portable, &c, 0xff), b = run_case(k, &c, 0xff), g = run_case(k, &c, 0x80);
+        Result a = run_case(portable, &c, 0xff), b = run_case(ops, &c, 0xff), g = run_case(ops, &c, 0x80);
         same = same_result(&c, &a, &b, true);
         if (!same)
             snprintf(why, sizeof why, "differs at shape %u+%u, values %u, rows %zu", d[0], d[1], d[2],
@@ -352,7 +352,7 @@ static void check_bytes(const Kernels *portable, const Kernels *k, TileType type
         free_result(&a, &c), free_result(&b, &c), free_result(&g, &c);
         free_case(&c);
     }
-    snprintf(name, sizeof name, "attention_bytes %s %s", k->name, type_name);
+    snprintf(name, sizeof name, "attention_bytes %s %s", ops->name, type_name);
     log_error(FAILED, same, name, why);
 }
 
@@ -394,7 +394,7 @@ static float allowed(TileType type, bool b, float part, float group) {
 
 /* A row comes back as it was (f32), rounded to nearest even (bf16), or as near as its bits allow; a part
  * that is not wanted is left alone. A copy gives what the row gives. */
-static void check_put_get(const Kernels *k, TileType type, const char *type_name) {
+static void check_put_get(const Kernels *ops, TileType type, const char *type_name) {
     char name[64];
     bool good = true;
     random_state = 13;
@@ -404,13 +404,13 @@ static void check_put_get(const Kernels *k, TileType type, const char *type_name
         uint8_t *tile = allocate(tile_bytes(&s)), *copy = allocate(tile_bytes(&s));
         float *x = normals(TILE_ROWS * d, 3), *y = allocate(d * 4), *z = allocate(d * 4);
         for (size_t row = 0; row < TILE_ROWS; row++)
-            k->tile_put(&s, tile, row, x + row * d, x + row * d + s.d1);
+            ops->tile_store(&s, tile, row, x + row * d, x + row * d + s.d1);
         for (size_t row = 0; row < TILE_ROWS; row++)
-            k->tile_copy(&s, copy, row * 37 % TILE_ROWS, tile, row);
+            ops->tile_copy(&s, copy, row * 37 % TILE_ROWS, tile, row);
         for (size_t row = 0; row < TILE_ROWS; row++) {
-            k->tile_get(&s, copy, row * 37 % TILE_ROWS, z, z + s.d1);
-            k->tile_get(&s, tile, row, y, NULL);
-            k->tile_get(&s, tile, row, NULL, y + s.d1);
+            ops->tile_load(&s, copy, row * 37 % TILE_ROWS, z, z + s.d1);
+            ops->tile_load(&s, tile, row, y, NULL);
+            ops->tile_load(&s, tile, row, NULL, y + s.d1);
             good = good && !memcmp(y, z, d * 4);
             float max[2] = {0, 0};
             for (size_t j = 0; j < d; j++)
@@ -433,13 +433,13 @@ static void check_put_get(const Kernels *k, TileType type, const char *type_name
         }
         free(tile), free(copy), free(x), free(y), free(z);
     }
-    snprintf(name, sizeof name, "tile_put_get %s %s", k->name, type_name);
+    snprintf(name, sizeof name, "tile_put_get %s %s", ops->name, type_name);
     log_error(FAILED, good, name, "a row does not come back");
 }
 
 /* A tile's part a as activations: the integers and scales of an int8 row are carried over, not rounded a
  * second time. */
-static void check_acts(const Kernels *k, TileType type, const char *type_name) {
+static void check_acts(const Kernels *ops, TileType type, const char *type_name) {
     char name[64];
     bool good = true;
     random_state = 17;
@@ -454,13 +454,13 @@ static void check_acts(const Kernels *k, TileType type, const char *type_name) {
         int32_t *sum = allocate(rows * blocks * 4);
         memset(tile, 0x80, tile_bytes(&s));
         for (size_t row = 0; row < rows; row++)
-            k->tile_put(&s, tile, row, x + row * d, x + row * d + s.d1);
-        Acts acts = {.rows = (uint32_t)rows, .cols = s.d1, .stride = (uint32_t)stride};
+            ops->tile_store(&s, tile, row, x + row * d, x + row * d + s.d1);
+        Activations acts = {.rows = (uint32_t)rows, .cols = s.d1, .stride = (uint32_t)stride};
         if (is_int8(type))
             acts.q = q, acts.scale = scale, acts.sum = sum;
         else
             acts.f = f;
-        k->tile_acts(&s, tile, &acts);
+        ops->tile_activations(&s, tile, &acts);
         for (size_t row = 0; row < rows; row++) {
             size_t group = row / 16, in_group = rows - group * 16 < 16 ? rows - group * 16 : 16;
             for (size_t j = 0; j < stride; j++) {
@@ -482,13 +482,13 @@ static void check_acts(const Kernels *k, TileType type, const char *type_name) {
         }
         free(tile), free(x), free(f), free(scale), free(q), free(sum);
     }
-    snprintf(name, sizeof name, "tile_acts %s %s", k->name, type_name);
+    snprintf(name, sizeof name, "tile_activations %s %s", ops->name, type_name);
     log_error(FAILED, good, name, "activations are not the tile's rows");
 }
 
 /* Numbers that no model should produce end in some number, never in a write out of bounds (build with ASan
  * and UBSan to see one). */
-static void check_hostile(const Kernels *k, TileType type, const char *type_name) {
+static void check_hostile(const Kernels *ops, TileType type, const char *type_name) {
     static const float bad[] = {NAN, INFINITY, -INFINITY, 3e38f, -3e38f, 1e-45f, 0};
     char name[64];
     random_state = 19;
@@ -499,17 +499,17 @@ static void check_hostile(const Kernels *k, TileType type, const char *type_name
             c.key[j] = bad[below(7)];
         for (size_t j = 0; j < LANES * (size_t)(d[0] + d[1]); j += 1 + below(200))
             c.query[j] = bad[below(7)];
-        Result r = run_case(k, &c, 0xff);
+        Result r = run_case(ops, &c, 0xff);
         free_result(&r, &c);
         free_case(&c);
     }
-    snprintf(name, sizeof name, "hostile_numbers %s %s", k->name, type_name);
+    snprintf(name, sizeof name, "hostile_numbers %s %s", ops->name, type_name);
     log_error(FAILED, true, name, "");
 }
 
 /* Scores of index keys: the portable build's beside sums in double precision, and every build's beside the
  * portable one's, byte for byte. */
-static void check_index(const Kernels *portable, const Kernels *k, TileType type, const char *type_name) {
+static void check_index(const Kernels *portable, const Kernels *ops, TileType type, const char *type_name) {
     /* heads, dimensions */
     static const uint32_t index_shapes[][2] = {{64, 128}, {32, 128}, {18, 16}, {9, 20}, {1, 2}, {16, 33}};
     char name[64];
@@ -527,12 +527,12 @@ static void check_index(const Kernels *portable, const Kernels *k, TileType type
         for (int build = 0; build < 2; build++) {
             const Kernels *by = build ? k : portable;
             for (size_t row = 0; row < rows; row++)
-                by->tile_put(&s, tile, row, key + row * d, NULL);
+                by->tile_store(&s, tile, row, key + row * d, NULL);
             for (size_t g = 0; g < groups; g++) {
                 const float *lanes[LANES];
                 for (size_t lane = 0; lane < LANES; lane++)
                     lanes[lane] = g * 16 + lane < heads ? query + (g * 16 + lane) * d : NULL;
-                by->query(&s, packed + g * query_bytes(&s), lanes, lanes);
+                by->pack_query(&s, packed + g * query_bytes(&s), lanes, lanes);
             }
             by->index_scores(score[build], &s, packed, weight, heads, tile, rows, scratch);
         }
@@ -550,25 +550,26 @@ static void check_index(const Kernels *portable, const Kernels *k, TileType type
         }
         free(key), free(query), free(weight), free(scratch), free(tile), free(packed);
     }
-    snprintf(name, sizeof name, "index_scores %s %s", k->name, type_name);
-    log_error(FAILED, near && same, name, same ? "not the sums of the formula" : "not the portable build's bytes");
+    snprintf(name, sizeof name, "index_scores %s %s", ops->name, type_name);
+    log_error(FAILED, near && same, name,
+              same ? "not the sums of the formula" : "not the portable build's bytes");
 }
 
 /* The bytes of a row that the cache types promise, and what q4 makes of normally distributed numbers: the
  * multiplier of a group and the uneven values must beat an even grid of fifteen values with a scale of its
  * own for every sixteen numbers. */
-static void check_sizes_and_error(const Kernels *k) {
+static void check_sizes_and_error(const Kernels *ops) {
     TileShape q6 = {TILE_Q6, 512, 64}, q4 = {TILE_Q4, 512, 64};
-    log_error(FAILED, tile_bytes(&q6) == TILE_ROWS * 436 && tile_bytes(&q4) == TILE_ROWS * 356, "row_bytes q6, q4",
-           "not as documented");
+    log_error(FAILED, tile_bytes(&q6) == TILE_ROWS * 436 && tile_bytes(&q4) == TILE_ROWS * 356,
+              "row_bytes q6, q4", "not as documented");
     random_state = 23;
     uint8_t *tile = allocate(tile_bytes(&q4));
     float *x = normals(TILE_ROWS * 576, 1), a[512];
     double error = 0, even = 0;
     for (size_t row = 0; row < TILE_ROWS; row++) {
         const float *latent = x + row * 576;
-        k->tile_put(&q4, tile, row, latent, latent + 512);
-        k->tile_get(&q4, tile, row, a, NULL);
+        ops->tile_store(&q4, tile, row, latent, latent + 512);
+        ops->tile_load(&q4, tile, row, a, NULL);
         for (size_t i = 0; i < 512; i += 16) {
             double max = 0;
             for (size_t j = i; j < i + 16; j++)
@@ -597,7 +598,7 @@ int main(void) {
     for (size_t n = 0; n < sizeof names / sizeof *names; n++) {
         const char *why = NULL;
         setenv("MLA_ISA", names[n], 1);
-        const Kernels *k = kernels_choose(&why);
+        const Kernels *ops = kernels_choose(&why);
         if (!k) {
             if (n == 0) {
                 printf("FAIL portable %s\n", why ? why : "");
@@ -607,20 +608,20 @@ int main(void) {
             continue;
         }
         if (n == 0)
-            portable = k;
+            portable = ops;
         if (n == 0)
-            check_sizes_and_error(k);
+            check_sizes_and_error(ops);
         for (int type = 0; type < TILE_COUNT; type++) {
             if (n == 0)
-                check_values(k, (TileType)type, types[type], 1, ordinary[type]);
+                check_values(ops, (TileType)type, types[type], 1, ordinary[type]);
             if (n == 0)
-                check_values(k, (TileType)type, types[type], 30, peaked[type]);
-            check_bytes(portable, k, (TileType)type, types[type]);
-            check_put_get(k, (TileType)type, types[type]);
-            check_acts(k, (TileType)type, types[type]);
-            check_hostile(k, (TileType)type, types[type]);
+                check_values(ops, (TileType)type, types[type], 30, peaked[type]);
+            check_bytes(portable, ops, (TileType)type, types[type]);
+            check_put_get(ops, (TileType)type, types[type]);
+            check_acts(ops, (TileType)type, types[type]);
+            check_hostile(ops, (TileType)type, types[type]);
             if (!is_int8((uint32_t)type))
-                check_index(portable, k, (TileType)type, types[type]);
+                check_index(portable, ops, (TileType)type, types[type]);
         }
     }
     return failures > 0;

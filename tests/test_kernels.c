@@ -151,7 +151,7 @@ static void free_weights(Weights *w) { free(w->panels), free(w->value); }
 /* ---- activations ---------------------------------------------------------------------------- */
 
 typedef struct {
-    Acts a;
+    Activations a;
     size_t n; /* rows * stride */
 } Rows;
 
@@ -173,23 +173,23 @@ static bool same_rows(const Rows *a, const Rows *b) {
            !memcmp(a->a.scale, b->a.scale, a->n / 8) && !memcmp(a->a.sum, b->a.sum, a->n / 8);
 }
 /* The block of 32 columns that holds (row, col), as kernels.h lays it out. */
-static size_t block_of(const Acts *a, size_t row, size_t col) {
+static size_t block_of(const Activations *a, size_t row, size_t col) {
     size_t first = row - row % 16, group = a->rows - first < 16 ? a->rows - first : 16;
     return first * a->stride / 32 + col / 32 * group + row % 16;
 }
-static void put_all(const Kernels *k, Rows *x, const float *v) {
+static void put_all(const Kernels *ops, Rows *x, const float *v) {
     for (size_t r = 0; r < x->a.rows; r++) {
         size_t cut = below(x->a.cols / 32 + 1) * 32; /* in two pieces, as heads come one by one */
         if (cut)
-            k->put(&x->a, r, 0, v + r * x->a.cols, cut);
+            ops->store_row(&x->a, r, 0, v + r * x->a.cols, cut);
         if (cut < x->a.cols)
-            k->put(&x->a, r, cut, v + r * x->a.cols + cut, x->a.cols - cut);
+            ops->store_row(&x->a, r, cut, v + r * x->a.cols + cut, x->a.cols - cut);
     }
 }
 
 /* put: largest magnitude of 32 becomes 127, the rest is rounded to nearest even; padding is zero. */
 static bool rows_are_right(const Rows *x, const float *v) {
-    const Acts *a = &x->a;
+    const Activations *a = &x->a;
     for (size_t r = 0; r < a->rows; r++)
         for (size_t c = 0; c < a->stride; c += 32) {
             size_t b = block_of(a, r, c);
@@ -212,7 +212,7 @@ static bool rows_are_right(const Rows *x, const float *v) {
 /* ---- checks --------------------------------------------------------------------------------- */
 
 /* Protects: the int8 form of activations, its layout, and copies of rows to an expert's batch. */
-static void check_put_and_gather(const Kernels *k) {
+static void check_put_and_gather(const Kernels *ops) {
     bool right = true, copied = true, same = true, inside = true;
     for (int round = 0; round < 300; round++) {
         size_t rows = 1 + below(40), cols = 1 + below(200), picks = 1 + below(40);
@@ -225,12 +225,12 @@ static void check_put_and_gather(const Kernels *k) {
             v[i] = below(50) ? uniform(-size, size) : 0;
         if (below(4) == 0)
             memset(v, 0, cols * 4);
-        put_all(k, &x, v);
+        put_all(ops, &x, v);
         put_all(sets[0], &p, v);
         for (size_t i = 0; i < picks; i++)
             pick[i] = (uint32_t)below(rows), memcpy(chosen + i * cols, v + pick[i] * cols, cols * 4);
-        k->gather(&g.a, &x.a, pick);
-        put_all(k, &q, chosen);
+        ops->gather(&g.a, &x.a, pick);
+        put_all(ops, &q, chosen);
         right &= rows_are_right(&x, v);
         same &= same_rows(&x, &p);
         copied &= same_rows(&g, &q);
@@ -239,22 +239,22 @@ static void check_put_and_gather(const Kernels *k) {
             inside &= free_rows(all[i]);
         free(v), free(chosen), free(pick);
     }
-    log_error(FAILED, k->name, "put", right, "differs from plain C");
-    log_error(FAILED, k->name, "put-same-bytes", same, "differs from portable");
-    log_error(FAILED, k->name, "gather", copied, "differs from putting the same rows");
-    log_error(FAILED, k->name, "put-gather-bounds", inside, "wrote outside its rows");
+    log_error(FAILED, ops->name, "put", right, "differs from plain C");
+    log_error(FAILED, ops->name, "put-same-bytes", same, "differs from portable");
+    log_error(FAILED, ops->name, "gather", copied, "differs from putting the same rows");
+    log_error(FAILED, ops->name, "put-gather-bounds", inside, "wrote outside its rows");
 }
 
 /* Protects: numbers no model should have (infinity, NaN, subnormals) are survived in the same way
  * everywhere. */
-static void check_put_strange(const Kernels *k) {
+static void check_put_strange(const Kernels *ops) {
     bool same = true;
     for (int round = 0; round < 200; round++) {
         float v[70];
         for (int i = 0; i < 70; i++)
             v[i] = below(3) ? any_float() : below(2) ? NAN : 1e-40f * (float)below(100);
         Rows x = make_rows(1, 70), p = make_rows(1, 70);
-        put_all(k, &x, v);
+        put_all(ops, &x, v);
         put_all(sets[0], &p, v);
         same &= !memcmp(x.a.q, p.a.q, x.n) && !memcmp(x.a.scale, p.a.scale, x.n / 8) &&
                 !memcmp(x.a.sum, p.a.sum, x.n / 8);
@@ -262,7 +262,7 @@ static void check_put_strange(const Kernels *k) {
             same &= x.a.q[i] >= -127;
         free_rows(&x), free_rows(&p);
     }
-    log_error(FAILED, k->name, "put-strange", same, "differs from portable or leaves -127 .. 127");
+    log_error(FAILED, ops->name, "put-strange", same, "differs from portable or leaves -127 .. 127");
 }
 
 /* |y - exact| in units of what rounding in f32, in this order, may cost. */
@@ -288,7 +288,7 @@ static bool product_is_right(const Weights *w, const Rows *x, const float *y, si
 
 /* Protects: every product of weights and activations, of each type, at any number of rows and any range of
  * panels. */
-static void check_matmul(const Kernels *k) {
+static void check_matmul(const Kernels *ops) {
     for (uint32_t type = TYPE_F32; type < TYPE_COUNT; type++) {
         bool right = true, same = true, inside = true;
         for (int round = 0; round < 120; round++) {
@@ -303,7 +303,7 @@ static void check_matmul(const Kernels *k) {
             for (size_t i = 0; i < n * cols; i++)
                 v[i] = uniform(-3, 3);
             put_all(sets[0], &x, v);
-            k->matmul(y, ldy, matrix(&w), panel, panels, &x.a);
+            ops->matmul(y, ldy, matrix(&w), panel, panels, &x.a);
             sets[0]->matmul(p, ldy, matrix(&w), panel, panels, &x.a);
             right &= product_is_right(&w, &x, y, ldy, panel, panels);
             same &= !memcmp(y, p, n * ldy * 4);
@@ -314,17 +314,17 @@ static void check_matmul(const Kernels *k) {
         }
         char name[64];
         snprintf(name, sizeof name, "matmul-%s", TYPE_NAMES[type]);
-        log_error(FAILED, k->name, name, right, "differs from the product in double");
+        log_error(FAILED, ops->name, name, right, "differs from the product in double");
         snprintf(name, sizeof name, "matmul-%s-same-bytes", TYPE_NAMES[type]);
-        log_error(FAILED, k->name, name, same, "differs from portable");
+        log_error(FAILED, ops->name, name, same, "differs from portable");
         snprintf(name, sizeof name, "matmul-%s-bounds", TYPE_NAMES[type]);
-        log_error(FAILED, k->name, name, inside, "wrote outside y");
+        log_error(FAILED, ops->name, name, inside, "wrote outside y");
     }
 }
 
 /* Protects: one row's result does not depend on the rows computed with it (a draft is checked in a batch,
  * a prompt comes in chunks). */
-static void check_matmul_batches(const Kernels *k) {
+static void check_matmul_batches(const Kernels *ops) {
     bool same = true;
     for (uint32_t type = TYPE_F32; type < TYPE_COUNT; type++) {
         size_t cols = 200, n = 39;
@@ -333,29 +333,29 @@ static void check_matmul_batches(const Kernels *k) {
         for (size_t i = 0; i < n * cols; i++)
             v[i] = uniform(-3, 3);
         Rows x = make_rows(n, cols);
-        put_all(k, &x, v);
-        k->matmul(all, 48, matrix(&w), 0, 3, &x.a);
+        put_all(ops, &x, v);
+        ops->matmul(all, 48, matrix(&w), 0, 3, &x.a);
         for (size_t r = 0; r < n; r++) {
             Rows alone = make_rows(1, cols);
-            put_all(k, &alone, v + r * cols);
-            k->matmul(one, 48, matrix(&w), 0, 3, &alone.a);
+            put_all(ops, &alone, v + r * cols);
+            ops->matmul(one, 48, matrix(&w), 0, 3, &alone.a);
             same &= !memcmp(one, all + r * 48, sizeof one);
             free_rows(&alone);
         }
         free_rows(&x), free_weights(&w);
     }
-    log_error(FAILED, k->name, "matmul-batches", same, "a row's result depends on its neighbours");
+    log_error(FAILED, ops->name, "matmul-batches", same, "a row's result depends on its neighbours");
 }
 
 /* Protects: embeddings. */
-static void check_row(const Kernels *k) {
+static void check_row(const Kernels *ops) {
     bool right = true;
     for (uint32_t type = TYPE_F32; type < TYPE_COUNT; type++)
         for (int round = 0; round < 50; round++) {
             size_t rows = 1 + below(40), cols = 1 + below(200), r = below(rows);
             Weights w = make_weights(type, rows, cols);
             float *out = guarded(cols * 4);
-            k->row(out, matrix(&w), r);
+            ops->read_row(out, matrix(&w), r);
             for (size_t c = 0; c < cols; c++) {
                 double exact = w.value[r * cols + c];
                 right &= fabs(out[c] - exact) <= fabs(exact) * 0x1p-23;
@@ -364,7 +364,7 @@ static void check_row(const Kernels *k) {
             right &= end[0] == 0xA5 && unguard(out, round_up(cols * 4, 64));
             free_weights(&w);
         }
-    log_error(FAILED, k->name, "row", right, "differs from the matrix");
+    log_error(FAILED, ops->name, "row", right, "differs from the matrix");
 }
 
 static double ulps(float got, double exact) {
@@ -377,7 +377,7 @@ static double ulps(float got, double exact) {
 }
 
 /* Protects: exp, and with it softmax, sigmoid and silu, over all of their range; judged by libm in double. */
-static void check_exp(const Kernels *k) {
+static void check_exp(const Kernels *ops) {
     double worst_sigmoid = 0, worst_silu = 0, worst_softmax = 0;
     bool same = true, ends;
     for (int round = 0; round < 4000; round++) {
@@ -388,7 +388,7 @@ static void check_exp(const Kernels *k) {
         for (int i = 0; i < N; i++)
             x[i] = s[i] = p[i] = ps[i] = pp[i] = uniform(-range, range), one[i] = 1,
             largest = fmax(largest, x[i]);
-        k->sigmoid(s, N), k->swiglu(h, x, one, N), k->softmax(p, N);
+        ops->sigmoid(s, N), ops->swiglu(h, x, one, N), ops->softmax(p, N);
         sets[0]->sigmoid(ps, N), sets[0]->swiglu(ph, x, one, N), sets[0]->softmax(pp, N);
         same &= !memcmp(s, ps, sizeof s) && !memcmp(h, ph, sizeof h) && !memcmp(p, pp, sizeof p);
         for (int i = 0; i < N; i++)
@@ -402,18 +402,19 @@ static void check_exp(const Kernels *k) {
         }
     }
     float edge[4] = {-INFINITY, 0, -INFINITY, -200}, far[2] = {INFINITY, -INFINITY};
-    k->softmax(edge, 4), k->sigmoid(far, 2);
+    ops->softmax(edge, 4), ops->sigmoid(far, 2);
     ends = edge[0] == 0 && edge[1] == 1 && edge[2] == 0 && edge[3] == 0 && far[0] == 1 && far[1] == 0;
     char detail[128];
     snprintf(detail, sizeof detail, "worst: sigmoid %.2f, silu %.2f, softmax %.2f ulp", worst_sigmoid,
              worst_silu, worst_softmax);
-    log_error(FAILED, k->name, "exp-ulp", worst_sigmoid <= 2.5 && worst_silu <= 3.5 && worst_softmax <= 4, detail);
-    log_error(FAILED, k->name, "exp-same-bytes", same, "differs from portable");
-    log_error(FAILED, k->name, "exp-ends", ends, "exp(-infinity) is not 0");
+    log_error(FAILED, ops->name, "exp-ulp", worst_sigmoid <= 2.5 && worst_silu <= 3.5 && worst_softmax <= 4,
+              detail);
+    log_error(FAILED, ops->name, "exp-same-bytes", same, "differs from portable");
+    log_error(FAILED, ops->name, "exp-ends", ends, "exp(-infinity) is not 0");
 }
 
 /* Protects: the one rounding of a fused multiply-add, on which "the same bytes" rests; judged by libm. */
-static void check_fma(const Kernels *k) {
+static void check_fma(const Kernels *ops) {
     bool right = true;
     for (int round = 0; round < 2000000; round++) {
         float a = any_float(), b = any_float(), c = any_float();
@@ -423,14 +424,14 @@ static void check_fma(const Kernels *k) {
             c = ldexpf(below(2) ? a * b : -a * b, (int)below(60) - 30);
         }
         float got = c, exact = fmaf(a, b, c);
-        k->axpy(&got, a, &b, 1);
+        ops->axpy(&got, a, &b, 1);
         right &= isnan(exact) ? isnan(got) : !memcmp(&got, &exact, 4);
     }
-    log_error(FAILED, k->name, "fma", right, "differs from fmaf");
+    log_error(FAILED, ops->name, "fma", right, "differs from fmaf");
 }
 
 /* Protects: norms and reductions, at any length and in place. */
-static void check_vectors(const Kernels *k) {
+static void check_vectors(const Kernels *ops) {
     bool right = true, same = true, inside = true;
     for (int round = 0; round < 500; round++) {
         size_t n = 1 + below(300);
@@ -440,33 +441,33 @@ static void check_vectors(const Kernels *k) {
             x[i] = uniform(-2, 2), w[i] = uniform(-2, 2);
             square += (double)x[i] * x[i], product += (double)x[i] * w[i], size += fabs((double)x[i] * w[i]);
         }
-        k->rmsnorm(y, x, w, n, 1e-6f);
+        ops->rmsnorm(y, x, w, n, 1e-6f);
         sets[0]->rmsnorm(p, x, w, n, 1e-6f);
         same &= !memcmp(y, p, n * 4);
         for (size_t i = 0; i < n; i++) {
             double exact = x[i] / sqrt(square / (double)n + 1e-6f) * w[i];
             right &= fabs(y[i] - exact) <= fabs(exact) * 16 * 0x1p-24;
         }
-        float d = k->dot(x, w, n), pd = sets[0]->dot(x, w, n);
+        float d = ops->dot(x, w, n), pd = sets[0]->dot(x, w, n);
         right &= fabs(d - product) <= size * 24 * 0x1p-24;
         same &= !memcmp(&d, &pd, 4);
         memcpy(y, x, n * 4), memcpy(p, x, n * 4);
-        k->axpy(y, 0.37f, w, n);
+        ops->axpy(y, 0.37f, w, n);
         for (size_t i = 0; i < n; i++)
             right &= y[i] == fmaf(0.37f, w[i], x[i]);
-        k->rmsnorm(p, p, w, n, 1e-6f);
+        ops->rmsnorm(p, p, w, n, 1e-6f);
         memcpy(y, x, n * 4);
         sets[0]->rmsnorm(y, x, w, n, 1e-6f);
         same &= !memcmp(y, p, n * 4);
-        k->swiglu(p, x, w, n), memcpy(y, x, n * 4), k->swiglu(y, y, w, n); /* h may be gate */
+        ops->swiglu(p, x, w, n), memcpy(y, x, n * 4), ops->swiglu(y, y, w, n); /* h may be gate */
         same &= !memcmp(y, p, n * 4);
         float *all[4] = {x, w, y, p};
         for (int i = 0; i < 4; i++)
             inside &= unguard(all[i], round_up(n * 4, 64));
     }
-    log_error(FAILED, k->name, "vectors", right, "rmsnorm, dot or axpy differ from double precision");
-    log_error(FAILED, k->name, "vectors-same-bytes", same, "differs from portable");
-    log_error(FAILED, k->name, "vectors-bounds", inside, "wrote outside");
+    log_error(FAILED, ops->name, "vectors", right, "rmsnorm, dot or axpy differ from double precision");
+    log_error(FAILED, ops->name, "vectors-same-bytes", same, "differs from portable");
+    log_error(FAILED, ops->name, "vectors-bounds", inside, "wrote outside");
 }
 
 int main(void) {
@@ -474,13 +475,13 @@ int main(void) {
     const char *why = "";
     for (size_t i = 0; i < sizeof NAMES / sizeof *NAMES; i++) {
         setenv("MLA_ISA", NAMES[i], 1);
-        const Kernels *k = kernels_choose(&why);
-        if (k)
-            sets[n_sets++] = k;
+        const Kernels *ops = kernels_choose(&why);
+        if (ops)
+            sets[n_sets++] = ops;
     }
     setenv("MLA_ISA", "none", 1);
     log_error(FAILED, "dispatch", "unknown-set-is-refused",
-           !kernels_choose(&why) && strstr(why, "none") && strstr(why, "portable"), why);
+              !kernels_choose(&why) && strstr(why, "none") && strstr(why, "portable"), why);
     unsetenv("MLA_ISA");
     const Kernels *fastest = kernels_choose(&why);
     setenv("MLA_ISA", "", 1);

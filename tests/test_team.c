@@ -118,7 +118,7 @@ static void check_changes(void) {
     pace_open(&p, 2);
     run(&p, &busy, 0, 1, 20000);
     log_error(FAILED, "busy-one-thread", pace_threads(&p, 1) == 1 || p.kind[0].trial >= 0, "threads",
-           pace_threads(&p, 1));
+              pace_threads(&p, 1));
     double time = 0, slept;
     while (time < 10 && (pace_threads(&p, 1) != 2 || p.kind[0].trial >= 0)) {
         double took = call(&quiet, pace_threads(&p, 1), 1, &slept);
@@ -164,7 +164,7 @@ static int region_faults(int threads, bool late) {
             if (late && (step * 7 + t.id) % 50 == 0)
                 stand_still(300);
             marks[t.id].step = step;
-            for (size_t i; (i = next_tprompt_mark(&t, TASKS)) < TASKS;)
+            for (size_t i; (i = next_task(&t, TASKS)) < TASKS;)
                 atomic_fetch_add(&taken[step][i], 1);
             sync_threads(&t);
             for (int i = 0; i < t.threads; i++)
