@@ -73,7 +73,7 @@ const Kernels *kernels_choose(const char **why) {
     bool built = false;
     for (size_t i = 0; i < sizeof CHOICES / sizeof *CHOICES; i++) {
         const Kernels *ops = *CHOICES[i].kernels;
-        if (!k || (wanted && strcmp(wanted, ops->name) != 0))
+        if (!ops || (wanted && strcmp(wanted, ops->name) != 0))
             continue;
         if (CHOICES[i].runs_here())
             return ops;

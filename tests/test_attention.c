@@ -42,7 +42,7 @@ typedef struct {
 
 static int failures;
 
-static void log_error(FAILED, bool ok, const char *name, const char *why) {
+static void report(bool ok, const char *name, const char *why) {
     if (ok)
         printf("ok %s\n", name);
     else
@@ -353,7 +353,7 @@ static void check_bytes(const Kernels *portable, const Kernels *ops, TileType ty
         free_case(&c);
     }
     snprintf(name, sizeof name, "attention_bytes %s %s", ops->name, type_name);
-    log_error(FAILED, same, name, why);
+    report(same, name, why);
 }
 
 /* The portable build computes softmax attention. `spread` 1: scores of ordinary size; 30: almost one row
@@ -378,7 +378,7 @@ static void check_values(const Kernels *portable, TileType type, const char *typ
         free_case(&c);
     }
     snprintf(name, sizeof name, "attention_values %s, query x%.0f", type_name, (double)spread);
-    log_error(FAILED, worst <= tolerance, name, why);
+    report(worst <= tolerance, name, why);
 }
 
 /* How far a number may be from what the tile gives back, with the largest magnitudes of its part and of
@@ -434,7 +434,7 @@ static void check_put_get(const Kernels *ops, TileType type, const char *type_na
         free(tile), free(copy), free(x), free(y), free(z);
     }
     snprintf(name, sizeof name, "tile_put_get %s %s", ops->name, type_name);
-    log_error(FAILED, good, name, "a row does not come back");
+    report(good, name, "a row does not come back");
 }
 
 /* A tile's part a as activations: the integers and scales of an int8 row are carried over, not rounded a
@@ -483,7 +483,7 @@ static void check_acts(const Kernels *ops, TileType type, const char *type_name)
         free(tile), free(x), free(f), free(scale), free(q), free(sum);
     }
     snprintf(name, sizeof name, "tile_activations %s %s", ops->name, type_name);
-    log_error(FAILED, good, name, "activations are not the tile's rows");
+    report(good, name, "activations are not the tile's rows");
 }
 
 /* Numbers that no model should produce end in some number, never in a write out of bounds (build with ASan
@@ -504,7 +504,7 @@ static void check_hostile(const Kernels *ops, TileType type, const char *type_na
         free_case(&c);
     }
     snprintf(name, sizeof name, "hostile_numbers %s %s", ops->name, type_name);
-    log_error(FAILED, true, name, "");
+    report(true, name, "");
 }
 
 /* Scores of index keys: the portable build's beside sums in double precision, and every build's beside the
@@ -525,7 +525,7 @@ static void check_index(const Kernels *portable, const Kernels *ops, TileType ty
         uint8_t *tile = allocate(tile_bytes(&s)), *packed = allocate(groups * query_bytes(&s));
         memset(tile, 0xff, tile_bytes(&s));
         for (int build = 0; build < 2; build++) {
-            const Kernels *by = build ? k : portable;
+            const Kernels *by = build ? ops : portable;
             for (size_t row = 0; row < rows; row++)
                 by->tile_store(&s, tile, row, key + row * d, NULL);
             for (size_t g = 0; g < groups; g++) {
@@ -551,7 +551,7 @@ static void check_index(const Kernels *portable, const Kernels *ops, TileType ty
         free(key), free(query), free(weight), free(scratch), free(tile), free(packed);
     }
     snprintf(name, sizeof name, "index_scores %s %s", ops->name, type_name);
-    log_error(FAILED, near && same, name,
+    report(near && same, name,
               same ? "not the sums of the formula" : "not the portable build's bytes");
 }
 
@@ -560,7 +560,7 @@ static void check_index(const Kernels *portable, const Kernels *ops, TileType ty
  * own for every sixteen numbers. */
 static void check_sizes_and_error(const Kernels *ops) {
     TileShape q6 = {TILE_Q6, 512, 64}, q4 = {TILE_Q4, 512, 64};
-    log_error(FAILED, tile_bytes(&q6) == TILE_ROWS * 436 && tile_bytes(&q4) == TILE_ROWS * 356,
+    report(tile_bytes(&q6) == TILE_ROWS * 436 && tile_bytes(&q4) == TILE_ROWS * 356,
               "row_bytes q6, q4", "not as documented");
     random_state = 23;
     uint8_t *tile = allocate(tile_bytes(&q4));
@@ -581,7 +581,7 @@ static void check_sizes_and_error(const Kernels *ops) {
             }
         }
     }
-    log_error(FAILED, error < 0.8 * even, "q4_error", "no better than an even grid");
+    report(error < 0.8 * even, "q4_error", "no better than an even grid");
     free(tile), free(x);
 }
 
@@ -599,7 +599,7 @@ int main(void) {
         const char *why = NULL;
         setenv("MLA_ISA", names[n], 1);
         const Kernels *ops = kernels_choose(&why);
-        if (!k) {
+        if (!ops) {
             if (n == 0) {
                 printf("FAIL portable %s\n", why ? why : "");
                 return 1;

@@ -17,7 +17,7 @@ static const Kernels *sets[5]; /* portable first */
 static size_t n_sets;
 static int failures;
 
-static void log_error(FAILED, const char *set, const char *name, bool ok, const char *detail) {
+static void report(const char *set, const char *name, bool ok, const char *detail) {
     printf("%s %s/%s%s%s\n", ok ? "ok" : "FAIL", set, name, ok ? "" : " ", ok ? "" : detail);
     failures += !ok;
 }
@@ -239,10 +239,10 @@ static void check_put_and_gather(const Kernels *ops) {
             inside &= free_rows(all[i]);
         free(v), free(chosen), free(pick);
     }
-    log_error(FAILED, ops->name, "put", right, "differs from plain C");
-    log_error(FAILED, ops->name, "put-same-bytes", same, "differs from portable");
-    log_error(FAILED, ops->name, "gather", copied, "differs from putting the same rows");
-    log_error(FAILED, ops->name, "put-gather-bounds", inside, "wrote outside its rows");
+    report(ops->name, "put", right, "differs from plain C");
+    report(ops->name, "put-same-bytes", same, "differs from portable");
+    report(ops->name, "gather", copied, "differs from putting the same rows");
+    report(ops->name, "put-gather-bounds", inside, "wrote outside its rows");
 }
 
 /* Protects: numbers no model should have (infinity, NaN, subnormals) are survived in the same way
@@ -262,7 +262,7 @@ static void check_put_strange(const Kernels *ops) {
             same &= x.a.q[i] >= -127;
         free_rows(&x), free_rows(&p);
     }
-    log_error(FAILED, ops->name, "put-strange", same, "differs from portable or leaves -127 .. 127");
+    report(ops->name, "put-strange", same, "differs from portable or leaves -127 .. 127");
 }
 
 /* |y - exact| in units of what rounding in f32, in this order, may cost. */
@@ -314,11 +314,11 @@ static void check_matmul(const Kernels *ops) {
         }
         char name[64];
         snprintf(name, sizeof name, "matmul-%s", TYPE_NAMES[type]);
-        log_error(FAILED, ops->name, name, right, "differs from the product in double");
+        report(ops->name, name, right, "differs from the product in double");
         snprintf(name, sizeof name, "matmul-%s-same-bytes", TYPE_NAMES[type]);
-        log_error(FAILED, ops->name, name, same, "differs from portable");
+        report(ops->name, name, same, "differs from portable");
         snprintf(name, sizeof name, "matmul-%s-bounds", TYPE_NAMES[type]);
-        log_error(FAILED, ops->name, name, inside, "wrote outside y");
+        report(ops->name, name, inside, "wrote outside y");
     }
 }
 
@@ -344,7 +344,7 @@ static void check_matmul_batches(const Kernels *ops) {
         }
         free_rows(&x), free_weights(&w);
     }
-    log_error(FAILED, ops->name, "matmul-batches", same, "a row's result depends on its neighbours");
+    report(ops->name, "matmul-batches", same, "a row's result depends on its neighbours");
 }
 
 /* Protects: embeddings. */
@@ -364,7 +364,7 @@ static void check_row(const Kernels *ops) {
             right &= end[0] == 0xA5 && unguard(out, round_up(cols * 4, 64));
             free_weights(&w);
         }
-    log_error(FAILED, ops->name, "row", right, "differs from the matrix");
+    report(ops->name, "row", right, "differs from the matrix");
 }
 
 static double ulps(float got, double exact) {
@@ -407,10 +407,10 @@ static void check_exp(const Kernels *ops) {
     char detail[128];
     snprintf(detail, sizeof detail, "worst: sigmoid %.2f, silu %.2f, softmax %.2f ulp", worst_sigmoid,
              worst_silu, worst_softmax);
-    log_error(FAILED, ops->name, "exp-ulp", worst_sigmoid <= 2.5 && worst_silu <= 3.5 && worst_softmax <= 4,
+    report(ops->name, "exp-ulp", worst_sigmoid <= 2.5 && worst_silu <= 3.5 && worst_softmax <= 4,
               detail);
-    log_error(FAILED, ops->name, "exp-same-bytes", same, "differs from portable");
-    log_error(FAILED, ops->name, "exp-ends", ends, "exp(-infinity) is not 0");
+    report(ops->name, "exp-same-bytes", same, "differs from portable");
+    report(ops->name, "exp-ends", ends, "exp(-infinity) is not 0");
 }
 
 /* Protects: the one rounding of a fused multiply-add, on which "the same bytes" rests; judged by libm. */
@@ -427,7 +427,7 @@ static void check_fma(const Kernels *ops) {
         ops->axpy(&got, a, &b, 1);
         right &= isnan(exact) ? isnan(got) : !memcmp(&got, &exact, 4);
     }
-    log_error(FAILED, ops->name, "fma", right, "differs from fmaf");
+    report(ops->name, "fma", right, "differs from fmaf");
 }
 
 /* Protects: norms and reductions, at any length and in place. */
@@ -465,9 +465,9 @@ static void check_vectors(const Kernels *ops) {
         for (int i = 0; i < 4; i++)
             inside &= unguard(all[i], round_up(n * 4, 64));
     }
-    log_error(FAILED, ops->name, "vectors", right, "rmsnorm, dot or axpy differ from double precision");
-    log_error(FAILED, ops->name, "vectors-same-bytes", same, "differs from portable");
-    log_error(FAILED, ops->name, "vectors-bounds", inside, "wrote outside");
+    report(ops->name, "vectors", right, "rmsnorm, dot or axpy differ from double precision");
+    report(ops->name, "vectors-same-bytes", same, "differs from portable");
+    report(ops->name, "vectors-bounds", inside, "wrote outside");
 }
 
 int main(void) {
@@ -480,7 +480,7 @@ int main(void) {
             sets[n_sets++] = ops;
     }
     setenv("MLA_ISA", "none", 1);
-    log_error(FAILED, "dispatch", "unknown-set-is-refused",
+    report("dispatch", "unknown-set-is-refused",
               !kernels_choose(&why) && strstr(why, "none") && strstr(why, "portable"), why);
     unsetenv("MLA_ISA");
     const Kernels *fastest = kernels_choose(&why);

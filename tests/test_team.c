@@ -19,7 +19,7 @@
 
 static int failures;
 
-static void log_error(FAILED, const char *name, bool ok, const char *detail, double value) {
+static void report(const char *name, bool ok, const char *detail, double value) {
     printf("%s %s", ok ? "ok" : "FAIL", name);
     if (!ok)
         printf(" %s: %g", detail, value);
@@ -86,7 +86,7 @@ static double slowdown(const Machine *m, int threads, int best, int calls) {
 
 static void check_slowdown(const char *name, Machine m, int threads, int best, int calls, double most) {
     double value = slowdown(&m, threads, best, calls);
-    log_error(FAILED, name, value <= most, "slower than the best by a factor of", value);
+    report(name, value <= most, "slower than the best by a factor of", value);
 }
 
 /* Protects: a quiet machine computes with all threads, however small the model, with rare hiccups, and where
@@ -117,7 +117,7 @@ static void check_changes(void) {
     quiet.busy = 0;
     pace_open(&p, 2);
     run(&p, &busy, 0, 1, 20000);
-    log_error(FAILED, "busy-one-thread", pace_threads(&p, 1) == 1 || p.kind[0].trial >= 0, "threads",
+    report("busy-one-thread", pace_threads(&p, 1) == 1 || p.kind[0].trial >= 0, "threads",
               pace_threads(&p, 1));
     double time = 0, slept;
     while (time < 10 && (pace_threads(&p, 1) != 2 || p.kind[0].trial >= 0)) {
@@ -125,11 +125,11 @@ static void check_changes(void) {
         pace_took(&p, 1, took, slept);
         time += took;
     }
-    log_error(FAILED, "quiet-again", time < 2, "seconds until all threads are back", time);
+    report("quiet-again", time < 2, "seconds until all threads are back", time);
     pace_open(&p, 2);
     run(&p, &busy, 0, 4, 50);
     int before = pace_threads(&p, 4), after = pace_threads(&p, 1);
-    log_error(FAILED, "kinds-begin-alike", before == 1 && after == 1, "threads for one row", after);
+    report("kinds-begin-alike", before == 1 && after == 1, "threads for one row", after);
 }
 
 /* ---- the team ------------------------------------------------------------------------------- */
@@ -185,8 +185,8 @@ static void check_barrier(void) {
         faults += region_faults(threads, false);
         late += region_faults(threads, true);
     }
-    log_error(FAILED, "barrier", faults == 0, "faults", faults);
-    log_error(FAILED, "barrier-late-threads", late == 0, "faults", late);
+    report("barrier", faults == 0, "faults", faults);
+    report("barrier-late-threads", late == 0, "faults", late);
 }
 
 /* Protects: a region with fewer threads than were asked for does not wait for those that are missing. */
@@ -200,7 +200,7 @@ static void check_small_team(void) {
 #pragma omp single
         faults += region_faults(4, false);
     }
-    log_error(FAILED, "smaller-team", faults == 0, "faults", faults);
+    report("smaller-team", faults == 0, "faults", faults);
     omp_set_dynamic(0);
 #endif
 }
