@@ -7,9 +7,6 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 #include "engine/cache.h"
 #include "engine/sequence.h"
@@ -244,21 +241,6 @@ static bool read_environment(State *s, char *err, size_t err_bytes) {
     return true;
 }
 
-/* The system may give fewer threads than asked for (a limit in the environment); every thread of the team
- * must exist, or the others would wait for it for ever. */
-static int threads_given(int wanted) {
-    int given = 1;
-#ifdef _OPENMP
-    omp_set_dynamic(0);
-#pragma omp parallel num_threads(wanted)
-#pragma omp single
-    given = omp_get_num_threads();
-#else
-    (void)wanted;
-#endif
-    return given;
-}
-
 static void reserve_all(Reserve *r, const Model *m, const StateOptions *o) {
     const Config *cfg = &m->config;
     State *s = r->s;
@@ -298,7 +280,7 @@ State *state_open(const Model *m, const StateOptions *o, char *err, size_t err_b
     s->context = o->context;
     s->sequence_count = o->sequences;
     s->max_logits = o->max_logits;
-    s->threads = threads_given(o->threads);
+    s->threads = o->threads;
     team_open(&s->team, s->threads);
     s->chunk = min(s->chunk, s->context * s->sequence_count);
 
