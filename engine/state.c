@@ -320,8 +320,8 @@ void state_begin(State *s, const Row *rows, size_t n) {
             row->path = s->forced_path;
         if (row->path == PATH_ABSORBED)
             s->absorbed.row[s->absorbed.count++] = (uint32_t)i;
-        s->sparse.active |= row->row >= s->sparse.threshold;
-        sequence_reserve(row->sequence, (size_t)row->row + 1); /* the pool has pages for every context */
+        s->sparse.active |= row->place >= s->sparse.threshold;
+        sequence_reserve(row->sequence, (size_t)row->place + 1); /* the pool has pages for every context */
         if (row->logits)
             s->head.row[s->head.count++] = (uint32_t)i;
     }
@@ -332,7 +332,7 @@ void state_begin(State *s, const Row *rows, size_t n) {
 
 void state_end(State *s) {
     for (size_t i = 0; i < s->row_count; i++)
-        s->rows[i].sequence->rows = (size_t)s->rows[i].row + 1;
+        s->rows[i].sequence->rows = (size_t)s->rows[i].place + 1;
 }
 
 void profile_stage(State *s, const Thread *t, Stage next) {
