@@ -167,8 +167,8 @@ static void finish_row(const Attention *a, size_t i) {
     }
 }
 
-/* q = W_q x, or W_qb RMSNorm(W_qa x); [ c | k_pe ] = W_kva x goes into the cache. The queries are complete when
- * it returns, the cache's rows after the next sync_threads. */
+/* q = W_q x, or W_qb RMSNorm(W_qa x); [ c | k_pe ] of W_kva x goes into the cache. The queries are complete
+ * when it returns, the cache's rows after the next sync_threads. */
 static void project(const Attention *a) {
     State *s = a->s;
     size_t from, to;
