@@ -31,8 +31,7 @@ enum { DEFAULT_CONTEXT = 8192 }; /* rows, at a terminal */
 
 /* Ids of a turn while it is made. */
 typedef struct {
-    int32_t *ids;
-    size_t count, space;
+    Buffer ids;   /* int32_t */
     Buffer plain; /* the text behind the last special token, not tokenized yet */
 } Ids;
 
@@ -59,22 +58,15 @@ bool chat_has_thoughts(const Model *m) {
 
 /* ---- texts -> ids; false: reported ---------------------------------------------------------- */
 
-static bool push(Ids *made, const int32_t *ids, size_t n) {
-    if (made->space - made->count < n) {
-        size_t space = 2 * (made->count + n) + 64;
-        int32_t *more = realloc(made->ids, space * sizeof *more);
-        if (!more) {
-            log_error(FAILED, "out of memory");
-            return false;
-        }
-        made->ids = more;
-        made->space = space;
-    }
-    if (n)
-        memcpy(made->ids + made->count, ids, n * sizeof *ids);
-    made->count += n;
-    return true;
+static size_t made_count(const Chat *c) { return c->made.ids.bytes / sizeof(int32_t); }
+
+static bool enough_memory(bool enough) {
+    if (!enough)
+        log_error(FAILED, "out of memory");
+    return enough;
 }
+
+static bool add_text(Chat *c, Slice text) { return enough_memory(append(&c->made.plain, text)); }
 
 /* What is not tokenized yet becomes ids. */
 static bool flush_plain(Chat *c) {
@@ -82,32 +74,32 @@ static bool flush_plain(Chat *c) {
     if (!made->plain.bytes)
         return true;
     size_t n;
-    bool begins = !c->turn && !made->count;
-    int32_t *ids = tokenize(c->run.model, c->run.options, made->plain.text, made->plain.bytes, begins, &n);
-    bool done = ids && push(made, ids, n);
+    bool begins = !c->turn && !made->ids.bytes;
+    int32_t *ids = tokenize(c->run.model, c->run.options, made->plain.data, made->plain.bytes, begins, &n);
+    bool done = ids && enough_memory(buffer_add(&made->ids, ids, n * sizeof *ids));
     made->plain.bytes = 0;
     free(ids);
     return done;
 }
 
 static bool add_content(Chat *c, Slice text, uint32_t strip_flag) {
-    return append(&c->made.plain, c->template.flags & strip_flag ? strip(text) : text);
+    return add_text(c, c->template.flags & strip_flag ? strip(text) : text);
 }
 
 /* A text and the tokens in it. Their places are counted from `base`; those outside the text do not matter. */
 static bool add_marked(Chat *c, Slice text, const char *base, const Buffer *tokens) {
-    const Mark *marks = (const void *)tokens->text;
+    const Mark *marks = tokens->data;
     for (size_t i = 0; i < tokens->bytes / sizeof *marks; i++) {
         const char *at = base + marks[i].at;
         if (marks[i].id < 0 || at < text.text || at + marks[i].bytes > text.text + text.bytes)
             continue;
         size_t before = (size_t)(at - text.text);
-        if (!append(&c->made.plain, (Slice){text.text, before}) || !flush_plain(c) ||
-            !push(&c->made, &marks[i].id, 1))
+        if (!add_text(c, (Slice){text.text, before}) || !flush_plain(c) ||
+            !enough_memory(buffer_add(&c->made.ids, &marks[i].id, sizeof marks[i].id)))
             return false;
         text = after(text, before + marks[i].bytes);
     }
-    return append(&c->made.plain, text);
+    return add_text(c, text);
 }
 
 static bool add_piece(Chat *c, int which) {
@@ -119,7 +111,7 @@ static bool add_number(Chat *c) {
     char digits[24];
     unsigned long long number = (unsigned long long)c->template.number + c->run.saved.turns - 1;
     int n = c->template.flags & COUNT ? snprintf(digits, sizeof digits, "%llu", number) : 0;
-    return append(&c->made.plain, (Slice){digits, (size_t)n});
+    return add_text(c, (Slice){digits, (size_t)n});
 }
 
 static bool add_beginning(Chat *c) {
@@ -134,7 +126,7 @@ static bool add_beginning(Chat *c) {
 
 /* c->made = the turn, up to PROMPT, ANSWER or BLANK. */
 static bool make_turn(Chat *c, int piece) {
-    c->made.count = c->made.plain.bytes = 0;
+    c->made.ids.bytes = c->made.plain.bytes = 0;
     return add_beginning(c) && add_content(c, c->user, STRIP_USER) && add_piece(c, piece);
 }
 
@@ -183,11 +175,12 @@ static Slice history_of(const Chat *c) {
  * One at least is left to compute, so that no logits of another place are taken for theirs. */
 static void replace_turn(Chat *c) {
     Sequence *q = c->run.sequence;
-    size_t same = 0, end = c->turn + c->made.count;
-    while (same < c->made.count && c->turn + same < q->rows && q->ids[c->turn + same] == c->made.ids[same])
+    const int32_t *made = c->made.ids.data;
+    size_t count = made_count(c), same = 0, end = c->turn + count;
+    while (same < count && c->turn + same < q->rows && q->ids[c->turn + same] == made[same])
         same++;
-    if (c->made.count)
-        memcpy(q->ids + c->turn, c->made.ids, c->made.count * sizeof *q->ids);
+    if (count)
+        memcpy(q->ids + c->turn, made, c->made.ids.bytes);
     q->count = end;
     run_rewind(&c->run, end && c->turn + same == end ? end - 1 : c->turn + same);
 }
@@ -199,10 +192,10 @@ static int keep_turn(Chat *c, End *end) {
     if (!c->run.text.cut &&
         same_text(c->template.piece[PROMPT].text, written, c->template.piece[piece].text, history))
         return DONE;
-    if (!make_turn(c, piece) || !add_marked(c, history, c->answer.text.text, &c->answer.marks) ||
+    if (!make_turn(c, piece) || !add_marked(c, history, c->answer.text.data, &c->answer.marks) ||
         !flush_plain(c))
         return FAILED;
-    if (c->turn + c->made.count > c->run.state->context) {
+    if (c->turn + made_count(c) > c->run.state->context) {
         *end = END_CONTEXT;
         return DONE;
     }
@@ -215,11 +208,11 @@ static int keep_turn(Chat *c, End *end) {
 static int commit_turn(Chat *c, End *end) {
     Sequence *q = c->run.sequence;
     if (q->count == c->first_token && *end == END_INTERRUPTED) { /* it is forgotten */
-        c->made.count = 0;
+        c->made.ids.bytes = 0;
         replace_turn(c);
         return DONE;
     }
-    int status = collect_answer(c) ? keep_turn(c, end) : FAILED;
+    int status = enough_memory(collect_answer(c)) ? keep_turn(c, end) : FAILED;
     c->run.saved.turns++;
     return status;
 }
@@ -242,14 +235,14 @@ static int answer_turn(Chat *c, End *end) {
         return log_error(FAILED, "out of memory");
     if (!make_turn(c, PROMPT) || !flush_plain(c))
         return FAILED;
-    if (!c->made.count)
+    if (!c->made.ids.bytes)
         return log_error(FAILED,
                          "%s: a turn without a token: the text is empty, and the chat template adds nothing",
                          r->model->path);
-    if (c->turn + c->made.count > r->state->context)
-        return no_room(c, "the turn", c->turn + c->made.count);
-    memcpy(q->ids + q->count, c->made.ids, c->made.count * sizeof *q->ids);
-    q->count += c->made.count;
+    if (c->turn + made_count(c) > r->state->context)
+        return no_room(c, "the turn", c->turn + made_count(c));
+    memcpy(q->ids + q->count, c->made.ids.data, c->made.ids.bytes);
+    q->count += made_count(c);
     c->first_token = q->count;
     Slice shown = shown_of_prompt(c);
     size_t mark = min(shown.bytes, c->template.marks.begin.bytes);
@@ -362,7 +355,7 @@ static int open_template(Chat *c) {
     if (wrong)
         return log_error(FAILED, "%s: the chat template is damaged: %s; export the checkpoint again", m->path,
                          wrong);
-    return template_tokens(&c->template, m) ? DONE : FAILED;
+    return enough_memory(template_tokens(&c->template, m)) ? DONE : FAILED;
 }
 
 /* Everything before the first turn. */
@@ -405,8 +398,8 @@ int mode_chat(const Model *m, const Options *given) {
     turns_close(&c.turns);
     template_close(&c.template);
     answer_free(&c.answer);
-    free(c.made.ids);
-    free(c.made.plain.text);
+    buffer_free(&c.made.ids);
+    buffer_free(&c.made.plain);
     run_close(&c.run);
     session_close(&session);
     return status;

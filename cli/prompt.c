@@ -8,37 +8,36 @@
 #include <string.h>
 
 #include "cli/output.h"
+#include "engine/buffer.h"
 #include "engine/util.h"
 #include "tokenizer.h"
 
+/* Until the end, or more than `most` bytes. */
+static bool read_stream(FILE *f, size_t most, Buffer *text) {
+    size_t n = 1;
+    while (n && text->bytes <= most) {
+        if (!buffer_reserve(text, 1 << 16))
+            return false;
+        n = fread((char *)text->data + text->bytes, 1, text->room - text->bytes, f);
+        text->bytes += n;
+    }
+    return !ferror(f);
+}
+
 char *read_file(const char *path, size_t most, size_t *bytes) {
     FILE *f = strcmp(path, "-") ? fopen(path, "rb") : stdin;
-    size_t space = 1 << 16, n = 0;
-    char *text = f ? malloc(space) : NULL;
-    while (text && n <= most) {
-        size_t got = fread(text + n, 1, space - n, f);
-        n += got;
-        if (!got)
-            break;
-        if (n == space) {
-            char *more = realloc(text, space *= 2);
-            if (!more)
-                free(text);
-            text = more;
-        }
-    }
-    bool broken = !text || ferror(f);
-    if (broken)
+    Buffer text = {0};
+    bool complete = f && read_stream(f, most, &text);
+    if (!complete)
         log_error(FAILED, "%s: cannot read it: %s", path, strerror(errno));
-    else if (n > MAX_TEXT)
+    else if (text.bytes > MAX_TEXT)
         log_error(FAILED, "%s: longer than the %d bytes that a text may have", path, MAX_TEXT);
     if (f && f != stdin)
         fclose(f);
-    *bytes = n;
-    if (!broken && n <= MAX_TEXT)
-        return text;
-    free(text);
-    return NULL;
+    if (!complete || text.bytes > MAX_TEXT)
+        buffer_free(&text);
+    *bytes = text.bytes;
+    return text.data;
 }
 
 int32_t *tokenize(const Model *m, const Options *o, const char *text, size_t bytes, bool begins,

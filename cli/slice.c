@@ -1,27 +1,7 @@
 /* slice.c: bytes of a text (slice.h). Knows UTF-8's white space and nothing else about what they mean. */
 #include "cli/slice.h"
 
-#include <stdlib.h>
 #include <string.h>
-
-#include "cli/output.h"
-
-bool append(Buffer *b, Slice s) {
-    if (!b->text || b->space - b->bytes < s.bytes) {
-        size_t space = 2 * (b->bytes + s.bytes) + 256;
-        char *text = realloc(b->text, space);
-        if (!text) {
-            log_error(FAILED, "out of memory");
-            return false;
-        }
-        b->text = text;
-        b->space = space;
-    }
-    if (s.bytes)
-        memcpy(b->text + b->bytes, s.text, s.bytes);
-    b->bytes += s.bytes;
-    return true;
-}
 
 bool starts_with(Slice s, Slice beginning) {
     return s.bytes >= beginning.bytes &&

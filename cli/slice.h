@@ -1,28 +1,26 @@
-/* slice.h: bytes of a text that belongs to somebody else (Slice), and bytes that grow (Buffer). Neither ends
- * with a NUL, and both may hold some. */
+/* slice.h: a part of a text (Slice). The memory belongs to somebody else; no NUL ends the bytes, and there
+ * may be some among them. */
 #ifndef SLICE_H
 #define SLICE_H
 
 #include <stdbool.h>
 #include <stddef.h>
 
+#include "engine/buffer.h"
+
 typedef struct {
     const char *text;
     size_t bytes;
 } Slice;
 
-typedef struct {
-    char *text; /* malloced */
-    size_t bytes, space;
-} Buffer;
-
 /* s without its first n bytes; n <= s.bytes. */
 static inline Slice after(Slice s, size_t n) { return (Slice){s.text + n, s.bytes - n}; }
 
-static inline Slice contents(const Buffer *b) { return (Slice){b->text ? b->text : "", b->bytes}; }
+/* All that a buffer of text holds, until the next addition to it. */
+static inline Slice contents(const Buffer *b) { return (Slice){b->data ? b->data : "", b->bytes}; }
 
-/* False: out of memory, which was reported. */
-bool append(Buffer *b, Slice s);
+/* False: out of memory; not reported. */
+static inline bool append(Buffer *b, Slice s) { return buffer_add(b, s.text, s.bytes); }
 
 bool starts_with(Slice s, Slice beginning);
 

@@ -51,7 +51,7 @@ static bool find_tokens(Piece *p, const Model *m) {
         Mark token = {.at = i};
         token.id = tokenizer_added(m->tokenizer, rest.text, min(rest.bytes, LONGEST_TOKEN), &token.bytes);
         bool found = token.id >= 0 && (uint32_t)token.id < m->config.vocab_size && token.bytes;
-        if (found && !append(&p->tokens, (Slice){(const char *)&token, sizeof token}))
+        if (found && !buffer_add(&p->tokens, &token, sizeof token))
             return false;
         i += found ? token.bytes : 1;
     }
@@ -69,11 +69,11 @@ bool template_tokens(Template *t, const Model *m) {
 
 void template_close(Template *t) {
     for (int i = 0; i < PIECES; i++)
-        free(t->piece[i].tokens.text);
+        buffer_free(&t->piece[i].tokens);
 }
 
 int32_t template_turn_end(const Template *t) {
     const Buffer *tokens = &t->piece[NEXT].tokens;
-    const Mark *first = (const void *)tokens->text;
+    const Mark *first = tokens->data;
     return tokens->bytes && first->at == 0 ? first->id : -1;
 }

@@ -52,7 +52,7 @@ typedef struct {
 
 /* NULL, or what is wrong with the section: it is input from outside. */
 const char *template_open(const Model *m, Template *t);
-/* Finds the tokens in the pieces and the marks. False: out of memory, which was reported. */
+/* Finds the tokens in the pieces and the marks. False: out of memory; not reported. */
 bool template_tokens(Template *t, const Model *m);
 void template_close(Template *t);
 

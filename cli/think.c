@@ -41,12 +41,10 @@ bool opens_thought(const ThoughtMarks *marks, Slice text) {
 
 static Mark *all_marks(const Answer *a, size_t *count) {
     *count = a->marks.bytes / sizeof(Mark);
-    return (void *)a->marks.text;
+    return a->marks.data;
 }
 
-static bool add_mark(Answer *a, Mark mark) {
-    return append(&a->marks, (Slice){(const char *)&mark, sizeof mark});
-}
+static bool add_mark(Answer *a, Mark mark) { return buffer_add(&a->marks, &mark, sizeof mark); }
 
 void answer_clear(Answer *a) { a->text.bytes = a->marks.bytes = 0; }
 
@@ -92,8 +90,8 @@ bool answer_complete(Answer *a, const ThoughtMarks *marks) {
 }
 
 void answer_free(Answer *a) {
-    free(a->text.text);
-    free(a->marks.text);
+    buffer_free(&a->text);
+    buffer_free(&a->marks);
 }
 
 /* The mark that parts thought and answer; NULL: none. */
@@ -110,7 +108,7 @@ static const Mark *parting_mark(const Answer *a, bool first) {
 static bool begins_with_thought(const Answer *a) {
     size_t count;
     const Mark *marks = all_marks(a, &count);
-    return count && !marks[0].ends && !strip((Slice){a->text.text, marks[0].at}).bytes;
+    return count && !marks[0].ends && !strip((Slice){a->text.data, marks[0].at}).bytes;
 }
 
 Slice answer_kept(const Answer *a, uint32_t flags) {

@@ -44,7 +44,7 @@ bool opens_thought(const ThoughtMarks *marks, Slice text);
 Slice from_last_begin(const ThoughtMarks *marks, Slice text);
 
 void answer_clear(Answer *a);
-/* One more token, or with id -1 a text. False: out of memory, which was reported. */
+/* One more token, or with id -1 a text. False: out of memory; not reported. */
 bool answer_add(Answer *a, const ThoughtMarks *marks, int32_t id, Slice text);
 /* The last bytes are no part of the answer. */
 void answer_cut(Answer *a, size_t bytes);

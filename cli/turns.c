@@ -51,8 +51,8 @@ void turns_greet(const Turns *t) {
 void turns_close(Turns *t) {
     if (t->file > STDERR_FILENO)
         close(t->file);
-    free(t->read.text);
-    free(t->turn.text);
+    buffer_free(&t->read);
+    buffer_free(&t->turn);
 }
 
 /* ---- bytes ---------------------------------------------------------------------------------- */
@@ -94,13 +94,13 @@ static bool read_more(Turns *t, int *status) {
         return false;
     if (t->used) {
         t->read.bytes -= t->used;
-        memmove(t->read.text, t->read.text + t->used, t->read.bytes);
+        memmove(t->read.data, (char *)t->read.data + t->used, t->read.bytes);
         t->used = 0;
     }
     if (t->read.bytes > MAX_TURN)
         *status = too_long(t);
     else if (!append(&t->read, (Slice){block, (size_t)n}))
-        *status = FAILED;
+        *status = log_error(FAILED, "out of memory");
     return !*status;
 }
 
@@ -147,7 +147,7 @@ static bool add_line(Turns *t, Slice line, size_t *breaks, int *status) {
     for (; line.bytes && *breaks && added; --*breaks)
         added = append(&t->turn, (Slice){"\n", 1});
     if (!added || !append(&t->turn, line))
-        *status = FAILED;
+        *status = log_error(FAILED, "out of memory");
     return !*status;
 }
 
