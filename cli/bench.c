@@ -1,7 +1,7 @@
-/* bench.c: --bench. How fast this machine reads memory, then prefill and decode at growing context beside
- * that; --csv for machines, --profile for where the time goes. Steps of a decode are timed one by one and
- * the median is taken, so that a disturbed step does not count; so are short prefills, after one that is
- * not timed. Of the speed of memory the best is taken. */
+/* cli/bench.c: --bench. How fast this machine reads memory, then prefill and decode at growing context beside
+ * that; --csv for machines, --profile for where the time goes. Steps of a decode are timed one by one and the
+ * median is taken, so that a disturbed step does not count; so are short prefills, after one that is not
+ * timed. Of the speed of memory the best is taken. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>

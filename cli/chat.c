@@ -1,7 +1,7 @@
-/* chat.c: --chat. A conversation: turns of the user (turns.c) and the model's answers, in the form that the
- * checkpoint's template gives them (template.h). The cache holds all that was said; a turn computes what is
- * new. Knows nothing of Jinja: exporter/chat.py has taken the template apart and proved that the pieces put
- * it together again. No tools, no pictures, no roles but three.
+/* cli/chat.c: --chat. A conversation: turns of the user (turns.c) and the model's answers, in the form that
+ * the checkpoint's template gives them (template.h). The cache holds all that was said; a turn computes what
+ * is new. Knows nothing of Jinja: exporter/chat.py has taken the template apart and proved that the pieces
+ * put it together again. No tools, no pictures, no roles but three.
  *
  * An answer in the history may differ from what the model wrote: ANSWER is another text than PROMPT,
  * thoughts are dropped (think.c), white space is stripped. Then its turn is made anew, and the cache is valid

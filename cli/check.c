@@ -1,6 +1,6 @@
-/* check.c: --check. Every byte of every tensor against its checksum, and every number against what no
- * weight can be: infinity, not-a-number, -128 in q8. Header, tables and tokenizer were checked when the
- * file was opened. Threads take tensors, so that the disk is what limits. */
+/* cli/check.c: --check. Every byte of every tensor against its checksum, and every number against what no
+ * weight can be: infinity, not-a-number, -128 in q8. Header, tables and tokenizer were checked when the file
+ * was opened. Threads take tensors, so that the disk is what limits. */
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,4 +1,4 @@
-/* cost.c: what a call of forward reads (cost.h), from the table of tensors alone. What it keeps in the
+/* cli/cost.c: what a call of forward reads (cost.h), from the table of tensors alone. What it keeps in the
  * cache is arithmetic on Config: engine/cache.h. */
 #include "cli/cost.h"
 

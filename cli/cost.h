@@ -1,4 +1,4 @@
-/* cost.h: what a call of forward reads, for --info and --bench. */
+/* cli/cost.h: what a call of forward reads, for --info and --bench. */
 #ifndef COST_H
 #define COST_H
 

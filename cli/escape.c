@@ -1,4 +1,4 @@
-/* escape.c: the escapes of -e (escape.h). \uHHHH is a character, also as the pair of surrogates that JSON
+/* cli/escape.c: the escapes of -e (escape.h). \uHHHH is a character, also as the pair of surrogates that JSON
  * writes; \xHH is a byte, of a character or not. */
 #include "cli/escape.h"
 

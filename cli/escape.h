@@ -1,4 +1,4 @@
-/* escape.h: \n \t \\ \xHH and \uHHHH in texts of the command line. */
+/* cli/escape.h: \n \t \\ \xHH and \uHHHH in texts of the command line. */
 #ifndef ESCAPE_H
 #define ESCAPE_H
 

@@ -1,6 +1,6 @@
-/* info.c: --info. What the checkpoint is, what one token costs, and what a context costs in each cache
- * type beside attention without a latent. Everything is arithmetic on Config and the tensor table; no
- * matrix is touched. */
+/* cli/info.c: --info. What the checkpoint is, what one token costs, and what a context costs in each cache
+ * type beside attention without a latent. Everything is arithmetic on Config and the tensor table; no matrix
+ * is touched. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>

@@ -1,4 +1,4 @@
-/* logits.c: --logits FILE. The float32 logits of every prompt position, [T, V], little-endian, nothing
+/* cli/logits.c: --logits FILE. The float32 logits of every prompt position, [T, V], little-endian, nothing
  * else in the file: what a comparison with another implementation reads. FILE appears when it is complete; a
  * pipe or a device is written as the rows come (target.h). */
 #include <errno.h>

@@ -1,5 +1,5 @@
-/* modes.h: what the program does, by the options. Each mode gets an open model and returns the
- * exit status. */
+/* cli/modes.h: what the program does, by the options. Each mode gets an open model and returns the exit
+ * status. */
 #ifndef MODES_H
 #define MODES_H
 

@@ -1,4 +1,4 @@
-/* output.c: the two streams (output.h). Knows no model and no token; the rules about newlines, flushing,
+/* cli/output.c: the two streams (output.h). Knows no model and no token; the rules about newlines, flushing,
  * halves of characters and writes that fail are here and nowhere else. */
 #include "cli/output.h"
 

@@ -1,5 +1,5 @@
-/* output.h: the two streams. Standard output carries what was asked for, unaltered; standard error carries
- * everything else, one line each.
+/* cli/output.h: the two streams. Standard output carries what was asked for, unaltered; standard error
+ * carries everything else, one line each.
  *
  * A write to standard output that fails ends the program here, so that no caller has to ask: with status 0 if
  * the reader has closed the pipe, quietly unless a session is lost, and with status 1 and a line otherwise (a

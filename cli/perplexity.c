@@ -1,4 +1,4 @@
-/* perplexity.c: --perplexity FILE. How well the model predicts a text; --against TYPE: and how far its
+/* cli/perplexity.c: --perplexity FILE. How well the model predicts a text; --against TYPE: and how far its
  * predictions are from those with another cache.
  *
  * The text is tokenized as a whole and cut into windows of c - 1 tokens, each read after a begin token and

@@ -1,4 +1,4 @@
-/* prompt.c: from the command line to token ids (prompt.h). Whatever the user gives is checked here;
+/* cli/prompt.c: from the command line to token ids (prompt.h). Whatever the user gives is checked here;
  * forward() takes what it gets. */
 #include "cli/prompt.h"
 

@@ -1,4 +1,4 @@
-/* prompt.h: from the command line to token ids. */
+/* cli/prompt.h: from the command line to token ids. */
 #ifndef PROMPT_H
 #define PROMPT_H
 

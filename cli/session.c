@@ -1,6 +1,6 @@
-/* session.c: --session FILE (session.h). Puts away what a text needs to go on as if it had never stopped,
- * and nothing else: options are not kept, but for the cache type, which the rows are in. The text itself
- * is made in run.c, the cache's pages are described in engine/cache.h.
+/* cli/session.c: --session FILE (session.h). Puts away what a text needs to go on as if it had never stopped,
+ * and nothing else: options are not kept, but for the cache type, which the rows are in. The text itself is
+ * made in run.c, the cache's pages are described in engine/cache.h.
  *
  *   offset 0            SessionHeader, header.header_bytes
  *   then                ids, int32, header.tokens of them; the first header.rows are in the cache

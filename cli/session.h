@@ -1,4 +1,4 @@
-/* session.h: --session FILE. A text that can be put away and gone on with: its tokens, the cache that
+/* cli/session.h: --session FILE. A text that can be put away and gone on with: its tokens, the cache that
  * holds them, the sampler. */
 #ifndef SESSION_H
 #define SESSION_H

@@ -1,4 +1,4 @@
-/* slice.c: bytes of a text (slice.h). Knows UTF-8's white space and nothing else about what they mean. */
+/* cli/slice.c: bytes of a text (slice.h). Knows UTF-8's white space and nothing else about what they mean. */
 #include "cli/slice.h"
 
 #include <string.h>

@@ -1,5 +1,5 @@
-/* slice.h: a part of a text (Slice). The memory belongs to somebody else; no NUL ends the bytes, and there
- * may be some among them. */
+/* cli/slice.h: a part of a text (Slice). The memory belongs to somebody else; no NUL ends the bytes, and
+ * there may be some among them. */
 #ifndef SLICE_H
 #define SLICE_H
 

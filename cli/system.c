@@ -1,4 +1,4 @@
-/* system.c: what only the operating system knows (system.h). Linux tells about its cores in files; where
+/* cli/system.c: what only the operating system knows (system.h). Linux tells about its cores in files; where
  * these do not exist, POSIX answers. */
 #include "cli/system.h"
 

@@ -1,4 +1,4 @@
-/* system.h: what only the operating system knows. */
+/* cli/system.h: what only the operating system knows. */
 #ifndef SYSTEM_H
 #define SYSTEM_H
 

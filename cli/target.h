@@ -1,4 +1,4 @@
-/* target.h: the files that the program writes, by the names that the user gives for them. */
+/* cli/target.h: the files that the program writes, by the names that the user gives for them. */
 #ifndef TARGET_H
 #define TARGET_H
 

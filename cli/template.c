@@ -1,6 +1,6 @@
-/* template.c: reads the chat section of a checkpoint (template.h). What it costs is linear in the section's
- * size, which is bounded, whatever pieces and added tokens a hostile file has: tokens are searched once, and
- * no further than LONGEST_TOKEN bytes. Knows nothing of Jinja. */
+/* cli/template.c: reads the chat section of a checkpoint (template.h). What it costs is linear in the
+ * section's size, which is bounded, whatever pieces and added tokens a hostile file has: tokens are searched
+ * once, and no further than LONGEST_TOKEN bytes. Knows nothing of Jinja. */
 #include "cli/template.h"
 
 #include <stdlib.h>

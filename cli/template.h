@@ -1,4 +1,4 @@
-/* template.h: the chat template of a checkpoint, as exporter/chat.py has taken it apart.
+/* cli/template.h: the chat template of a checkpoint, as exporter/chat.py has taken it apart.
  *
  * The section. Little-endian u32: tag, flags, number, the bytes of each piece; then the pieces' texts, one
  * after the other, which fill it exactly. Special and added tokens are matched in the pieces and never in

@@ -1,4 +1,4 @@
-/* think.h: the marks between which a model thinks, and what of an answer the history keeps. */
+/* cli/think.h: the marks between which a model thinks, and what of an answer the history keeps. */
 #ifndef THINK_H
 #define THINK_H
 

@@ -1,4 +1,4 @@
-/* turns.c: reads the user's turns (turns.h) from a file, a pipe or a terminal. Knows no model. Waits in
+/* cli/turns.c: reads the user's turns (turns.h) from a file, a pipe or a terminal. Knows no model. Waits in
  * poll(), so that a signal that another thread has caught is noticed. */
 #include "cli/turns.h"
 

@@ -1,4 +1,4 @@
-/* turns.h: where the user's turns of a conversation come from. */
+/* cli/turns.h: where the user's turns of a conversation come from. */
 #ifndef TURNS_H
 #define TURNS_H
 

@@ -1,5 +1,5 @@
-/* buffer.h: memory that grows as it is filled. Elements of any type lie in it one after the other; every
- * size is in bytes. It does not shrink and reports nothing: false means that memory ran out, and that
+/* engine/buffer.h: memory that grows as it is filled. Elements of any type lie in it one after the other;
+ * every size is in bytes. It does not shrink and reports nothing: false means that memory ran out, and that
  * nothing changed.
  *
  *     Buffer b = {0};

@@ -1,5 +1,5 @@
-/* checkpoint.c: opens, checks and maps model.bin (checkpoint.h describes it byte by byte). The file may
- * come from anywhere: every field is checked before it is used, and the first thing that is wrong is
+/* engine/checkpoint.c: opens, checks and maps model.bin (checkpoint.h describes it byte by byte). The file
+ * may come from anywhere: every field is checked before it is used, and the first thing that is wrong is
  * named. Weights are used where they lie; nothing here depends on their size. */
 #include "engine/checkpoint.h"
 

@@ -1,5 +1,5 @@
-/* checkpoint.h: the file format of model.bin, byte by byte. This header is the truth; exporter/ writes what
- * it says.
+/* engine/checkpoint.h: the file format of model.bin, byte by byte. This header is the truth; exporter/ writes
+ * what it says.
  *
  *   offset 0            FileHeader, 64 bytes
  *   64                  Config (model.h), header.config_bytes: fields are added at its end

@@ -1,7 +1,7 @@
-/* pretokenizer.c: a small backtracking matcher. The expressions of a tokenizer are applied one after the
- * other; each splits every piece that the one before has left. The expressions know characters by class
- * alone (at most 62 classes: characters that all expressions treat alike), so that an item asks for one
- * bit of a set.
+/* engine/pretokenizer.c: a small backtracking matcher. The expressions of a tokenizer are applied one after
+ * the other; each splits every piece that the one before has left. The expressions know characters by class
+ * alone (at most 62 classes: characters that all expressions treat alike), so that an item asks for one bit
+ * of a set.
  *
  * It knows no text of an expression: exporter/pretokenizer.py compiles them into items (section.h). There
  * is no recursion: the ways that are still to be tried are kept in an array, one for each item at most

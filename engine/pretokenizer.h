@@ -1,4 +1,5 @@
-/* pretokenizer.h: cuts a text into words, as the expressions of the tokenizer section say (section.h). */
+/* engine/pretokenizer.h: cuts a text into words, as the expressions of the tokenizer section say (section.h).
+ * */
 #ifndef PRETOKENIZER_H
 #define PRETOKENIZER_H
 

@@ -1,4 +1,4 @@
-/* rope.h: rotary positions. */
+/* engine/rope.h: rotary positions. */
 #ifndef ROPE_H
 #define ROPE_H
 

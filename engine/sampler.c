@@ -1,5 +1,5 @@
-/* sampler.c: logits -> the next token (sampler.h). Repeat penalty, temperature, top-k, top-p and min-p, in
- * this order; of equal logits the lower id comes first. It knows no text.
+/* engine/sampler.c: logits -> the next token (sampler.h). Repeat penalty, temperature, top-k, top-p and
+ * min-p, in this order; of equal logits the lower id comes first. It knows no text.
  *
  * Every step is a comparison, one rounded float operation, or a sum in one fixed order, and exp is the one
  * of the kernels: no result depends on the machine. */

@@ -1,4 +1,4 @@
-/* sampler.h: logits -> the next token. The same logits, options and seed give the same token on every
+/* engine/sampler.h: logits -> the next token. The same logits, options and seed give the same token on every
  * machine. */
 #ifndef SAMPLER_H
 #define SAMPLER_H

@@ -1,5 +1,5 @@
-/* section.c: opens the tokenizer section of a checkpoint (section.h). The section is input from outside:
- * whoever reads a Tokenizer relies on what is checked here, so that no index leaves its array, every
+/* engine/section.c: opens the tokenizer section of a checkpoint (section.h). The section is input from
+ * outside: whoever reads a Tokenizer relies on what is checked here, so that no index leaves its array, every
  * search stays inside its table and every expression of the pre-tokenizer comes to an end. What the tokens
  * mean is not checked: a damaged section may make other ids of a text, but nothing worse. */
 #include "engine/section.h"

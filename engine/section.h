@@ -1,5 +1,6 @@
-/* section.h: the tokenizer section of a checkpoint, byte by byte. exporter/section.py writes it, section.c
- * checks it before anything else reads it, and pretokenizer.c, unicode.c and tokenizer.c do what it says.
+/* engine/section.h: the tokenizer section of a checkpoint, byte by byte. exporter/section.py writes it,
+ * section.c checks it before anything else reads it, and pretokenizer.c, unicode.c and tokenizer.c do what it
+ * says.
  *
  * Little-endian; everything is u32 unless said. The arrays follow the header in this order, each padded
  * with zeros to a multiple of 4 bytes, and fill the section exactly. V = vocabulary; a range i is

@@ -1,4 +1,4 @@
-/* unicode.c: UTF-8, and the normal form of a text: a prefix is put in front, characters are replaced,
+/* engine/unicode.c: UTF-8, and the normal form of a text: a prefix is put in front, characters are replaced,
  * marks sorted, pairs composed. With Unicode's own tables that is canonical composition (NFC, Unicode
  * Standard Annex 15); with one entry it is SentencePiece's sign for a space. The tables come from the
  * checkpoint (exporter/normalizer.py makes them, section.c has checked them); of Unicode itself nothing is

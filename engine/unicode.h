@@ -1,4 +1,4 @@
-/* unicode.h: UTF-8, and the normal form in which a tokenizer wants its text (unicode.c). */
+/* engine/unicode.h: UTF-8, and the normal form in which a tokenizer wants its text (unicode.c). */
 #ifndef UNICODE_H
 #define UNICODE_H
 

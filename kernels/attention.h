@@ -1,6 +1,6 @@
-/* attention.h: tiles of cached rows, and sixteen queries against them. Part of kernels.c, compiled once
- * for each instruction set on the vectors of simd.h. kernels.h describes the tiles; which rows and queries
- * there are is mla.c's business.
+/* kernels/attention.h: tiles of cached rows, and sixteen queries against them. Part of kernels.c, compiled
+ * once for each instruction set on the vectors of simd.h. kernels.h describes the tiles; which rows and
+ * queries there are is mla.c's business.
  *
  * The sixteen lanes of a vector are the sixteen queries: the maximum, the exponential and the sum of a
  * softmax are plain vector operations, and a row is read once for all of them. A tile of 128 rows is taken

@@ -1,4 +1,4 @@
-/* clock.h: the clock that everything is timed with. */
+/* kernels/clock.h: the clock that everything is timed with. */
 #ifndef CLOCK_H
 #define CLOCK_H
 

@@ -1,5 +1,5 @@
-/* dispatch.c: which of the compiled kernels this machine runs. The only code that asks what the processor
- * can do. */
+/* kernels/dispatch.c: which of the compiled kernels this machine runs. The only code that asks what the
+ * processor can do. */
 #include "kernels.h"
 
 #include <stdbool.h>

@@ -1,6 +1,6 @@
-/* kernels.c: all inner loops, compiled once for each instruction set (-DISA_portable, -DISA_avx2, ...).
- * Each compilation exports one pointer, kernels_portable, kernels_avx2, ...; dispatch.c chooses among them
- * at start.
+/* kernels/kernels.c: all inner loops, compiled once for each instruction set (-DISA_portable, -DISA_avx2,
+ * ...). Each compilation exports one pointer, kernels_portable, kernels_avx2, ...; dispatch.c chooses among
+ * them at start.
  *
  *   simd.h       sixteen-lane vectors; in simd_*.h the instruction sets differ
  *   vector.h     norms, activations and their quantizing

@@ -1,4 +1,5 @@
-/* kernels.h: the inner loops. Everything that takes time in this program is a function of `Kernels` below.
+/* kernels/kernels.h: the inner loops. Everything that takes time in this program is a function of `Kernels`
+ * below.
  *
  * They know vectors, matrices in panels, quantized rows and tiles of cached rows; they know no model, no
  * layer and no token. One source (kernels.c and the headers it lists) is written on the sixteen-lane

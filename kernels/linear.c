@@ -1,4 +1,4 @@
-/* linear.c: matrix products, shared out over the threads of a team (linear.h). */
+/* kernels/linear.c: matrix products, shared out over the threads of a team (linear.h). */
 #include "linear.h"
 
 void linear(const Kernels *ops, float *y, size_t ldy, const Matrix *w, const Activations *x,

@@ -1,5 +1,6 @@
-/* linear.h: matrix products shared out over the threads of a team, by output rows. Each output is computed
- * by one thread in the same way whatever the number of threads. No function here waits for the others. */
+/* kernels/linear.h: matrix products shared out over the threads of a team, by output rows. Each output is
+ * computed by one thread in the same way whatever the number of threads. No function here waits for the
+ * others. */
 #ifndef LINEAR_H
 #define LINEAR_H
 

@@ -1,4 +1,4 @@
-/* matmul.h: y = W x for weights in panels of 16 rows (kernels.h). Included by kernels.c alone.
+/* kernels/matmul.h: y = W x for weights in panels of 16 rows (kernels.h). Included by kernels.c alone.
  *
  * The inner loop multiplies one panel with up to REG_ROWS rows of x. Its accumulators are one vector for
  * each row, whose lanes are the panel's 16 outputs, and they stay in registers. Every weight is loaded and

@@ -1,4 +1,4 @@
-/* pace.c: see pace.h.
+/* kernels/pace.c: see pace.h.
  *
  * Fewer threads are taken at once when the threads of a call slept long, unless that is known to be slower.
  * More threads are a trial of a few calls, broken off as soon as it goes wrong. After a trial that failed

@@ -1,4 +1,4 @@
-/* pace.h: how many threads a call is computed with, learned from what earlier calls took.
+/* kernels/pace.h: how many threads a call is computed with, learned from what earlier calls took.
  *
  * On a quiet machine all threads are best. Beside other busy programs they are not: while the system runs
  * another program on one thread's core, all other threads wait for that thread at the next barrier, and one

@@ -1,5 +1,5 @@
-/* simd.h: vectors of sixteen lanes, the same operations for each instruction set. The files simd_*.h are
- * the only place where instruction sets differ:
+/* kernels/simd.h: vectors of sixteen lanes, the same operations for each instruction set. The files simd_*.h
+ * are the only place where instruction sets differ:
  *
  *   simd_portable.h  plain C: the definition of every operation, in loops
  *   simd_avx2.h      AVX2 with FMA and F16C, with and without the AVX form of VNNI

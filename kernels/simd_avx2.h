@@ -1,5 +1,6 @@
-/* simd_avx2.h: the vectors of simd.h with AVX2, FMA and F16C, each in two halves of 256 bits. Compiled
- * twice: as avx2, and as avxvnni for processors that have the dot product instruction but no AVX-512. */
+/* kernels/simd_avx2.h: the vectors of simd.h with AVX2, FMA and F16C, each in two halves of 256 bits.
+ * Compiled twice: as avx2, and as avxvnni for processors that have the dot product instruction but no
+ * AVX-512. */
 #ifndef SIMD_AVX2_H
 #define SIMD_AVX2_H
 

@@ -1,4 +1,4 @@
-/* simd_avx512.h: the vectors of simd.h with AVX-512 and VNNI, each in one register of 512 bits. */
+/* kernels/simd_avx512.h: the vectors of simd.h with AVX-512 and VNNI, each in one register of 512 bits. */
 #ifndef SIMD_AVX512_H
 #define SIMD_AVX512_H
 

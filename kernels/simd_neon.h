@@ -1,5 +1,5 @@
-/* simd_neon.h: the vectors of simd.h with NEON and its dot product instruction, each in four quarters of
- * 128 bits. */
+/* kernels/simd_neon.h: the vectors of simd.h with NEON and its dot product instruction, each in four quarters
+ * of 128 bits. */
 #ifndef SIMD_NEON_H
 #define SIMD_NEON_H
 

@@ -1,5 +1,6 @@
-/* simd_portable.h: the vectors of simd.h in plain C. These loops are the definition: what an operation
- * does, to the last bit, is what is written here, and the other instruction sets are tested against it. */
+/* kernels/simd_portable.h: the vectors of simd.h in plain C. These loops are the definition: what an
+ * operation does, to the last bit, is what is written here, and the other instruction sets are tested against
+ * it. */
 #ifndef SIMD_PORTABLE_H
 #define SIMD_PORTABLE_H
 

@@ -1,6 +1,6 @@
-/* team.c: barrier, shares and tasks (team.h). A thread that waits first spins, because a decode step has some
- * ten barriers a layer and a sleep costs more than most waits. Then it sleeps: the thread that is waited for
- * may need its core, or the system may have given that thread's core to another program. */
+/* kernels/team.c: barrier, shares and tasks (team.h). A thread that waits first spins, because a decode step
+ * has some ten barriers a layer and a sleep costs more than most waits. Then it sleeps: the thread that is
+ * waited for may need its core, or the system may have given that thread's core to another program. */
 #include "kernels/team.h"
 #include "kernels/clock.h"
 

@@ -1,4 +1,4 @@
-/* team.h: the threads of one forward pass.
+/* kernels/team.h: the threads of one forward pass.
  *
  * A forward pass is one parallel region. Every thread runs the same code (run.c, mla.c) with its own
  * `Thread`, takes its share of each step, and meets the others at sync_threads(). Nothing here changes a

@@ -1,5 +1,5 @@
-/* tile.h: tiles of cached rows: their layout, rows in and out. Part of kernels.c, compiled once for each
- * instruction set on the vectors of simd.h. kernels.h describes the tiles; sixteen queries against them
+/* kernels/tile.h: tiles of cached rows: their layout, rows in and out. Part of kernels.c, compiled once for
+ * each instruction set on the vectors of simd.h. kernels.h describes the tiles; sixteen queries against them
  * are attention.h.
  *
  * Q8, Q6 and Q4 rows are the same to whoever reads them: int8 with one scale for each part. A q6 or q4 row

@@ -1,4 +1,4 @@
-/* util.h: arithmetic of sizes that every part of the program uses. It is in kernels/ because kernels/
+/* kernels/util.h: arithmetic of sizes that every part of the program uses. It is in kernels/ because kernels/
  * includes nothing from elsewhere. */
 #ifndef UTIL_H
 #define UTIL_H

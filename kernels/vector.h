@@ -1,4 +1,5 @@
-/* vector.h: functions of plain vectors, and the quantizing of activations. Included by kernels.c alone.
+/* kernels/vector.h: functions of plain vectors, and the quantizing of activations. Included by kernels.c
+ * alone.
  *
  * Ends of vectors: what is past the last number is loaded as one that does not change the result (zero in
  * a sum, -infinity in a maximum). */

@@ -1,5 +1,5 @@
-/* faults: a library to put in front of libc (LD_PRELOAD) that makes things go wrong which never do while
- * one looks.
+/* tests/faults.c: a library to put in front of libc (LD_PRELOAD) that makes things go wrong which never do
+ * while one looks.
  *
  *   FAULT_MEMORY=N   the N-th request for memory of the process fails (malloc, calloc, realloc, and mmap
  *                    of memory that is no file)

@@ -1,4 +1,4 @@
-/* sequences_driver: forward() with several sequences, which are cut and forked.
+/* tests/sequences_driver.c: forward() with several sequences, which are cut and forked.
  *
  *   sequences_driver MODEL CACHE CONTEXT < commands > logits
  *

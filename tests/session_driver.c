@@ -1,5 +1,5 @@
-/* session_driver: a session that is saved again and again while a run has it open (cli/session.h), as after
- * each turn of a conversation. session_driver MODEL SESSION IDS...
+/* tests/session_driver.c: a session that is saved again and again while a run has it open (cli/session.h), as
+ * after each turn of a conversation. session_driver MODEL SESSION IDS...
  *
  * Each argument of ids, "1 2 3", is computed and the session saved; then comes "saved" on standard output,
  * and a line of standard input is waited for. */

@@ -1,5 +1,5 @@
-/* system_driver.c: `system_driver ROOT` prints the cores and the processors that a process may use on the
- * machine whose files lie under ROOT (cli/system.h). */
+/* tests/system_driver.c: `system_driver ROOT` prints the cores and the processors that a process may use on
+ * the machine whose files lie under ROOT (cli/system.h). */
 #include <stdio.h>
 
 #include "cli/system.h"

@@ -1,4 +1,4 @@
-/* test_attention.c: tiles of cached rows and sixteen queries against them (kernels/attention.h).
+/* tests/test_attention.c: tiles of cached rows and sixteen queries against them (kernels/attention.h).
  *
  * Two judges. A softmax attention in double precision, written here as the textbook has it, judges the
  * portable build: on the numbers themselves (f32), on the numbers rounded to bf16 by this file, and on the
@@ -551,8 +551,7 @@ static void check_index(const Kernels *portable, const Kernels *ops, TileType ty
         free(key), free(query), free(weight), free(scratch), free(tile), free(packed);
     }
     snprintf(name, sizeof name, "index_scores %s %s", ops->name, type_name);
-    report(near && same, name,
-              same ? "not the sums of the formula" : "not the portable build's bytes");
+    report(near && same, name, same ? "not the sums of the formula" : "not the portable build's bytes");
 }
 
 /* The bytes of a row that the cache types promise, and what q4 makes of normally distributed numbers: the
@@ -560,8 +559,8 @@ static void check_index(const Kernels *portable, const Kernels *ops, TileType ty
  * own for every sixteen numbers. */
 static void check_sizes_and_error(const Kernels *ops) {
     TileShape q6 = {TILE_Q6, 512, 64}, q4 = {TILE_Q4, 512, 64};
-    report(tile_bytes(&q6) == TILE_ROWS * 436 && tile_bytes(&q4) == TILE_ROWS * 356,
-              "row_bytes q6, q4", "not as documented");
+    report(tile_bytes(&q6) == TILE_ROWS * 436 && tile_bytes(&q4) == TILE_ROWS * 356, "row_bytes q6, q4",
+           "not as documented");
     random_state = 23;
     uint8_t *tile = allocate(tile_bytes(&q4));
     float *x = normals(TILE_ROWS * 576, 1), a[512];

@@ -1,4 +1,5 @@
-/* test_kernels.c: the inner loops of kernels/ against plain C in double precision, libm, and each other.
+/* tests/test_kernels.c: the inner loops of kernels/ against plain C in double precision, libm, and each
+ * other.
  *
  * For every instruction set that this machine can run: results are right (judged by formulas written down
  * here from kernels.h, never by the kernels themselves), stay inside their buffers, and have the same
@@ -407,8 +408,7 @@ static void check_exp(const Kernels *ops) {
     char detail[128];
     snprintf(detail, sizeof detail, "worst: sigmoid %.2f, silu %.2f, softmax %.2f ulp", worst_sigmoid,
              worst_silu, worst_softmax);
-    report(ops->name, "exp-ulp", worst_sigmoid <= 2.5 && worst_silu <= 3.5 && worst_softmax <= 4,
-              detail);
+    report(ops->name, "exp-ulp", worst_sigmoid <= 2.5 && worst_silu <= 3.5 && worst_softmax <= 4, detail);
     report(ops->name, "exp-same-bytes", same, "differs from portable");
     report(ops->name, "exp-ends", ends, "exp(-infinity) is not 0");
 }
@@ -481,7 +481,7 @@ int main(void) {
     }
     setenv("MLA_ISA", "none", 1);
     report("dispatch", "unknown-set-is-refused",
-              !kernels_choose(&why) && strstr(why, "none") && strstr(why, "portable"), why);
+           !kernels_choose(&why) && strstr(why, "none") && strstr(why, "portable"), why);
     unsetenv("MLA_ISA");
     const Kernels *fastest = kernels_choose(&why);
     setenv("MLA_ISA", "", 1);

@@ -1,4 +1,4 @@
-/* test_team.c: the threads of a call (kernels/team.c) and how many they are (kernels/pace.c).
+/* tests/test_team.c: the threads of a call (kernels/team.c) and how many they are (kernels/pace.c).
  *
  * The pace is judged on machines that are simulated, against the time that a program would take which knows
  * the best number of threads beforehand. The team is judged by what its barrier promises: with more threads
@@ -118,7 +118,7 @@ static void check_changes(void) {
     pace_open(&p, 2);
     run(&p, &busy, 0, 1, 20000);
     report("busy-one-thread", pace_threads(&p, 1) == 1 || p.kind[0].trial >= 0, "threads",
-              pace_threads(&p, 1));
+           pace_threads(&p, 1));
     double time = 0, slept;
     while (time < 10 && (pace_threads(&p, 1) != 2 || p.kind[0].trial >= 0)) {
         double took = call(&quiet, pace_threads(&p, 1), 1, &slept);

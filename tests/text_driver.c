@@ -1,4 +1,4 @@
-/* text_driver: generated text on its way to standard output (cli/output.c), step by step.  text_driver
+/* tests/text_driver.c: generated text on its way to standard output (cli/output.c), step by step.  text_driver
  *     [STOP ...] < tokens
  *
  * A token is one byte n and n bytes. After each one that is written comes "." on standard error, after one

@@ -1,4 +1,4 @@
-/* fuzz.c: what the fuzz targets share (fuzz.h). */
+/* tests/fuzz/fuzz.c: what the fuzz targets share (fuzz.h). */
 #include "tests/fuzz/fuzz.h"
 
 #include <stdio.h>

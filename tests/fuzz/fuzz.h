@@ -1,5 +1,5 @@
-/* fuzz.h: what the fuzz targets share. Each target is one function of bytes for libFuzzer (clang); `make
- * fuzz` builds and runs them all, from seeds that make_seeds.py makes of the models in tests/models.
+/* tests/fuzz/fuzz.h: what the fuzz targets share. Each target is one function of bytes for libFuzzer (clang);
+ * `make fuzz` builds and runs them all, from seeds that make_seeds.py makes of the models in tests/models.
  *
  * Checkpoints and sessions are given to the program as a user would give them, as a file and a command
  * line: run_main is main of run.c under another name. They have checksums that no mutation gets past by

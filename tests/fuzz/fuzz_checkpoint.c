@@ -1,5 +1,5 @@
-/* fuzz_checkpoint: a model.bin that comes from anywhere. Opened, described, checked, talked to, and run
- * for a few tokens by every path and cache type. */
+/* tests/fuzz/fuzz_checkpoint.c: a model.bin that comes from anywhere. Opened, described, checked, talked to,
+ * and run for a few tokens by every path and cache type. */
 #include "engine/checkpoint.h"
 
 #include <stdlib.h>

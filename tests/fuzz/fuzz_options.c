@@ -1,5 +1,5 @@
-/* fuzz_options: a command line, its words separated by NULs. Understood or refused, and what is understood
- * is in range. */
+/* tests/fuzz/fuzz_options.c: a command line, its words separated by NULs. Understood or refused, and what is
+ * understood is in range. */
 #include "cli/options.h"
 
 #include <math.h>

@@ -1,6 +1,6 @@
-/* fuzz_tokenizer: a tokenizer section that comes from anywhere, and any text. Ids are in the vocabulary,
- * and where the section is one that a tokenizer could have, decoding gives back every byte. An input is
- * the section, then the text, then the text's length in two bytes. */
+/* tests/fuzz/fuzz_tokenizer.c: a tokenizer section that comes from anywhere, and any text. Ids are in the
+ * vocabulary, and where the section is one that a tokenizer could have, decoding gives back every byte. An
+ * input is the section, then the text, then the text's length in two bytes. */
 #include <stdlib.h>
 #include <string.h>
 
