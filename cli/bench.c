@@ -11,15 +11,15 @@
 #include "cli/modes.h"
 #include "cli/output.h"
 #include "cli/prompt.h"
-#include "kernels/clock.h"
 #include "cli/system.h"
 #include "engine/cache.h"
 #include "engine/sequence.h"
 #include "engine/util.h"
+#include "kernels/clock.h"
 
 enum { DECODE_STEPS = 16, READ_BYTES = 1 << 29, READ_TIMES = 7, SHORT_PREFILL = 512, SHORT_TIMES = 3 };
 
-/* What was asked of the machine and how long it took. */
+/* One measurement: what was computed, and how long it took. */
 typedef struct {
     const char *test; /* bandwidth, prefill, decode */
     size_t context;   /* rows in the cache before */
@@ -34,12 +34,12 @@ typedef struct {
     Row *rows; /* [chunk] */
     Sequence *sequence;
     bool csv, profile;
-    bool memory;      /* for the read loop */
-    bool numbers;     /* the logits so far */
+    bool memory;      /* false: none for the read loop */
+    bool finite;      /* all logits so far */
     double bandwidth; /* bytes a second of a plain read loop with the same threads, the fastest so far */
 } Bench;
 
-static bool goes_on(const Bench *b) { return b->memory && b->numbers && !interrupted(); }
+static bool goes_on(const Bench *b) { return b->memory && b->finite && !interrupted(); }
 
 static int compare_double(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
@@ -97,8 +97,12 @@ static uint64_t read_all(const uint64_t *p, size_t n) {
         __builtin_prefetch(p + i + 520);
         __builtin_prefetch(p + i + 528);
         __builtin_prefetch(p + i + 536);
-        for (size_t k = 0; k < 8; k++)
-            a += p[i + k], b += p[i + 8 + k], c += p[i + 16 + k], d += p[i + 24 + k];
+        for (size_t k = 0; k < 8; k++) {
+            a += p[i + k];
+            b += p[i + 8 + k];
+            c += p[i + 16 + k];
+            d += p[i + 24 + k];
+        }
     }
     return a + b + c + d;
 }
@@ -142,7 +146,7 @@ static double compute(Bench *b, size_t n, bool logits) {
     const float *last = forward(b->m, b->s, b->rows, n);
     double time = seconds() - start;
     if (logits)
-        b->numbers &= all_finite(last, b->m->config.vocab_size);
+        b->finite &= all_finite(last, b->m->config.vocab_size);
     return time;
 }
 
@@ -162,7 +166,7 @@ static void start_profile(Bench *b, Profile *p) {
     }
 }
 
-/* rows: 0 when there is nothing to tell. */
+/* rows: 0 when there is nothing to print. */
 static void stop_profile(Bench *b, size_t rows) {
     if (b->profile && rows)
         print_profile(b, rows);
@@ -226,7 +230,7 @@ int mode_bench(const Model *m, const Options *o) {
     size_t limit = context_rows(m, o, most);
     if (!limit)
         return WRONG_USAGE;
-    Bench b = {.m = m, .csv = o->given[OPT_CSV], .profile = o->given[OPT_PROFILE], .numbers = true};
+    Bench b = {.m = m, .csv = o->given[OPT_CSV], .profile = o->given[OPT_PROFILE], .finite = true};
     b.s = open_state(m, o, limit, 1);
     if (!b.s)
         return FAILED;
@@ -255,7 +259,7 @@ int mode_bench(const Model *m, const Options *o) {
     state_close(b.s);
     if (!b.memory)
         return log_error(FAILED, "out of memory: the read loop needs %d MB", READ_BYTES >> 20);
-    if (!b.numbers)
+    if (!b.finite)
         return log_non_finite(m);
     return interrupted() ? interrupt_status() : DONE;
 }

@@ -1,11 +1,11 @@
 /* cli/chat.c: --chat. A conversation: turns of the user (turns.c) and the model's answers, in the form that
- * the checkpoint's template gives them (template.h). The cache holds all that was said; a turn computes what
- * is new. Knows nothing of Jinja: exporter/chat.py has taken the template apart and proved that the pieces
- * put it together again. No tools, no pictures, no roles but three.
+ * the checkpoint's template gives them (template.h). The cache holds the whole conversation; a turn
+ * computes what is new. Knows nothing of Jinja: exporter/chat.py has taken the template apart and proved
+ * that the pieces put it together again. No tools, no pictures, no roles but three.
  *
  * An answer in the history may differ from what the model wrote: ANSWER is another text than PROMPT,
- * thoughts are dropped (think.c), white space is stripped. Then its turn is made anew, and the cache is valid
- * as far as the ids agree; else the answer stays as it is there.
+ * thoughts are dropped (think.c), white space is stripped. Then the ids of the turn are made again, and the
+ * cache is valid as far as they agree. Otherwise the answer stays as the model wrote it.
  *
  * A turn that was interrupted before its first token is forgotten. A session (session.c) holds whole turns
  * and is written after each. A turn that gets no answer, because the context has no room for it, is an error:
@@ -132,8 +132,8 @@ static bool make_turn(Chat *c, int piece) {
 
 /* ---- answers -------------------------------------------------------------------------------- */
 
-/* What the user sees in front of the answer: a thought that the template begins is the model's to go on
- * with. */
+/* What the user sees in front of the answer: the beginning of a thought, if the template begins one for the
+ * model to go on with. */
 static Slice shown_of_prompt(const Chat *c) {
     Slice prompt = c->template.piece[PROMPT].text;
     if (!opens_thought(&c->template.marks, prompt))
@@ -267,7 +267,7 @@ static bool next_turn(Chat *c, int *status) {
     return true;
 }
 
-/* A turn is there for which the context has no room. */
+/* Reports a turn for which the context has no room. */
 static int unread_turn(Chat *c) {
     int status = DONE;
     if (c->turns.terminal || c->run.options->given[OPT_PROMPT] || !next_turn(c, &status))
@@ -313,8 +313,9 @@ static int talk(Chat *c, Session *session) {
     return run_finish(&c->run, NULL, end);
 }
 
-/* Rows of the cache where -c does not say: without a terminal nobody is there to begin anew when the context
- * is full, so that it is what half of the machine's memory can hold, which is taken as the text grows. */
+/* Rows of the cache without -c. At a terminal the user can begin a new conversation when the context is
+ * full. Elsewhere nobody can, so the context is what half of the machine's memory can hold; the memory is
+ * taken only as the text grows. */
 static size_t default_rows(const Chat *c) {
     const Config *cfg = &c->run.model->config;
     if (c->turns.terminal)

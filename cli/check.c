@@ -1,6 +1,6 @@
-/* cli/check.c: --check. Every byte of every tensor against its checksum, and every number against what no
- * weight can be: infinity, not-a-number, -128 in q8. Header, tables and tokenizer were checked when the file
- * was opened. Threads take tensors, so that the disk is what limits. */
+/* cli/check.c: --check. Every byte of every tensor is compared with its checksum, and every number is
+ * looked at: no weight is infinite, NaN, or -128 in q8. Header, tables and tokenizer were checked when the
+ * file was opened. Threads take tensors, so that the disk is what limits. */
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,7 +10,7 @@
 #include "engine/checkpoint.h"
 #include "engine/util.h"
 
-typedef enum { SOUND, DAMAGED, NO_WEIGHT } Verdict;
+typedef enum { SOUND, DAMAGED, BAD_WEIGHT } Verdict;
 
 static bool finite16(const uint8_t *p, size_t n, uint16_t exponent) {
     for (size_t i = 0; i < n; i++) {
@@ -61,7 +61,7 @@ static Verdict check(const Model *m, const TensorInfo *t) {
         crc = crc32(crc, p + i, n);
         sound = sound && all_weights(t->type, p + i, n);
     }
-    return crc != t->checksum ? DAMAGED : sound ? SOUND : NO_WEIGHT;
+    return crc != t->checksum ? DAMAGED : sound ? SOUND : BAD_WEIGHT;
 }
 
 int mode_check(const Model *m, const Options *o) {
@@ -88,12 +88,11 @@ int mode_check(const Model *m, const Options *o) {
             status =
                 log_error(FAILED, "%s: tensor %.*s is damaged, its checksum differs: copy or export it again",
                           m->path, (int)sizeof t->name, t->name);
-        else if (verdict[i] == NO_WEIGHT)
-            status =
-                log_error(FAILED,
-                          "%s: tensor %.*s holds what no weight can be (infinity, not-a-number or -128): "
-                          "its source is broken",
-                          m->path, (int)sizeof t->name, t->name);
+        else if (verdict[i] == BAD_WEIGHT)
+            status = log_error(FAILED,
+                               "%s: tensor %.*s holds a weight that is infinite, NaN or -128: "
+                               "its source is broken",
+                               m->path, (int)sizeof t->name, t->name);
     }
     free(verdict);
     if (!status)

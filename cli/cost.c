@@ -8,12 +8,12 @@
 #include "engine/util.h"
 
 uint64_t weight_bytes(const Model *m, size_t n) {
-    const Config *c = &m->config;
+    const Config *cfg = &m->config;
     uint64_t always = 0, experts = 0;
     for (size_t i = 0; i < m->tensor_count; i++) {
         const TensorInfo *t = &m->tensors[i];
         size_t length = strnlen(t->name, sizeof t->name);
-        bool lookup = !strcmp(t->name, "embed") && !c->tie_word_embeddings;
+        bool lookup = !strcmp(t->name, "embed") && !cfg->tie_word_embeddings;
         bool decompression = length > 5 && !memcmp(t->name + length - 5, ".w_uk", 5);
         if (lookup || decompression || !strncmp(t->name, "mtp.", 4))
             continue;
@@ -22,6 +22,6 @@ uint64_t weight_bytes(const Model *m, size_t n) {
         else
             always += t->bytes;
     }
-    size_t E = c->n_routed_experts, chosen = n * c->num_experts_per_tok;
+    size_t E = cfg->n_routed_experts, chosen = n * cfg->num_experts_per_tok;
     return E ? always + experts / E * min(chosen, E) : always;
 }

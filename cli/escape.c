@@ -19,8 +19,8 @@ static int hex_value(const char *digits, int count) {
     return value;
 }
 
-/* The character of \uHHHH, or of a pair of surrogates \uD8..\uDC..; -1 if it is none. *used: bytes of text
- * behind "\u". */
+/* The character of \uHHHH, or of a pair of surrogates \uD8..\uDC..; -1: not a character. *used: bytes of
+ * text behind "\u". */
 static int unicode_value(const char *text, size_t *used) {
     int c = hex_value(text, 4);
     *used = 4;

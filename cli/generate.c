@@ -105,8 +105,8 @@ static void echo_prompt(Run *r, const Prompt *p) {
     }
 }
 
-/* What a stop text kept from being written when the session was put away: the last `cut` bytes of its
- * tokens. */
+/* What a stop text kept from being written when the session was saved: the last `cut` bytes of its tokens.
+ * */
 static void write_cut(Run *r, size_t tokens, size_t cut) {
     const int32_t *ids = r->sequence->ids;
     size_t from = tokens, bytes = 0, first = 0, n = 0; /* first: the first token with text */
@@ -116,7 +116,7 @@ static void write_cut(Run *r, size_t tokens, size_t cut) {
         from--;
         token_bytes(r, ids[from], from <= first, &n);
     }
-    for (size_t skip = bytes > cut ? bytes - cut : 0; from < tokens; from++, skip = 0) {
+    for (size_t skip = bytes - min(bytes, cut); from < tokens; from++, skip = 0) {
         const char *text = token_bytes(r, ids[from], from <= first, &n);
         text_echo(&r->text, text + skip, n - skip);
     }
@@ -129,7 +129,7 @@ int log_non_finite(const Model *m) {
 
 static double rate(size_t tokens, double time) { return time > 0 ? (double)tokens / time : 0; }
 
-/* At the end, because data that is piped in may take its time. */
+/* Called at the end, because data from a pipe may come late. */
 void log_waiting_input(const Options *o) {
     int bytes = 0;
     bool prompt = o->given[OPT_PROMPT] || o->given[OPT_FILE] || o->given[OPT_IDS];
@@ -182,8 +182,8 @@ static bool sampling(const Config *cfg, const Options *o, const SavedText *saved
     return o->given[OPT_SEED] || saved->count || random_seed(&s->seed);
 }
 
-/* The sampler as it was when the session was put away, unless -s begins anew, and the tokens for it to
- * penalise. */
+/* The sampler as it was when the session was saved, unless -s begins anew, and the tokens for it to
+ * penalize. */
 static bool open_sampler(Run *r, const SamplerOptions *so) {
     r->sampler = sampler_open(r->model->ops, r->model->config.vocab_size, so);
     if (!r->sampler)

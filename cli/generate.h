@@ -39,10 +39,10 @@ const char *token_text(Run *r, size_t at, size_t *n);
 /* At most the first `rows` rows of the cache count: what the sequence holds behind them is to be read. */
 void run_rewind(Run *r, size_t rows);
 
-/* Puts the session away, as often as there is something new. DONE, or FAILED after a report. */
+/* Saves the session; may be called again when there is something new. DONE, or FAILED after a report. */
 int run_save(Run *r, Session *session);
 
-/* Tells how the last text ended, with statistics, and puts the session away if it is not NULL. The exit
+/* Reports how the last text ended, with statistics, and saves the session if it is not NULL. The exit
  * status. */
 int run_finish(Run *r, Session *session, End end);
 void run_close(Run *r); /* also after run_open failed */

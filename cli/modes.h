@@ -21,11 +21,11 @@ const char *chat_damage(const Model *m);
 /* Whether the checkpoint's chat template knows thoughts before the answer (chat.c). */
 bool chat_has_thoughts(const Model *m);
 
-/* Says so if no prompt was given and data waits on standard input, which whoever piped it means as the prompt
+/* Reports data that waits on standard input while no prompt was given: it was probably meant as the prompt
  * (generate.c). */
 void log_waiting_input(const Options *o);
 
-/* Says that logits are not finite, and returns FAILED (generate.c). */
+/* Reports that logits are non-finite, and returns FAILED (generate.c). */
 int log_non_finite(const Model *m);
 
 #endif

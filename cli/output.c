@@ -18,14 +18,14 @@
 bool quiet = false;
 
 static bool terminal;                   /* standard output is one */
-static bool regular;                    /* it is a file, which nobody sees grow */
-static bool hung_up;                    /* it was a terminal: nobody reads on */
+static bool regular;                    /* it is a file: no flush after each token */
+static bool hung_up;                    /* it was a terminal that has been closed */
 static bool mid_line;                   /* what was written last to it did not end a line */
 static const char *session, *temporary; /* output_guard */
 
 /* ---- standard error ------------------------------------------------------------------------- */
 
-/* Where a terminal may show both streams, what is said here does not go on behind the text. */
+/* Where a terminal may show both streams, a message begins a line of its own. */
 static void begin_line(void) {
     if (mid_line && !regular && isatty(STDERR_FILENO))
         fputc('\n', stderr);
@@ -78,7 +78,8 @@ void progress(const char *what, size_t done, size_t of) {
 /* ---- standard output ------------------------------------------------------------------------ */
 
 void output_guard(const char *session_name, const char *temporary_name) {
-    session = session_name, temporary = temporary_name;
+    session = session_name;
+    temporary = temporary_name;
 }
 
 /* The window of a terminal was closed: the text ends as after SIGHUP, which may come later than the error

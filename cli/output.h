@@ -1,9 +1,10 @@
 /* cli/output.h: the two streams. Standard output carries what was asked for, unaltered; standard error
  * carries everything else, one line each.
  *
- * A write to standard output that fails ends the program here, so that no caller has to ask: with status 0 if
- * the reader has closed the pipe, quietly unless a session is lost, and with status 1 and a line otherwise (a
- * full disk). A terminal that is closed is SIGHUP, and what is written to it from then on is dropped. */
+ * A write to standard output that fails ends the program here, so that no caller has to check: with status
+ * 0 if the reader has closed the pipe, quietly unless a session is lost, and with status 1 and a line
+ * otherwise (a full disk). A terminal that is closed is SIGHUP, and what is written to it from then on is
+ * dropped. */
 #ifndef OUTPUT_H
 #define OUTPUT_H
 
@@ -33,7 +34,8 @@ void output_write(const char *bytes, size_t n);
 void output_print(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void output_flush(void);
 
-/* ---- generated text: bytes of tokens, which may end in the middle of a character or of a stop text  */
+/* ---- generated text ------------------------------------------------------------------------- */
+/* It comes as the bytes of tokens, which may end in the middle of a character or of a stop text. */
 
 typedef struct {
     const char *text; /* not empty */

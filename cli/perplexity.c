@@ -16,10 +16,9 @@
 #include "cli/modes.h"
 #include "cli/output.h"
 #include "cli/prompt.h"
-#include "kernels/clock.h"
-#include "cli/system.h"
 #include "engine/sequence.h"
 #include "engine/util.h"
+#include "kernels/clock.h"
 
 /* rows in one forward call; their logits are its largest buffer */
 enum { SCORED_ROWS = 128, DEFAULT_CONTEXT = 2048 };

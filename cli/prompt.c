@@ -1,5 +1,5 @@
 /* cli/prompt.c: from the command line to token ids (prompt.h). Whatever the user gives is checked here;
- * forward() takes what it gets. */
+ * forward() checks nothing. */
 #include "cli/prompt.h"
 
 #include <errno.h>
@@ -80,12 +80,12 @@ static int parse_ids(Prompt *p, const Model *m, const Options *o) {
         size_t length = strcspn(c, space);
         if (strspn(c, "0123456789") != length)
             return log_error(WRONG_USAGE, "%s takes token ids like \"1 2 3\", not '%.*s'", name,
-                             (int)(length < 40 ? length : 40), c);
+                             (int)min(length, 40), c);
         for (size_t i = 0; i < length && id < m->config.vocab_size; i++)
             id = id * 10 + (uint64_t)(c[i] - '0');
         if (id >= m->config.vocab_size)
             return log_error(WRONG_USAGE, "%s takes ids from 0 to %u for this model, not %.*s", name,
-                             m->config.vocab_size - 1, (int)(length < 40 ? length : 40), c);
+                             m->config.vocab_size - 1, (int)min(length, 40), c);
         p->ids[p->count++] = (int32_t)id;
         c += length;
     }

@@ -1,6 +1,7 @@
-/* cli/session.c: --session FILE (session.h). Puts away what a text needs to go on as if it had never stopped,
- * and nothing else: options are not kept, but for the cache type, which the rows are in. The text itself is
- * made in run.c, the cache's pages are described in engine/cache.h.
+/* cli/session.c: --session FILE (session.h). Saves what a text needs to be continued as if it had never
+ * stopped, and nothing else. Of the options only the cache type is kept, because the saved rows have it.
+ * The text itself is made in cli/generate.c and cli/chat.c; engine/cache.h describes the pages of the
+ * cache.
  *
  *   offset 0            SessionHeader, header.header_bytes
  *   then                ids, int32, header.tokens of them; the first header.rows are in the cache
@@ -51,7 +52,7 @@
 enum { SESSION_VERSION = 1, DATA_ALIGN = 4096, MAX_HEAD = 1 << 28 };
 enum { FIRST_HEADER_BYTES = 192, MAX_HEADER_BYTES = 4096 };
 enum { PATIENCE = 100 }; /* how often a save tries to get the temporary file that another run looks at */
-/* Nobody executes a session: the permission says that a file is a temporary one of this program. */
+/* Nobody executes a session, so the permission to do so marks the temporary files of this program. */
 enum { TEMPORARY_MODE = S_IXUSR, SESSION_MODES = 0666 };
 
 typedef struct SessionHeader {
@@ -254,7 +255,7 @@ static int cannot_read(const Session *s) {
 /* The first bytes of the file, which say how long the rest is. Nothing is believed before the checksum is
  * right, except sizes that agree with the file's own. */
 static int read_first(const Session *s, uint64_t size, SessionHeader *h) {
-    size_t there = size < FIRST_HEADER_BYTES ? (size_t)size : FIRST_HEADER_BYTES;
+    size_t there = min(size, FIRST_HEADER_BYTES);
     if (!read_at(s->file, h, there, 0))
         return cannot_read(s);
     if (there < sizeof h->magic || memcmp(h->magic, SESSION_MAGIC, sizeof h->magic))
@@ -324,11 +325,11 @@ static int cache_type(const SessionHeader *h) {
     return -1;
 }
 
-/* What a checksum cannot tell: whether the file fits this model and these options, and whether its numbers
- * are in range. */
+/* What a checksum does not show: whether the file fits this model and these options, and whether its
+ * numbers are in range. */
 static int check_head(const Session *s, Options *o) {
     const SessionHeader *h = s->header;
-    const Config *c = &s->model->config;
+    const Config *cfg = &s->model->config;
     int type = cache_type(h);
     if (h->model != fingerprint(s->model))
         return log_error(
@@ -347,14 +348,14 @@ static int check_head(const Session *s, Options *o) {
     o->cache = (CacheType)type;
 
     bool sizes = h->page_bytes == page_bytes(s->model, o->cache) && h->pages == cache_pages(h->rows) &&
-                 h->logits == (h->rows == h->tokens ? c->vocab_size : 0) &&
+                 h->logits == (h->rows == h->tokens ? cfg->vocab_size : 0) &&
                  (h->file_bytes - h->data_offset) / h->page_bytes == h->pages &&
                  (h->file_bytes - h->data_offset) % h->page_bytes == 0;
-    if (!sizes || !h->tokens || h->rows > h->tokens || h->rows > c->max_position_embeddings)
+    if (!sizes || !h->tokens || h->rows > h->tokens || h->rows > cfg->max_position_embeddings)
         return damaged(s, "its sizes contradict each other");
     const int32_t *ids = head_ids(h, s->head);
     for (size_t i = 0; i < h->tokens; i++)
-        if (ids[i] < 0 || (uint32_t)ids[i] >= c->vocab_size)
+        if (ids[i] < 0 || (uint32_t)ids[i] >= cfg->vocab_size)
             return damaged(s, "a token is beyond the model's vocabulary");
     return DONE;
 }
@@ -399,7 +400,7 @@ int session_open(Session *s, SavedText *text, const Model *m, Options *o) {
     return status ? status : read_text(s, text, o);
 }
 
-/* Better to know now than when the text is there. Where a file system tells no size nothing is known. */
+/* Better to know it before the text is computed. A file system that reports no size is not checked. */
 static int check_room(const Session *s, const State *state) {
     struct statvfs disk;
     uint64_t rows = state->context, logits = s->model->config.vocab_size;
@@ -518,7 +519,8 @@ int session_save(Session *s, const SavedText *text, const Sequence *q, const Sta
     output_guard(NULL, NULL);
     if (s->file >= 0)
         close(s->file);
-    s->file = s->lock, s->lock = -1; /* the lock goes with the file */
+    s->file = s->lock;
+    s->lock = -1; /* the lock goes with the file */
     return sync_directory(s->path) ? DONE
                                    : log_error(FAILED, "%s: written, but not safe from a power cut: %s",
                                                s->name, strerror(errno));

@@ -1,4 +1,5 @@
-/* cli/slice.c: bytes of a text (slice.h). Knows UTF-8's white space and nothing else about what they mean. */
+/* cli/slice.c: parts of a text compared and stripped (slice.h). Knows UTF-8's white space and nothing else
+ * about what the bytes mean. */
 #include "cli/slice.h"
 
 #include <string.h>

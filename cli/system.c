@@ -1,5 +1,5 @@
-/* cli/system.c: what only the operating system knows (system.h). Linux tells about its cores in files; where
- * these do not exist, POSIX answers. */
+/* cli/system.c: what only the operating system knows (system.h). Linux describes its cores in files; where
+ * these do not exist, sysconf() counts them. */
 #include "cli/system.h"
 
 #include <signal.h>
@@ -13,7 +13,7 @@
 
 enum { MAX_CPUS = 8192 };
 
-/* Marks the numbers of a list like "0-3,8" in set. False: it is none. */
+/* Marks the numbers of a list like "0-3,8" in set. False: not such a list. */
 static bool parse_list(const char *list, bool set[MAX_CPUS]) {
     for (;;) {
         char *end;

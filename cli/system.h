@@ -7,8 +7,8 @@
 
 enum { MAX_THREADS = 1024 };
 
-/* Physical cores that this process may use, at least 1. Two hardware threads of a core share its
- * arithmetic units: a second thread there gains little and costs every barrier. The files that tell lie
+/* Physical cores that this process may use, at least 1. Two hardware threads of a core share its arithmetic
+ * units: a second thread there gains little and costs every barrier. The files that describe the cores lie
  * under `root`: "" is this machine; tests give others. */
 int physical_cores(const char *root);
 /* the same with each hardware thread counted */

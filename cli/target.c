@@ -1,6 +1,6 @@
-/* cli/target.c: what a name stands for that the program is to write (target.h). A link is never replaced, but
- * its target: a file renamed to /dev/stdout would take that name away from the whole machine. Writes nothing
- * itself: logits.c and session.c do. */
+/* cli/target.c: the path behind the name of a file that the program writes (target.h). A link is never
+ * replaced, but its target: a file renamed to /dev/stdout would take that name away from the whole machine.
+ * Writes nothing itself: logits.c and session.c do. */
 #include "cli/target.h"
 
 #include <errno.h>

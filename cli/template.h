@@ -2,7 +2,7 @@
  *
  * The section. Little-endian u32: tag, flags, number, the bytes of each piece; then the pieces' texts, one
  * after the other, which fill it exactly. Special and added tokens are matched in the pieces and never in
- * what anybody says; text between two of them is tokenized as one string.
+ * the texts of the conversation; text between two of them is tokenized as one string.
  *
  *   conversation   OPEN, or SYSTEM_BEFORE system SYSTEM_AFTER, then turns with NEXT NUMBER_AFTER between
  *                  them; with COUNT the turn's number stands before NUMBER_AFTER: `number` in the second
@@ -32,7 +32,7 @@ enum {
 };
 enum {
     NO_SYSTEM = 1,    /* the template takes no system text */
-    STRIP_SYSTEM = 2, /* white space at both ends of what is said goes */
+    STRIP_SYSTEM = 2, /* white space at both ends of the text is removed */
     STRIP_USER = 4,
     STRIP_ANSWER = 8,
     /* 16 to 128: think.h */

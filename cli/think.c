@@ -1,6 +1,6 @@
-/* cli/think.c: what of an answer is a thought (think.h). Which marks there are and what is done with them
- * says the checkpoint's chat section; exporter/chat.py has seen to it that this is what the model's own
- * template does. Text that merely spells a mark is text, as long as the tokenizer has a token for the mark.
+/* cli/think.c: which part of an answer is a thought (think.h). The checkpoint's chat section says which
+ * marks there are and what is done with them; exporter/chat.py has checked that the model's own template
+ * does the same. Text that merely spells a mark is text, as long as the tokenizer has a token for the mark.
  * */
 #include "cli/think.h"
 #include "tokenizer.h"

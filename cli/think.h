@@ -18,7 +18,7 @@ enum {
 /* A token in a text. */
 typedef struct {
     size_t at, bytes; /* its text */
-    int32_t id;       /* -1: there is no token for it, it is what a mark looks like */
+    int32_t id;       /* -1: no token, only text that looks like a mark */
     bool ends;        /* a mark: whether it ends a thought or begins one */
 } Mark;
 

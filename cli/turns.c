@@ -16,7 +16,7 @@
 enum {
     MAX_TURN = 1 << 26,   /* bytes */
     TERMINAL_LINE = 4095, /* bytes that Linux's terminals keep of a line; they drop what is typed beyond */
-    PASTE_PAUSE = 50      /* milliseconds within which the next line of a paste is there */
+    PASTE_PAUSE = 50      /* milliseconds within which the next line of a paste arrives */
 };
 
 /* The program was stopped (Ctrl-Z) and goes on (fg): the mark is to be shown again. */
@@ -108,12 +108,12 @@ static bool read_more(Turns *t, int *status) {
 
 /* The next line, without its end; a last one may have none. False: as read_more. */
 static bool read_line(Turns *t, Slice *line, int *status) {
-    size_t seen = 0; /* bytes of the line without a line feed among them */
+    size_t searched = 0; /* bytes of the line without a line feed among them */
     const char *end = NULL;
     Slice rest = after(contents(&t->read), t->used);
     while (!end) {
-        end = rest.bytes > seen ? memchr(rest.text + seen, '\n', rest.bytes - seen) : NULL;
-        seen = rest.bytes;
+        end = rest.bytes > searched ? memchr(rest.text + searched, '\n', rest.bytes - searched) : NULL;
+        searched = rest.bytes;
         if (!end && !read_more(t, status))
             break;
         rest = after(contents(&t->read), t->used);

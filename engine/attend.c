@@ -1,4 +1,4 @@
-/* engine/attend.c: see attend.h. */
+/* engine/attend.c: the loops around the attention kernel (attend.h says what each function gives). */
 #include "engine/attend.h"
 
 #include <math.h>
@@ -287,7 +287,7 @@ static bool causal_limits(const Attention *a, const Run *run, size_t i, size_t b
     bool any = false;
     for (size_t lane = 0; lane < LANES; lane++) {
         size_t end = i + lane < run->count ? (size_t)a->s->rows[run->first + i + lane].place + 1 : 0;
-        size_t below = end > begin ? end - begin : 0;
+        size_t below = end - min(begin, end);
         limit[lane] = (int32_t)min(below, rows);
         any |= below > 0;
     }

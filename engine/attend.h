@@ -68,7 +68,7 @@ Span span_of(const Run *run, size_t page);
 size_t span_page_rows(const Run *run, const Span *span, size_t k);
 
 /* Latents and rotated keys of a span, as decompression reads them, once for all heads; of a sparse
- * attention also which row attends to which. Threads share the pages: the span is there after the next
+ * attention also which row attends to which. Threads share the pages: the span is complete after the next
  * sync_threads. */
 void read_span(const Attention *a, const Run *run, const Span *span);
 

@@ -1,4 +1,4 @@
-/* engine/cache.c: see cache.h. */
+/* engine/cache.c: the sizes of cached rows, and the pool of pages (cache.h). */
 #include "engine/cache.h"
 
 TileShape cache_shape(const Config *cfg, CacheType type) {

@@ -11,7 +11,8 @@
  *   then                   a tile of index keys for each layer with an indexer
  *
  * A sequence is a list of pages (engine/sequence.h); several sequences may share a page. The pool is
- * reserved at the start and becomes memory as it fills. Nothing here writes a row: that is mla.c's. */
+ * reserved at the start and becomes memory as it fills. Rows are written by mla.c and engine/full.c, not
+ * here. */
 #ifndef CACHE_H
 #define CACHE_H
 

@@ -63,9 +63,8 @@ static const TensorInfo *expect(Reader *r, const char *name, Kind kind, size_t c
              info->name, name, export_again);
         return NULL;
     }
-    size_t bytes = kind == PLAIN_VECTOR
-                       ? rows * sizeof(float)
-                       : count * (round_up(rows, PANEL) / PANEL) * panel_bytes(info->type, cols);
+    size_t bytes = kind == PLAIN_VECTOR ? rows * sizeof(float)
+                                        : count * div_up(rows, PANEL) * panel_bytes(info->type, cols);
     bool type_ok = kind == PLAIN_VECTOR ? info->type == TYPE_VECTOR
                    : kind == F32_MATRIX ? info->type == TYPE_F32
                                         : info->type > TYPE_VECTOR && info->type < TYPE_COUNT;
@@ -79,7 +78,7 @@ static const TensorInfo *expect(Reader *r, const char *name, Kind kind, size_t c
              bytes > m->file_bytes - info->offset) /* in order and apart: no model is larger than its file */
         fail(r, "tensor %s does not lie in its place in the file: %s", name, export_again);
     else if (!isfinite(info->scale))
-        fail(r, "tensor %s has a scale that is not a number: %s", name, export_again);
+        fail(r, "tensor %s has a non-finite scale: %s", name, export_again);
     for (int i = 0; i < 16; i++)
         if (info->codebook[i] == -128)
             fail(r, "tensor %s has a codebook value below -127: %s", name, export_again);
@@ -87,14 +86,14 @@ static const TensorInfo *expect(Reader *r, const char *name, Kind kind, size_t c
     return r->failed ? NULL : info;
 }
 
-/* There are few of these numbers, and one that is none could hide: a router's bias takes part in a choice
- * alone. What the matrices hold is found by --check, or when it reaches the logits. */
+/* Vectors are short and are checked here. A non-finite number in a router's bias could stay hidden: it
+ * takes part in a choice alone. One in a matrix is found by --check, or when it reaches the logits. */
 static const float *vector(Reader *r, const char *name, size_t n) {
     const TensorInfo *info = expect(r, name, PLAIN_VECTOR, 1, n, 1);
     const float *v = info ? (const float *)(const void *)(r->m->file + info->offset) : NULL;
     for (size_t i = 0; v && i < n; i++)
         if (!isfinite(v[i])) {
-            fail(r, "tensor %s holds what is not a number: copy or export it again", name);
+            fail(r, "tensor %s holds a non-finite number: copy or export it again", name);
             return NULL;
         }
     return v;
@@ -210,8 +209,7 @@ static void read_mtp(Reader *r) {
 /* What queries are multiplied with: a number for each stretch of query_scale_span positions. */
 static const float *read_query_scale(Reader *r) {
     const Config *cfg = &r->m->config;
-    size_t n = ((size_t)cfg->max_position_embeddings + cfg->query_scale_span - 1) / cfg->query_scale_span;
-    return vector(r, "query_scale", n);
+    return vector(r, "query_scale", div_up(cfg->max_position_embeddings, cfg->query_scale_span));
 }
 
 static void read_tensors(Reader *r) {
@@ -244,7 +242,7 @@ static void read_tensors(Reader *r) {
 
 /* ---- header and configuration --------------------------------------------------------------- */
 
-/* NaN is between no two limits. */
+/* The comparisons are written so that NaN fails them. */
 static const char *float_error(const Config *cfg) {
     struct {
         const char *name;
@@ -362,7 +360,7 @@ static const char *index_error(const Config *cfg) {
 static void read_config(Reader *r, size_t bytes) {
     Model *m = r->m;
     const uint8_t *config = m->file + sizeof(FileHeader);
-    memcpy(&m->config, config, bytes < sizeof m->config ? bytes : sizeof m->config);
+    memcpy(&m->config, config, min(bytes, sizeof m->config));
     for (size_t i = sizeof m->config; i < bytes; i++)
         if (config[i]) {
             fail(r, "made by a newer export.py, with a setting that this program does not know: build a "
@@ -419,7 +417,8 @@ static void read_header(Reader *r) {
     r->end = h->data_offset;
     m->tensors = (const TensorInfo *)(const void *)(m->file + table);
     m->tensor_count = h->tensors;
-    m->chat = m->file + chat, m->chat_bytes = h->chat_bytes;
+    m->chat = m->file + chat;
+    m->chat_bytes = h->chat_bytes;
     m->tokenizer_section = m->file + tokenizer;
     m->tokenizer_bytes = h->tokenizer_bytes;
 }
@@ -434,10 +433,10 @@ static struct {
 /* May call nothing that is not safe in a signal handler. */
 static void lost(int signal_number, siginfo_t *info, void *context) {
     (void)context;
-    static atomic_flag told = ATOMIC_FLAG_INIT;
+    static atomic_flag reported = ATOMIC_FLAG_INIT;
     const uint8_t *at = info->si_addr;
     if (at >= watched.from && at < watched.to) {
-        while (atomic_flag_test_and_set(&told)) /* by another thread, which ends the program */
+        while (atomic_flag_test_and_set(&reported)) /* by another thread, which ends the program */
             pause();
         while (write(STDERR_FILENO, watched.line, strlen(watched.line)) < 0 && errno == EINTR)
             continue;
@@ -447,7 +446,8 @@ static void lost(int signal_number, siginfo_t *info, void *context) {
 }
 
 static void watch(const Model *m) {
-    watched.from = m->file, watched.to = m->file + m->file_bytes;
+    watched.from = m->file;
+    watched.to = m->file + m->file_bytes;
     snprintf(watched.line, sizeof watched.line,
              "run: %.400s: cut short or unreadable while it was in use: leave it alone, run again\n",
              m->path);
@@ -468,10 +468,13 @@ static void map_file(Reader *r) {
         fail(r, "empty: make a checkpoint with export.py");
     } else {
         void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0);
-        if (p == MAP_FAILED)
+        if (p == MAP_FAILED) {
             fail(r, "cannot be mapped: %s", strerror(errno));
-        else
-            m->file = p, m->file_bytes = (size_t)st.st_size, watch(m);
+        } else {
+            m->file = p;
+            m->file_bytes = (size_t)st.st_size;
+            watch(m);
+        }
     }
     if (fd >= 0)
         close(fd);
@@ -502,5 +505,6 @@ void model_close(Model *m) {
     free(m->layers);
     if (m->file)
         munmap((void *)m->file, m->file_bytes);
-    m->layers = NULL, m->file = NULL;
+    m->layers = NULL;
+    m->file = NULL;
 }

@@ -12,7 +12,7 @@
  *
  * Everything is little-endian. The file is mapped and used in place.
  *
- * Tensors, in exactly this order (the table is read with a cursor; a tensor that is missing, left over or
+ * Tensors, in exactly this order (the table is read with a cursor; a tensor that is missing, superfluous or
  * of another shape is named and refused). [rows, cols] are matrices in panels (kernels/kernels.h), "vector"
  * is plain f32. The sizes are:
  *

@@ -1,4 +1,4 @@
-/* engine/crc32.c: see crc32.h. */
+/* engine/crc32.c: CRC-32, eight bytes a step (crc32.h). */
 #include "engine/crc32.h"
 
 #include <string.h>

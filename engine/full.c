@@ -59,7 +59,7 @@ static void attend_full(const Attention *a, size_t i, size_t head, float *out) {
         for (size_t j = 0; j < rows; j++) {
             bool hidden = a->s->sparse.active && !attends_to(a->s, i, begin + j);
             score[j] = hidden ? -INFINITY : a->cfg->softmax_scale * ops->dot(q, keys + j * width, width);
-            top = score[j] > top ? score[j] : top;
+            top = fmaxf(top, score[j]);
         }
         /* the sums so far were made with the old maximum: they are multiplied by exp(max - top) */
         score[rows] = max;

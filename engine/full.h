@@ -5,7 +5,7 @@
 #include "engine/attend.h"
 
 /* The heads' outputs for the call's rows. Every thread of the team calls it, with its heads' queries
- * rotated; the outputs are there after the next sync_threads. */
+ * rotated; the outputs are complete after the next sync_threads. */
 void full_attention(const Attention *a);
 
 #endif

@@ -171,8 +171,7 @@ void choose_rows(const Model *m, State *s, size_t layer, Thread *t) {
         return;
     project_index(m, s, layer, t);
     for (size_t first = 0; first < s->row_count && s->sparse.active; first += s->sparse.score_rows) {
-        size_t count =
-            s->row_count - first < s->sparse.score_rows ? s->row_count - first : s->sparse.score_rows;
+        size_t count = min(s->row_count - first, s->sparse.score_rows);
         score_rows(m, s, layer, first, count, t);
         sync_threads(t);
         share(t, count, &from, &to);

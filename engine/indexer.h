@@ -7,9 +7,9 @@
 #include "model.h"
 
 /* For the call's rows, in a layer that has an indexer: their index keys go into the cache and, if the call
- * is sparse (State.sparse.active), the rows that each of them attends to into State.sparse.mask, where
- * they stay for the layers without indexer that follow. In other layers nothing happens. Every thread of
- * the team calls it, when normed and qa_normed are there; returns when all are done. */
+ * is sparse (State.sparse.active), the rows that each of them attends to into State.sparse.mask, where they
+ * stay for the layers without indexer that follow. In other layers nothing happens. Every thread of the
+ * team calls it, when normed and qa_normed are complete; returns when all are done. */
 void choose_rows(const Model *m, State *s, size_t layer, Thread *t);
 
 /* Does row i of a sparse call attend to row j of its sequence? j is at most its own place. */

@@ -60,11 +60,11 @@ static void choose_experts(const Model *m, float *scores, const float *bias, uin
     size_t experts = router_rows(cfg), K = cfg->num_experts_per_tok;
     float biased[MAX_EXPERTS], sum = 0;
     bool taken[MAX_EXPERTS] = {false};
-    float not_finite =
-        0; /* NaN if some score is non-finite: such a score would lose, and nobody would know */
+    /* NaN if some score is non-finite: such an expert would not be chosen, and nothing else would show it */
+    float non_finite = 0;
 
     for (size_t e = 0; e < experts; e++)
-        not_finite += scores[e] - scores[e];
+        non_finite += scores[e] - scores[e];
     (cfg->scoring_func == SCORE_SIGMOID ? m->ops->sigmoid : m->ops->softmax)(scores, experts);
     for (size_t e = 0; e < experts; e++)
         biased[e] = scores[e] + bias[e];
@@ -79,7 +79,7 @@ static void choose_experts(const Model *m, float *scores, const float *bias, uin
     }
     for (size_t k = 0; k < K; k++) {
         float share_of_sum = cfg->norm_topk_prob ? weight[k] / (sum + 1e-20f) : weight[k];
-        weight[k] = share_of_sum * cfg->routed_scaling_factor + not_finite;
+        weight[k] = share_of_sum * cfg->routed_scaling_factor + non_finite;
     }
 }
 
@@ -208,7 +208,7 @@ static void hidden_one_row(const Model *m, State *s, Thread *t) {
     }
 }
 
-/* Experts have uneven numbers of rows: whoever is free takes the next task. */
+/* Experts have uneven numbers of rows: a thread that is free takes the next task. */
 static void hidden_many_rows(const Model *m, State *s, Thread *t) {
     size_t tasks = task_count(s), task, i = 0; /* a thread's tasks ascend, so that i only moves forward */
     while ((task = next_task(t, tasks)) < tasks) {

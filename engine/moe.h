@@ -4,8 +4,8 @@
 
 #include "model.h"
 
-/* Chooses the experts of every row: State.moe.chosen and .weight. Every thread of the team calls it; they
- * are there for thread 0 when it returns, for the others after the next sync_threads. */
+/* Chooses the experts of every row: State.moe.chosen and .weight. Every thread of the team calls it; thread
+ * 0 can read them when it returns, the others after the next sync_threads. */
 void route(const Model *m, State *s, const Layer *L, Thread *t);
 
 /* Thread 0: lists the MLPs that the call's rows go through, as expert batches. */

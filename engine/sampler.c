@@ -103,7 +103,6 @@ static int32_t argmax(Sampler *s) {
  * probability. */
 
 /* Whether a is likelier than b. */
-
 static bool before(const Candidate *a, const Candidate *b) {
     return a->logit > b->logit || (a->logit == b->logit && a->id < b->id);
 }

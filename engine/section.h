@@ -22,7 +22,7 @@
  *                                         longest at a place; at most MAX_TOKEN_TEXT bytes; sorted by bytes
  *                                         within each table
  *                                           table 0  added tokens of trusted text, leftmost first
- *                                           table 1  the same, in what table 0 left over
+ *                                           table 1  the same, in the text between those of table 0
  *                                           table 2  units of more than a byte, or of another id than byte_id
  *   replacements       [replacements]     {code, order, check, to[4]} and
  *   compositions       [compositions]     {first, second, code}: the normal form (engine/unicode.h)

@@ -1,4 +1,4 @@
-/* engine/sequence.c: see sequence.h. */
+/* engine/sequence.c: sequences, which share pages and copy them before they write (sequence.h). */
 #include "engine/sequence.h"
 
 #include <string.h>

@@ -4,8 +4,8 @@
 
 #include "model.h"
 
-/* Begins a call: every sequence has pages for its new rows, the rows are sorted by path, and those that
- * ask for logits are noted. */
+/* Begins a call: every sequence has pages for its new rows, the rows are sorted by path, and those that ask
+ * for logits are listed. */
 void state_begin(State *s, const Row *rows, size_t n);
 
 /* Ends it: the sequences have the new rows. */

@@ -7,6 +7,8 @@
 
 #include <stdlib.h>
 
+#include "kernels/util.h"
+
 /* A character of the text while it is worked on. A byte b that is no part of a character is one too: CODES
  * + b. */
 typedef struct {
@@ -104,7 +106,7 @@ static size_t replace(const NormalForm *f, uint32_t code, Letter *out) {
         const Replacement *part = find_replacement(f, r->to[i]);
         out[i] = (Letter){r->to[i], part ? part->order : 0, 0};
     }
-    return n ? n : 1;
+    return max(n, 1);
 }
 
 static int by_order(const void *a, const void *b) {
@@ -149,8 +151,7 @@ static size_t count_letters(const NormalForm *f, const uint8_t *s, size_t n, boo
     for (size_t i = 0; i < n;) {
         i += read_letter(s + i, n - i, &code);
         const Replacement *r = find_replacement(f, code);
-        size_t more = r ? parts(r) : 0;
-        count += more ? more : 1;
+        count += r ? max(parts(r), 1) : 1;
         *changes = *changes || (r && r->check);
     }
     return count;

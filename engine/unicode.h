@@ -1,4 +1,4 @@
-/* engine/unicode.h: UTF-8, and the normal form in which a tokenizer wants its text (unicode.c). */
+/* engine/unicode.h: UTF-8, and the normal form that a tokenizer expects its text in (unicode.c). */
 #ifndef UNICODE_H
 #define UNICODE_H
 
@@ -11,8 +11,8 @@ enum { CODES = 0x110000 }; /* code points are 0 .. CODES - 1 */
 /* What is done with a character. */
 typedef struct {
     uint32_t code; /* the character */
-    uint32_t
-        order; /* its canonical combining class: marks that follow each other are sorted by it; 0: no mark */
+    /* its canonical combining class: marks that follow each other are sorted by it; 0: no mark */
+    uint32_t order;
     uint32_t check; /* 1: text with this character may be in another than the normal form */
     uint32_t to[4]; /* the characters that replace it, up to the first 0; none: it stays */
 } Replacement;

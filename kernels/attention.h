@@ -1,6 +1,6 @@
 /* kernels/attention.h: tiles of cached rows, and sixteen queries against them. Part of kernels.c, compiled
- * once for each instruction set on the vectors of simd.h. kernels.h describes the tiles; which rows and
- * queries there are is mla.c's business.
+ * once for each instruction set on the vectors of simd.h. kernels.h describes the tiles; engine/attend.c
+ * chooses rows and queries.
  *
  * The sixteen lanes of a vector are the sixteen queries: the maximum, the exponential and the sum of a
  * softmax are plain vector operations, and a row is read once for all of them. A tile of 128 rows is taken
@@ -163,8 +163,8 @@ static void float_scores(const TileShape *s, const float *query, const void *til
  * then 0, not NaN. */
 OP vf reference_of(vf max) { return vf_max(max, vf_set1(-FLT_MAX)); }
 
-/* x * factor, and 0 in the lanes that have seen no row: their output was never written. The others have a
- * sum of at least 1, or NaN, which stays. */
+/* x * factor, and 0 in the lanes that have attended to no row: their output was never written. The others
+ * have a sum of at least 1, or NaN, which stays. */
 OP vf shrink(vf x, vf factor, vf sum) {
     return vf_select(vf_gt(vf_set1(0.5f), sum), vf_set1(0.0f), vf_mul(x, factor));
 }
@@ -183,24 +183,24 @@ static void raise_max(Softmax *s, vf max, size_t dv) {
         vf_store(s->out + d * LANES, shrink(vf_load(s->out + d * LANES), factor, sum));
 }
 
-/* Rows that a lane may not see score -infinity in it. */
-static void hide_rows(float (*p)[LANES], size_t rows, const uint16_t *seen) {
+/* Rows that a lane may not attend to score -infinity in it. */
+static void hide_rows(float (*p)[LANES], size_t rows, const uint16_t *mask) {
     int32_t bit[LANES];
     for (int i = 0; i < LANES; i++)
         bit[i] = 1 << i;
     for (size_t r = 0; r < rows; r++)
-        vf_store(p[r], vf_select(vi_gt(vi_and(vi_set1(seen[r]), vi_load(bit)), vi_set1(0)), vf_load(p[r]),
+        vf_store(p[r], vf_select(vi_gt(vi_and(vi_set1(mask[r]), vi_load(bit)), vi_set1(0)), vf_load(p[r]),
                                  vf_set1(-INFINITY)));
 }
 
 /* Scores become probabilities (relative to the maximum so far); the sum grows by them. */
 static void online_softmax(float (*p)[LANES], size_t rows, const int32_t limit[LANES], Softmax *s,
                            size_t dv) {
-    size_t seen_by_all = rows;
+    size_t common = rows; /* rows that all lanes may attend to */
     for (size_t i = 0; i < LANES; i++)
-        if (limit[i] < (int64_t)seen_by_all)
-            seen_by_all = limit[i] > 0 ? (size_t)limit[i] : 0;
-    for (size_t r = seen_by_all; r < rows; r++)
+        if (limit[i] < (int64_t)common)
+            common = limit[i] > 0 ? (size_t)limit[i] : 0;
+    for (size_t r = common; r < rows; r++)
         vf_store(p[r],
                  vf_select(vi_gt(vi_load(limit), vi_set1((int32_t)r)), vf_load(p[r]), vf_set1(-INFINITY)));
 
@@ -346,10 +346,10 @@ static void float_values(const TileShape *s, const void *tile, size_t rows, Atte
 /* ---- the whole ------------------------------------------------------------------------------ */
 
 static void attend(const TileShape *s, const void *query, const void *keys, const TileShape *values_shape,
-                   const void *values, size_t rows, const int32_t limit[LANES], const uint16_t *seen,
+                   const void *values, size_t rows, const int32_t limit[LANES], const uint16_t *mask,
                    float scale, Softmax *softmax, void *scratch) {
     AttendScratch *x = scratch;
-    int32_t last = 0; /* rows that no lane sees are no work */
+    int32_t last = 0; /* rows that no lane attends to are no work */
     for (size_t i = 0; i < LANES; i++)
         last = limit[i] > last ? limit[i] : last;
     rows = min(rows, (size_t)last);
@@ -359,8 +359,8 @@ static void attend(const TileShape *s, const void *query, const void *keys, cons
         int8_scores(s, query, keys, rows, scale, x);
     else
         float_scores(s, query, keys, rows, scale, x);
-    if (seen)
-        hide_rows(x->p, rows, seen);
+    if (mask)
+        hide_rows(x->p, rows, mask);
     online_softmax(x->p, rows, limit, softmax, values_shape->d1);
     if (is_int8(values_shape->type))
         int8_values(values_shape, values, values == keys, rows, x, softmax->out);
@@ -383,7 +383,7 @@ static void softmax_merge(Softmax *s, const Softmax *t, size_t dv) {
 }
 
 static void softmax_finish(float *out, size_t ld, const Softmax *s, size_t dv, size_t lanes) {
-    /* A lane that has seen a row has a sum of at least 1, or NaN, which must stay. */
+    /* A lane that has attended to a row has a sum of at least 1, or NaN, which must stay. */
     vf sum = vf_load(s->sum), zero = vf_set1(0.0f);
     vm empty = vf_gt(vf_set1(0.5f), sum);
     for (size_t d = 0; d < dv; d++) {

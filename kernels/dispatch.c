@@ -1,6 +1,6 @@
 /* kernels/dispatch.c: which of the compiled kernels this machine runs. The only code that asks what the
  * processor can do. */
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 #include <stdbool.h>
 #include <stdio.h>
@@ -68,23 +68,21 @@ static const struct {
 
 const Kernels *kernels_choose(const char **why) {
     static char error[256];
-    const char *wanted = getenv("MLA_ISA");
-    wanted = wanted && *wanted ? wanted : NULL; /* empty means unset */
+    const char *isa = getenv("MLA_ISA");
+    isa = isa && *isa ? isa : NULL; /* empty means unset */
     bool built = false;
     for (size_t i = 0; i < sizeof CHOICES / sizeof *CHOICES; i++) {
         const Kernels *ops = *CHOICES[i].kernels;
-        if (!ops || (wanted && strcmp(wanted, ops->name) != 0))
+        if (!ops || (isa && strcmp(isa, ops->name) != 0))
             continue;
         if (CHOICES[i].runs_here())
             return ops;
         built = true;
     }
     if (built)
-        snprintf(error, sizeof error, "MLA_ISA=%.32s: this machine cannot run it; leave MLA_ISA unset",
-                 wanted);
+        snprintf(error, sizeof error, "MLA_ISA=%.32s: this machine cannot run it; leave MLA_ISA unset", isa);
     else
-        snprintf(error, sizeof error, "MLA_ISA=%.32s: unknown; this program was built with: %s", wanted,
-                 ISAS);
+        snprintf(error, sizeof error, "MLA_ISA=%.32s: unknown; this program was built with: %s", isa, ISAS);
     *why = error;
     return NULL;
 }

@@ -1,4 +1,4 @@
-/* kernels/index.h: how much a new row wants each cached row, as the indexer of a sparse attention scores it
+/* kernels/index.h: how well each cached row fits a new one, as the indexer of a sparse attention scores it
  * (engine/indexer.c has the formula). Part of kernels.c, compiled once for each instruction set on the
  * vectors of simd.h.
  *

@@ -10,14 +10,14 @@
  *   index.h      index queries against tiles of index keys */
 #include <stdbool.h>
 
-#include "kernels.h"
+#include "kernels/kernels.h"
 
-#include "simd.h"
-#include "vector.h"
-#include "matmul.h"
-#include "tile.h"
-#include "attention.h"
-#include "index.h"
+#include "kernels/simd.h"
+#include "kernels/vector.h"
+#include "kernels/matmul.h"
+#include "kernels/tile.h"
+#include "kernels/attention.h"
+#include "kernels/index.h"
 
 #define TEXT_OF(name) #name
 #define TEXT(name)    TEXT_OF(name)

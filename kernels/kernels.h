@@ -17,7 +17,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "util.h"
+#include "kernels/util.h"
 
 /* ---- weights: panels of 16 rows ------------------------------------------------------------- */
 /* y = W x with W [rows, cols]. Rows are grouped in panels of 16: one vector holds the same column of 16

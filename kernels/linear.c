@@ -1,5 +1,5 @@
 /* kernels/linear.c: matrix products, shared out over the threads of a team (linear.h). */
-#include "linear.h"
+#include "kernels/linear.h"
 
 void linear(const Kernels *ops, float *y, size_t ldy, const Matrix *w, const Activations *x,
             const Thread *t) {

@@ -4,8 +4,8 @@
 #ifndef LINEAR_H
 #define LINEAR_H
 
-#include "kernels.h"
-#include "team.h"
+#include "kernels/kernels.h"
+#include "kernels/team.h"
 
 /* y_i = W x_i for every row of x: y [x->rows][ldy], ldy at least W's rows rounded up to 16. */
 void linear(const Kernels *ops, float *y, size_t ldy, const Matrix *w, const Activations *x, const Thread *t);

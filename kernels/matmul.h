@@ -5,8 +5,8 @@
  * unpacked once for all these rows. With one row the loop is a stream over the weights and runs at the
  * speed of memory; with many it runs at the speed of the multipliers. One source serves both: the number
  * of rows and the type are constants wherever the loop is inlined, and the loops over them are unrolled. */
-#include "kernels.h"
-#include "simd.h"
+#include "kernels/kernels.h"
+#include "kernels/simd.h"
 
 enum {
     WEIGHTS_AHEAD = 2048,    /* bytes; hides the latency of memory when one row is multiplied */

@@ -1,4 +1,4 @@
-/* kernels/pace.c: see pace.h.
+/* kernels/pace.c: the rules by which the number of threads is changed (pace.h).
  *
  * Fewer threads are taken at once when the threads of a call slept long, unless that is known to be slower.
  * More threads are a trial of a few calls, broken off as soon as it goes wrong. After a trial that failed
@@ -7,6 +7,8 @@
 
 #include <math.h>
 #include <string.h>
+
+#include "kernels/util.h"
 
 /* Threads that sleep for more than this part of their time wait for one that does not run. */
 static const double MUCH_SLEEP = 0.125;
@@ -33,7 +35,7 @@ static int kind_of(size_t rows) {
     int kind = 0;
     while (rows >>= 1)
         kind++;
-    return kind < PACE_KINDS ? kind : PACE_KINDS - 1;
+    return (int)min((size_t)kind, PACE_KINDS - 1);
 }
 
 static double cost(const PaceSum *sum) { return sum->seconds / sum->rows; }
@@ -62,8 +64,7 @@ static void go_to(PaceKind *k, int size) {
 }
 
 static void set_pause(PaceKind *k, double lost) {
-    double longer = 2 * k->pause < LONGEST_PAUSE ? 2 * k->pause : LONGEST_PAUSE;
-    k->pause = lost / TRIAL_PART > longer ? lost / TRIAL_PART : longer;
+    k->pause = fmax(lost / TRIAL_PART, fmin(2 * k->pause, LONGEST_PAUSE));
     k->since = 0;
 }
 
@@ -90,8 +91,10 @@ int pace_threads(Pace *p, size_t rows) {
         *k = (PaceKind){.begun = true, .trial = -1, .at = last->at, .pause = last->pause};
     }
     p->last = kind;
-    if (k->trial < 0)
-        k->trial = next_trial(k), k->tried = (PaceSum){0};
+    if (k->trial < 0) {
+        k->trial = next_trial(k);
+        k->tried = (PaceSum){0};
+    }
     return p->size[k->trial < 0 ? k->at : k->trial];
 }
 

@@ -84,13 +84,13 @@ OP uint16_t f16_from_f32(float f) {
 }
 
 #if defined(ISA_portable)
-#include "simd_portable.h"
+#include "kernels/simd_portable.h"
 #elif defined(ISA_avx2) || defined(ISA_avxvnni)
-#include "simd_avx2.h"
+#include "kernels/simd_avx2.h"
 #elif defined(ISA_avx512)
-#include "simd_avx512.h"
+#include "kernels/simd_avx512.h"
 #elif defined(ISA_neon)
-#include "simd_neon.h"
+#include "kernels/simd_neon.h"
 #else
 #error "compile with one of -DISA_portable, -DISA_avx2, -DISA_avxvnni, -DISA_avx512, -DISA_neon"
 #endif

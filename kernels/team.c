@@ -3,6 +3,7 @@
  * waited for may need its core, or the system may have given that thread's core to another program. */
 #include "kernels/team.h"
 #include "kernels/clock.h"
+#include "kernels/util.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -106,5 +107,5 @@ void share(const Thread *t, size_t n, size_t *from, size_t *to) {
 
 size_t next_task(Thread *t, size_t n) {
     size_t i = atomic_fetch_add_explicit(&t->team->next, 1, memory_order_relaxed);
-    return i < n ? i : n;
+    return min(i, n);
 }

@@ -2,9 +2,9 @@
  * each instruction set on the vectors of simd.h. kernels.h describes the tiles; sixteen queries against them
  * are attention.h.
  *
- * Q8, Q6 and Q4 rows are the same to whoever reads them: int8 with one scale for each part. A q6 or q4 row
- * has fewer different integers and is packed. The attention kernel reads units, four dimensions of sixteen
- * rows in 64 bytes; packed rows are kept and unpacked in groups of four units, by unpack() alone. */
+ * Q8, Q6 and Q4 rows are read in the same way, as int8 with one scale for each part. A q6 or q4 row has
+ * fewer different integers and is packed. The attention kernel reads units, four dimensions of sixteen rows
+ * in 64 bytes; packed rows are kept and unpacked in groups of four units, by unpack() alone. */
 
 #include <float.h>
 #include <stdbool.h>

@@ -3,8 +3,8 @@
  *
  * Ends of vectors: what is past the last number is loaded as one that does not change the result (zero in
  * a sum, -infinity in a maximum). */
-#include "kernels.h"
-#include "simd.h"
+#include "kernels/kernels.h"
+#include "kernels/simd.h"
 
 #include <float.h>
 
@@ -49,7 +49,7 @@ static void store_row(Activations *x, size_t row, size_t col, const float *v, si
     /* the row's last numbers bring the padding with them */
     size_t end = col + n == x->cols ? x->stride : col + n;
     for (size_t c = col; c < end; c += 32) {
-        size_t left = col + n > c ? col + n - c : 0;
+        size_t left = col + n - min(c, col + n);
         vf a = load_up_to(v + (c - col), left, 0.0f);
         vf b = left > 16 ? load_up_to(v + (c - col) + 16, left - 16, 0.0f) : vf_set1(0.0f);
         if (x->f) {

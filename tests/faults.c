@@ -22,10 +22,10 @@ void *__libc_realloc(void *p, size_t bytes);
 static atomic_long requests;
 
 static int refused(void) {
-    static atomic_long wanted = -1;
-    if (wanted < 0)
-        wanted = getenv("FAULT_MEMORY") ? atol(getenv("FAULT_MEMORY")) : 0;
-    if (++requests != wanted)
+    static atomic_long failing = -1;
+    if (failing < 0)
+        failing = getenv("FAULT_MEMORY") ? atol(getenv("FAULT_MEMORY")) : 0;
+    if (++requests != failing)
         return 0;
     errno = ENOMEM;
     return 1;

@@ -1,4 +1,6 @@
-/* tests/rope_driver.c: rope_angles() of mla.h, alone.  rope_driver POSITION ... < inverse frequencies > rotations
+/* tests/rope_driver.c: rope_angles() of engine/rope.h, alone.
+ *
+ *     rope_driver POSITION ... < inverse frequencies > rotations
  *
  * In: float32 in the machine's byte order. Out: for each position all cosines, then all sines, the same
  * way. */

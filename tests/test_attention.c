@@ -25,7 +25,7 @@ typedef struct {
     /* rows that a lane sees, counted from the first tile; may be negative or above rows */
     int32_t limit[LANES];
     bool empty[LANES]; /* lanes without a query */
-    uint16_t *seen;    /* [rows] lanes that see a row; NULL: all */
+    uint16_t *mask;    /* [rows] lanes that attend to a row; NULL: all */
     float scale;
     float *key, *value; /* [rows][d1 + d2], [rows][dv] */
     float *query;       /* [LANES][d1 + d2] */
@@ -98,10 +98,10 @@ static Case make_case(TileType type, uint32_t d1, uint32_t d2, uint32_t own_dv, 
         for (int i = 0; i < LANES; i++)
             c.limit[i] = (int32_t)c.rows;
     if (below(2)) {
-        c.seen = allocate(c.rows * sizeof *c.seen);
+        c.mask = allocate(c.rows * sizeof *c.mask);
         /* a tile of none */
         for (size_t i = 0; i < c.rows; i++)
-            c.seen[i] = i / TILE_ROWS == 1 ? 0 : (uint16_t)(random_bits() & random_bits());
+            c.mask[i] = i / TILE_ROWS == 1 ? 0 : (uint16_t)(random_bits() & random_bits());
     }
     c.key = normals(c.rows * (d1 + d2), 1);
     c.value = own_dv ? normals(c.rows * own_dv, 1) : NULL;
@@ -115,11 +115,11 @@ static void free_case(Case *c) {
     free(c->key);
     free(c->value);
     free(c->query);
-    free(c->seen);
+    free(c->mask);
 }
 
 static bool sees(const Case *c, int lane, size_t row) {
-    return (int64_t)row < c->limit[lane] && (!c->seen || c->seen[row] >> lane & 1);
+    return (int64_t)row < c->limit[lane] && (!c->mask || c->mask[row] >> lane & 1);
 }
 
 /* Sends the case through a build. Tiles are full of `garbage` before rows are written: what is not a row
@@ -155,8 +155,10 @@ static Result run_case(const Kernels *ops, const Case *c, int garbage) {
     for (int i = 0; i < 3; i++) {
         s[i]->out = allocate(dv * LANES * 4);
         memset(s[i]->out, garbage, dv * LANES * 4); /* a first tile finds whatever was there */
-        for (int lane = 0; lane < LANES; lane++)
-            s[i]->max[lane] = -INFINITY, s[i]->sum[lane] = 0;
+        for (int lane = 0; lane < LANES; lane++) {
+            s[i]->max[lane] = -INFINITY;
+            s[i]->sum[lane] = 0;
+        }
     }
     size_t of_keys = attend_scratch_bytes(&c->keys), of_values = attend_scratch_bytes(&c->values);
     void *scratch = allocate(of_keys > of_values ? of_keys : of_values);
@@ -166,7 +168,7 @@ static Result run_case(const Kernels *ops, const Case *c, int garbage) {
         for (int i = 0; i < LANES; i++)
             limit[i] = c->limit[i] - (int32_t)(t * TILE_ROWS);
         ops->attend(&c->keys, r.query, r.keys + t * key_tile, &c->values, r.values + t * value_tile, rows,
-                    limit, c->seen ? c->seen + t * TILE_ROWS : NULL, c->scale, s[t > 0], scratch);
+                    limit, c->mask ? c->mask + t * TILE_ROWS : NULL, c->scale, s[t > 0], scratch);
     }
     free(scratch);
     for (int i = 0; i < 2; i++)
@@ -181,7 +183,9 @@ static void free_result(Result *r, const Case *c) {
         free(r->values);
     free(r->query);
     free(r->out);
-    free(r->part[0].out), free(r->part[1].out), free(r->all.out);
+    free(r->part[0].out);
+    free(r->part[1].out);
+    free(r->all.out);
 }
 
 /* ---- the judge: softmax(scale * q k^T) v in double precision -------------------------------- */
@@ -210,7 +214,7 @@ static int int8_element(const TileShape *s, const uint8_t *tile, size_t row, siz
     bool b = dim >= s->d1;
     size_t i = b ? dim - s->d1 : dim, lane = row % 16, byte = lane * 4 + i % 4, unit = i / 4, u = unit % 4,
            group = i / 16;
-    size_t ua = (s->d1 + 3) / 4, ub = (s->d2 + 3) / 4, ga = (s->d1 + 15) / 16, gb = (s->d2 + 15) / 16;
+    size_t ua = div_up(s->d1, 4), ub = div_up(s->d2, 4), ga = div_up(s->d1, 16), gb = div_up(s->d2, 16);
     if (s->type == TILE_Q8) {
         const uint8_t *sub = tile + row / 16 * ((ua + ub) * 64 + 256);
         memcpy(scale, sub + (ua + ub) * 64 + b * 64 + lane * 4, 4);
@@ -297,14 +301,17 @@ static double error_of(const Case *c, const Result *r) {
         if (!(error <= worst))
             worst = error; /* NaN is the worst */
     }
-    free(score), free(sum), free(mass), free(q);
+    free(score);
+    free(sum);
+    free(mass);
+    free(q);
     return worst;
 }
 
 /* ---- checks --------------------------------------------------------------------------------- */
 
 static bool same_softmax(const Softmax *a, const Softmax *b, size_t dv) {
-    for (int i = 0; i < LANES; i++) { /* of a lane that has seen no row, `out` means nothing */
+    for (int i = 0; i < LANES; i++) { /* of a lane that has attended to no row, `out` means nothing */
         if (memcmp(&a->max[i], &b->max[i], 4) || memcmp(&a->sum[i], &b->sum[i], 4))
             return false;
         for (size_t j = 0; j < dv && a->sum[i] > 0; j++)
@@ -349,7 +356,9 @@ static void check_bytes(const Kernels *portable, const Kernels *ops, TileType ty
             snprintf(why, sizeof why, "unwritten rows matter at shape %u+%u, values %u, rows %zu", d[0], d[1],
                      d[2], c.rows);
         }
-        free_result(&a, &c), free_result(&b, &c), free_result(&g, &c);
+        free_result(&a, &c);
+        free_result(&b, &c);
+        free_result(&g, &c);
         free_case(&c);
     }
     snprintf(name, sizeof name, "attention_bytes %s %s", ops->name, type_name);
@@ -431,7 +440,11 @@ static void check_put_get(const Kernels *ops, TileType type, const char *type_na
                 good = good && y[j] == (float)int8_number(&s, tile, row, j);
             }
         }
-        free(tile), free(copy), free(x), free(y), free(z);
+        free(tile);
+        free(copy);
+        free(x);
+        free(y);
+        free(z);
     }
     snprintf(name, sizeof name, "tile_put_get %s %s", ops->name, type_name);
     report(good, name, "a row does not come back");
@@ -456,10 +469,13 @@ static void check_acts(const Kernels *ops, TileType type, const char *type_name)
         for (size_t row = 0; row < rows; row++)
             ops->tile_store(&s, tile, row, x + row * d, x + row * d + s.d1);
         Activations acts = {.rows = (uint32_t)rows, .cols = s.d1, .stride = (uint32_t)stride};
-        if (is_int8(type))
-            acts.q = q, acts.scale = scale, acts.sum = sum;
-        else
+        if (is_int8(type)) {
+            acts.q = q;
+            acts.scale = scale;
+            acts.sum = sum;
+        } else {
             acts.f = f;
+        }
         ops->tile_activations(&s, tile, &acts);
         for (size_t row = 0; row < rows; row++) {
             size_t group = row / 16, in_group = rows - group * 16 < 16 ? rows - group * 16 : 16;
@@ -480,7 +496,12 @@ static void check_acts(const Kernels *ops, TileType type, const char *type_name)
                 }
             }
         }
-        free(tile), free(x), free(f), free(scale), free(q), free(sum);
+        free(tile);
+        free(x);
+        free(f);
+        free(scale);
+        free(q);
+        free(sum);
     }
     snprintf(name, sizeof name, "tile_activations %s %s", ops->name, type_name);
     report(good, name, "activations are not the tile's rows");
@@ -517,7 +538,7 @@ static void check_index(const Kernels *portable, const Kernels *ops, TileType ty
     random_state = 29;
     for (int i = 0; i < 18; i++) {
         size_t heads = index_shapes[i % 6][0], d = index_shapes[i % 6][1], rows = 1 + below(TILE_ROWS),
-               groups = (heads + 15) / 16;
+               groups = div_up(heads, 16);
         TileShape s = {type, (uint32_t)d, 0};
         float *key = normals(rows * d, 1), *query = normals(heads * d, 1), *weight = normals(groups * 16, 1),
               *scratch = allocate(16 * d * 4);
@@ -548,7 +569,12 @@ static void check_index(const Kernels *portable, const Kernels *ops, TileType ty
             }
             near = near && fabs((double)score[0][row] - sum) <= 1e-6 * mass;
         }
-        free(key), free(query), free(weight), free(scratch), free(tile), free(packed);
+        free(key);
+        free(query);
+        free(weight);
+        free(scratch);
+        free(tile);
+        free(packed);
     }
     snprintf(name, sizeof name, "index_scores %s %s", ops->name, type_name);
     report(near && same, name, same ? "not the sums of the formula" : "not the portable build's bytes");
@@ -581,7 +607,8 @@ static void check_sizes_and_error(const Kernels *ops) {
         }
     }
     report(error < 0.8 * even, "q4_error", "no better than an even grid");
-    free(tile), free(x);
+    free(tile);
+    free(x);
 }
 
 int main(void) {

@@ -28,7 +28,9 @@ static void report(const char *set, const char *name, bool ok, const char *detai
 static uint64_t seed = 88172645463325252u;
 
 static uint32_t bits(void) {
-    seed ^= seed << 13, seed ^= seed >> 7, seed ^= seed << 17;
+    seed ^= seed << 13;
+    seed ^= seed >> 7;
+    seed ^= seed << 17;
     return (uint32_t)(seed >> 32);
 }
 static size_t below(size_t n) { return bits() % n; }
@@ -147,7 +149,10 @@ static const Matrix *matrix(Weights *w) {
     w->m.codebook = w->codebook;
     return &w->m;
 }
-static void free_weights(Weights *w) { free(w->panels), free(w->value); }
+static void free_weights(Weights *w) {
+    free(w->panels);
+    free(w->value);
+}
 
 /* ---- activations ---------------------------------------------------------------------------- */
 
@@ -195,8 +200,10 @@ static bool rows_are_right(const Rows *x, const float *v) {
         for (size_t c = 0; c < a->stride; c += 32) {
             size_t b = block_of(a, r, c);
             float row[32] = {0}, largest = 0;
-            for (size_t i = 0; i < 32 && c + i < a->cols; i++)
-                row[i] = v[r * a->cols + c + i], largest = fmaxf(largest, fabsf(row[i]));
+            for (size_t i = 0; i < 32 && c + i < a->cols; i++) {
+                row[i] = v[r * a->cols + c + i];
+                largest = fmaxf(largest, fabsf(row[i]));
+            }
             int32_t sum = 0;
             for (size_t i = 0; i < 32; i++) {
                 int32_t q = largest > 0 ? (int32_t)lrintf(row[i] * (127 / largest)) : 0;
@@ -228,8 +235,10 @@ static void check_put_and_gather(const Kernels *ops) {
             memset(v, 0, cols * 4);
         put_all(ops, &x, v);
         put_all(sets[0], &p, v);
-        for (size_t i = 0; i < picks; i++)
-            pick[i] = (uint32_t)below(rows), memcpy(chosen + i * cols, v + pick[i] * cols, cols * 4);
+        for (size_t i = 0; i < picks; i++) {
+            pick[i] = (uint32_t)below(rows);
+            memcpy(chosen + i * cols, v + pick[i] * cols, cols * 4);
+        }
         ops->gather(&g.a, &x.a, pick);
         put_all(ops, &q, chosen);
         right &= rows_are_right(&x, v);
@@ -238,7 +247,9 @@ static void check_put_and_gather(const Kernels *ops) {
         Rows *all[4] = {&x, &p, &g, &q};
         for (int i = 0; i < 4; i++)
             inside &= free_rows(all[i]);
-        free(v), free(chosen), free(pick);
+        free(v);
+        free(chosen);
+        free(pick);
     }
     report(ops->name, "put", right, "differs from plain C");
     report(ops->name, "put-same-bytes", same, "differs from portable");
@@ -261,7 +272,8 @@ static void check_put_strange(const Kernels *ops) {
                 !memcmp(x.a.sum, p.a.sum, x.n / 8);
         for (size_t i = 0; i < x.n; i++)
             same &= x.a.q[i] >= -127;
-        free_rows(&x), free_rows(&p);
+        free_rows(&x);
+        free_rows(&p);
     }
     report(ops->name, "put-strange", same, "differs from portable or leaves -127 .. 127");
 }
@@ -311,7 +323,8 @@ static void check_matmul(const Kernels *ops) {
             inside &= unguard(y, n * ldy * 4);
             inside &= unguard(p, n * ldy * 4);
             inside &= free_rows(&x);
-            free(v), free_weights(&w);
+            free(v);
+            free_weights(&w);
         }
         char name[64];
         snprintf(name, sizeof name, "matmul-%s", TYPE_NAMES[type]);
@@ -343,7 +356,8 @@ static void check_matmul_batches(const Kernels *ops) {
             same &= !memcmp(one, all + r * 48, sizeof one);
             free_rows(&alone);
         }
-        free_rows(&x), free_weights(&w);
+        free_rows(&x);
+        free_weights(&w);
     }
     report(ops->name, "matmul-batches", same, "a row's result depends on its neighbours");
 }
@@ -386,24 +400,33 @@ static void check_exp(const Kernels *ops) {
         float x[N], s[N], h[N], p[N], ps[N], ph[N], pp[N], one[N];
         float range = round % 2 ? 110.0f : 4.0f;
         double sum = 0, largest = -INFINITY;
-        for (int i = 0; i < N; i++)
-            x[i] = s[i] = p[i] = ps[i] = pp[i] = uniform(-range, range), one[i] = 1,
+        for (int i = 0; i < N; i++) {
+            x[i] = s[i] = p[i] = ps[i] = pp[i] = uniform(-range, range);
+            one[i] = 1;
             largest = fmax(largest, x[i]);
-        ops->sigmoid(s, N), ops->swiglu(h, x, one, N), ops->softmax(p, N);
-        sets[0]->sigmoid(ps, N), sets[0]->swiglu(ph, x, one, N), sets[0]->softmax(pp, N);
+        }
+        ops->sigmoid(s, N);
+        ops->swiglu(h, x, one, N);
+        ops->softmax(p, N);
+        sets[0]->sigmoid(ps, N);
+        sets[0]->swiglu(ph, x, one, N);
+        sets[0]->softmax(pp, N);
         same &= !memcmp(s, ps, sizeof s) && !memcmp(h, ph, sizeof h) && !memcmp(p, pp, sizeof p);
         for (int i = 0; i < N; i++)
             sum += exp((float)(x[i] - (float)largest));
         for (int i = 0; i < N; i++) {
             double sigma = 1 / (1 + exp(-(double)x[i]));
-            if (x[i] > -87)
-                worst_sigmoid = fmax(worst_sigmoid, ulps(s[i], sigma)),
+            if (x[i] > -87) {
+                worst_sigmoid = fmax(worst_sigmoid, ulps(s[i], sigma));
+
                 worst_silu = fmax(worst_silu, ulps(h[i], x[i] * sigma));
+            }
             worst_softmax = fmax(worst_softmax, ulps(p[i], exp((float)(x[i] - (float)largest)) / sum));
         }
     }
     float edge[4] = {-INFINITY, 0, -INFINITY, -200}, far[2] = {INFINITY, -INFINITY};
-    ops->softmax(edge, 4), ops->sigmoid(far, 2);
+    ops->softmax(edge, 4);
+    ops->sigmoid(far, 2);
     ends = edge[0] == 0 && edge[1] == 1 && edge[2] == 0 && edge[3] == 0 && far[0] == 1 && far[1] == 0;
     char detail[128];
     snprintf(detail, sizeof detail, "worst: sigmoid %.2f, silu %.2f, softmax %.2f ulp", worst_sigmoid,
@@ -419,7 +442,8 @@ static void check_fma(const Kernels *ops) {
     for (int round = 0; round < 2000000; round++) {
         float a = any_float(), b = any_float(), c = any_float();
         if (round % 2) { /* near ties: a product that ends in the middle between two floats, and a trifle */
-            a = ldexpf((float)(1 + below(4096)), (int)below(40) - 20),
+            a = ldexpf((float)(1 + below(4096)), (int)below(40) - 20);
+
             b = ldexpf((float)(1 + below(4096)), (int)below(40) - 20);
             c = ldexpf(below(2) ? a * b : -a * b, (int)below(60) - 30);
         }
@@ -438,8 +462,11 @@ static void check_vectors(const Kernels *ops) {
         float *x = guarded(n * 4), *w = guarded(n * 4), *y = guarded(n * 4), *p = guarded(n * 4);
         double square = 0, product = 0, size = 0;
         for (size_t i = 0; i < n; i++) {
-            x[i] = uniform(-2, 2), w[i] = uniform(-2, 2);
-            square += (double)x[i] * x[i], product += (double)x[i] * w[i], size += fabs((double)x[i] * w[i]);
+            x[i] = uniform(-2, 2);
+            w[i] = uniform(-2, 2);
+            square += (double)x[i] * x[i];
+            product += (double)x[i] * w[i];
+            size += fabs((double)x[i] * w[i]);
         }
         ops->rmsnorm(y, x, w, n, 1e-6f);
         sets[0]->rmsnorm(p, x, w, n, 1e-6f);
@@ -451,7 +478,8 @@ static void check_vectors(const Kernels *ops) {
         float d = ops->dot(x, w, n), pd = sets[0]->dot(x, w, n);
         right &= fabs(d - product) <= size * 24 * 0x1p-24;
         same &= !memcmp(&d, &pd, 4);
-        memcpy(y, x, n * 4), memcpy(p, x, n * 4);
+        memcpy(y, x, n * 4);
+        memcpy(p, x, n * 4);
         ops->axpy(y, 0.37f, w, n);
         for (size_t i = 0; i < n; i++)
             right &= y[i] == fmaf(0.37f, w[i], x[i]);
@@ -459,7 +487,9 @@ static void check_vectors(const Kernels *ops) {
         memcpy(y, x, n * 4);
         sets[0]->rmsnorm(y, x, w, n, 1e-6f);
         same &= !memcmp(y, p, n * 4);
-        ops->swiglu(p, x, w, n), memcpy(y, x, n * 4), ops->swiglu(y, y, w, n); /* h may be gate */
+        ops->swiglu(p, x, w, n);
+        memcpy(y, x, n * 4);
+        ops->swiglu(y, y, w, n); /* h may be gate */
         same &= !memcmp(y, p, n * 4);
         float *all[4] = {x, w, y, p};
         for (int i = 0; i < 4; i++)

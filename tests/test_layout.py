@@ -3,7 +3,8 @@ what stays in kernels/, and the form that `make format` gives.
 
     kernels/ <- model.h <- engine/ <- mla.c, tokenizer.c <- run.c <- cli/
 
-A file includes only what stands to its left or beside it. The one exception is main's table of modes."""
+A file includes only what stands to its left or beside it. The one exception is main, which stands at the end
+of run.c: it calls the modes and reports errors."""
 
 import ast
 import re
@@ -16,7 +17,7 @@ import pytest
 from support import ROOT, need
 
 FLOORS = {"kernels": 0, "model.h": 1, "engine": 2, "mla": 3, "tokenizer": 3, "run": 4, "cli": 5}
-EXCEPTION = ("run.c", "cli/modes.h")
+EXCEPTIONS = {("run.c", "cli/modes.h"), ("run.c", "cli/output.h")}
 MOST_COLUMNS, MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_FUNCTION = 110, 600, 60
 
 
@@ -61,7 +62,7 @@ def test_includes_point_one_way():
         f"{path} includes {name}"
         for path in SOURCES
         for name in includes(path)
-        if floor(name) > floor(path) and (path, name) != EXCEPTION
+        if floor(name) > floor(path) and (path, name) not in EXCEPTIONS
     ]
     assert not wrong
 
@@ -73,7 +74,7 @@ def test_no_cycle_of_includes():
     edges = {}
     for path in SOURCES.keys() - {"kernels/kernels.c"}:
         for name in includes(path):
-            if unit(name) != unit(path) and (path, name) != EXCEPTION:
+            if unit(name) != unit(path) and (path, name) not in EXCEPTIONS:
                 edges.setdefault(unit(path), set()).add(unit(name))
     done, cycles = set(), []
 
@@ -99,7 +100,7 @@ def test_conditions_and_intrinsics_stay_in_kernels():
         guard = re.sub(r"\W", "_", Path(path).name).upper()
         for line in text.splitlines():
             condition = re.match(r"#\s*(?:if|ifdef|ifndef|elif)\b(.*)", line)
-            if condition and not re.search(rf"\b({guard}|_OPENMP|_WIN32)\b", condition[1]):
+            if condition and not re.search(rf"\b((?:ENGINE_)?{guard}|_OPENMP|_WIN32)\b", condition[1]):
                 wrong.append(f"{path}: {line}")
             if re.search(r"\b_mm\d*_|\bv\w+q_[fsu]\d+\(|__builtin_ia32|immintrin|arm_neon", line):
                 wrong.append(f"{path}: {line}")

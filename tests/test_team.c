@@ -30,7 +30,9 @@ static void report(const char *name, bool ok, const char *detail, double value) 
 static uint64_t seed = 88172645463325252u;
 
 static double uniform(void) {
-    seed ^= seed << 13, seed ^= seed >> 7, seed ^= seed << 17;
+    seed ^= seed << 13;
+    seed ^= seed >> 7;
+    seed ^= seed << 17;
     return (double)(seed >> 11) * 0x1p-53;
 }
 

@@ -1,5 +1,6 @@
-/* tests/text_driver.c: generated text on its way to standard output (cli/output.c), step by step.  text_driver
- *     [STOP ...] < tokens
+/* tests/text_driver.c: generated text on its way to standard output (cli/output.c), step by step.
+ *
+ *     text_driver [STOP ...] < tokens
  *
  * A token is one byte n and n bytes. After each one that is written comes "." on standard error, after one
  * that completed a stop text "!"; at the end of the tokens the text ends. */

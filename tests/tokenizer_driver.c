@@ -1,4 +1,6 @@
-/* tests/tokenizer_driver.c: the tokenizer alone, behind a pipe.  tokenizer_driver SECTION < requests > answers
+/* tests/tokenizer_driver.c: the tokenizer alone, behind a pipe.
+ *
+ *     tokenizer_driver SECTION < requests > answers
  *
  * SECTION holds the bytes of a tokenizer section. A request is a kind (one byte) and a u32 number n:
  *   'p' or 't' n, then n bytes of text   encode, plain or trusted; the answer is a u32 count and that many
