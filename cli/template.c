@@ -3,7 +3,6 @@
  * once, and no further than LONGEST_TOKEN bytes. Knows nothing of Jinja. */
 #include "cli/template.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 #include "engine/util.h"

@@ -31,8 +31,7 @@
  *             64 bytes   f16 scales: [2 halves of 32 columns][16 rows]
  *             Q8: 16 units of 64 bytes. Unit u = [16 rows][columns 4u .. 4u + 3],
  *                 byte = weight + 128, weight in -127 .. 127
- *             Q4: 8 units of 64 bytes. Unit u of half h (u = 0 .. 3, at index 4h + u) = [16 rows][4
- *               bytes],
+ *             Q4: 8 units of 64 bytes. Unit u of half h (u = 0 .. 3, at index 4h + u) = [16 rows][4 bytes],
  *                 byte j: low nibble = column 32h + 4u + j, high nibble = column 32h + 16 + 4u + j;
  *                 a nibble is an index into the tensor's codebook of 16 int8 values in -127 .. 127
  *           weight = integer * scale(row, 32 columns) * Matrix.scale
@@ -123,8 +122,7 @@ static inline Activations activations_view(const Activations *x, size_t at, size
  *   TILE_Q6    groups of 16 dimensions in 192 bytes; a's ceil(d1 / 16), then b's ceil(d2 / 16)
  *              then [16] each: f16 scale of a, f16 scale of b
  *              The integers are 4q, q in -31 .. 31. A group is four units of Q8 without the two bits that
- *                are
- *              always 0:
+ *              are always 0:
  *                bytes   0 ..  63   upper four bits of units 0 (low nibble) and 1 (high nibble)
  *                bytes  64 .. 127   the same of units 2 and 3
  *                bytes 128 .. 191   the two bits below them of all four: unit u at bits 2u and 2u + 1
@@ -229,10 +227,10 @@ typedef struct {
                        const float *const b[LANES]);
 
     /* Sixteen queries against rows 0 .. rows - 1 of a tile. Lane i attends to rows below limit[i], and of
-     * them to those j with bit i of mask[j] set, unless `mask` is NULL; it may be none. score = scale * (a
-     * . qa + b . qb). The values are part a of `values` (in the absorbed form the same tile as `keys`), dv
-     * = values_shape->d1. Updates s. `scratch` has attend_scratch_bytes() of the larger shape, 64-byte
-     * aligned. */
+     * them to those j with bit i of mask[j] set, unless `mask` is NULL; it may be none.
+     * score = scale * (a . qa + b . qb). The values are part a of `values` (in the absorbed form the same
+     * tile as `keys`), dv = values_shape->d1. Updates s. `scratch` has attend_scratch_bytes() of the larger
+     * shape, 64-byte aligned. */
     void (*attend)(const TileShape *shape, const void *query, const void *keys, const TileShape *values_shape,
                    const void *values, size_t rows, const int32_t limit[LANES], const uint16_t *mask,
                    float scale, Softmax *s, void *scratch);

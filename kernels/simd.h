@@ -97,6 +97,23 @@ OP uint16_t f16_from_f32(float f) {
 
 /* ---- built on these, once for all ----------------------------------------------------------- */
 
+/* The first n lanes alone, 0 < n <= 16; the other lanes of a load are `fill`. AVX-512 has instructions that
+ * do it. */
+#ifndef ISA_avx512
+OP vf vf_load_n(const float *p, size_t n, float fill) {
+    float t[16];
+    for (int i = 0; i < 16; i++)
+        t[i] = fill;
+    memcpy(t, p, n * 4);
+    return vf_load(t);
+}
+OP void vf_store_n(float *p, size_t n, vf a) {
+    float t[16];
+    vf_store(t, a);
+    memcpy(p, t, n * 4);
+}
+#endif
+
 /* e^x within 1 ulp (tests/test_kernels.c); 0 at -infinity, infinity above 88.7, NaN at NaN. x = n ln 2 + r
  * with |r| <= ln 2 / 2, where ln 2 is taken in two pieces. The polynomial is that of Cephes's expf (S.
  * Moshier). 2^n comes in two factors, so that results below 2^-126 are rounded once, by the last product. */

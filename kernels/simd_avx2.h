@@ -36,23 +36,9 @@ typedef __m256i vt;
 
 OP vf vf_set1(float x) { return (vf){_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 OP vf vf_load(const float *p) { return (vf){_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
-/* Through memory: AVX2 has masked loads, but none that puts `fill` into the other lanes. NEON has none at
- * all, and goes the same way. */
-OP vf vf_load_n(const float *p, size_t n, float fill) {
-    float t[16];
-    for (int i = 0; i < 16; i++)
-        t[i] = fill;
-    memcpy(t, p, n * 4);
-    return vf_load(t);
-}
 OP void vf_store(float *p, vf a) {
     _mm256_storeu_ps(p, a.lo);
     _mm256_storeu_ps(p + 8, a.hi);
-}
-OP void vf_store_n(float *p, size_t n, vf a) {
-    float t[16];
-    vf_store(t, a);
-    memcpy(p, t, n * 4);
 }
 OP vf vf_add(vf a, vf b) { return (vf)BOTH2(_mm256_add_ps, a, b); }
 OP vf vf_sub(vf a, vf b) { return (vf)BOTH2(_mm256_sub_ps, a, b); }

@@ -41,22 +41,9 @@ OP vf vf_set1(float x) { return (vf)FOUR(vdupq_n_f32(x)); }
 OP vf vf_load(const float *p) {
     return (vf){{vld1q_f32(p), vld1q_f32(p + 4), vld1q_f32(p + 8), vld1q_f32(p + 12)}};
 }
-/* Through memory, as in simd_avx2.h. */
-OP vf vf_load_n(const float *p, size_t n, float fill) {
-    float t[16];
-    for (int i = 0; i < 16; i++)
-        t[i] = fill;
-    memcpy(t, p, n * 4);
-    return vf_load(t);
-}
 OP void vf_store(float *p, vf a) {
     for (int i = 0; i < 4; i++)
         vst1q_f32(p + 4 * i, a.val[i]);
-}
-OP void vf_store_n(float *p, size_t n, vf a) {
-    float t[16];
-    vf_store(t, a);
-    memcpy(p, t, n * 4);
 }
 /* NEON's own maximum returns NaN for NaN; the definition's returns b. */
 OP float32x4_t max_4(float32x4_t a, float32x4_t b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }

@@ -31,9 +31,7 @@ typedef struct {
 
 OP vf vf_set1(float x) { LANES16(vf, x); }
 OP vf vf_load(const float *p) { LANES16(vf, p[i]); }
-OP vf vf_load_n(const float *p, size_t n, float fill) { LANES16(vf, (size_t)i < n ? p[i] : fill); }
 OP void vf_store(float *p, vf a) { memcpy(p, a.v, 64); }
-OP void vf_store_n(float *p, size_t n, vf a) { memcpy(p, a.v, n * 4); }
 OP vf vf_add(vf a, vf b) { LANES16(vf, a.v[i] + b.v[i]); }
 OP vf vf_sub(vf a, vf b) { LANES16(vf, a.v[i] - b.v[i]); }
 OP vf vf_mul(vf a, vf b) { LANES16(vf, a.v[i] * b.v[i]); }
