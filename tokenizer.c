@@ -19,9 +19,9 @@
  * character is a character of its own that no expression matches. Where the vocabulary has all 256 bytes
  * and wants no normal form, decoding gives every byte back.
  *
- * The section may be hostile. Every search whose time is not proportional to the text, but for a
- * logarithm, counts against one budget: added tokens, units, expressions. Encoding refuses the section
- * when the budget is used up. */
+ * The section may be hostile. Searches whose time is not nearly proportional to the length of the text
+ * count against one budget: added tokens, units, expressions. Encoding refuses the section when the budget
+ * is used up. */
 #include "tokenizer.h"
 
 #include <stdio.h>

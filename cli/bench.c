@@ -134,8 +134,8 @@ static void measure_bandwidth(Bench *b) {
 
 /* ---- prefill and decode --------------------------------------------------------------------- */
 
-/* n rows of a sequence that no model would find likely; the speed does not depend on them but for the
- * experts they choose. */
+/* Computes n rows of an unlikely sequence; its tokens matter to the speed only through the experts that
+ * they choose. Returns the seconds. */
 static double compute(Bench *b, size_t n, bool logits) {
     Sequence *q = b->sequence;
     double start = seconds();

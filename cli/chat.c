@@ -1,15 +1,15 @@
 /* cli/chat.c: --chat. A conversation: turns of the user (turns.c) and the model's answers, in the form that
  * the checkpoint's template gives them (template.h). The cache holds the whole conversation; a turn
  * computes what is new. Knows nothing of Jinja: exporter/chat.py has taken the template apart and proved
- * that the pieces put it together again. No tools, no pictures, no roles but three.
+ * that the pieces together give it again. No tools, no pictures, no roles but three.
  *
  * An answer in the history may differ from what the model wrote: ANSWER is another text than PROMPT,
  * thoughts are dropped (think.c), white space is stripped. Then the ids of the turn are made again, and the
  * cache is valid as far as they agree. Otherwise the answer stays as the model wrote it.
  *
  * A turn that was interrupted before its first token is forgotten. A session (session.c) holds whole turns
- * and is written after each. A turn that gets no answer, because the context has no room for it, is an error:
- * whoever sends turns through a pipe must be able to rely on the status. */
+ * and is written after each. A turn that gets no answer, because the context has no room for it, is an
+ * error: a script that sends turns through a pipe must be able to rely on the status. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -172,7 +172,7 @@ static Slice history_of(const Chat *c) {
 }
 
 /* The sequence holds the tokens of c->made from the turn on; the cache is right as far as they were there.
- * One at least is left to compute, so that no logits of another place are taken for theirs. */
+ * At least one of them is computed again: the logits that the state holds belong to another row. */
 static void replace_turn(Chat *c) {
     Sequence *q = c->run.sequence;
     const int32_t *made = c->made.ids.data;

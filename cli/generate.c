@@ -89,7 +89,7 @@ End run_generate(Run *r) {
 
 /* ---- the run -------------------------------------------------------------------------------- */
 
-/* --echo: the prompt as it was given; of ids what they stand for. */
+/* --echo: the prompt as it was given; ids are written as their text. */
 static void echo_prompt(Run *r, const Prompt *p) {
     if (p->text && r->model->tokenizer) {
         text_echo(&r->text, p->text, p->bytes);
@@ -105,8 +105,8 @@ static void echo_prompt(Run *r, const Prompt *p) {
     }
 }
 
-/* What a stop text kept from being written when the session was saved: the last `cut` bytes of its tokens.
- * */
+/* What a stop text kept from being written when the session was saved: the last `cut` bytes of its
+ * tokens. */
 static void write_cut(Run *r, size_t tokens, size_t cut) {
     const int32_t *ids = r->sequence->ids;
     size_t from = tokens, bytes = 0, first = 0, n = 0; /* first: the first token with text */

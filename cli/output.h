@@ -65,7 +65,7 @@ typedef struct {
 bool text_open(Text *t, const char *const *stops, const size_t *stop_bytes, size_t stop_count);
 void text_close(Text *t);
 
-/* text that is no place to look for stops: the prompt */
+/* the prompt: text in which stop texts are not looked for */
 void text_echo(Text *t, const char *bytes, size_t n);
 /* one token. False: a stop text is complete; it is not written */
 bool text_token(Text *t, const char *bytes, size_t n);

@@ -12,7 +12,7 @@ typedef struct {
     size_t bytes;
     int32_t *ids; /* [count], each in 0 .. V-1, the begin token included */
     size_t count;
-    size_t begin; /* 1: ids[0] is a begin token that was put there; 0 */
+    size_t begin; /* 1: ids[0] is a begin token that was added; else 0 */
 } Prompt;
 
 /* an endless source ends here and not with the machine's memory */

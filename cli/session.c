@@ -8,9 +8,9 @@
  *   then                logits, float32, header.logits of them: vocab_size if rows == tokens (the next
  *                       token is chosen from them), else none
  *   then                a CRC-32 for each page
- *   round up to 4096    = header.data_offset: the pages, each header.page_bytes: 128 rows of all layers,
- *                       as the cache holds them. The last may be
- *                       filled in part; there are as many as the rows need
+ *   round up to 4096    = header.data_offset: the pages, each header.page_bytes: 128 rows of all layers, as
+ *                       the cache holds them. There are as many as the rows need; the last may be filled
+ *                       in part
  *   header.file_bytes   end of file
  *
  * Everything is little-endian. The header's checksum covers all that stands before the pages, theirs
@@ -21,8 +21,8 @@
  * A session is written to FILE.session.tmp, synced and renamed, so that a power cut leaves the old one or
  * the new one. The temporary file exists from the start, so that a place that cannot be written is known
  * before the first token. What a killed run leaves is taken over by the next: it is empty or has the mark
- * TEMPORARY_MODE, and any other file of that name is left alone. Whoever has locked the temporary file and
- * FILE, where it exists, owns the session; after a save that is FILE alone. A run that fails, or whose
+ * TEMPORARY_MODE, and any other file of that name is left alone. The run that has locked the temporary file
+ * and FILE, where it exists, owns the session; after a save that is FILE alone. A run that fails, or whose
  * reader closes the pipe, leaves the session as it was. */
 #include "cli/session.h"
 
@@ -188,7 +188,7 @@ static int name_files(Session *s) {
     return DONE;
 }
 
-/* Whether the descriptor is still what the name stands for. */
+/* Whether the descriptor and the name are still the same file. */
 static bool still_named(int fd, const char *name) {
     struct stat mine, named;
     return !fstat(fd, &mine) && !lstat(name, &named) && named.st_dev == mine.st_dev &&

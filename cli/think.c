@@ -1,7 +1,7 @@
 /* cli/think.c: which part of an answer is a thought (think.h). The checkpoint's chat section says which
  * marks there are and what is done with them; exporter/chat.py has checked that the model's own template
- * does the same. Text that merely spells a mark is text, as long as the tokenizer has a token for the mark.
- * */
+ * does the same. Text that merely spells a mark is text, as long as the tokenizer has a token for the
+ * mark. */
 #include "cli/think.h"
 #include "tokenizer.h"
 

@@ -1,5 +1,5 @@
-/* cli/tokenize.c: --tokenize, of TEXT or of a file. The ids on one line, nothing added, or how many they are.
- * */
+/* cli/tokenize.c: --tokenize, of TEXT or of a file. The ids on one line, nothing added, or how many they
+ * are. */
 #include <stdlib.h>
 
 #include "cli/modes.h"

@@ -1,12 +1,12 @@
-/* engine/pretokenizer.h: cuts a text into words, as the expressions of the tokenizer section say (section.h).
- * */
+/* engine/pretokenizer.h: cuts a text into words, as the expressions of the tokenizer section say
+ * (section.h). */
 #ifndef PRETOKENIZER_H
 #define PRETOKENIZER_H
 
 #include "engine/section.h"
 #include "kernels/util.h"
 
-/* The work that the searches of a tokenizer may still do: comparisons and characters looked at. A published
+/* The work that the searches of a tokenizer may still do, in comparisons and characters. A published
  * tokenizer uses a small part of it. A hostile one could search for years; when nothing is left every
  * search fails at once, and tokenizer_encode reports it. */
 typedef struct {

@@ -1,7 +1,7 @@
 /* engine/rope.c: rotary positions (Su et al. 2021). The checkpoint holds the frequencies, with what YaRN
  * makes of them (exporter/config.py). Here are the angles of a position, and the rotation of a vector by
- * them. sin and cos are computed here: the last bit of libm's differs between systems, and the text must not.
- * */
+ * them. sin and cos are computed here: the last bit of libm's differs between systems, and the text must
+ * not. */
 #include "engine/rope.h"
 
 #include <math.h>

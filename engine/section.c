@@ -1,7 +1,7 @@
 /* engine/section.c: opens the tokenizer section of a checkpoint (section.h). The section is input from
  * outside: the readers of a Tokenizer rely on what is checked here, so that no index leaves its array,
  * every search stays inside its table and every expression of the pre-tokenizer comes to an end. What the
- * tokens mean is not checked: a damaged section may make other ids of a text, but nothing worse. */
+ * tokens mean is not checked: a damaged section may give other ids for a text, but nothing worse. */
 #include "engine/section.h"
 
 #include <string.h>

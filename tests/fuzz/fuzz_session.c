@@ -1,5 +1,5 @@
 /* tests/fuzz/fuzz_session.c: a --session file that comes from anywhere, for the model that MLA_FUZZ_MODEL
- * names. Read, and gone on with for a token, as a text and as a conversation. */
+ * names. Read, and continued by a token, as a text and as a conversation. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
