@@ -123,7 +123,7 @@ static void write_cut(Run *r, size_t tokens, size_t cut) {
 }
 
 int log_non_finite(const Model *m) {
-    return log_error(FAILED, "%s: the logits are not numbers; --check looks for damage in the checkpoint",
+    return log_error(FAILED, "%s: the logits are non-finite; --check looks for damage in the checkpoint",
                      m->path);
 }
 

@@ -285,18 +285,18 @@ def test_no_mode_goes_on_without_numbers(tmp_path):
         ["-p", "Once", "--logits", tmp_path / "logits"],
         ["--perplexity", text_file],
     ):
-        refused(run(*mode, model=model), FAILED, "model.bin", "logits are not numbers")
+        refused(run(*mode, model=model), FAILED, "model.bin", "logits are non-finite")
     refused(
         run("-p", "Once", "-n", 0, "--session", tmp_path / "session", model=model),
         FAILED,
         "model.bin",
-        "logits are not numbers",
+        "logits are non-finite",
     )
     refused(run("--check", model=model), FAILED, "model.bin", "layers.1.o")
     bench = run("--bench", "-c", 96, "-q", "--csv", model=model)
     assert (
         bench.returncode == FAILED
-        and b"logits are not numbers" in bench.stderr
+        and b"logits are non-finite" in bench.stderr
         and bench.stdout.count(b"\n") == 2
     )  # no speed of rubbish
     assert set(os.listdir(tmp_path)) == {"model.bin", "text"}
@@ -356,14 +356,14 @@ def test_no_weight_hides(name, kind, cache, number, export, tmp_path):
             )
             assert (
                 done.returncode == FAILED
-                and (tensor_name if type == 0 else "logits are not numbers").encode() in done.stderr
+                and (tensor_name if type == 0 else "logits are non-finite").encode() in done.stderr
             ), (tensor_name, path)
         if (
             tensor_name.endswith("w_uk_t") and cache != "full"
         ):  # a sound prompt, and each token behind it is not
             refused_at_last = run("--ids", PROMPT, "-k", cache, "-n", 3, "-t", 0, model=model)
             assert (
-                refused_at_last.returncode == FAILED and b"logits are not numbers" in refused_at_last.stderr
+                refused_at_last.returncode == FAILED and b"logits are non-finite" in refused_at_last.stderr
             )
 
 
