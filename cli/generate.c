@@ -108,16 +108,13 @@ static void echo_prompt(Run *r, const Prompt *p) {
 /* What a stop text kept from being written when the session was saved: the last `cut` bytes of its
  * tokens. */
 static void write_cut(Run *r, size_t tokens, size_t cut) {
-    const int32_t *ids = r->sequence->ids;
-    size_t from = tokens, bytes = 0, first = 0, n = 0; /* first: the first token with text */
-    for (; first < tokens && n == 0; first += n == 0)
-        token_bytes(r, ids[first], false, &n);
-    for (; from > 0 && bytes < cut; bytes += n) {
-        from--;
-        token_bytes(r, ids[from], from <= first, &n);
+    size_t from = tokens, bytes = 0, n;
+    while (from > 0 && bytes < cut) {
+        token_text(r, --from, &n);
+        bytes += n;
     }
     for (size_t skip = bytes - min(bytes, cut); from < tokens; from++, skip = 0) {
-        const char *text = token_bytes(r, ids[from], from <= first, &n);
+        const char *text = token_text(r, from, &n);
         text_echo(&r->text, text + skip, n - skip);
     }
 }

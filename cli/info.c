@@ -150,7 +150,7 @@ static void print_shape(const Model *m) {
                      cfg->num_experts_per_tok, cfg->n_routed_experts, cfg->n_shared_experts,
                      cfg->moe_intermediate_size);
         if (cfg->zero_expert_num)
-            output_print(", or any of %u that give back what they get", cfg->zero_expert_num);
+            output_print(", or any of %u zero experts (output = input)", cfg->zero_expert_num);
         output_print("\n");
         output_print("%-20s %s, %u of %u groups, scale %g\n", "router",
                      cfg->scoring_func == SCORE_SIGMOID ? "sigmoid" : "softmax", cfg->topk_group,

@@ -1,13 +1,13 @@
 /* cli/perplexity.c: --perplexity FILE. How well the model predicts a text; --against TYPE: and how far its
  * predictions are from those with another cache.
  *
- * The text is tokenized as a whole and cut into windows of c - 1 tokens, each read after a begin token and
- * apart from the others. Every token is scored once, by its negative log-probability; where the model has
- * no begin token, nothing predicts the first of a window. The perplexity is exp of the mean, its standard
- * error that of the mean times the perplexity.
+ * The text is tokenized as a whole and cut into windows of one token less than the context, each read after
+ * a begin token and apart from the others. Every token is scored once, by its negative log-probability;
+ * where the model has no begin token, nothing predicts the first of a window. The perplexity is exp of the
+ * mean, its standard error that of the mean times the perplexity.
  *
- * Perplexity has the noise of the text in it, and a change for the better hides one for the worse. What a
- * cache type costs is seen sooner in the Kullback-Leibler divergence of the predictions, the mean of sum_i
+ * Perplexity contains the noise of the text, and changes for the better hide others for the worse. What a
+ * cache type costs shows sooner in the Kullback-Leibler divergence of the predictions, the mean of sum_i
  * p_i log(p_i / q_i) with p of the cache type that is compared with. */
 #include <math.h>
 #include <stdlib.h>
@@ -39,6 +39,9 @@ typedef struct {
 typedef struct {
     const Model *model;
     Reader used, other; /* -k's; --against's, if other.state is not NULL */
+    size_t context;     /* of a window: its tokens and the begin token */
+    int32_t *window;    /* [context] */
+    bool begin;         /* a begin token is put before each window */
     double divergence;  /* summed over tokens */
     size_t same_top;
 } Scoring;
@@ -115,15 +118,13 @@ static void score_window(Scoring *s, const int32_t *ids, size_t n) {
     }
 }
 
-/* The windows one after the other. `window` [c] holds the one being read, begin token included. */
-static void score_text(Scoring *s, const Options *o, const int32_t *ids, size_t n, size_t c,
-                       int32_t *window) {
-    size_t begin = s->model->config.bos_token_id >= 0 && !o->given[OPT_NO_BOS];
-    window[0] = s->model->config.bos_token_id;
-    for (size_t from = 0; from < n; from += c - 1) {
-        size_t count = min(n - from, c - 1);
-        memcpy(window + begin, ids + from, count * sizeof *ids);
-        score_window(s, window, begin + count);
+/* The windows one after the other. */
+static void score_text(Scoring *s, const int32_t *ids, size_t n) {
+    s->window[0] = s->model->config.bos_token_id;
+    for (size_t from = 0; from < n; from += s->context - 1) {
+        size_t count = min(n - from, s->context - 1);
+        memcpy(s->window + s->begin, ids + from, count * sizeof *ids);
+        score_window(s, s->window, s->begin + count);
         progress("perplexity", from + count, n);
     }
 }
@@ -166,29 +167,31 @@ static void close_reader(Reader *r) {
 }
 
 int mode_perplexity(const Model *m, const Options *o) {
-    size_t bytes, n, c = context_rows(m, o, DEFAULT_CONTEXT);
-    if (!c)
+    size_t bytes, n;
+    Scoring s = {.model = m, .context = context_rows(m, o, DEFAULT_CONTEXT)};
+    if (!s.context)
         return WRONG_USAGE;
-    if (c < 2)
+    if (s.context < 2)
         return log_error(WRONG_USAGE, "%s needs a context of at least 2: a token to read and one to predict",
                          o->given[OPT_PERPLEXITY]);
     int status = FAILED;
-    Scoring s = {.model = m};
+    s.begin = m->config.bos_token_id >= 0 && !o->given[OPT_NO_BOS];
+    s.window = malloc(s.context * sizeof *s.window);
     char *text = read_file(o->file, MAX_TEXT, &bytes);
-    int32_t *ids = text ? tokenize(m, o, text, bytes, true, &n) : NULL, *window = malloc(c * sizeof *window);
-    if (!window)
+    int32_t *ids = text ? tokenize(m, o, text, bytes, true, &n) : NULL;
+    if (!s.window)
         log_error(FAILED, "out of memory");
-    else if (ids && open_reader(&s.used, m, o, o->cache, c) &&
-             (!o->given[OPT_AGAINST] || open_reader(&s.other, m, o, o->against, c))) {
+    else if (ids && open_reader(&s.used, m, o, o->cache, s.context) &&
+             (!o->given[OPT_AGAINST] || open_reader(&s.other, m, o, o->against, s.context))) {
         double start = seconds();
-        score_text(&s, o, ids, n, c, window);
+        score_text(&s, ids, n);
         status = print_score(&s, o);
         if (!status)
             log_info("%zu tokens, %.1f tokens/s", n, (double)n / (seconds() - start));
     }
     close_reader(&s.used);
     close_reader(&s.other);
-    free(window);
+    free(s.window);
     free(ids);
     free(text);
     return status;

@@ -189,7 +189,7 @@ bool random_seed(uint64_t *seed) {
 /* Apart, so that a Ctrl-C that is forgotten takes no SIGTERM or SIGHUP (its number) with it. */
 static volatile sig_atomic_t interrupts = 0, terminations = 0;
 
-static void catch (int signal_number) {
+static void on_signal(int signal_number) {
     if (signal_number == SIGINT)
         interrupts = 1;
     else
@@ -198,10 +198,8 @@ static void catch (int signal_number) {
 
 static void watch(int signal_number) {
     /* a shell and the kernel may both send SIGHUP when a terminal is closed: its second one is no hurry */
-    struct sigaction action = {.sa_handler = catch,
-                               .sa_flags =
-                                   (int)(signal_number == SIGHUP ? SA_RESTART : SA_RESETHAND | SA_RESTART)},
-                     before;
+    int flags = signal_number == SIGHUP ? SA_RESTART : (int)(SA_RESETHAND | SA_RESTART);
+    struct sigaction action = {.sa_handler = on_signal, .sa_flags = flags}, before;
     sigemptyset(&action.sa_mask);
     if (!sigaction(signal_number, NULL, &before) && before.sa_handler != SIG_IGN)
         sigaction(signal_number, &action, NULL);
