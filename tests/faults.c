@@ -4,7 +4,7 @@
  *   FAULT_MEMORY=N   the N-th request for memory of the process fails (malloc, calloc, realloc, and mmap
  *                    of memory that is no file)
  *   FAULT_COUNT=1    at the end, the number of such requests on standard error
- *   FAULT_CLOCK=1    the clock goes backwards, a second each time it is asked */
+ *   FAULT_CLOCK=1    the clock goes backwards, a second each time it is read */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -48,12 +48,12 @@ void *mmap(void *at, size_t bytes, int protection, int flags, int fd, off_t offs
 }
 
 int clock_gettime(clockid_t clock, struct timespec *time) {
-    static atomic_long asked;
+    static atomic_long readings;
     static int (*real)(clockid_t, struct timespec *);
     if (!real)
         real = (int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "clock_gettime");
     int result = real(clock, time);
     if (getenv("FAULT_CLOCK"))
-        time->tv_sec -= asked++;
+        time->tv_sec -= readings++;
     return result;
 }

@@ -33,7 +33,7 @@ static void append_ids(Sequence *q, char *ids) {
 static void run(size_t most) {
     size_t V = m.config.vocab_size, stretch[SEQUENCES], rows[SEQUENCES], left = 0;
     float *last = calloc(SEQUENCES * V, sizeof *last);
-    bool asked[SEQUENCES] = {false};
+    bool pending[SEQUENCES] = {false};
     for (size_t i = 0; i < SEQUENCES; i++) {
         stretch[i] = sequence[i] ? sequence[i]->rows : 0;
         rows[i] = sequence[i] ? sequence[i]->count - sequence[i]->rows : 0;
@@ -56,12 +56,12 @@ static void run(size_t most) {
         const float *logits = forward(&m, s, s->plan, n);
         for (size_t i = 0; i < end_count; i++) {
             memcpy(last + ended[i] * V, logits + i * V, V * sizeof *last);
-            asked[ended[i]] = true;
+            pending[ended[i]] = true;
         }
         left -= n;
     }
     for (size_t i = 0; i < SEQUENCES; i++)
-        if (asked[i])
+        if (pending[i])
             fwrite(last + i * V, sizeof *last, V, stdout);
     free(last);
 }

@@ -22,7 +22,7 @@ typedef struct {
     TileShape keys, values;
     bool own_values;
     size_t rows; /* in all tiles together */
-    /* rows that a lane sees, counted from the first tile; may be negative or above rows */
+    /* rows that a lane attends to, counted from the first tile; may be negative or above rows */
     int32_t limit[LANES];
     bool empty[LANES]; /* lanes without a query */
     uint16_t *mask;    /* [rows] lanes that attend to a row; NULL: all */
@@ -92,9 +92,9 @@ static Case make_case(TileType type, uint32_t d1, uint32_t d2, uint32_t own_dv, 
         c.limit[i] = below(3) ? (int32_t)below(c.rows + 1) : (int32_t)c.rows + 5;
         c.empty[i] = below(8) == 0;
     }
-    c.limit[3] = 0; /* sees nothing at all */
+    c.limit[3] = 0; /* attends to nothing at all */
     c.limit[4] = -2;
-    if (below(2)) /* every lane sees every row, as in decode */
+    if (below(2)) /* every lane attends to every row, as in decode */
         for (int i = 0; i < LANES; i++)
             c.limit[i] = (int32_t)c.rows;
     if (below(2)) {
@@ -118,7 +118,7 @@ static void free_case(Case *c) {
     free(c->mask);
 }
 
-static bool sees(const Case *c, int lane, size_t row) {
+static bool attends(const Case *c, int lane, size_t row) {
     return (int64_t)row < c->limit[lane] && (!c->mask || c->mask[row] >> lane & 1);
 }
 
@@ -249,8 +249,8 @@ static double stored(const TileShape *s, const uint8_t *tiles, const float *orig
     return int8_number(s, tiles + row / TILE_ROWS * tile_bytes(s), row % TILE_ROWS, dim);
 }
 
-/* The query as an int8 attention sees it: both parts rounded to 127 steps of their largest number. */
-static double asked(const Case *c, int lane, size_t dim) {
+/* The query as an int8 attention has it: both parts rounded to 127 steps of their largest number. */
+static double quantized_query(const Case *c, int lane, size_t dim) {
     size_t d1 = c->keys.d1, d = d1 + c->keys.d2, from = dim < d1 ? 0 : d1, to = dim < d1 ? d1 : d;
     const float *q = c->query + (size_t)lane * d;
     if (!is_int8(c->keys.type))
@@ -270,12 +270,12 @@ static double error_of(const Case *c, const Result *r) {
     for (int lane = 0; lane < LANES; lane++) {
         double max = -INFINITY, total = 0, difference = 0, norm = 0;
         for (size_t j = 0; j < d; j++)
-            q[j] = c->empty[lane] ? 0 : asked(c, lane, j);
+            q[j] = c->empty[lane] ? 0 : quantized_query(c, lane, j);
         for (size_t i = 0; i < c->rows; i++) {
             double dot = 0;
             for (size_t j = 0; j < d; j++)
                 dot += q[j] * stored(&c->keys, r->keys, c->key, i, j);
-            score[i] = sees(c, lane, i) ? dot * (double)c->scale : -INFINITY;
+            score[i] = attends(c, lane, i) ? dot * (double)c->scale : -INFINITY;
             max = fmax(max, score[i]);
         }
         for (size_t j = 0; j < dv; j++)
@@ -291,7 +291,7 @@ static double error_of(const Case *c, const Result *r) {
             }
         }
         if (total == 0)
-            total = 1; /* a lane that sees nothing gives zeros */
+            total = 1; /* a lane without a row gives zeros */
         for (size_t j = 0; j < dv; j++) {
             double error = (double)r->out[(size_t)lane * dv + j] - sum[j] / total;
             difference += error * error;
@@ -402,7 +402,7 @@ static float allowed(TileType type, bool b, float part, float group) {
 }
 
 /* A row comes back as it was (f32), rounded to nearest even (bf16), or as near as its bits allow; a part
- * that is not wanted is left alone. A copy gives what the row gives. */
+ * for which NULL is given is not written. A copy gives what the row gives. */
 static void check_put_get(const Kernels *ops, TileType type, const char *type_name) {
     char name[64];
     bool good = true;

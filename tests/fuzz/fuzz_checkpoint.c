@@ -32,8 +32,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     return 0;
 }
 
-static size_t least(uint64_t a, size_t b) { return a < b ? (size_t)a : b; }
-
 /* One of the parts before the tensors, seldom anything else; then file size and checksum are right again. */
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsigned seed) {
     FileHeader *h = (void *)data;
@@ -41,12 +39,12 @@ size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsi
         size = LLVMFuzzerMutate(data, size, max_size);
     if (size < sizeof *h + sizeof(Config))
         return size;
-    size_t front = least(h->data_offset, size),
-           tokenizer = least(round_up(sizeof *h + h->config_bytes, 64), front);
-    size_t chat = least(round_up(tokenizer + h->tokenizer_bytes, 64), front),
-           table = least(round_up(chat + h->chat_bytes, 64), front);
+    size_t front = min(h->data_offset, size),
+           tokenizer = min(round_up(sizeof *h + h->config_bytes, 64), front);
+    size_t chat = min(round_up(tokenizer + h->tokenizer_bytes, 64), front),
+           table = min(round_up(chat + h->chat_bytes, 64), front);
     size_t parts[] = {0, sizeof *h, tokenizer, chat, table, front, size}, part = below(&seed, 6);
-    mutate_part(data, parts[part], parts[part + 1] < parts[part] ? parts[part] : parts[part + 1], &seed);
+    mutate_part(data, parts[part], max(parts[part], parts[part + 1]), &seed);
     if (below(&seed, 16))
         h->file_bytes = size;
     if (below(&seed, 64) && h->data_offset >= sizeof *h && h->data_offset <= size) {

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "engine/section.h"
+#include "kernels/util.h"
 #include "tests/fuzz/fuzz.h"
 #include "tokenizer.h"
 
@@ -95,16 +96,14 @@ size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsi
         return LLVMFuzzerMutate(data, size, max_size);
     memcpy(&n, data + size - sizeof n, sizeof n);
     n = n < size - sizeof n ? n : (uint16_t)(size - sizeof n);
-    size_t section = size - sizeof n - n, program = section > 4096 ? section - 4096 : 0;
+    size_t section = size - sizeof n - n, program = section - min(section, 4096);
     switch (below(&seed, 6)) {
-    case 0:
-        mutate_part(data, 0, section < sizeof(SectionHeader) ? section : sizeof(SectionHeader), &seed);
-        break;
+    case 0: mutate_part(data, 0, min(section, sizeof(SectionHeader)), &seed); break;
     case 1: mutate_part(data, program, section, &seed); break; /* the expressions are last */
     case 2: mutate_part(data, 0, section, &seed); break;
     default: {
         size_t room = max_size - section - sizeof n;
-        n = (uint16_t)LLVMFuzzerMutate(data + section, n, room < 512 ? room : 512);
+        n = (uint16_t)LLVMFuzzerMutate(data + section, n, min(room, 512));
         memcpy(data + section + n, &n, sizeof n);
     }
     }
