@@ -362,9 +362,7 @@ def test_no_weight_hides(name, kind, cache, number, export, tmp_path):
             tensor_name.endswith("w_uk_t") and cache != "full"
         ):  # a sound prompt, and each token behind it is not
             refused_at_last = run("--ids", PROMPT, "-k", cache, "-n", 3, "-t", 0, model=model)
-            assert (
-                refused_at_last.returncode == FAILED and b"logits are non-finite" in refused_at_last.stderr
-            )
+            assert refused_at_last.returncode == FAILED and b"logits are non-finite" in refused_at_last.stderr
 
 
 # ---- signals, clock, locale, standard input
