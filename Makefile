@@ -22,7 +22,7 @@
 MAKEFLAGS += --no-builtin-rules
 .DEFAULT_GOAL = all
 CC       ?= cc
-VERSION   = 0.1.0
+VERSION  := $(shell cat VERSION)
 BUILD     = build
 PROGRAM   = run
 
@@ -93,6 +93,8 @@ $(BUILD)/kernels/kernels_%.o: kernels/kernels.c $(BUILD)/compiler.mk
 	@mkdir -p $(@D)
 	$(SAY) compile "$< for $*"
 	$(Q)$(COMPILE) $(FLAGS_$*) -DISA_$*
+
+$(BUILD)/cli/options.o $(BUILD)/cli/manual.o: VERSION
 
 -include $(OBJECTS:.o=.d) $(wildcard $(BUILD)/tests/*.d $(BUILD)/tests/fuzz/*.d)
 
