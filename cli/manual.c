@@ -92,47 +92,53 @@ static const char *const examples[][2] = {
     {"mla model.bin --info", "Sizes, and what a context costs."},
 };
 
-/* As text of roff: hyphens that can be copied, and no line that begins a request. */
-static void roff(const char *text) {
-    if (*text == '.' || *text == '\'')
-        output_print("\\&");
-    for (; *text; text++) {
-        if (*text == '-')
+/* As text of roff, in short lines: hyphens that can be copied, and no line that begins a request. */
+static void roff_text(const char *text) {
+    int column = 0;
+    for (const char *c = text; *c; c++, column++) {
+        bool request = !column && (*c == '.' || *c == '\'');
+        if (*c == ' ' && column > 60)
+            column = -1;
+        if (column < 0)
+            output_print("\n");
+        else if (*c == '-')
             output_print("\\-");
-        else if (*text == '\\')
+        else if (*c == '\\')
             output_print("\\e");
         else
-            output_print("%c", *text);
+            output_print(request ? "\\&%c" : "%c", *c);
     }
+}
+
+static void roff(const char *text) {
+    roff_text(text);
     output_print("\n");
 }
 
-static void roff_bold(const char *text) {
-    output_print(".B ");
-    roff(text);
-}
-
-/* The lines of a tagged paragraph for each pair. */
+/* Tagged paragraphs: a name or command and what it means. */
 static void roff_pairs(const char *const (*pairs)[2], size_t n) {
     for (size_t i = 0; i < n; i++) {
-        output_print(".TP\n");
-        roff_bold(pairs[i][0]);
+        output_print(".TP\n\\fB");
+        roff_text(pairs[i][0]);
+        output_print("\\fR\n");
         roff(pairs[i][1]);
     }
 }
 
 static void roff_option(const Option *o) {
-    char names[64];
     if (o->heading) {
         output_print(".SS ");
         roff(o->heading);
     }
     output_print(".TP\n");
-    snprintf(names, sizeof names, "\\fB%s%s%s\\fR%s\\fI%s\\fR", o->letter ? o->letter : "",
-             o->letter ? "\\fR, \\fB" : "", o->name, o->value ? " " : "", o->value ? o->value : "");
-    for (const char *c = names; *c; c++)
-        output_print(*c == '-' ? "\\-" : "%c", *c);
-    output_print("\n");
+    if (o->letter) {
+        output_print("\\fB");
+        roff_text(o->letter);
+        output_print("\\fR, ");
+    }
+    output_print("\\fB");
+    roff_text(o->name);
+    output_print("\\fR%s\\fI%s\\fR\n", o->value ? " " : "", o->value ? o->value : "");
     roff(o->help);
 }
 
