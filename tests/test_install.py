@@ -2,9 +2,12 @@
 The judges are the programs that read them: mandoc, groff, bash, zsh, fish, pip's reader of pyproject.toml."""
 
 import os
+import pty
 import re
+import select
 import subprocess
 import sys
+import time
 
 import pytest
 from support import MODEL, ROOT, RUN, need, refused, run, text
@@ -119,8 +122,8 @@ def bash_offers(script, *words):
     """What bash would complete the last word to."""
     line = " ".join(f"'{word}'" for word in words)
     ask = (
-        f"complete() {{ [[ $* == '-o default -F _mla mla' ]]; }}; . {script} || exit 9\n"
-        f"COMP_WORDS=({line}) COMP_CWORD={len(words) - 1}; _mla && echo ${{COMPREPLY[*]}}"
+        f". {script} && [[ $(complete -p mla) == 'complete -o default -F _mla mla' ]] || exit 9\n"
+        f"COMP_WORDS=({line}) COMP_CWORD={len(words) - 1}; _mla && printf '%s\\n' \"${{COMPREPLY[@]}}\""
     )
     return subprocess.check_output(["bash", "-c", ask], text=True).split()
 
@@ -154,24 +157,41 @@ def test_fish(installed):
 
 
 def test_zsh(installed, tmp_path):
-    """In a terminal of zsh's own, as zsh's completion wants one; zpty gives it."""
+    """At a terminal, because zsh completes nowhere else: Tab, then a key that writes the line into a file."""
     need("zsh")
-    folder = installed / "share/zsh/site-functions"
-    script = tmp_path / "try.zsh"
-    script.write_text(f"""
-zmodload zsh/zpty
-zpty shell zsh -f -i
-zpty -w shell 'PS1=; fpath=({folder} $fpath); autoload -Uz compinit; compinit -u -d {tmp_path}/dump; setopt no_list_beep; bindkey "^I" complete-word; print READY'
-zpty -r -m shell log '*READY*READY*'
-zpty -n -w shell $'mla m.bin --repe\\t 1 -k bf\\t --genera\\tfi\\t\\C-a\\C-kprint DONE-'
-zpty -w shell ''
-zpty -r -m shell log '*DONE-*'
-print -r -- $log
-zpty -d shell
-""")
-    done = subprocess.run(["zsh", "-f", script], capture_output=True, text=True, timeout=60)
-    print(done.stdout, done.stderr)
-    assert "--repeat-penalty" in done.stdout and "-k bf16" in done.stdout and "--generate=fish" in done.stdout
+    cases = {
+        "mla m.bin --repe": "mla m.bin --repeat-penalty=",
+        "mla -k bf": "mla -k bf16 ",
+        "mla --generate=fi": "mla --generate=fish ",
+        "mla --stop a --sto": "mla --stop a --stop=",  # may come again
+        "mla -p a --prom": "mla -p a --prom",  # may not
+    }
+    master, slave = pty.openpty()
+    shell = subprocess.Popen(
+        ["zsh", "-f", "-i"], stdin=slave, stdout=slave, stderr=slave, cwd=tmp_path, start_new_session=True
+    )
+    os.close(slave)
+    try:
+        folder = installed / "share/zsh/site-functions"
+        setup = (
+            f"fpath=({folder} $fpath); autoload -Uz compinit; compinit -u -D; bindkey '^I' complete-word\n"
+        )
+        show = "show() { print -r -- \"$BUFFER\" >>shown; BUFFER= }; zle -N show; bindkey '^X' show\n"
+        os.write(master, (setup + show + ": >shown\n").encode())
+        shown = tmp_path / "shown"
+        for count, line in enumerate([*cases, ""]):
+            deadline = time.monotonic() + 60
+            while not shown.exists() or shown.read_text().count("\n") < count:
+                assert time.monotonic() < deadline, "zsh does not answer"
+                if select.select([master], [], [], 0.05)[0]:
+                    os.read(master, 65536)
+            if line:
+                os.write(master, f"{line}\t\x18".encode())
+        assert shown.read_text().split("\n")[:-1] == list(cases.values())
+    finally:
+        shell.kill()
+        shell.wait()
+        os.close(master)
 
 
 def test_one_version():
