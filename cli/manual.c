@@ -1,6 +1,6 @@
-/* manual.c: --help, and with --generate the man page and the completions of bash, zsh and fish, all from the
- * one table of options. What is not about a single option (exit status, environment, examples) is here. Reads
- * no option and no file; `make install` puts each text where it belongs. */
+/* cli/manual.c: --help, and with --generate the man page and the completions of bash, zsh and fish, all from
+ * the one table of options. What is not about a single option (exit status, environment, examples) is here.
+ * Reads no option and no file; `make install` puts each text where it belongs. */
 #include "cli/manual.h"
 
 #include <stdbool.h>

@@ -1,4 +1,5 @@
-/* manual.h: what is written from the table of options for people and shells. All goes to standard output. */
+/* cli/manual.h: what is written from the table of options for people and shells. All goes to standard
+ * output. */
 #ifndef MANUAL_H
 #define MANUAL_H
 

@@ -1,4 +1,4 @@
-/* options.h: the command line. One table (table.h, options.c) holds every option with what it takes, where it
+/* cli/options.h: the command line. One table (options.c) holds every option with what it takes, where it
  * applies and its help. */
 #ifndef OPTIONS_H
 #define OPTIONS_H

@@ -1,5 +1,5 @@
-/* table.h: the one table of options (options.c has it). The parser, --help, the man page and the completions
- * of shells are made from it. */
+/* cli/table.h: the one table of options (options.c has it). The parser, --help, the man page and the
+ * completions of shells are made from it. */
 #ifndef TABLE_H
 #define TABLE_H
 

@@ -15,16 +15,17 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, NoReturn
 
+from exporter.errors import PROGRAM, ExportError, printable, warn
+
 try:
     import numpy  # noqa: F401 (all that follows needs it)
 except ImportError:
-    sys.exit("export.py: needs numpy: pip install numpy")
+    sys.exit(f"{PROGRAM}: needs numpy: pip install numpy")
 
 from exporter import config as model_config
 from exporter import gguf_config, mistral
 from exporter.chat import compile_chat, find_template, gguf_template
 from exporter.config import ModelConfig
-from exporter.errors import PROGRAM, ExportError, printable, warn
 from exporter.families import language_model
 from exporter.gguf_source import Gguf
 from exporter.plan import TYPE_NAMES, make_plan
