@@ -102,7 +102,7 @@ def test_formats():
 
 
 def test_man_page_is_in_order(installed):
-    """mandoc finds nothing but that the page has no date. groff warns of nothing, and shows the text whole."""
+    """mandoc misses nothing but a date. groff warns of nothing, and shows the text whole."""
     page = installed / "share/man/man1/mla.1"
     need("mandoc")
     found = subprocess.run(["mandoc", "-Tlint", page], capture_output=True, text=True).stdout
