@@ -211,7 +211,7 @@ coverage:
 		-show-region-summary=false -show-branch-summary=false -ignore-filename-regex=tests/
 
 clean:
-	rm -rf run build
+	rm -rf run build mla_export.egg-info
 
 help:
 	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile

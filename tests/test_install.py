@@ -25,7 +25,8 @@ FILES = {
 
 def make(goal, prefix, destination, status=0):
     env = {key: value for key, value in os.environ.items() if not key.startswith("M") or key == "MLA_BUILD"}
-    command = ["make", goal, f"PREFIX={prefix}", f"DESTDIR={destination}", f"PROGRAM={RUN}", "-o", RUN]
+    built = [f"PROGRAM={RUN}", "-o", RUN, "BUILD=build/install"]  # as it is, whoever compiled it
+    command = ["make", goal, f"PREFIX={prefix}", f"DESTDIR={destination}", *built]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == status, done.stderr
     return done.stderr
