@@ -1,6 +1,6 @@
 # make            ./run
 # make demo       builds, then tells a story
-# make check      the tests of the kernels, two model families, the command line and sessions: under a minute
+# make check      the tests of the kernels, two model families, the command line and sessions: a minute or two
 # make test       every test (brings its own Python packages into build/venv)
 # make format     brings all files into the form that .clang-format and pyproject.toml describe
 # make lint       that form, and the layout of the sources: includes, lengths of files, functions and lines
