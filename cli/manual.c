@@ -249,7 +249,7 @@ static void zsh(void) {
             print_escaped(o->value, "", "");
             output_print(":%s", takes_file(o) ? "_files" : choices(o, &n) ? "(" : " ");
             print_choices(o);
-            output_print(choices(o, &n) ? ")" : "");
+            output_print("%s", choices(o, &n) ? ")" : "");
         }
         output_print("'");
     }

@@ -261,8 +261,8 @@ static OptionId find(const char *argument) {
 static const struct {
     const char *theirs, *ours;
 } synonyms[] = {
-    {"-m", "no option for the model: run MODEL"},
-    {"--model", "no option for the model: run MODEL"},
+    {"-m", "MODEL alone, without an option"},
+    {"--model", "MODEL alone, without an option"},
     {"--temp", "-t, --temperature"},
     {"--n-predict", "-n, --tokens"},
     {"--predict", "-n, --tokens"},

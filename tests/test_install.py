@@ -102,6 +102,13 @@ def test_formats():
             assert re.search(rf"(-|-s ){letter}\b", written), f"{kind} lacks -{letter}"
 
 
+def test_written_without_memory_errors(build):
+    """The same text with sanitizers, which end the program at a read or write out of bounds."""
+    for options in (["--help"], *(["--generate", kind] for kind in ("man", "bash", "zsh", "fish"))):
+        written = subprocess.check_output([*build("debug"), *options])
+        assert written == text(*options, model=None)
+
+
 def test_man_page_is_in_order(installed):
     """mandoc misses nothing but a date. groff warns of nothing, and shows the text whole."""
     page = installed / "share/man/man1/mla.1"
