@@ -1,6 +1,6 @@
 # make            ./run
 # make demo       builds, then tells a story
-# make check      the tests of the kernels, two model families, the command line and sessions: under a minute
+# make check      the tests of the kernels, two model families, the command line and sessions: a minute or two
 # make test       every test (brings its own Python packages into build/venv)
 # make format     brings all files into the form that .clang-format and pyproject.toml describe
 # make lint       that form, and the layout of the sources: includes, lengths of files, functions and lines
@@ -14,6 +14,8 @@
 #                 against tests/hashes.json (HASHES=--write makes that file anew, with ./run on one thread)
 # make fuzz       hostile checkpoints, sessions, tokenizers and command lines (clang; FUZZ_SECONDS=60 for each;
 #                 what is found stays in build/fuzz)
+# make install    the program as mla, export.py as mla-export, man page and completions (PREFIX=/usr/local, DESTDIR=)
+# make uninstall  removes what make install made
 # make clean      removes ./run and build
 #
 # V=1 shows the commands. CC, CFLAGS and LDFLAGS are yours; OPENMP= builds without OpenMP; BUILD=folder and
@@ -22,7 +24,7 @@
 MAKEFLAGS += --no-builtin-rules
 .DEFAULT_GOAL = all
 CC       ?= cc
-VERSION   = 0.1.0
+VERSION  := $(shell cat VERSION)
 BUILD     = build
 PROGRAM   = run
 
@@ -36,7 +38,7 @@ BASE      = -std=gnu11 -ffp-contract=off $(ROUNDING) -fno-strict-aliasing -pthre
 # $(BUILD)/compiler.mk says it: found once for each compiler and its flags, and only by goals that compile.
 # OpenMP counts if a program with it also runs (on one thread: ThreadSanitizer does not understand more).
 COMPILER  = $(strip $(CC) $(CFLAGS) $(LDFLAGS) $(if $(filter command,$(origin OPENMP)),OPENMP=$(OPENMP)))
-COMPILES  = all check test demo bench study matrix fuzz $(PROGRAM) $(BUILD)/%
+COMPILES  = all install check test demo bench study matrix fuzz $(PROGRAM) $(BUILD)/%
 ifneq (,$(filter $(COMPILES),$(or $(MAKECMDGOALS),all)))
 -include $(BUILD)/compiler.mk
 ifneq ($(PROBED),$(COMPILER))
@@ -94,7 +96,18 @@ $(BUILD)/kernels/kernels_%.o: kernels/kernels.c $(BUILD)/compiler.mk
 	$(SAY) compile "$< for $*"
 	$(Q)$(COMPILE) $(FLAGS_$*) -DISA_$*
 
+$(BUILD)/cli/options.o $(BUILD)/cli/manual.o: VERSION
+
 -include $(OBJECTS:.o=.d) $(wildcard $(BUILD)/tests/*.d $(BUILD)/tests/fuzz/*.d)
+
+# ---- installation -----------------------------------------------------------------------------------------
+PREFIX    = /usr/local
+install: $(PROGRAM)
+	$(Q)PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" ./install.sh install "$(DIRECT)$(PROGRAM)"
+	$(SAY) install "$(DESTDIR)$(PREFIX)/bin/mla"
+
+uninstall:
+	$(Q)PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" ./install.sh uninstall
 
 # ---- tests ------------------------------------------------------------------------------------------------
 # The parts alone: programs that print a line `ok NAME` or `FAIL NAME` for each case, and drivers behind a pipe.
@@ -198,9 +211,9 @@ coverage:
 		-show-region-summary=false -show-branch-summary=false -ignore-filename-regex=tests/
 
 clean:
-	rm -rf run build
+	rm -rf run build mla_export.egg-info
 
 help:
 	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
 
-.PHONY: all demo check test format lint bench study debug fuzz analyse matrix coverage clean help probe-again
+.PHONY: all install uninstall demo check test format lint bench study debug fuzz analyse matrix coverage clean help probe-again

@@ -327,7 +327,7 @@ int main(int argc, char **argv) {
     Options o;
     Model m;
     int status;
-    output_open();
+    output_open(argv[0]);
     if (options_parse(&o, argc, argv, &status)) {
         status = FAILED;
         if (open_model(&m, o.model)) {

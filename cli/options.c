@@ -1,5 +1,5 @@
-/* options.c: the command line (options.h), with the habits of GNU programs: -n20, --tokens=20, -- before a
- * model whose name begins with -. Parsing is strict: a value that is not entirely what the option takes,
+/* cli/options.c: the command line (options.h), with the habits of GNU programs: -n20, --tokens=20, -- before
+ * a model whose name begins with -. Parsing is strict: a value that is not entirely what the option takes,
  * an option that cannot have an effect, two options of which only one could, a name that is cut short: all
  * are refused. Opens no file and knows no model. */
 #include "cli/options.h"
@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "cli/escape.h"
+#include "cli/manual.h"
 #include "cli/output.h"
 #include "cli/system.h"
 
@@ -32,23 +33,10 @@ enum {
     ALL = WRITE | LOGITS | PERPLEXITY | TOKENIZE | 1 << MODE_INFO | 1 << MODE_CHECK | BENCH
 };
 
-typedef enum { FLAG, INTEGER, NUMBER, SEED, STRING, STOP, CACHE } Kind;
-
-typedef struct {
-    const char *heading;       /* in the help, before this option */
-    const char *letter, *name; /* letter may be NULL */
-    const char
-        *value; /* what the value is called, in [] if it may be left out; NULL: the option takes none */
-    Kind kind;
-    unsigned modes;     /* where the option has a meaning */
-    size_t field;       /* of the value in Options; a FLAG has none, given[] tells */
-    double least, most; /* of an INTEGER or a NUMBER */
-    const char *help;
-} Option;
-
 #define FIELD(name) offsetof(Options, name)
 
-static const Option table[OPTION_COUNT] = {
+const size_t option_count = OPTION_COUNT;
+const Option option_table[OPTION_COUNT] = {
     [OPT_PROMPT] = {"The prompt (default: nothing but the begin token)", "-p", "--prompt", "TEXT", STRING,
                     WRITE | LOGITS, FIELD(text), 0, 0, "the prompt, bytes as given; may be empty"},
     [OPT_ESCAPE] = {NULL, "-e", "--escape", NULL, FLAG, WRITE | LOGITS | TOKENIZE, 0, 0, 0,
@@ -63,9 +51,8 @@ static const Option table[OPTION_COUNT] = {
                     "no begin token first (default: as the tokenizer says)"},
 
     [OPT_CHAT] = {"A conversation", NULL, "--chat", NULL, FLAG, ALL, 0, 0, 0,
-                  "talk, with the template in the checkpoint: each line of standard input\nor -f is a turn, "
-                  "one that ends with \\ goes on in the next; "
-                  "or one turn, -p"},
+                  "talk, with the template in the checkpoint: each line of standard input or -f is a turn, "
+                  "one that ends with \\ goes on in the next; or one turn, -p"},
     [OPT_SYSTEM] = {NULL, NULL, "--system", "TEXT", STRING, CHAT, FIELD(system), 0, 0,
                     "what the model is told before the first turn (default: the template's)"},
 
@@ -73,16 +60,16 @@ static const Option table[OPTION_COUNT] = {
                   "write the prompt before the generated text"},
     [OPT_TOKENS] =
         {NULL, "-n", "--tokens", "N", INTEGER, WRITE, FIELD(tokens), -1, UINT32_MAX,
-         "at most N new tokens (default 256, for an answer in --chat -1: until\nthe context is full)"},
+         "at most N new tokens (default 256, for an answer in --chat -1: until the context is full)"},
     [OPT_CONTEXT] = {NULL, "-c", "--context", "N", INTEGER, WRITE | LOGITS | PERPLEXITY | BENCH,
                      FIELD(context), 1, UINT32_MAX,
-                     "cache rows to allocate (default: enough for session, prompt and -n; in\n--chat at a "
+                     "cache rows to allocate (default: enough for session, prompt and -n; in --chat at a "
                      "terminal 8192, else what half of the memory holds)"},
     [OPT_STOP] = {NULL, NULL, "--stop", "TEXT", STOP, WRITE, 0, 0, 0, "stop before TEXT appears; repeatable"},
     [OPT_IGNORE_EOS] = {NULL, NULL, "--ignore-eos", NULL, FLAG, WRITE, 0, 0, 0,
                         "go on after the model's end tokens"},
     [OPT_SESSION] = {NULL, NULL, "--session", "FILE", STRING, WRITE, FIELD(session), 0, 0,
-                     "go on from FILE if it exists (the prompt is appended, -s restarts\nthe sampler), and "
+                     "go on from FILE if it exists (the prompt is appended, -s restarts the sampler), and "
                      "write it at the end"},
 
     [OPT_TEMPERATURE] = {"Sampling, in the order penalty, temperature, top-k, top-p, min-p", "-t",
@@ -94,22 +81,21 @@ static const Option table[OPTION_COUNT] = {
                    "the fewest with probability X (1: all; default: the checkpoint's, else 0.95)"},
     [OPT_MIN_P] =
         {NULL, NULL, "--min-p", "X", NUMBER, WRITE, FIELD(min_p), 0, 1,
-         "those with X times the likeliest's probability (0: all; default: the\ncheckpoint's, else 0)"},
+         "those with X times the likeliest's probability (0: all; default: the checkpoint's, else 0)"},
     [OPT_REPEAT_PENALTY] =
         {NULL, NULL, "--repeat-penalty", "X", NUMBER, WRITE, FIELD(repeat_penalty), 0.01, 100,
-         "make the last 64 tokens less likely (1: off; default: the checkpoint's,\nelse 1)"},
+         "make the last 64 tokens less likely (1: off; default: the checkpoint's, else 1)"},
     [OPT_SEED] = {NULL, "-s", "--seed", "N", SEED, WRITE, FIELD(seed), 0, 0,
                   "64 bits (default: random, printed with the statistics)"},
 
     [OPT_LOGITS] = {"Instead of text", NULL, "--logits", "FILE", STRING, LOGITS, FIELD(output), 0, 0,
                     "write the float32 logits of every prompt position to FILE, [T, V]"},
-    [OPT_PERPLEXITY] =
-        {NULL, NULL, "--perplexity", "FILE", STRING, PERPLEXITY, FIELD(file), 0, 0,
-         "score a text in windows of -c (default 2048, or less if the model's\nlimit is less)"},
-    [OPT_AGAINST] = {NULL, NULL, "--against", "TYPE", CACHE, PERPLEXITY, FIELD(against), 0, 0,
-                     "--perplexity also with cache TYPE: a second line `against TYPE:\nperplexity P kl K top "
-                     "T%`, K nats of divergence from TYPE's\n"
-                     "predictions to -k's, T of the likeliest tokens the same"},
+    [OPT_PERPLEXITY] = {NULL, NULL, "--perplexity", "FILE", STRING, PERPLEXITY, FIELD(file), 0, 0,
+                        "score a text in windows of -c (default 2048, or less if the model's limit is less)"},
+    [OPT_AGAINST] =
+        {NULL, NULL, "--against", "TYPE", CACHE, PERPLEXITY, FIELD(against), 0, 0,
+         "--perplexity also with cache TYPE: a second line `against TYPE: perplexity P kl K top T%`, K nats "
+         "of divergence from TYPE's predictions to -k's, T of the likeliest tokens the same"},
     [OPT_TOKENIZE] = {NULL, NULL, "--tokenize", "[TEXT]", STRING, TOKENIZE, FIELD(text), 0, 0,
                       "print the token ids of TEXT, or of -f's FILE, nothing added"},
     [OPT_COUNT] = {NULL, NULL, "--count", NULL, FLAG, TOKENIZE, 0, 0, 0,
@@ -128,34 +114,14 @@ static const Option table[OPTION_COUNT] = {
                      "threads (default: physical cores available to the process)"},
     [OPT_CACHE] = {NULL, "-k", "--cache", "TYPE", CACHE, WRITE | LOGITS | PERPLEXITY | BENCH, FIELD(cache), 0,
                    0,
-                   "the cache's number format: f32, bf16, q8, q6, q4, or full: an ordinary\nkey/value cache "
+                   "the cache's number format: f32, bf16, q8, q6, q4, or full: an ordinary key/value cache "
                    "in f32 (default: the session's, else q8)"},
     [OPT_QUIET] = {NULL, "-q", "--quiet", NULL, FLAG, ALL, 0, 0, 0, "errors alone on standard error"},
     [OPT_HELP] = {NULL, "-h", "--help", NULL, FLAG, ALL, 0, 0, 0, "this text"},
+    [OPT_GENERATE] = {NULL, NULL, "--generate", "FORMAT", FORMAT, ALL, FIELD(format), 0, 0,
+                      "this text as a man page, or completions for a shell: man, bash, zsh, fish"},
     [OPT_VERSION] = {NULL, NULL, "--version", NULL, FLAG, ALL, 0, 0, 0, "the version of this program"},
 };
-
-static const char usage[] = "run MODEL [-p TEXT | -f FILE | --ids LIST] [options]";
-
-static void help(void) {
-    output_print("usage: %s\n\nRuns a language model with Multi-head Latent Attention. MODEL is a file that "
-                 "export.py wrote.\n",
-                 usage);
-    for (size_t i = 0; i < OPTION_COUNT; i++) {
-        const Option *o = &table[i];
-        char names[64];
-        snprintf(names, sizeof names, "  %s%s %s%s%s", o->letter ? o->letter : "   ", o->letter ? "," : "",
-                 o->name, o->value ? " " : "", o->value ? o->value : "");
-        if (o->heading)
-            output_print("\n%s\n", o->heading);
-        output_print("%-27s ", names);
-        for (const char *c = o->help; *c; c++)
-            output_print(*c == '\n' ? "%c                            " : "%c", *c);
-        output_print("\n");
-    }
-    output_print("\nStandard output carries the text alone. Exit status: 0 done, 1 failed, 2 wrong usage, "
-                 "130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.\n");
-}
 
 /* ---- values --------------------------------------------------------------------------------- */
 
@@ -186,10 +152,10 @@ static bool parse_seed(const char *text, uint64_t *value) {
     return *text;
 }
 
-static bool parse_cache(const char *text, CacheType *type) {
-    for (int i = 0; i < CACHE_TYPES; i++) {
-        *type = (CacheType)i;
-        if (!strcmp(text, cache_names[i]))
+/* *index: of `text` among the n names. */
+static bool parse_name(const char *text, const char *const *names, int n, int *index) {
+    for (*index = 0; *index < n; ++*index) {
+        if (!strcmp(text, names[*index]))
             return true;
     }
     return false;
@@ -197,9 +163,10 @@ static bool parse_cache(const char *text, CacheType *type) {
 
 /* Stores the value of option `id`, or reports what it takes. */
 static bool parse_value(Options *o, OptionId id, const char *given, const char *value) {
-    const Option *option = &table[id];
+    const Option *option = &option_table[id];
     void *field = (char *)o + option->field;
     double number;
+    int index;
     switch (option->kind) {
     case FLAG: return true;
     case STRING: *(const char **)field = value; return true;
@@ -216,9 +183,16 @@ static bool parse_value(Options *o, OptionId id, const char *given, const char *
                   value);
         return false;
     case CACHE:
-        if (parse_cache(value, field))
+        if (parse_name(value, cache_names, CACHE_TYPES, &index)) {
+            *(CacheType *)field = (CacheType)index;
             return true;
+        }
         log_error(WRONG_USAGE, "%s takes f32, bf16, q8, q6, q4 or full, not '%s'", given, value);
+        return false;
+    case FORMAT:
+        if (parse_name(value, format_names, FORMATS, field))
+            return true;
+        log_error(WRONG_USAGE, "%s takes man, bash, zsh or fish, not '%s'", given, value);
         return false;
     case INTEGER:
         if (parse_integer(value, &number) && number >= option->least && number <= option->most) {
@@ -276,8 +250,8 @@ enum { LONG_OPTION = 256 };
 static OptionId find(const char *argument) {
     size_t length = strcspn(argument, "=");
     for (int i = 0; i < OPTION_COUNT; i++) {
-        if ((table[i].letter && !strcmp(argument, table[i].letter)) ||
-            (strlen(table[i].name) == length && !strncmp(argument, table[i].name, length)))
+        if ((option_table[i].letter && !strcmp(argument, option_table[i].letter)) ||
+            (strlen(option_table[i].name) == length && !strncmp(argument, option_table[i].name, length)))
             return (OptionId)i;
     }
     return OPTION_COUNT;
@@ -287,8 +261,8 @@ static OptionId find(const char *argument) {
 static const struct {
     const char *theirs, *ours;
 } synonyms[] = {
-    {"-m", "no option for the model: run MODEL"},
-    {"--model", "no option for the model: run MODEL"},
+    {"-m", "MODEL alone, without an option"},
+    {"--model", "MODEL alone, without an option"},
     {"--temp", "-t, --temperature"},
     {"--n-predict", "-n, --tokens"},
     {"--predict", "-n, --tokens"},
@@ -337,10 +311,10 @@ static const char *right_name(const char *name) {
     }
     for (int part = 0; part <= 1 && !found && name[1] == '-' && name[2]; part++) {
         for (int i = 0; i < OPTION_COUNT; i++) {
-            if (alike(name, table[i].name, part) && found)
+            if (alike(name, option_table[i].name, part) && found)
                 return NULL;
-            if (alike(name, table[i].name, part))
-                found = table[i].name;
+            if (alike(name, option_table[i].name, part))
+                found = option_table[i].name;
         }
     }
     return found;
@@ -354,7 +328,7 @@ static bool unknown_option(const char *argument) {
     if (right)
         log_error(WRONG_USAGE, "unknown option '%s': use %s", argument, right);
     else
-        log_error(WRONG_USAGE, "unknown option '%s'; run --help lists them", argument);
+        log_error(WRONG_USAGE, "unknown option '%s'; %s --help lists them", argument, program_name);
     return false;
 }
 
@@ -389,7 +363,7 @@ static bool choose_mode(Options *o) {
         }
     }
     for (int i = 0; i < OPTION_COUNT; i++) {
-        if (o->given[i] && !(table[i].modes & 1u << o->mode)) {
+        if (o->given[i] && !(option_table[i].modes & 1u << o->mode)) {
             log_error(WRONG_USAGE, "%s has no meaning for %s", o->given[i], mode);
             return false;
         }
@@ -437,7 +411,7 @@ static bool take_model(Options *o, const char *argument) {
 static void make_getopt_tables(char *letters, struct option *names) {
     strcpy(letters, "-:"); /* arguments in order; a value that is missing is told apart */
     for (int i = 0; i < OPTION_COUNT; i++) {
-        const Option *o = &table[i];
+        const Option *o = &option_table[i];
         if (o->letter) {
             strcat(letters, o->letter + 1);
             strcat(letters, o->value ? ":" : "");
@@ -463,7 +437,7 @@ static bool take_option(Options *o, int argc, char **argv, const char *argument,
      * -c tk */
     if (id == OPTION_COUNT || (is_long ? find(argument) == OPTION_COUNT : right_name(argument) != NULL))
         return unknown_option(is_long || right_name(argument) ? argument : (char[]){'-', (char)optopt, 0});
-    const Option *option = &table[id];
+    const Option *option = &option_table[id];
     const char *given = is_long ? option->name : option->letter, *value = optarg;
     if (error) {
         if (option->value)
@@ -480,9 +454,11 @@ static bool take_option(Options *o, int argc, char **argv, const char *argument,
     return !option->value || !value || parse_value(o, id, given, value);
 }
 
-static bool print_about(OptionId id) {
+static bool print_about(const Options *o, OptionId id) {
     if (id == OPT_HELP)
-        help();
+        manual_help();
+    else if (id == OPT_GENERATE)
+        manual_generate(o->format);
     else
         output_print("mla.c " MLA_VERSION "\n%s\n", machine_line());
     output_flush();
@@ -505,7 +481,7 @@ static bool read_arguments(Options *o, int argc, char **argv, int *status) {
         for (OptionId id = OPT_HELP; id <= OPT_VERSION; id++) {
             if (o->given[id]) {
                 *status = DONE;
-                return print_about(id);
+                return print_about(o, id);
             }
         }
     }
@@ -535,7 +511,8 @@ bool options_parse(Options *o, int argc, char **argv, int *status) {
     if (!read_arguments(o, argc, argv, status))
         return false;
     if (!o->model) {
-        log_error(WRONG_USAGE, "no model is given: %s; run --help tells more", usage);
+        log_error(WRONG_USAGE, "no model is given: %s MODEL -p TEXT; %s --help tells more", program_name,
+                  program_name);
         return false;
     }
     quiet = o->given[OPT_QUIET];

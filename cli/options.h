@@ -7,6 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "cli/table.h"
 #include "model.h"
 
 typedef enum {
@@ -55,6 +56,7 @@ typedef enum {
     OPT_CACHE,
     OPT_QUIET,
     OPT_HELP,
+    OPT_GENERATE,
     OPT_VERSION,
     OPTION_COUNT
 } OptionId;
@@ -82,14 +84,11 @@ typedef struct {
     uint64_t seed;
     int64_t threads;
     CacheType cache, against; /* of -k; of --against */
+    int format;               /* of --generate, an index of format_names */
 } Options;
 
 /* Fills o. False: the program is done with *status (a line about a mistake, help or version was written). */
 bool options_parse(Options *o, int argc, char **argv, int *status);
 void options_close(Options *o); /* also after options_parse gave false */
-
-/* Names of the cache types, as -k takes them, indexed by CacheType. */
-enum { CACHE_TYPES = 6 };
-extern const char *const cache_names[CACHE_TYPES];
 
 #endif

@@ -16,6 +16,7 @@
 #include "engine/util.h"
 
 bool quiet = false;
+const char *program_name = "run";
 
 static bool terminal;                   /* standard output is one */
 static bool regular;                    /* it is a file: no flush after each token */
@@ -33,7 +34,7 @@ static void begin_line(void) {
 }
 
 /* One line whatever the arguments hold: file names and option values come from outside. */
-static void line(const char *prefix, const char *format, va_list args) {
+static void line(const char *name, const char *format, va_list args) {
     char text[2048];
     vsnprintf(text, sizeof text, format, args);
     for (char *c = text; *c; c++) {
@@ -41,13 +42,13 @@ static void line(const char *prefix, const char *format, va_list args) {
             *c = '?';
     }
     begin_line();
-    fprintf(stderr, "%s%s\n", prefix, text);
+    fprintf(stderr, "%s%s%s\n", name, *name ? ": " : "", text);
 }
 
 int log_error(int status, const char *format, ...) {
     va_list args;
     va_start(args, format);
-    line("run: ", format, args);
+    line(program_name, format, args);
     va_end(args);
     return status;
 }
@@ -110,7 +111,10 @@ static void output_error(void) {
     _exit(error == EPIPE ? DONE : FAILED); /* not exit(): stdio would try to write the rest */
 }
 
-void output_open(void) {
+void output_open(const char *called) {
+    const char *slash = called ? strrchr(called, '/') : NULL;
+    if (called && !strcmp(slash ? slash + 1 : called, "mla"))
+        program_name = "mla";
     /* A file opened later must not become stream 0, 1 or 2. Read-only, so that writing to a stream that
      * was closed is still an error. */
     int fd;

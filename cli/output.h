@@ -16,8 +16,10 @@
 enum { DONE = 0, FAILED = 1, WRONG_USAGE = 2 }; /* exit status; after a signal interrupt_status() */
 
 extern bool quiet; /* -q: log_error() alone */
+/* as it was called: "mla", which it is when it is installed, or "run" */
+extern const char *program_name;
 
-/* an error, "run: ...": returns status */
+/* an error, behind the program's name: returns status */
 int log_error(int status, const char *format, ...) __attribute__((format(printf, 2, 3)));
 /* a remark or statistics; nothing under -q */
 void log_info(const char *format, ...) __attribute__((format(printf, 1, 2)));
@@ -26,7 +28,8 @@ void prompt_mark(const char *mark);
 /* a line that overwrites itself, on a terminal only; gone when done == of */
 void progress(const char *what, size_t done, size_t of);
 
-void output_open(void); /* once, before anything else is opened or written */
+/* once, before anything else is opened or written; called: argv[0], may be NULL */
+void output_open(const char *called);
 /* What is lost if a write fails from now on: the session of this name, whose temporary file is removed.
  * NULL and NULL: nothing is. */
 void output_guard(const char *session, const char *temporary);

@@ -15,16 +15,17 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, NoReturn
 
+from exporter.errors import PROGRAM, ExportError, printable, warn
+
 try:
     import numpy  # noqa: F401 (all that follows needs it)
 except ImportError:
-    sys.exit("export.py: needs numpy: pip install numpy")
+    sys.exit(f"{PROGRAM}: needs numpy: pip install numpy")
 
 from exporter import config as model_config
 from exporter import gguf_config, mistral
 from exporter.chat import compile_chat, find_template, gguf_template
 from exporter.config import ModelConfig
-from exporter.errors import ExportError, printable, warn
 from exporter.families import language_model
 from exporter.gguf_source import Gguf
 from exporter.plan import TYPE_NAMES, make_plan
@@ -188,13 +189,13 @@ def export_random(shape: str, out_path, type_name: str, layers: int | None, seed
 
 class Options(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"export.py: {message}; try export.py --help\n")
+        self.exit(2, f"{PROGRAM}: {message}; try {PROGRAM} --help\n")
 
 
 def options() -> Options:
     parser = Options(
-        prog="export.py",
-        usage="export.py SOURCE OUT [options]\n       export.py --random SHAPE OUT [options]",
+        prog=PROGRAM,
+        usage=f"{PROGRAM} SOURCE OUT [options]\n       {PROGRAM} --random SHAPE OUT [options]",
         allow_abbrev=False,
         description="Makes the checkpoint OUT of the model in SOURCE, or one with random weights in a "
         "published SHAPE.",
@@ -231,7 +232,7 @@ def options() -> Options:
     return parser
 
 
-def arguments(argv: list[str]) -> argparse.Namespace:
+def arguments(argv: list[str] | None) -> argparse.Namespace:
     """Wrong usage ends the program with status 2."""
     parser = options()
     args = parser.parse_args(argv)
@@ -269,8 +270,9 @@ def catch_signals() -> None:
             signal.signal(number, ended)
 
 
-def main(argv: list[str]) -> int:
-    """The exit status: 0 done, 1 failed, 130 after Ctrl-C; 143 after SIGTERM, as an exception."""
+def main(argv: list[str] | None = None) -> int:
+    """argv: without the program's name; None: the process's own. The exit status: 0 done, 1 failed, 130 after
+    Ctrl-C; 143 after SIGTERM, as an exception."""
     args = arguments(argv)
     out = args.paths[-1]
     catch_signals()
@@ -283,16 +285,16 @@ def main(argv: list[str]) -> int:
             export_source(args.paths[0], out, args.type, args.mtp, rotation, *take)
         return 0
     except ExportError as error:
-        print(f"export.py: {error}", file=sys.stderr)
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
     except OSError as error:
-        print(f"export.py: {error.filename or out}: {error.strerror or error}", file=sys.stderr)
+        print(f"{PROGRAM}: {error.filename or out}: {error.strerror or error}", file=sys.stderr)
     except MemoryError:
-        print("export.py: out of memory", file=sys.stderr)
+        print(f"{PROGRAM}: out of memory", file=sys.stderr)
     except KeyboardInterrupt:
         return 130
     except Exception as error:  # a defect of this program, whatever the source is like
         at = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{os.path.basename(at.filename)}:{at.lineno}"
         what = f"{type(error).__name__} at {where}: {printable(error)}"
-        print(f"export.py: {what}; please report this", file=sys.stderr)
+        print(f"{PROGRAM}: {what}; please report this", file=sys.stderr)
     return 1

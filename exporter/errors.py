@@ -1,7 +1,11 @@
 """What the exporter tells its user: the one exception that it raises on purpose, whose text is the line that
 the user reads, and warnings, which cost nothing."""
 
+import os
 import sys
+
+# The name in messages: what the program is called, in the repository or installed.
+PROGRAM = "mla-export" if os.path.basename(sys.argv[0]) == "mla-export" else "export.py"
 
 
 class ExportError(Exception):
@@ -16,4 +20,4 @@ def printable(text: object, limit: int = 120) -> str:
 
 def warn(text: str) -> None:
     """One line on standard error; the export goes on."""
-    print(f"export.py: warning: {text}", file=sys.stderr)
+    print(f"{PROGRAM}: warning: {text}", file=sys.stderr)

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The tests of a minute, with numpy and pytest alone: kernels and threads, two model families beside the logits of
+# The short tests, with numpy and pytest alone: kernels and threads, two model families beside the logits of
 # transformers, the command line, sessions, the layout of the sources. `make check` calls it once the programs are
 # built; with arguments it runs those tests instead. The interpreter's own packages serve, or build/venv-check.
 set -eu

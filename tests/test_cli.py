@@ -238,7 +238,8 @@ def test_help_and_version():
         "--cache",
     ):
         assert option in out
-    assert re.fullmatch(r"mla\.c \d+\.\d+\.\d+\n", text("--version", model=None).decode())
+    version = r"mla\.c \d+\.\d+\.\d+\nkernels \w+, (built without )?OpenMP, \d+ threads?\n"
+    assert re.fullmatch(version, text("--version", model=None).decode())
 
 
 # ---- files that are no models

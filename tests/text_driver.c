@@ -14,7 +14,7 @@ int main(int argc, char **argv) {
     for (int i = 1; i < argc && i <= 16; i++)
         stop_bytes[i - 1] = strlen(argv[i]);
     Text text;
-    output_open();
+    output_open(NULL);
     if (!text_open(&text, (const char *const *)argv + 1, stop_bytes, (size_t)argc - 1))
         return 1;
     char token[256];

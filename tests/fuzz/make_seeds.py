@@ -48,6 +48,7 @@ OPTIONS = [
     "model.bin\0-p\0Once\0-n\x005\0-t\x000.5\0--top-k\x0040\0-s\x001",
     "model.bin\0-e\0-p\0a\\n\\x41\\ud83d\\ude00\0--stop\0b\0-q",
     "--help",
+    "--generate\0zsh",
     "m\0--info",
     "m\0--ids\x001 2 3\0-k\0q6\0-c\x0010\0-j\x001",
     "m\0--perplexity\0f\0--against\0f32",
