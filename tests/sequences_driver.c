@@ -75,7 +75,7 @@ static bool emit(void *owner) {
 static void draw(Sequence *q, uint64_t seed, int64_t n) {
     SamplerOptions o = {.temperature = 1, .top_p = 1, .repeat_penalty = 1, .seed = seed};
     Generation g = {.sequence = q,
-                    .sampler = sampler_open(m.k, m.config.vocab_size, &o),
+                    .sampler = sampler_open(m.ops, m.config.vocab_size, &o),
                     .limit = n,
                     .emit = emit,
                     .owner = q};
