@@ -76,12 +76,12 @@ SEPARATOR = "<|endoftext|>"
 PATTERNS = [
     r"\p{N}{1,3}",
     r"[一-龥぀-ゟ゠-ヿ]+",
-    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 ]
 
 
 # ---- text
-# ------------------------------------------------------------------------------------------------------------------
 
 
 def train_tokenizer(stories):
@@ -114,13 +114,13 @@ def encode(tokenizer, stories):
 
 
 def windows(ids, count, generator=None):
-    """`count` pieces of T + 2 tokens from anywhere: the two more are what the last position has to predict."""
+    """`count` pieces of T + 2 tokens from anywhere: the two more are what the last position has to
+    predict."""
     starts = torch.randint(0, len(ids) - T - 1, (count,), generator=generator)
     return torch.stack([ids[start : start + T + 2] for start in starts])
 
 
 # ---- the model
-# -------------------------------------------------------------------------------------------------------------
 # The modules carry the names of the published tensors, so that state_dict() is the checkpoint.
 
 
@@ -299,7 +299,6 @@ class Model(nn.Module):
 
 
 # ---- training
-# --------------------------------------------------------------------------------------------------------------
 
 
 def optimizers(model, rate):
@@ -404,13 +403,12 @@ def main():
     train, held_out = prepare(args.text, args.out)
     if min(len(train), len(held_out)) < T + 2:
         options.error(
-            f"{args.text} is too short: {len(train)} tokens to train on and {len(held_out)} held out, at least {T + 2} of each are needed"
+            f"{args.text} is too short: {len(train)} tokens to train on and {len(held_out)} held out, "
+            f"at least {T + 2} of each are needed"
         )
     model = Model().to(device)
-    print(
-        f"{len(train):,} tokens, {len(held_out):,} held out; {sum(p.numel() for p in model.parameters()):,} parameters",
-        flush=True,
-    )
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"{len(train):,} tokens, {len(held_out):,} held out; {parameters:,} parameters", flush=True)
 
     muon_and_adamw = optimizers(model, args.rate)
     begin, step = time.time(), 0
@@ -436,7 +434,8 @@ def main():
         if step % 20 == 0:
             speed = step * args.batch * T / (time.time() - begin)
             print(
-                f"step {step}, {progress:.0%}: loss {next_loss.item():.3f}, mtp {mtp_loss.item():.3f}, {speed:.0f} tokens/s",
+                f"step {step}, {progress:.0%}: loss {next_loss.item():.3f}, mtp {mtp_loss.item():.3f}, "
+                f"{speed:.0f} tokens/s",
                 flush=True,
             )
         if step % 500 == 0:

@@ -220,8 +220,8 @@ def _indexer(keys: Keys, family: Family, layers: int, p: int) -> Indexer:
 def _layers(keys: Keys, family: Family) -> int:
     """num_hidden_layers. A model whose layers are pairs counts its pairs, in num_layers."""
     if not family.pairs_of_layers:
-        return keys.integer("num_hidden_layers")
-    pairs = keys.integer("num_layers", most=LIMITS["num_hidden_layers"] // 2)
+        return int(keys.integer("num_hidden_layers"))
+    pairs: int = keys.integer("num_layers", most=LIMITS["num_hidden_layers"] // 2)
     keys.one_of("num_hidden_layers", 2 * pairs, pairs)
     return 2 * pairs
 

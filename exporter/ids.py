@@ -59,8 +59,9 @@ def _check_ends(path: Path, ids: Mapping[str, int]) -> None:
         stated |= language_model(read_json(file, required=False), file)
     first, last = stated.get("bos_token_id"), stated.get("eos_token_id")
     last = last if isinstance(last, list) else [last]
-    known = isinstance(begin, str) and isinstance(end, str) and begin in ids and end in ids
-    if known and first is not None and last != [None] and ids[begin] != first and ids[end] not in last:
+    if not isinstance(begin, str) or not isinstance(end, str) or begin not in ids or end not in ids:
+        return
+    if first is not None and last != [None] and ids[begin] != first and ids[end] not in last:
         what = f"{printable(begin, 60)} is {ids[begin]} in the one and bos_token_id {first} in the other"
         _refuse(path, "config.json", what)
 

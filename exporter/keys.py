@@ -94,7 +94,9 @@ class Keys:
             self.fail(key, "true or false was expected")
         return value
 
-    def lenient(self, read: Callable[..., Any], key: str, default: Any, warn, *limits: float) -> Any:
+    def lenient(
+        self, read: Callable[..., Any], key: str, default: Any, warn: Callable[[str], None], *limits: float
+    ) -> Any:
         """What `read` (integer, number or boolean of this object) gives; `default` and a warning, where it
         would refuse."""
         try:

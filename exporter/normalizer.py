@@ -4,8 +4,8 @@
 import functools
 import unicodedata
 
-from exporter.pretokenizer import unicode_sets
-from exporter.section import NormalForm
+from .pretokenizer import unicode_sets
+from .section import NormalForm
 
 SPACE = "\u2581"  # SentencePiece writes a space so
 

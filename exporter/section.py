@@ -3,10 +3,12 @@
 
 import struct
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from exporter.pretokenizer import UnsupportedTokenizer, compile_steps
+from .pretokenizer import UnsupportedTokenizer, compile_steps
 
 TAG = 0x324B4F54  # "TOK2"
 HEADER = struct.Struct("<17I")
@@ -14,6 +16,13 @@ NONE = 0xFFFFFFFF
 MAX_IDS = 1 << 24
 MAX_TOKEN_TEXT = 1024  # bytes of an added token or a unit; the same limit as in engine/section.h
 PREFIX_FIRST, PREFIX_ONCE, NORMALIZE_LAST, DROP_SPACE = 1, 2, 4, 8
+
+
+class Merge(NamedTuple):
+    left: int
+    right: int
+    id: int
+    rank: int
 
 
 @dataclass
@@ -41,7 +50,7 @@ class NormalForm:
 class Tokenizer:
     tokens: dict[int, bytes]  # what each id decodes to
     byte_id: list[int]  # [256], NONE where the vocabulary lacks a byte
-    merges: list[tuple[int, int, int, int]]  # (left, right, id, rank)
+    merges: list[Merge]
     patterns: list[str] = field(default_factory=list)  # the pre-tokenizer's expressions, one step each
     added: list[Added] = field(default_factory=list)
     special: set[int] = field(default_factory=set)
@@ -53,28 +62,37 @@ class Tokenizer:
     drop_space: bool = False  # decoding leaves out a space at the begin of a text
 
 
-def padded(data):
+def padded(data: bytes) -> bytes:
     return data + bytes(-len(data) % 4)
 
 
-def numbers(values):
+def numbers(values: npt.ArrayLike) -> bytes:
     return np.asarray(values, "<u4").tobytes()
 
 
-def starts(lengths):
+def starts(lengths: npt.ArrayLike) -> bytes:
     return numbers(np.concatenate([[0], np.cumsum(lengths)]))
 
 
-def pack_merges(merges, vocabulary):
+class PackedMerges(NamedTuple):
+    rows: int
+    start: bytes
+    merges: bytes
+
+
+def pack_merges(merges: list[Merge], vocabulary: int) -> PackedMerges:
     """Where a pair (left, right) comes twice, the lowest rank counts, and the first of equal ones."""
     table = np.array(merges, np.int64).reshape(-1, 4)
     table = table[np.lexsort((table[:, 3], table[:, 1], table[:, 0]))]
     again = (np.diff(table[:, :2], axis=0, prepend=-1) == 0).all(axis=1)
     table = table[~again]
-    return len(table), starts(np.bincount(table[:, 0], minlength=vocabulary)), numbers(table[:, 1:])
+    first = starts(np.bincount(table[:, 0], minlength=vocabulary))
+    return PackedMerges(len(table), first, numbers(table[:, 1:]))
 
 
-def pack_texts(texts, tokens, text, token_start):
+def pack_texts(
+    texts: list[tuple[bytes, int]], tokens: dict[int, bytes], text: bytearray, token_start: np.ndarray
+) -> bytes:
     """The entries {start, bytes, id} of a table; a text that differs from what the token decodes to is
     appended to `text`."""
     entries = []
@@ -85,7 +103,7 @@ def pack_texts(texts, tokens, text, token_start):
                 f"{MAX_TOKEN_TEXT}"
             )
         if tokens.get(token) == bytes_:
-            start = token_start[token]
+            start = int(token_start[token])
         else:
             start = len(text)
             text += bytes_
@@ -93,7 +111,7 @@ def pack_texts(texts, tokens, text, token_start):
     return numbers(entries)
 
 
-def pack_form(form):
+def pack_form(form: NormalForm) -> tuple[bytes, bytes]:
     replacements = [
         (code, order, check, *to, *[0] * (4 - len(to)))
         for code, order, check, to in sorted(form.replacements)

@@ -8,7 +8,7 @@ types of the tensors, for files whose configuration was lost.
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 from .errors import ExportError, printable
@@ -148,7 +148,9 @@ def refuse_tensors(types: Mapping[str, str], where: str) -> None:
             refuse_form(where, form)
 
 
-def refuse_forms(directory: str, types: Mapping[str, str], read_json) -> None:
+def refuse_forms(
+    directory: str, types: Mapping[str, str], read_json: Callable[[str], dict[str, Any]]
+) -> None:
     """What the files of a directory say, beside config.json: hf_quant_config.json and the tensors. `types`:
     {name of a tensor: type}; `read_json(path)`: the object in a file."""
     path = os.path.join(directory, "hf_quant_config.json")

@@ -6,6 +6,7 @@ thoughts. The model is random, with a tokenizer of single bytes, so that what it
 only; its output rows prefer ASCII and the end of a thought. Where it matters what is said, the model is one
 that says it (Speaker). What a conversation's tokens are is read out of its session."""
 
+import itertools
 import json
 import os
 import pty
@@ -64,11 +65,10 @@ EXACT = {"env": {**os.environ, "MLA_PATH": "absorbed"}}  # one path, whatever th
 
 
 # ---- templates
-# ------------------------------------------------------------------------------------------------------------
 
 
 def say(before="", after=""):
-    return "{{ '%s' + m['content'] + '%s' }}" % (before, after)
+    return "{{ '" + before + "' + m['content'] + '" + after + "' }}"
 
 
 def template(system, user, answer, prompt, begin="{{ bos_token }}"):
@@ -231,7 +231,8 @@ class Judge:
     def ids(self, said, system=None):
         """The prompt after user, assistant, ..., user."""
         messages = [
-            {"role": role, "content": what} for role, what in zip(["user", "assistant"] * len(said), said)
+            {"role": role, "content": what}
+            for role, what in zip(["user", "assistant"] * len(said), said, strict=False)
         ]
         messages = ([{"role": "system", "content": system}] if system is not None else []) + messages
         return self.library.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
@@ -270,7 +271,6 @@ def chat(model, *options, **how):
 
 
 # ---- the same tokens as transformers
-# -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", TEMPLATES)
@@ -349,7 +349,6 @@ def test_what_is_said_is_no_mark(said, chat_model, tmp_path):
 
 
 # ---- thoughts
-# ------------------------------------------------------------------------------------------------------------
 
 BEGIN, END = THINK
 MISTRAL = ["[INST]", "[/INST]", "[THINK]", "[/THINK]"]
@@ -423,7 +422,7 @@ def can_be_said(family, answer):
     """By a model that knows its last token alone: what follows a letter is always the same."""
     following = {}
     letters = ENDS_OF_PROMPTS.get(family, "") + answer.rstrip("*")
-    return all(following.setdefault(a, b) == b for a, b in zip(letters, letters[1:]))
+    return all(following.setdefault(a, b) == b for a, b in itertools.pairwise(letters))
 
 
 SPEECHES = [(family, answer) for family in THINKERS for answer in ANSWERS if can_be_said(family, answer)]
@@ -466,7 +465,7 @@ def speaker(folder, chat_template, said, start, marks=MARKS):
     arrays["model.embed_tokens.weight"] = np.eye(vocabulary, width, dtype=np.float32)
     head = arrays["lm_head.weight"] = np.zeros((vocabulary, width), np.float32)
     following = {}
-    for last, token in zip([start, *said], said):
+    for last, token in itertools.pairwise([start, *said]):
         assert following.setdefault(last, token) == token
     for last, token in ({said[-1]: t.token_to_id(EOS)} | following).items():
         head[token, last] = 1
@@ -550,7 +549,7 @@ def test_spelled_marks_are_text(family, mark, tmp_path):
     t = tokenizer(special=[*SPECIAL, *MISTRAL])
     said = ids_of(t, "a" + mark + "z", *THINK)
     start = {"V3.2": END, "R1": "\u010a"}.get(family, ASSISTANT)
-    model, judge = speaker(tmp_path / "model", chat_template, said, t.token_to_id(start))
+    model, _ = speaker(tmp_path / "model", chat_template, said, t.token_to_id(start))
     session = tmp_path / "session"
     assert mark in chat(model, "-t", 0, "-n", len(said), "--session", session, stdin=b"u\n").decode()
     chat(model, "-t", 0, "-n", 0, "-p", "v", "--session", session)
@@ -596,7 +595,7 @@ def test_proof_holds_for_other_answers(family):
 
 def conversation_of(contents):
     roles = ["user", "assistant"] * len(contents)
-    return [{"role": role, "content": content} for role, content in zip(roles, contents)]
+    return [{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)]
 
 
 def test_rounds_are_counted(chat_model, tmp_path):
@@ -615,7 +614,6 @@ def test_rounds_are_counted(chat_model, tmp_path):
 
 
 # ---- lines in, answers out
-# ------------------------------------------------------------------------------------------------------------
 
 SAMPLED = ["-t", 1, "--top-k", 8, "-s", 5, "-n", 20]
 
@@ -765,7 +763,6 @@ def test_quiet_and_statistics(chat_model):
 
 
 # ---- a terminal
-# ------------------------------------------------------------------------------------------------------------
 
 
 class Talk:
@@ -932,7 +929,6 @@ def test_terminated(turn, chat_model, tmp_path):
 
 
 # ---- refusals
-# ------------------------------------------------------------------------------------------------------------
 
 
 def test_no_template(export):
@@ -996,7 +992,6 @@ def test_damaged_section(chat_model, tmp_path):
 
 
 # ---- export
-# ------------------------------------------------------------------------------------------------------------
 
 ROUNDS = template(
     say("SYSTEM:"),

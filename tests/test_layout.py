@@ -47,7 +47,7 @@ def includes(path):
     """The files of ours that a file includes."""
     found = re.findall(r'^#include "(.*)"', C[path], re.M)
     beside = [str(Path(path).parent / name) for name in found]
-    return [near if near in C else name for near, name in zip(beside, found)]
+    return [near if near in C else name for near, name in zip(beside, found, strict=True)]
 
 
 def test_every_source_has_a_floor():

@@ -1,9 +1,9 @@
 """Sequences: computed side by side, cut, forked and closed, each gives the bytes that it gives alone.
 
 build/sequences_driver runs forward() and generate() on commands (tests/sequences_driver.c). A text must not
-depend on its neighbours in a call, on how calls are cut, or on where its pages lie: batches, prefixes that many
-prompts share, samples and conversations stand on that. The judge is the same text computed alone, from its
-beginning, in one piece."""
+depend on its neighbours in a call, on how calls are cut, or on where its pages lie: batches, prefixes that
+many prompts share, samples and conversations stand on that. The judge is the same text computed alone, from
+its beginning, in one piece."""
 
 import subprocess
 
