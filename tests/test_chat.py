@@ -590,7 +590,7 @@ def test_proof_holds_for_other_answers(family):
         want = library.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         if who == "caller":  # the section says what the caller does, too; the template keeps everything
             parts = parts._replace(flags=parts.flags & ~(exporter_chat.SPLIT_FIRST | exporter_chat.DROP_OPEN))
-        assert put_together(parts, [tuple(message.values()) for message in messages]) == want
+        assert put_together(parts, [exporter_chat.Message(**message) for message in messages]) == want
 
 
 def conversation_of(contents):
