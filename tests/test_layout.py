@@ -96,7 +96,8 @@ def test_conditions_and_intrinsics_stay_in_kernels():
     for path, text in SOURCES.items():
         if path.startswith("kernels/"):
             continue
-        guard = re.sub(r"\W", "_", Path(path).name).upper()
+        name = re.sub(r"\W", "_", Path(path).name).upper()
+        guard = f"({Path(path).parent.name.upper()}_)?{name}"
         for line in text.splitlines():
             condition = re.match(r"#\s*(?:if|ifdef|ifndef|elif)\b(.*)", line)
             if condition and not re.search(rf"\b({guard}|_OPENMP|_WIN32)\b", condition[1]):
