@@ -182,6 +182,14 @@ class Joined(Tensor):
         return max((part.largest(begin, end) for part, begin, end, _ in self.pieces(low, high)), default=0.0)
 
 
+class Info(NamedTuple):
+    """What the header says of a tensor."""
+
+    shape: list[int]
+    kind: int
+    offset: int  # from where the tensors begin
+
+
 class Contents(NamedTuple):
     metadata: dict[str, Any]  # int, float, bool, str or a list of one of them
     tensors: dict[str, Tensor]
@@ -195,7 +203,7 @@ def read_gguf(file: File) -> Contents:
         raise ExportError(f"{file.path}: not a GGUF file of version 2 or 3 for this kind of machine")
     tensors, keys = header.number("<Q"), header.number("<Q")
     metadata: dict[str, Any] = {}
-    infos: dict[str, tuple[list[int], int, int]] = {}  # shape, type, offset
+    infos: dict[str, Info] = {}
     for _ in range(keys):
         key = header.string()
         if key in metadata:
@@ -208,7 +216,7 @@ def read_gguf(file: File) -> Contents:
                 f"{file.path}: tensor {printable(name)}: is there twice, or its entry is damaged"
             )
         shape = [header.number("<Q") for _ in range(dimensions)][::-1]  # rows of `shape`[-1] numbers
-        infos[name] = shape, header.number("<I"), header.number("<Q")
+        infos[name] = Info(shape, header.number("<I"), header.number("<Q"))
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or not 1 <= alignment <= 1 << 20:
         raise ExportError(f"{file.path}: general.alignment is {printable(alignment)}; this file is damaged")
@@ -216,8 +224,8 @@ def read_gguf(file: File) -> Contents:
     return Contents(
         metadata,
         {
-            name: _tensor(file, name, kind, shape, data + offset)
-            for name, (shape, kind, offset) in infos.items()
+            name: _tensor(file, name, info.kind, info.shape, data + info.offset)
+            for name, info in infos.items()
         },
     )
 

@@ -10,7 +10,7 @@ neither time nor memory.
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,7 +46,7 @@ class Place(NamedTuple):
     which: np.ndarray | slice  # of these
 
 
-@dataclass
+@dataclass(frozen=True)
 class Entry:
     """One tensor of the checkpoint: `count` matrices [rows, cols] whose numbers are rows of the source's
     tensor `source`.
@@ -285,7 +285,7 @@ class Plan:
                 self.matrix(f"{name}{e}.down", "experts", D, M, first=e * D, **down)
             else:
                 self.mlp(f"{name}{e}.", "experts", M, f"{source}{e}.")
-            self.entries[begin].align = EXPERT_PAGE
+            self.entries[begin] = replace(self.entries[begin], align=EXPERT_PAGE)
 
     def layer(self, name: str, source: str, moe: bool, indexer: bool, half: str = "") -> None:
         """`half`: of a pair that is one layer of the source, ".0" or ".1"."""

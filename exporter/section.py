@@ -25,7 +25,7 @@ class Merge(NamedTuple):
     rank: int
 
 
-@dataclass
+@dataclass(frozen=True)
 class Added:
     """A token that is matched in trusted text before anything else is done with it."""
 
@@ -34,19 +34,32 @@ class Added:
     late: bool  # searched in what the others left over ("normalized" in tokenizer.json)
 
 
-@dataclass
+class Replacement(NamedTuple):
+    """What becomes of the character `code`."""
+
+    code: int
+    order: int  # its combining class
+    check: int  # 1: a text with it may not be in the normal form
+    to: list[int]  # at most 4 codes
+
+
+class Composition(NamedTuple):
+    first: int
+    second: int
+    code: int
+
+
+@dataclass(frozen=True)
 class NormalForm:
     """What is done with text before it is cut into words (engine/unicode.h); normalizer.py makes it."""
 
-    replacements: list[tuple[int, int, int, list[int]]] = field(
-        default_factory=list
-    )  # (code, combining class, check, at most 4 codes)
-    compositions: list[tuple[int, int, int]] = field(default_factory=list)  # (first, second, code)
+    replacements: list[Replacement] = field(default_factory=list)
+    compositions: list[Composition] = field(default_factory=list)
     prefix: int = 0  # a code point put before the text; 0: none
     options: int = 0  # PREFIX_FIRST, PREFIX_ONCE, NORMALIZE_LAST
 
 
-@dataclass
+@dataclass(frozen=True)
 class Tokenizer:
     tokens: dict[int, bytes]  # what each id decodes to
     byte_id: list[int]  # [256], NONE where the vocabulary lacks a byte

@@ -346,7 +346,7 @@ def read_gguf_bytes(metadata: dict[str, Any]) -> Tokenizer:
             "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
         }
     )
-    tokenizer.merges += rank_merges(ranks)
+    tokenizer.merges.extend(rank_merges(ranks))
     return tokenizer
 
 
