@@ -26,14 +26,15 @@ VERSION   = 0.1.0
 BUILD     = build
 PROGRAM   = run
 
-# -O3 for the kernels' loops; no -Ofast and no contraction of a*b+c: the text must be the same everywhere.
+# -O3 for the kernels' loops; no -Ofast and no contraction of a*b+c: the text must be the same everywhere. Old
+# x86 (ROUNDING) keeps more digits than a float has unless told not to.
 CFLAGS   ?= -O3
 WARN      = -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion $(if $(OPENMP),,-Wno-unknown-pragmas)
-BASE      = -std=gnu11 -ffp-contract=off -fno-strict-aliasing -pthread -I. $(WARN) -DMLA_VERSION='"$(VERSION)"'
+BASE      = -std=gnu11 -ffp-contract=off $(ROUNDING) -fno-strict-aliasing -pthread -I. $(WARN) -DMLA_VERSION='"$(VERSION)"'
 
 # ---- what the compiler can do -----------------------------------------------------------------------------
 # $(BUILD)/compiler.mk says it: found once for each compiler and its flags, and only by goals that compile.
-# OpenMP counts if a program with it also runs.
+# OpenMP counts if a program with it also runs (on one thread: ThreadSanitizer does not understand more).
 COMPILER  = $(strip $(CC) $(CFLAGS) $(LDFLAGS) $(if $(filter command,$(origin OPENMP)),OPENMP=$(OPENMP)))
 COMPILES  = all check test demo bench study matrix fuzz $(PROGRAM) $(BUILD)/%
 ifneq (,$(filter $(COMPILES),$(or $(MAKECMDGOALS),all)))
@@ -49,11 +50,12 @@ $(BUILD)/compiler.mk: Makefile
 	@mkdir -p $(BUILD)
 	@$(CC) $(CFLAGS) -dM -E -x c /dev/null >$(BUILD)/macros 2>/dev/null || : >$(BUILD)/macros
 	@echo 'int main(void) { int n = 0;' >$(BUILD)/probe.c
-	@echo '_Pragma("omp parallel num_threads(2) reduction(+ : n)") n += 1; return n < 1; }' >>$(BUILD)/probe.c
+	@echo '_Pragma("omp parallel num_threads(1)") n += 1; return n < 1; }' >>$(BUILD)/probe.c
 	@{ printf 'PROBED = %s\n' '$(COMPILER)'; \
 	   if grep -q '__x86_64__' $(BUILD)/macros; then echo 'ISAS = portable avx2 avx512'; \
 	     $(CC) -mavxvnni -fsyntax-only -x c /dev/null 2>/dev/null && echo 'ISAS += avxvnni'; \
 	   elif grep -q '__aarch64__' $(BUILD)/macros; then echo 'ISAS = portable neon'; \
+	   elif grep -q '__i386__' $(BUILD)/macros; then echo 'ISAS = portable'; echo 'ROUNDING = -msse2 -mfpmath=sse'; \
 	   else echo 'ISAS = portable'; fi; \
 	   if $(CC) $(CFLAGS) -fopenmp $(BUILD)/probe.c $(LDFLAGS) -o $(BUILD)/probe >/dev/null 2>&1 && \
 	     $(BUILD)/probe >/dev/null 2>&1; then echo 'OPENMP = -fopenmp'; else echo 'OPENMP ='; fi; } >$@.new

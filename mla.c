@@ -1,4 +1,4 @@
-/* mla.c: Multi-head Latent Attention, the idea that this program exists for, in five steps.
+/* mla.c: Multi-head Latent Attention, the idea that this program exists for, in five sections.
  *
  * The problem  Ordinary attention caches keys and values of every head: H (n + p + v) numbers a token and
  *              layer, 40,960 in DeepSeek-V3.
@@ -6,35 +6,39 @@
  *              (p numbers) for all heads: 576 in DeepSeek-V3.
  *
  *     x --W_kva--> [ c_raw | k_raw ]    c = RMSNorm(c_raw), k_pe = rope(k_raw)      cache row [ c | k_pe ]
- *     x --W_q----> [ q_nope | q_pe ] of each head, q_pe = rope(q_pe)
- *                  (with q_lora_rank: W_qb RMSNorm(W_qa x), a low rank of the queries' own)
+ *     x --W_q----> [ q_nope | q_raw ] of each head, q_pe = rope(q_raw)
+ *                  (with q_lora_rank: W_qb RMSNorm(W_qa x), a low rank for the queries, too)
  *
  *     k_h,j = [ W_uk,h c_j | k_pe,j ]   v_h,j = W_uv,h c_j                          made when needed
- *     o_h   = sum_j softmax_j(scale q_h . k_h,j) v_h,j                              attention as always
+ *     o_h   = sum_j softmax_j(scale q_h . k_h,j) v_h,j                              ordinary attention
  *     out   = W_o [ o_1 | ... | o_H ]
  *
  * Sizes by their names in config.json: H num_attention_heads, n qk_nope_head_dim, p qk_rope_head_dim,
- * v v_head_dim, r kv_lora_rank.
+ * v v_head_dim, r kv_lora_rank. rope turns the pairs (2 d, 2 d + 1); export.py reorders the rows of models
+ * that pair halves.
  *
  * Two ways to compute the same. Keys and values are linear in c, so a matrix may move to the other side:
  *
  *     absorbed       q_nope . (W_uk c) = (W_uk^T q_nope) . c and sum_j a_j (W_uv c_j) = W_uv (sum_j a_j c_j).
- *     ("MQA mode")   The query moves into the latent space, all heads attend to the cached rows as they are,
- *                    and values are expanded once, after the sum. 2 r + p multiplications for each query,
- *                    head and row. Best for one new row: decode.
- *     decompressed   Expand keys and values of the cached rows, a page at a time, use them for many queries
- *     ("MHA mode")   and forget them. n + p + v multiplications for each query, head and row, and (n + v) r
- *                    for each head and row, once. Best for many new rows: prefill.
+ *     ("MQA mode")   The query is mapped into the latent space, all heads read the same cached rows, and W_uv
+ *                    is applied once, to the weighted sum. 2 r + p multiplications for each query, head and
+ *                    cached row. Best for one new row: decode.
+ *     decompressed   For each head, expand keys and values of a page of cached rows, use them for all queries
+ *     ("MHA mode")   of the call and forget them. n + p + v multiplications for each query, head and cached
+ *                    row, and (n + v) r for each head and cached row. Best for many new rows: prefill.
  *
- * Where they cross: counting multiplications, at (n + v) r / (2 r - n - v) new rows, 170 for DeepSeek.
- * Measured (V2-Lite's shape, q8 cache, 512 and 4096 rows of context), absorbed is faster at 96 new rows and
- * decompressed at 128. ABSORBED_ROWS in engine/sequence.h is therefore 112.
+ * The two cost the same number of multiplications at (n + v) r / (2 r - n - v) new rows, 170 for DeepSeek's
+ * sizes. Measured (V2-Lite's shape, q8 cache, 512 and 4096 cached rows), absorbed is faster at 96 new rows
+ * and decompressed at 128, because its matrix products are larger. ABSORBED_ROWS in engine/sequence.h is the
+ * middle, 112: up to so many new rows are absorbed. The two round differently, so which one a row takes
+ * follows from its own text alone.
  *
  * Questions that a reader may have
  *
  *   Why is the rotated key apart? With rotations R_i at the query's and R_j at the key's position the score
- *   would be q^T R_i^T R_j W_uk c. The rotations depend on both positions and stand between q and W_uk, so
- *   W_uk could not be absorbed. A small part of the key carries the position instead.
+ *   would be q^T R_i^T R_j W_uk c. R_i^T R_j depends on the distance and stands between q and W_uk, so the
+ *   query would have to be mapped anew for every cached row: W_uk could not be absorbed. A small part of the
+ *   key carries the position instead.
  *
  *   Why one rotated key for all heads? It is not made from the latent, so each head's own would have to be
  *   cached: H p numbers instead of p.
@@ -43,18 +47,19 @@
  *   head n rows of W_uk, then v rows of W_uv. export.py splits it, and stores W_uk transposed as well
  *   (w_uk_t), because the absorbed form multiplies by W_uk^T.
  *
- *   Why does softmax_scale hold mscale squared? The scale is (n + p)^-1/2. YaRN, which lengthens the context,
- *   multiplies queries and keys by mscale each, so their product has it twice. export.py computes it.
+ *   Why does softmax_scale contain mscale squared? The scale is (n + p)^-1/2. YaRN, which lengthens the
+ *   context, multiplies queries and keys each by mscale, so their product has it twice. export.py computes
+ *   it.
  *
  *   And sparse attention? engine/indexer.c chooses at most index_topk rows for each new row. The absorbed
- *   form attends to copies of them, side by side. The decompressed form, whose queries chose differently,
- *   attends to all rows under a mask.
+ *   form attends to copies of them, gathered into tiles. The decompressed form, whose queries may each have
+ *   chosen other rows, attends to all rows under a mask.
  *
  * The loops over lanes, pages and threads are in engine/attend.c, the inner loops in kernels/attention.h and
- * kernels/matmul.h, attention without MLA for comparison in engine/full.c. Nothing here knows files, tokens
- * or model families. Every thread of the team runs every function that takes an Attention; sync_threads()
- * separates steps that read what other threads wrote. Formulas: DeepSeek-V2, arXiv 2405.04434, section 2.1
- * and appendix C. */
+ * kernels/matmul.h, attention with an ordinary cache, for comparison, in engine/full.c. Nothing here knows
+ * files, tokens or model families. All threads of the team run mla_attention, project, absorbed and
+ * decompressed; finish_row and expand are called by one thread for one item, definition by one thread for
+ * everything. Formulas: DeepSeek-V2, arXiv 2405.04434, section 2.1 and appendix C. */
 #include <math.h>
 #include <string.h>
 
@@ -68,12 +73,12 @@
 
 /* ---- 1. the definition ---------------------------------------------------------------------- */
 
-/* out [v] = sum_j softmax_j(scale q . k_j) v_j for one head and one query, with k_j = [ W_uk c_j | k_pe,j
- * ] and v_j = W_uv c_j. Plain loops in f32 on one thread: slow, and what the two fast ways below are
- * tested against (MLA_PATH=definition).
- *   q [n + p] the head's query, rotated      rows [T][r + p] the cached rows [ c_j | k_pe,j ] it attends
- *                                            to
- *   w_uk [n][r], w_uv [v][r] of the head     score [T] for intermediate results */
+/* out [v] = sum_j softmax_j(scale q . k_j) v_j for one head and one query, with k_j = [ W_uk c_j | k_pe,j ]
+ * and v_j = W_uv c_j. Plain loops in f32 on one thread: slow, and what the two fast ways below are tested
+ * against (MLA_PATH=definition).
+ *   q [n + p]       the head's query, its last p numbers rotated
+ *   rows [T][r + p] the cached rows [ c_j | k_pe,j ] that the query attends to
+ *   w_uk [n][r], w_uv [v][r] of the head;  score [T] for intermediate results */
 void mla_definition(float *out, const float *q, const float *rows, size_t T, const float *w_uk,
                     const float *w_uv, const Config *cfg, float *score) {
     size_t n = cfg->qk_nope_head_dim, p = cfg->qk_rope_head_dim, v = cfg->v_head_dim, r = cfg->kv_lora_rank;
@@ -112,7 +117,7 @@ void mla_definition(float *out, const float *q, const float *rows, size_t T, con
 static size_t read_rows(const Attention *a, size_t i) {
     const State *s = a->s;
     size_t r = a->cfg->kv_lora_rank, p = a->cfg->qk_rope_head_dim, T = 0;
-    for (size_t j = 0; j <= s->rows[i].row; j++) {
+    for (size_t j = 0; j <= s->rows[i].place; j++) {
         if (s->sparse.active && !attends_to(s, i, j))
             continue;
         float *row = s->definition.rows + T++ * (r + p);
@@ -122,7 +127,7 @@ static size_t read_rows(const Attention *a, size_t i) {
     return T;
 }
 
-/* The definition for all rows and heads. */
+/* The definition for all new rows and heads, on one thread. */
 static void definition(const Attention *a) {
     State *s = a->s;
     size_t n = a->cfg->qk_nope_head_dim, v = a->cfg->v_head_dim, r = a->cfg->kv_lora_rank;
@@ -153,8 +158,8 @@ static void finish_row(const Attention *a, size_t i) {
     a->m->ops->rmsnorm(c, c, a->L->kv_a_norm, r, cfg->latent_norm_eps);
     rope(k_pe, s->attention.cosine + i * pairs, s->attention.sine + i * pairs, pairs);
     if (s->cache->type != CACHE_FULL)
-        a->m->ops->tile_store(&s->cache->shape, cache_tile(row->sequence, row->row / TILE_ROWS, a->layer),
-                              row->row % TILE_ROWS, c, k_pe);
+        a->m->ops->tile_store(&s->cache->shape, cache_tile(row->sequence, row->place / TILE_ROWS, a->layer),
+                              row->place % TILE_ROWS, c, k_pe);
     if (cfg->q_lora_rank) {
         float *qa = s->attention.qa + i * s->attention.qa_stride;
         a->m->ops->rmsnorm(qa, qa, a->L->q_a_norm, cfg->q_lora_rank, cfg->latent_norm_eps);
@@ -162,7 +167,7 @@ static void finish_row(const Attention *a, size_t i) {
     }
 }
 
-/* q = W_q x, or W_qb RMSNorm(W_qa x); [ c | k_pe ] = W_kva x goes into the cache. The queries are there
+/* q = W_q x, or W_qb RMSNorm(W_qa x); [ c | k_pe ] of W_kva x goes into the cache. The queries are complete
  * when it returns, the cache's rows after the next sync_threads. */
 static void project(const Attention *a) {
     State *s = a->s;
@@ -185,6 +190,7 @@ static void project(const Attention *a) {
 
 /* ---- 3. absorbed: decode -------------------------------------------------------------------- */
 
+/* The absorbed rows of the call. The last step is not followed by a barrier. */
 static void absorbed(const Attention *a) {
     const Config *cfg = a->cfg;
     State *s = a->s;
@@ -200,7 +206,8 @@ static void absorbed(const Attention *a) {
     }
     sync_threads(a->t);
 
-    attend_latents(a); /* q_latent = sum_j softmax_j(scale (q_latent . c_j + q_pe . k_pe,j)) c_j */
+    /* q_latent = sum_j softmax_j(scale (q_latent . c_j + q_pe . k_pe,j)) c_j, in place; then a barrier */
+    attend_latents(a);
 
     for (size_t h = from; h < to; h++) { /* o = W_uv (sum of latents): values are expanded after the sum */
         Activations latents = activations_view(&a->z->acts, 0, rows, cfg->kv_lora_rank);
@@ -216,7 +223,7 @@ static void absorbed(const Attention *a) {
 /* ---- 4. decompressed: prefill --------------------------------------------------------------- */
 
 /* Keys and values of one head for `rows` cached rows, page k of the span that was read: k_j = [ W_uk c_j |
- * k_pe,j ], v_j = W_uv c_j. They are the thread's own. */
+ * k_pe,j ], v_j = W_uv c_j. They go into this thread's scratch. */
 static void expand(const Attention *a, size_t head, size_t k, size_t rows) {
     TileShape keys = key_shape(a), values = value_shape(a);
     size_t n_stride = round_up(a->cfg->qk_nope_head_dim, PANEL), v_stride = a->s->attention.v_stride;
@@ -231,7 +238,8 @@ static void expand(const Attention *a, size_t head, size_t k, size_t rows) {
     }
 }
 
-/* The rows of a run, one sequence's, attend to all cached rows up to their own, span by span. */
+/* A run: rows of the call that follow one another in one sequence and are decompressed. They attend to all
+ * cached rows up to their own, a span of pages at a time. Ends with a barrier. */
 static void decompressed(const Attention *a, const Run *run) {
     size_t H = a->cfg->num_attention_heads, h;
     while ((h = next_task(a->t, H)) < H)
@@ -263,18 +271,18 @@ void mla_attention(const Model *m, State *s, size_t layer, Thread *t) {
     project(&a);
     profile_stage(s, t, STAGE_ATTENTION);
     choose_rows(m, s, layer, t); /* sparse attention; nothing in other models */
-    rotate_queries(&a);
+    rotate_queries(&a); /* each thread those of its heads; q_pe of others is read after the next barrier */
     if (s->cache->type == CACHE_FULL) {
         full_attention(&a);
     } else if (s->forced_path == PATH_DEFINITION) {
         sync_threads(t);
         if (t->id == 0)
             definition(&a);
-    } else { /* the path is each row's own: stretch_path() in engine/sequence.h */
+    } else { /* each row has its own path: stretch_path() in engine/sequence.h */
         if (s->absorbed.count)
             absorbed(&a);
         if (s->absorbed.count < s->row_count)
-            sync_threads(t);
+            sync_threads(t); /* decompressed reads all queries */
         for (Run run = next_run(s, 0); run.count; run = next_run(s, run.first + run.count))
             decompressed(&a, &run);
     }

@@ -1,24 +1,36 @@
-/* model.h: what the program is made of: every dimension with its name, every pointer with its shape. The one
- * header to read beside run.c and mla.c.
+/* model.h: what the program is made of: every dimension with its name, every pointer with its shape. The
+ * one header to read beside run.c and mla.c.
  *
  *   Config, Layer, Model   the checkpoint; engine/checkpoint.h describes the file byte by byte, and
  *                          kernels/kernels.h the inside of a matrix
- *   Sequence, Row          a text in the cache, and a position of it that is to be computed
+ *   Sequence, Row          a text in the cache, and a place of it that is to be computed
  *   State                  the cache and the buffers of a call
  *   forward, generate      in run.c; mla_attention in mla.c
  *
+ * Words
+ *   row       a token at its place in a text. A new row is computed by the present call; a cached row is
+ *             what the cache keeps of it, [ c | k_pe ] in each layer
+ *   call      one forward(); it has at most State.chunk new rows
+ *   stretch   ids of a text that are read together: a prompt, or the token that was written last
+ *   page      128 cached rows of a text, in all layers; tile: those of one layer
+ *   run       decompressed new rows that follow one another in one sequence (mla.c)
+ *   span      up to SPAN_ROWS (4096) cached rows, which a run reads at once
+ *   part      one of at most sixteen pieces of a context, which threads attend to side by side (absorbed)
+ *   panel     16 rows of a matrix; block: 64 columns of a panel; unit: 4 columns (kernels/kernels.h)
+ *   expert batch   an expert with all rows of the call that chose it
+ *
  * Where a change goes
- *   a model family   exporter/ translates its configuration and tensor names into Config and Layer. C code
- *                    never asks for a family. New arithmetic becomes a Config field, which run.c, mla.c or
- *                    engine/ reads.
- *   a cache type     CacheType below, engine/cache.c (bytes of a row), kernels/tile.h (rows in and out,
- *                    queries), cli/options.c (its name)
- *   a weight type    kernels/kernels.h (layout), kernels/matmul.h (the product), exporter/quantize.py
- *                    (packing), engine/checkpoint.c (what is accepted)
+ *   a model family   exporter/ (of the command export.py) translates its configuration and tensor names
+ *                    into Config and Layer. C code never asks for a family. New arithmetic becomes a
+ *                    Config field, which run.c, mla.c or engine/ reads.
+ *   a cache type     CacheType below, engine/cache.c (its tile type, bytes of a row), kernels/kernels.h
+ *                    and tile.h (TileType: layout, rows in and out, queries), cli/options.c (its name)
+ *   a weight type    kernels/kernels.h (Type: layout), kernels/matmul.h (product, read_row),
+ *                    exporter/quantize.py (packing), engine/checkpoint.c (what is accepted)
  *   an option        one entry in the table of cli/options.c, and the mode in cli/ that reads it
  *
  * Files include only what stands further left: kernels <- model.h <- engine <- mla.c, tokenizer.c <- run.c
- * <- cli. main's table of modes is the one exception. */
+ * <- cli. The one exception is main(), at the end of run.c, which calls cli/. */
 #ifndef MODEL_H
 #define MODEL_H
 
@@ -31,11 +43,12 @@
 
 typedef struct Tokenizer Tokenizer; /* tokenizer.h */
 
-/* Every fact that changes the arithmetic, under the name that config.json uses. Part of the file: 4-byte
- * fields in this order; a new field comes at the end, and 0 means "as before", so that older files stay good.
- * What could be folded into the weights was folded by export.py and has no field. */
+/* Every fact that changes the arithmetic, under config.json's name where there is one. Part of the file: a
+ * name of 64 bytes, then 4-byte fields in this order. A field that is added later comes at the end and
+ * means "as before" when it is 0, so that older files can still be read. What export.py could fold into
+ * the weights has no field. */
 typedef struct {
-    char name[64];                /* of the source's directory or published shape, for people; ends in NUL */
+    char name[64];                /* of the source's directory, for display only; ends in NUL */
     uint32_t hidden_size;         /* D */
     float embed_scale;            /* embeddings are multiplied by it; a tied head is not */
     uint32_t num_hidden_layers;   /* in this file */
@@ -58,10 +71,10 @@ typedef struct {
     uint32_t num_experts_per_tok;
     uint32_t n_shared_experts;
     uint32_t moe_intermediate_size; /* M: hidden width of an expert */
-    uint32_t first_k_dense_replace; /* layers below it are dense; */
-    uint32_t moe_layer_freq;        /* of the others those whose number it divides are mixtures of experts */
-    uint32_t zero_expert_num;       /* Z: experts E .. E + Z - 1 give back their input */
-    /* 1: layers are pairs; the first has experts beside its dense MLP, whose sum is added after the second */
+    uint32_t first_k_dense_replace; /* layers below it are dense */
+    uint32_t moe_layer_freq;        /* another layer l is a mixture of experts if l % moe_layer_freq == 0 */
+    uint32_t zero_expert_num;       /* Z: experts E .. E + Z - 1 have no weights: output = input */
+    /* 1: layers come in pairs; experts run beside the first one's MLP and are added after the second */
     uint32_t shortcut_moe;
     uint32_t n_group, topk_group; /* experts are chosen from the topk_group best of n_group groups */
     uint32_t scoring_func;        /* SCORE_SOFTMAX or SCORE_SIGMOID */
@@ -72,11 +85,11 @@ typedef struct {
     float rms_norm_eps;
     float latent_norm_eps; /* of q_a_norm and kv_a_norm */
     float softmax_scale;   /* (n + p)^-0.5, times YaRN's mscale squared where the model has it */
-    /* queries at position i are multiplied by query_scale[i / query_scale_span]; 0: they are not */
+    /* Mistral: queries at position i are multiplied by query_scale[i / query_scale_span]; 0: they are not */
     uint32_t query_scale_span;
 
-    /* sparse attention: engine/indexer.c. Layer l has an indexer if max(l - index_skip_topk_offset + 1, 0) %
-     * index_topk_freq == 0; otherwise it attends to the rows that the layer before it chose. */
+    /* sparse attention: engine/indexer.c. Layer l has an indexer if max(l - index_skip_topk_offset + 1, 0)
+     * % index_topk_freq == 0; otherwise it attends to the rows that the layer before it chose. */
     uint32_t index_n_heads;  /* Hi; 0: attention is dense */
     uint32_t index_head_dim; /* di, of it the last p rotated */
     uint32_t index_topk;     /* cached rows that a new one attends to, at most */
@@ -96,7 +109,7 @@ typedef struct {
     float repetition_penalty; /* the default of --repeat-penalty; 0: not given, which means 1, off */
 } Config;
 
-enum { MLP_ROW = 2048 };                      /* hidden columns that a single row computes at once */
+enum { MLP_ROW = 2048 }; /* a single row computes so many columns of an MLP's hidden vector at once */
 enum { MAX_EXPERTS = 1024, MAX_GROUPS = 64 }; /* engine/checkpoint.c refuses more */
 enum { ACT_SILU, ACT_RELU2 };
 enum { SCORE_SOFTMAX, SCORE_SIGMOID };
@@ -145,12 +158,12 @@ typedef struct {
     const float *index_k_norm, *index_k_bias; /* [di] */
     Matrix index_weights;                     /* [Hi, D] */
 
-    const float *attention_out_norm, *mlp_out_norm; /* [D] with sandwich_norm */
-    const float *post_norm;                         /* [D] */
+    const float *attention_out_norm, *mlp_out_norm; /* [D] with sandwich_norm, else NULL */
+    const float *post_norm;                         /* [D] before the MLP */
 
     Mlp mlp;                  /* a dense layer's (with shortcut_moe every layer's), or the shared experts' */
     Matrix router;            /* [E + Z, D] */
-    const float *router_bias; /* [E + Z] takes part in choosing, not in weighing */
+    const float *router_bias; /* [E + Z] added to the scores for choosing, not for weighing */
     Mlp *experts;             /* [E]; NULL in a dense layer */
 } Layer;
 
@@ -175,7 +188,7 @@ typedef struct {
     Tokenizer *tokenizer; /* of that section, opened by main; NULL: none */
     const uint8_t *chat;  /* [chat_bytes] pieces of the chat template, cli/chat.c; 0 bytes: none */
     size_t chat_bytes;
-    bool float_activations; /* some matrix other than the router is f32 or bf16 */
+    bool float_activations; /* some matrix is f32 or bf16, routers (always f32) left out of account */
     bool int8_activations;  /* some matrix is q8 or q4 */
     /* the mapped file */
     const char *path;
@@ -194,7 +207,8 @@ typedef enum { CACHE_F32, CACHE_BF16, CACHE_Q8, CACHE_Q6, CACHE_Q4, CACHE_FULL }
  *
  * The cache (engine/cache.h) is a pool of pages of 128 rows; a page holds its rows for all layers, a tile
  * of 128 rows [ c | k_pe ] for each, r + p numbers a row. A sequence is a list of page numbers, the same
- * for every layer; sequences that begin alike share pages. */
+ * for every layer. Sequences that begin alike share full pages; a page is copied before a sequence writes
+ * to it if another holds it, too. A row attends to the cached rows 0 .. its own place. */
 typedef struct Sequence {
     struct Cache *cache;
     int32_t *ids;   /* [context + 1] prompt and generated text */
@@ -205,16 +219,16 @@ typedef struct Sequence {
     bool open;
 } Sequence;
 
-/* How a row attends to the cache (mla.c). It follows from the row's own text alone (engine/sequence.h): a
- * text does not depend on what is computed beside it. */
+/* How a row attends to the cache (mla.c). It depends only on how many ids of the row's own text are read
+ * together with it (engine/sequence.h), never on other texts in the same call. */
 typedef enum { PATH_ABSORBED, PATH_DECOMPRESSED, PATH_DEFINITION } Path;
 
 /* One position of one sequence, to be computed. */
 typedef struct {
     Sequence *sequence; /* the rows of one sequence lie together in a call, in the order of the text */
     int32_t token;      /* 0 .. V-1 */
-    uint32_t row;       /* its place in the cache: from sequence->rows on, in order; it attends to 0 .. row */
-    uint32_t position;  /* the angle of its rotation: usually the same number */
+    uint32_t place;     /* in the sequence: its first new row is sequence->rows, and so on */
+    uint32_t position;  /* for rope; the same number in all models of today */
     Path path;
     bool logits; /* wanted for this row */
 } Row;
@@ -235,12 +249,12 @@ typedef struct {
     const Mlp *mlp;
     size_t rows;
     size_t first;       /* its rows are moe.row[first .. first + rows), ascending */
-    size_t task;        /* the first of its tasks: engine/moe.c */
+    size_t task;        /* index of its first task: engine/moe.c */
     Activations in;     /* [rows, D] */
     Activations hidden; /* [rows, I or M] */
 } ExpertBatch;
 
-/* A thread's own buffers for results on their way: no other thread reads them. */
+/* A thread's own buffers for intermediate results: no other thread reads them. */
 typedef struct {
     /* [max(chunk, TILE_ROWS)][max(LINEAR_ADD_COLUMNS, n, v, r)], at least D and MLP_ROW: results of a
      * matrix product before they are stored */
@@ -294,10 +308,10 @@ typedef struct State {
 
     float *x;        /* [T][x_stride] the residual stream */
     size_t x_stride; /* D rounded up to 64 */
-    /* [T][x_stride] the residual branch: sandwich_norm: an output that waits for its norm; shortcut_moe:
-     * for the end of the pair of layers. All zeros in between */
+    /* [T][x_stride] the residual branch, a second sum. sandwich_norm: the output of attention or MLP before
+     * its norm; shortcut_moe: of the experts, until the end of the pair. Else NULL. Zeros at other times. */
     float *branch;
-    float *out, *experts_out; /* what attention and MLPs, and what experts are added to: x or branch */
+    float *out, *experts_out; /* where attention and dense MLPs add, and where experts add: x or branch */
     Activations normed;       /* [T, D] RMSNorm of x: what attention and MLPs read */
 
     struct {                   /* for every path of attention */
@@ -316,7 +330,7 @@ typedef struct State {
         size_t count;
         float *q_latent; /* [count][H][r_stride] queries in the latent space, then the latents' sums */
         size_t r_stride;
-        Softmax *parts; /* [part_count] of the context, each with out [r][16] */
+        Softmax *parts; /* [part_count] one for each row, sixteen heads and part, with out [r][16] */
         size_t part_count;
     } absorbed;
 
@@ -335,13 +349,13 @@ typedef struct State {
     } definition;
 
     struct {              /* sparse attention (engine/indexer.c); NULL in a model without indexer */
-        size_t threshold; /* attention to no more rows than these is dense: index_topk, or SIZE_MAX */
+        size_t threshold; /* up to so many rows attention is dense: index_topk, or SIZE_MAX */
         bool active;      /* some row of this call attends to more */
         float *key;       /* [T][key_stride] di */
         float *query;     /* [T][query_stride] Hi * di */
         float *weight;    /* [T][weight_stride] Hi */
         size_t key_stride, query_stride, weight_stride;
-        float *score; /* [score_rows][context] of as many rows at a time */
+        float *score; /* [score_rows][context] for score_rows rows at a time */
         size_t score_rows;
         uint64_t *mask; /* [T][mask_stride] bit j: the row attends to row j of its sequence */
         size_t mask_stride;
@@ -387,8 +401,8 @@ void state_close(State *s);
 
 /* Computes n rows (1 <= n <= s->chunk, at most max_logits of them asking for logits): puts each into its
  * sequence's cache, whose `rows` grow, and returns the logits of the rows that asked for them, in their
- * order: [number of such rows][V], valid until the next call. Places are below the context. NULL: s->stop
- * interrupted it, and every sequence is as it was; otherwise it cannot fail. */
+ * order: [number of such rows][V], valid until the next call. Every place must be below s->context. NULL:
+ * s->stop interrupted it, and every sequence has the rows that it had; otherwise it cannot fail. */
 const float *forward(const Model *m, State *s, const Row *rows, size_t n);
 
 /* s->out += attention(s->normed) for the call's rows in one layer. Every thread of the team calls it. */
@@ -399,10 +413,10 @@ void mla_definition(float *out, const float *q, const float *rows, size_t T, con
                     const float *w_uv, const Config *cfg, float *score);
 
 typedef enum {
-    GOES_ON,
+    NOT_ENDED,
     END_TOKEN,
     END_STOP,    /* Generation.emit said so */
-    END_LENGTH,  /* Generation.limit */
+    END_LENGTH,  /* Generation.limit is reached */
     END_CONTEXT, /* the context is full */
     END_INTERRUPTED,
     END_NON_FINITE /* some logit is infinite or not a number */
@@ -410,22 +424,22 @@ typedef enum {
 
 /* A text that generate() goes on with. */
 typedef struct {
-    Sequence *sequence;        /* its ids that are not in the cache are read first */
+    Sequence *sequence;        /* of its own; its ids that are not in the cache are computed first */
     struct Sampler *sampler;   /* engine/sampler.h */
     const float *logits;       /* [V] after the last id; read only if all ids are in the cache */
     int64_t limit;             /* new tokens, at most; -1: as many as the context has room for */
     const int32_t *end_tokens; /* [end_token_count] */
     size_t end_token_count;
     bool (*emit)(void *owner); /* a new token is the sequence's last id. False: the text ends here */
-    /* NULL, or called after each call that read a part of a long prompt */
+    /* NULL, or called after each call that read a part of a prompt longer than State.chunk */
     void (*progress)(void *owner, size_t done, size_t all);
     void *owner;
     /* set by generate() */
     End end;
     size_t read, written; /* tokens of the prompt, new tokens */
     size_t steps;         /* calls for new tokens: the first one comes with the prompt's last row */
-    double read_seconds, write_seconds;
-    size_t stretch, stretch_rows; /* where the rows begin that are read now, and how many there are */
+    double read_seconds, write_seconds; /* of all calls that it took part in */
+    size_t stretch, stretch_rows;       /* first place of the present stretch, and its rows */
 } Generation;
 
 /* Goes on with n texts, at most s->max_logits, until each has its `end`. */

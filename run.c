@@ -1,15 +1,15 @@
-/* run.c: the story: forward (a transformer with latent attention and mixtures of experts), generate, main.
- * Read it from top to bottom with model.h beside it; then mla.c.
+/* run.c: the main program: forward (a transformer with latent attention and mixtures of experts),
+ * generate, main. Read it from top to bottom with model.h beside it; then mla.c.
  *
- * There is one forward: prefill is many rows of a sequence, decode is one row, a batch is rows of many
- * sequences. A row is one token at one place of one sequence. Weight types and cache types are the
- * kernels' and mla.c's business.
+ * There is one forward. Prefill is many rows of a sequence, decode is one row, a batch is rows of many
+ * sequences. Weight types and cache types are the business of kernels/ and mla.c.
  *
  * Threads. A call of forward is one parallel region. Every thread runs the same functions with its own
- * Thread t; share(t, n, &from, &to) gives it its part of n items, next_task(t, n) the next of n uneven
- * ones, and sync_threads(t) is a barrier: what others wrote before it can be read behind it
- * (kernels/team.h). Work is split by output, never inside a sum, so that no result depends on the number
- * of threads.
+ * Thread t. share(t, n, &from, &to) gives it its part of n items, next_task(t, n) the next of n uneven
+ * ones (it starts again at every barrier), and sync_threads(t) is a barrier: what others wrote before it
+ * can be read after it (kernels/team.h). Work is split by output, so no result depends on the number of
+ * threads. The one sum that is split, attention to a long context, is cut at places that depend on the
+ * context alone, and its parts are merged in order (engine/attend.c).
  *
  * The rest: attention in mla.c, routers and experts in engine/moe.c, the inner loops in kernels/, the file
  * in engine/checkpoint.c, buffers in engine/state.c, text <-> ids in tokenizer.c. What knows options,
@@ -40,8 +40,10 @@ static void mlp(const Model *m, State *s, const Layer *L, Thread *t);       /* o
 static void add_branch(const Model *m, State *s, const float *weight, Thread *t);
 static void head(const Model *m, State *s, Thread *t); /* logits = W_head RMSNorm(x) */
 
-/* What every thread of the team runs. s->out is the residual stream x itself, or, where a model norms
- * outputs before they are added (sandwich_norm), a residual branch that add_branch norms and adds. */
+/* What every thread of the team runs. attention and mlp add to s->out, which is the residual stream x in
+ * most models. With sandwich_norm it is the residual branch, which add_branch norms and adds to x. With
+ * shortcut_moe the experts of a pair's first layer add to the branch, which add_branch adds after the
+ * second. */
 static void forward_thread(const Model *m, State *s, Thread *t) {
     const Config *cfg = &m->config;
     embed(m, s, t);
@@ -49,16 +51,16 @@ static void forward_thread(const Model *m, State *s, Thread *t) {
         const Layer *L = &m->layers[l];
         if (l == atomic_load(&s->stop_before))
             return;
-        /* all threads see it behind the next barrier, before the next layer */
+        /* the others read it at the start of the next layer, after a barrier: all leave at the same layer */
         if (t->id == 0 && s->stop && s->stop())
             atomic_store(&s->stop_before, l + 1);
 
         norm(m, s, L->input_norm, t);
-        mla_attention(m, s, l, t); /* x += attention(norm(x)) */
-        if (cfg->sandwich_norm)    /* x += norm(attention(norm(x))) */
+        mla_attention(m, s, l, t); /* out += attention(norm(x)) */
+        if (cfg->sandwich_norm)
             add_branch(m, s, L->attention_out_norm, t);
         norm(m, s, L->post_norm, t);
-        mlp(m, s, L, t); /* x += mlp(norm(x)) */
+        mlp(m, s, L, t); /* out += mlp(norm(x)) */
         if (cfg->sandwich_norm || (cfg->shortcut_moe && l % 2))
             add_branch(m, s, L->mlp_out_norm, t);
     }
@@ -95,8 +97,9 @@ static void embed(const Model *m, State *s, Thread *t) {
     for (size_t i = from; i < to; i++) {
         float *x = s->x + i * s->x_stride;
         m->ops->read_row(x, &m->embed, (size_t)s->rows[i].token);
-        for (size_t d = 0; d < cfg->hidden_size && cfg->embed_scale != 1; d++)
-            x[d] *= cfg->embed_scale;
+        if (cfg->embed_scale != 1)
+            for (size_t d = 0; d < cfg->hidden_size; d++)
+                x[d] *= cfg->embed_scale;
         rope_angles(s->attention.cosine + i * pairs, s->attention.sine + i * pairs, m->inv_freq, pairs,
                     s->rows[i].position);
     }
@@ -117,24 +120,25 @@ static void norm(const Model *m, State *s, const float *weight, Thread *t) {
     sync_threads(t);
 }
 
-/* A dense layer: out += W_down (silu(W_gate x) * W_up x), x = normed. A mixture of experts (engine/moe.c):
+/* y = normed. A dense layer: out += W_down (silu(W_gate y) * W_up y). A mixture of experts (engine/moe.c):
  *
- *     s      = softmax or sigmoid of W_router x                 (scoring_func)
- *     chosen = the num_experts_per_tok best of s + bias; with groups only from the topk_group best groups,
- *       a
- *              group's score being its best expert's, or the sum of its two best (group_score)
- *     w_e    = s_e, without the bias; divided by the chosen ones' sum (norm_topk_prob); times
+ *     score  = softmax or sigmoid of W_router y                 (scoring_func)
+ *     chosen = the num_experts_per_tok experts with the best score + bias. With groups, only experts of
+ *       the
+ *              topk_group best groups may be chosen; a group is as good as the best score + bias of its
+ *              experts, or as the sum of its two best (group_score)
+ *     w_e    = score_e, without the bias; divided by the sum over the chosen ones (norm_topk_prob); times
  *              routed_scaling_factor
- *     out   += sum of w_e MLP_e(x) over the chosen experts, in ascending order, + the shared experts'
- *           MLP(x)
+ *     out   += sum of w_e MLP_e(y) over the chosen experts, in the order of their numbers; then the shared
+ *              experts' MLP(y)
  *
- * An expert is computed once for all rows that chose it (an expert batch), so that its weights are read
- * once. */
+ * An expert is computed once for all rows of the call that chose it (an expert batch), so that its weights
+ * are read once. A row's result does not depend on the batch: every row is summed in the same order. */
 static void mlp(const Model *m, State *s, const Layer *L, Thread *t) {
     profile_stage(s, t, L->experts ? STAGE_EXPERTS : STAGE_DENSE);
     if (L->experts)
         route(m, s, L, t);
-    if (t->id == 0)
+    if (t->id == 0) /* which made or has waited for the choice of every row: route() */
         plan_batches(m, s, L);
     sync_threads(t);
     run_batches(m, s, L, t);
@@ -171,8 +175,9 @@ static void head(const Model *m, State *s, Thread *t) {
     linear(m->ops, s->logits, stride, &m->head, &s->head.normed, t);
     sync_threads(t);
     /* callers want [rows][V], without the padding of the panels */
-    for (size_t i = 1; i < s->head.count && t->id == 0 && stride != V; i++)
-        memmove(s->logits + i * V, s->logits + i * stride, V * sizeof(float));
+    if (t->id == 0 && stride != V)
+        for (size_t i = 1; i < s->head.count; i++)
+            memmove(s->logits + i * V, s->logits + i * stride, V * sizeof(float));
 }
 
 /* ---- generate ------------------------------------------------------------------------------- */
@@ -184,8 +189,8 @@ static bool is_end_token(const Generation *g, int32_t token) {
     return false;
 }
 
-/* What a text reads next is a stretch of its own (engine/sequence.h): all its ids that are not in the
- * cache. */
+/* A stretch is all ids of a text that are not in the cache when reading begins: a prompt, or the one token
+ * that was written last. It has its paths as a whole (engine/sequence.h), even if it takes several calls. */
 static void begin_stretch(Generation *g) {
     g->stretch = g->sequence->rows;
     g->stretch_rows = g->sequence->count - g->sequence->rows;
@@ -194,7 +199,7 @@ static void begin_stretch(Generation *g) {
 /* Chooses the token after the last id, or ends the text. logits: [V]. */
 static void next_token(const Model *m, const State *s, Generation *g, const float *logits) {
     Sequence *q = g->sequence;
-    if (!g->written && !all_finite(logits, m->config.vocab_size))
+    if (!g->written && !all_finite(logits, m->config.vocab_size)) /* later sampler_next looks */
         g->end = END_NON_FINITE;
     else if (s->stop && s->stop())
         g->end = END_INTERRUPTED;
@@ -204,12 +209,13 @@ static void next_token(const Model *m, const State *s, Generation *g, const floa
         return;
     uint64_t random = sampler_random(g->sampler);
     int32_t token = sampler_next(g->sampler, logits);
-    if (token < 0) {
+    if (token < 0) { /* some logit is non-finite */
         g->end = END_NON_FINITE;
         return;
     }
     if (is_end_token(g, token)) {
-        /* it is no part of the text: who goes on from here chooses again, with the same random number */
+        /* It is not added. If the text is continued later, this place is sampled again, with the same
+         * number. */
         sampler_resume(g->sampler, random);
         g->end = END_TOKEN;
         return;
@@ -226,7 +232,8 @@ static void next_token(const Model *m, const State *s, Generation *g, const floa
 }
 
 /* s->plan = the rows of the next call: of every text that goes on, the next ids that are not in the cache,
- * as far as there is room. A text's last id asks for logits. Returns the number of rows. */
+ * as far as there is room; earlier texts first. A text's last id asks for logits. Returns the number of
+ * rows. */
 static size_t plan_call(State *s, Generation *texts, size_t n) {
     size_t count = 0;
     for (size_t i = 0; i < n && count < s->chunk; i++) {
@@ -237,25 +244,31 @@ static size_t plan_call(State *s, Generation *texts, size_t n) {
         size_t pending = q->count - q->rows, rows = min(pending, s->chunk - count);
         sequence_rows(q, s->plan + count, rows, g->stretch, g->stretch_rows);
         count += rows;
-        s->plan[count - 1].logits = rows == pending;
+        s->plan[count - 1].logits = (rows == pending);
     }
     return count;
 }
 
-/* The rows s->plan[first ..] of one text were computed: the sampler's penalty learns of them, and the
- * first token follows its logits. Returns the row behind them. */
+/* Takes note of the rows of one text that were computed, s->plan[first ..]: for the sampler's penalty, and
+ * for the statistics. If the last of them asked for logits, the next token is chosen from *logits, which
+ * moves on. Returns the index of the next text's first row. */
 static size_t take_rows(const Model *m, State *s, Generation *g, size_t first, size_t count, double time,
                         const float **logits) {
-    bool prompt = !g->written, last = false;
+    bool last = false;
     size_t i = first;
     for (; i < count && s->plan[i].sequence == g->sequence; i++) {
         sampler_saw(g->sampler, s->plan[i].token);
         last = s->plan[i].logits;
     }
-    *(prompt ? &g->read : &g->steps) += prompt ? i - first : 1;
-    *(prompt ? &g->read_seconds : &g->write_seconds) += time;
-    if (prompt && g->progress && g->stretch_rows > s->chunk)
-        g->progress(g->owner, g->sequence->rows - g->stretch, g->stretch_rows);
+    if (g->written) {
+        g->steps++;
+        g->write_seconds += time;
+    } else {
+        g->read += i - first;
+        g->read_seconds += time;
+        if (g->progress && g->stretch_rows > s->chunk)
+            g->progress(g->owner, g->sequence->rows - g->stretch, g->stretch_rows);
+    }
     if (last) {
         next_token(m, s, g, *logits);
         *logits += m->config.vocab_size;
@@ -288,7 +301,7 @@ void generate(const Model *m, State *s, Generation *texts, size_t n) {
 
 /* ---- main ----------------------------------------------------------------------------------- */
 
-/* The checkpoint and its tokenizer. False: reported. */
+/* Opens the checkpoint and its tokenizer. False after an error line. */
 static bool open_model(Model *m, const char *path) {
     char err[1024], why[256];
     if (!model_open(m, path, err, sizeof err)) {

@@ -187,7 +187,7 @@ Run next_run(const State *s, size_t first) {
     for (size_t i = first + 1; i < s->row_count; i++, run.count++)
         if (s->rows[i].path != PATH_DECOMPRESSED || s->rows[i].sequence != run.sequence)
             break;
-    run.context = (size_t)s->rows[first + run.count - 1].row + 1;
+    run.context = (size_t)s->rows[first + run.count - 1].place + 1;
     return run;
 }
 
@@ -286,7 +286,7 @@ static bool causal_limits(const Attention *a, const Run *run, size_t i, size_t b
                           int32_t limit[LANES]) {
     bool any = false;
     for (size_t lane = 0; lane < LANES; lane++) {
-        size_t end = i + lane < run->count ? (size_t)a->s->rows[run->first + i + lane].row + 1 : 0;
+        size_t end = i + lane < run->count ? (size_t)a->s->rows[run->first + i + lane].place + 1 : 0;
         size_t below = end > begin ? end - begin : 0;
         limit[lane] = (int32_t)min(below, rows);
         any |= below > 0;

@@ -34,8 +34,8 @@ static void store_keys(const Attention *a, size_t head) {
     head_matmul(a, a->z->b, s->attention.v_stride, &a->L->w_uv, head, &s->decompressed.latents);
     for (size_t i = 0; i < s->row_count; i++) {
         const Row *row = &s->rows[i];
-        size_t at = row->row % TILE_ROWS;
-        float *keys = head_keys(a, row->sequence, row->row / TILE_ROWS, head);
+        size_t at = row->place % TILE_ROWS;
+        float *keys = head_keys(a, row->sequence, row->place / TILE_ROWS, head);
         float *key = keys + at * (nope + p);
         memcpy(key, a->z->a + i * stride, nope * sizeof *key);
         memcpy(key + nope, s->attention.kv + i * s->attention.kv_stride + r, p * sizeof *key);
@@ -52,8 +52,8 @@ static void attend_full(const Attention *a, size_t i, size_t head, float *out) {
     float max = -INFINITY, sum = 0;
     memset(out, 0, v * sizeof *out);
 
-    for (size_t begin = 0; begin <= row->row; begin += TILE_ROWS) {
-        size_t rows = min(row->row + 1 - begin, TILE_ROWS);
+    for (size_t begin = 0; begin <= row->place; begin += TILE_ROWS) {
+        size_t rows = min(row->place + 1 - begin, TILE_ROWS);
         float *keys = head_keys(a, row->sequence, begin / TILE_ROWS, head), *values = head_values(a, keys);
         float score[TILE_ROWS + 1], top = max;
         for (size_t j = 0; j < rows; j++) {

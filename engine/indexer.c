@@ -76,8 +76,8 @@ static void project_index(const Model *m, State *s, size_t layer, Thread *t) {
               *query = s->sparse.query + i * s->sparse.query_stride;
         layer_norm(key, L->index_k_norm, L->index_k_bias, di);
         rope(key + unrotated, cosine, sine, pairs);
-        uint8_t *tile = cache_page(row->sequence, row->row / TILE_ROWS) + at;
-        m->ops->tile_store(&cache->index_shape, tile, row->row % TILE_ROWS, key, NULL);
+        uint8_t *tile = cache_page(row->sequence, row->place / TILE_ROWS) + at;
+        m->ops->tile_store(&cache->index_shape, tile, row->place % TILE_ROWS, key, NULL);
         for (size_t h = 0; h < cfg->index_n_heads && s->sparse.active; h++)
             rope(query + h * di + unrotated, cosine, sine, pairs);
     }
@@ -106,13 +106,13 @@ static void score_rows(const Model *m, State *s, size_t layer, size_t first, siz
     Scratch *z = &s->scratch[t->id];
     size_t most = 0, from, to, packed = SIZE_MAX, at = index_keys_at(cfg, s->cache, layer);
     for (size_t i = first; i < first + count; i++)
-        most = max(most, s->rows[i].row);
+        most = max(most, s->rows[i].place);
     size_t pages = most / TILE_ROWS + 1;
 
     share(t, count * pages, &from, &to);
     for (size_t task = from; task < to; task++) {
         size_t line = task / pages, i = first + line, begin = task % pages * TILE_ROWS,
-               rows = (size_t)s->rows[i].row + 1;
+               rows = (size_t)s->rows[i].place + 1;
         if (rows <= cfg->index_topk || begin >= rows)
             continue;
         if (packed != i)
@@ -180,7 +180,7 @@ void choose_rows(const Model *m, State *s, size_t layer, Thread *t) {
             uint64_t *mask = s->sparse.mask + (first + line) * s->sparse.mask_stride;
             memset(mask, 0, s->sparse.mask_stride * sizeof *mask);
             if (!choose_highest(mask, s->sparse.score + line * s->context,
-                                (size_t)s->rows[first + line].row + 1, cfg->index_topk))
+                                (size_t)s->rows[first + line].place + 1, cfg->index_topk))
                 /* a choice by non-finite scores means nothing: the row's logits shall be non-finite, too */
                 s->attention.q[(first + line) * s->attention.q_stride] = NAN;
         }

@@ -19,7 +19,7 @@ static inline bool attends_to(const State *s, size_t i, size_t j) {
 
 /* How many rows row i attends to, in any call. */
 static inline size_t rows_attended(const State *s, size_t i) {
-    return min((size_t)s->rows[i].row + 1, s->sparse.threshold);
+    return min((size_t)s->rows[i].place + 1, s->sparse.threshold);
 }
 
 /* Sets bit `lane` of mask[j] for the rows j of a page that row i attends to. */

@@ -89,7 +89,7 @@ void sequence_rows(Sequence *q, Row *rows, size_t n, size_t stretch, size_t stre
         size_t at = q->rows + i;
         rows[i] = (Row){.sequence = q,
                         .token = q->ids[at],
-                        .row = (uint32_t)at,
+                        .place = (uint32_t)at,
                         .position = (uint32_t)at,
                         .path = stretch_path(at - stretch, stretch_rows)};
     }

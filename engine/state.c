@@ -7,9 +7,6 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 #include "engine/cache.h"
 #include "engine/sequence.h"
@@ -244,21 +241,6 @@ static bool read_environment(State *s, char *err, size_t err_bytes) {
     return true;
 }
 
-/* The system may give fewer threads than asked for (a limit in the environment); every thread of the team
- * must exist, or the others would wait for it for ever. */
-static int threads_given(int wanted) {
-    int given = 1;
-#ifdef _OPENMP
-    omp_set_dynamic(0);
-#pragma omp parallel num_threads(wanted)
-#pragma omp single
-    given = omp_get_num_threads();
-#else
-    (void)wanted;
-#endif
-    return given;
-}
-
 static void reserve_all(Reserve *r, const Model *m, const StateOptions *o) {
     const Config *cfg = &m->config;
     State *s = r->s;
@@ -298,7 +280,7 @@ State *state_open(const Model *m, const StateOptions *o, char *err, size_t err_b
     s->context = o->context;
     s->sequence_count = o->sequences;
     s->max_logits = o->max_logits;
-    s->threads = threads_given(o->threads);
+    s->threads = o->threads;
     team_open(&s->team, s->threads);
     s->chunk = min(s->chunk, s->context * s->sequence_count);
 
@@ -338,8 +320,8 @@ void state_begin(State *s, const Row *rows, size_t n) {
             row->path = s->forced_path;
         if (row->path == PATH_ABSORBED)
             s->absorbed.row[s->absorbed.count++] = (uint32_t)i;
-        s->sparse.active |= row->row >= s->sparse.threshold;
-        sequence_reserve(row->sequence, (size_t)row->row + 1); /* the pool has pages for every context */
+        s->sparse.active |= row->place >= s->sparse.threshold;
+        sequence_reserve(row->sequence, (size_t)row->place + 1); /* the pool has pages for every context */
         if (row->logits)
             s->head.row[s->head.count++] = (uint32_t)i;
     }
@@ -350,7 +332,7 @@ void state_begin(State *s, const Row *rows, size_t n) {
 
 void state_end(State *s) {
     for (size_t i = 0; i < s->row_count; i++)
-        s->rows[i].sequence->rows = (size_t)s->rows[i].row + 1;
+        s->rows[i].sequence->rows = (size_t)s->rows[i].place + 1;
 }
 
 void profile_stage(State *s, const Thread *t, Stage next) {

@@ -6,9 +6,10 @@
  * other build must give the same bytes (tests/test_kernels.c).
  *
  * The rule behind "the same bytes": every floating point result has one order of operations, whatever the
- * width of the machine's vectors. Sixteen lanes advance together, sums run along time and not across
- * lanes, and where lanes must be added at the end there is one fixed tree. Integer sums are exact, so
- * their order is free. There is no contraction of a * b + c and no estimate. */
+ * width of the machine's vectors. Each of sixteen lanes adds its own terms one after another; lanes are
+ * added together only at the end, in one fixed order. Integer sums are exact, so their order is free. A
+ * fused multiply-add is used exactly where the source writes fma, and the compiler may not make one of a *
+ * b + c. Approximate instructions (of 1 / x or 1 / sqrt x) are not used. */
 #ifndef KERNELS_H
 #define KERNELS_H
 
@@ -29,7 +30,8 @@
  *             64 bytes   f16 scales: [2 halves of 32 columns][16 rows]
  *             Q8: 16 units of 64 bytes. Unit u = [16 rows][columns 4u .. 4u + 3],
  *                 byte = weight + 128, weight in -127 .. 127
- *             Q4: 8 units of 64 bytes. Unit u of half h (u = 0 .. 3, at index 4h + u) = [16 rows][4 bytes],
+ *             Q4: 8 units of 64 bytes. Unit u of half h (u = 0 .. 3, at index 4h + u) = [16 rows][4
+ *               bytes],
  *                 byte j: low nibble = column 32h + 4u + j, high nibble = column 32h + 16 + 4u + j;
  *                 a nibble is an index into the tensor's codebook of 16 int8 values in -127 .. 127
  *           weight = integer * scale(row, 32 columns) * Matrix.scale
@@ -105,8 +107,8 @@ static inline Activations activations_view(const Activations *x, size_t at, size
 
 /* ---- the cache's rows: tiles of 128, and sixteen queries against one ------------------------ */
 /* A tile is up to TILE_ROWS = 128 cached rows of one layer. Each row is the two vectors [a (d1 numbers) |
- * b (d2 numbers)], which are quantized apart: latent and rotated key of the latent cache, no-position part
- * and rotated part of expanded keys, or values alone (d2 = 0). A number is integer * scale.
+ * b (d2 numbers)], which are quantized separately: latent and rotated key of the latent cache, no-position
+ * part and rotated part of decompressed keys, or values alone (d2 = 0). A number is integer * scale.
  *
  *   TILE_F32   [128 rows][d1 + d2] f32
  *   TILE_BF16  [128 rows][d1 + d2] bf16, rounded to nearest even
@@ -119,7 +121,8 @@ static inline Activations activations_view(const Activations *x, size_t at, size
  *
  *   TILE_Q6    groups of 16 dimensions in 192 bytes; a's ceil(d1 / 16), then b's ceil(d2 / 16)
  *              then [16] each: f16 scale of a, f16 scale of b
- *              The integers are 4q, q in -31 .. 31. A group is four units of Q8 without the two bits that are
+ *              The integers are 4q, q in -31 .. 31. A group is four units of Q8 without the two bits that
+ *                are
  *              always 0:
  *                bytes   0 ..  63   upper four bits of units 0 (low nibble) and 1 (high nibble)
  *                bytes  64 .. 127   the same of units 2 and 3
@@ -135,8 +138,8 @@ static inline Activations activations_view(const Activations *x, size_t at, size
  *                bytes  64 .. 127   units 2 and 3
  *              (512, 64): 356 bytes a row
  *
- * Below 8 bits the latent is meant to have been rotated when it was exported (exporter/plan.py), so that
- * its numbers are alike. */
+ * Below 8 bits the latent should have been multiplied by an orthogonal matrix when it was exported
+ * (exporter/plan.py; this has nothing to do with rope), so that its numbers are of similar size. */
 typedef enum { TILE_F32, TILE_BF16, TILE_Q8, TILE_Q6, TILE_Q4, TILE_COUNT } TileType;
 
 enum { TILE_ROWS = 128, LANES = 16 };
@@ -146,12 +149,12 @@ typedef struct {
     uint32_t d1, d2;
 } TileShape;
 
-/* Sixteen queries (lanes) against the rows of tiles, one tile after another, with an online softmax. In the
- * absorbed form the lanes are heads of one row; in the expanded form they are rows of one head. */
+/* Sixteen queries (lanes) against the rows of tiles, one tile after another, with an online softmax. In
+ * the absorbed form the lanes are heads of one row; in the decompressed form they are rows of one head. */
 typedef struct {
     float max[LANES]; /* largest score so far; at first -INFINITY */
     float sum[LANES]; /* of exp(score - max); at first 0 */
-    float *out;       /* [dv][16]: sum of exp(score - max) * value; not read in lanes that have seen no row */
+    float *out;       /* [dv][16]: sum of exp(score - max) * value; a lane without a row ignores it */
 } Softmax;
 
 /* ---- the functions -------------------------------------------------------------------------- */
@@ -160,8 +163,7 @@ typedef struct {
 
     /* -- plain vectors of n numbers -- */
 
-    /* Sum of a_i b_i: sixteen lanes of fma in order, then lanes (i, i + 8), (i, i + 4), (i, i + 2), (i, i
-     * + 1) added. */
+    /* Sum of a_i b_i: sixteen lanes of fma in order, then lanes 8 apart are added, 4 apart, 2, 1. */
     float (*dot)(const float *a, const float *b, size_t n);
 
     /* y += s x, one fma each. */
@@ -170,7 +172,7 @@ typedef struct {
     /* y = x / sqrt(mean(x^2) + eps) * w. y may be x. */
     void (*rmsnorm)(float *y, const float *x, const float *w, size_t n, float eps);
 
-    /* h = silu(gate) * up. h may be gate or up. */
+    /* h = silu(gate) * up. h may be gate or up. (relu squared is a plain loop in engine/moe.c.) */
     void (*swiglu)(float *h, const float *gate, const float *up, size_t n);
 
     /* In place: softmax and sigmoid (routers, sampling). */
@@ -206,31 +208,32 @@ typedef struct {
     /* Writes row `row` of a tile: a [d1] and b [d2]. */
     void (*tile_store)(const TileShape *shape, void *tile, size_t row, const float *a, const float *b);
 
-    /* Reads it back as f32, but for a part that is NULL. */
+    /* Reads it back as f32. a or b may be NULL: that part is skipped. */
     void (*tile_load)(const TileShape *shape, const void *tile, size_t row, float *a, float *b);
 
-    /* Row `to_row` of tile `to` becomes row `from_row` of tile `from`, as it is. */
+    /* Row `to_row` of tile `to` becomes row `from_row` of tile `from`: its bytes are copied. */
     void (*tile_copy)(const TileShape *shape, void *to, size_t to_row, const void *from, size_t from_row);
 
-    /* Rows 0 .. x->rows - 1 of part a of a tile as activations (cols = d1). Q8, Q6 and Q4 rows go over as
-     * they are, integers and scale unchanged, if x->f is NULL; otherwise through f32. */
+    /* Rows 0 .. x->rows - 1 of part a of a tile as activations (cols = d1). Q8, Q6 and Q4 rows keep their
+     * integers if x->f is NULL, the row's scale standing for every 32 columns; otherwise they go through
+     * f32. */
     void (*tile_activations)(const TileShape *shape, const void *tile, Activations *x);
 
     /* -- attention: sixteen queries against tiles -- */
 
-    /* Makes a query out of sixteen lanes: lane i reads a[i] [d1] and b[i] [d2]; a[i] == NULL leaves the lane
-     * empty. `query` has query_bytes(shape) bytes, 64-byte aligned. F32, BF16: [d1 + d2][16] f32. Q8, Q6, Q4:
-     * int8 per lane with a scale for each part. */
+    /* Makes a query out of sixteen lanes: lane i reads a[i] [d1] and b[i] [d2]; a[i] == NULL leaves the
+     * lane empty. `query` has query_bytes(shape) bytes, 64-byte aligned. F32, BF16: [d1 + d2][16] f32. Q8,
+     * Q6, Q4: int8 per lane with a scale for each part. */
     void (*pack_query)(const TileShape *shape, void *query, const float *const a[LANES],
                        const float *const b[LANES]);
 
-    /* Sixteen queries against rows 0 .. rows - 1 of a tile. Lane i sees rows below limit[i] only (others
-     * count as absent; a lane may see none), and of them those j with bit i of seen[j] set, unless `seen`
-     * is NULL. score = scale * (a . qa + b . qb). The values are part a of `values` (in the absorbed form
-     * the same tile as `keys`), dv = values_shape->d1. Updates s. `scratch` has attend_scratch_bytes() of
-     * the larger shape, 64-byte aligned. */
+    /* Sixteen queries against rows 0 .. rows - 1 of a tile. Lane i attends to rows below limit[i], and of
+     * them to those j with bit i of mask[j] set, unless `mask` is NULL; it may be none. score = scale * (a
+     * . qa + b . qb). The values are part a of `values` (in the absorbed form the same tile as `keys`), dv
+     * = values_shape->d1. Updates s. `scratch` has attend_scratch_bytes() of the larger shape, 64-byte
+     * aligned. */
     void (*attend)(const TileShape *shape, const void *query, const void *keys, const TileShape *values_shape,
-                   const void *values, size_t rows, const int32_t limit[LANES], const uint16_t *seen,
+                   const void *values, size_t rows, const int32_t limit[LANES], const uint16_t *mask,
                    float scale, Softmax *s, void *scratch);
 
     /* s = s and t together (t was computed from later rows): the parts of a context, combined in order. */

@@ -93,6 +93,25 @@ def test_weight_types(source, type, export):
     assert np.median(np.abs(got - want)) <= COST[type] * want.std()
 
 
+# What rounding the queries, weights and cached rows of attention may cost beside the definition, which reads
+# all of them in f32: the root mean square of the logits' difference, in units of their spread, on the demo's
+# q8 weights.
+DISTANCE = {"f32": 0.04, "bf16": 0.04, "q8": 0.06, "q6": 0.08, "q4": 0.08}
+
+
+@pytest.mark.parametrize("path", ["absorbed", "decompressed"])
+@pytest.mark.parametrize("cache", DISTANCE)
+def test_distance_from_the_definition(cache, path):
+    """With quantized weights the fast paths are near the definition, not equal to it: they round activations.
+    (With f32 weights and cache all paths agree with transformers, and so with each other: test_logits.)"""
+    model = compare.ROOT / "demo" / "stories.bin"
+    ids = [int(i) for i in compare.run(model, "--tokenize", compare.TEXT).split()][:150]
+    want, got = (compare.logits(model, ids, "-k", cache, MLA_PATH=way) for way in ("definition", path))
+    distance = float(np.sqrt(np.mean((got.astype(np.float64) - want) ** 2)) / want.std())
+    print(f"-k {cache}, {path}: {distance:.4f} of the spread from the definition")
+    assert 0 < distance <= DISTANCE[cache]
+
+
 def test_compare_reports_agreement(export):
     """tests/compare.py, which people with real weights use, on a model whose logits are known."""
     command = [sys.executable, compare.__file__, MODELS / "v3_fp8", export(MODELS / "v3_fp8", "f32")]
