@@ -82,11 +82,14 @@ class Template(NamedTuple):
     dated: bool = False  # the pieces hold today's date
 
 
+Special: TypeAlias = dict[str, str]  # {"bos_token": text, ...}
+
+
 class Found(NamedTuple):
     """What a source has."""
 
     template: str | None  # the Jinja program
-    special: "Special"
+    special: Special
 
 
 class Message(NamedTuple):
@@ -126,7 +129,6 @@ class Split(NamedTuple):
     given: bool
 
 
-Special: TypeAlias = dict[str, str]  # {"bos_token": text, ...}
 Render: TypeAlias = Callable[[list[Message]], str]
 
 
