@@ -108,7 +108,7 @@ class Keys:
     def one_of(self, key: str, *values: Any) -> Any:
         """The key must have one of `values`; the first is what absence means."""
         value = self.get(key, values[0])
-        if value not in values or type(value) is bool and values[0] is not value:
+        if value not in values or (type(value) is bool and values[0] is not value):
             self.fail(key, "only " + " or ".join(repr(v) for v in values) + " is supported")
         return value
 

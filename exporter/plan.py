@@ -370,7 +370,7 @@ def _ignored(name: str, config: ModelConfig, mtp: bool) -> bool:
     name of their own; inv_freq is computed; identity experts may be stored as if they were others, and an
     indexer in layers that do not use it."""
     experts = config.n_routed_experts
-    if name.endswith("rotary_emb.inv_freq") or name.startswith("model.mtp.") and not mtp:
+    if name.endswith("rotary_emb.inv_freq") or (name.startswith("model.mtp.") and not mtp):
         return True
     expert = re.match(r"model\.layers\.\d{1,9}\.mlp\.experts\.(\d{1,9})\.", name)
     if expert and experts <= int(expert.group(1)) < experts + config.zero_expert_num:

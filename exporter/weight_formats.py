@@ -102,7 +102,7 @@ def refuse_config(values: Mapping[str, Any], where: str) -> None:
     stated = values.get("quantization_config")
     quant = stated if isinstance(stated, dict) else {}
     method = quant.get("quant_method")
-    if method == "modelopt" or method is None and quant.get("quant_algo"):
+    if method == "modelopt" or (method is None and quant.get("quant_algo")):
         refuse_form(where, _modelopt(quant))
     if isinstance(method, str) and method in METHODS:
         bits = 4 if quant.get("load_in_4bit") is True else 8 if quant.get("load_in_8bit") is True else None

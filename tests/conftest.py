@@ -59,13 +59,13 @@ def source(tmp_path):
     """source(config changes, tensor changes): a directory with the tiny model; a change to None removes."""
     folder = tmp_path / "source"
 
-    def write(config={}, changes={}):
+    def write(config=None, changes=None):
         folder.mkdir(exist_ok=True)
         (folder / "config.json").write_text(
-            json.dumps({k: v for k, v in {**CONFIG, **config}.items() if v is not None})
+            json.dumps({k: v for k, v in {**CONFIG, **(config or {})}.items() if v is not None})
         )
         (folder / "model.safetensors").write_bytes(
-            safetensors({k: v for k, v in {**tensors(), **changes}.items() if v is not None})
+            safetensors({k: v for k, v in {**tensors(), **(changes or {})}.items() if v is not None})
         )
         return folder
 

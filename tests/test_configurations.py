@@ -119,7 +119,7 @@ CLASSES = (
 
 
 @pytest.mark.parametrize("diff", [True, False], ids=["differences", "everything"])
-@pytest.mark.parametrize("name", CLASSES + ("SarvamMLA",))
+@pytest.mark.parametrize("name", (*CLASSES, "SarvamMLA"))
 def test_what_transformers_writes(name, diff):
     """The configuration of each class, as the installed transformers writes it, with all keys or with those
     that differ from every model's defaults."""
@@ -326,7 +326,7 @@ def test_sampling_defaults(written, means, warned, source, tmp_path):
     )
     lines = [line for line in done.stderr.splitlines() if "generation_config.json" in line]
     assert done.returncode == 0 and len(lines) == bool(warned)
-    assert not warned or "warning" in lines[0] and f": {warned} is " in lines[0]
+    assert not warned or ("warning" in lines[0] and f": {warned} is " in lines[0])
     config = Checkpoint(out).config
     for key, value in {**SAMPLING, **means}.items():
         assert config[key] == pytest.approx(value, rel=1e-6), key

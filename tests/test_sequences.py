@@ -90,8 +90,10 @@ def test_a_cut_forgets_what_was_behind_it(cache, export):
         got = run(
             model,
             cache,
-            [*opened(0, ids[:rows]), "run 9999", f"append 0 {','.join(map(str, ids[rows:]))}", "run 9999"]
-            + ["fork 1 0 130", f"cut 0 {rows}", append, "run 9999"],
+            [
+                *(*opened(0, ids[:rows]), "run 9999", f"append 0 {','.join(map(str, ids[rows:]))}"),
+                *("run 9999", "fork 1 0 130", f"cut 0 {rows}", append, "run 9999"),
+            ],
         )
         assert np.array_equal(got[-len(want) // 2 :], want[-len(want) // 2 :]), rows
 

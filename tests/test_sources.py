@@ -8,6 +8,7 @@ refusals    what is damaged, cut short or lies about its size is one line and no
 
 import json
 import struct
+from types import SimpleNamespace
 
 import compare
 import gguf
@@ -177,9 +178,10 @@ def test_what_a_gguf_leaves_out():
     """Group limits, scoring and YaRN's ends are not in older files: those of the published model of the same
     shape, and told where there is none."""
 
-    class Source:
-        directory, tensors = "x.gguf", {"model.embed_tokens.weight": type("T", (), {"shape": (163840, 7168)})}
-        metadata = {
+    source = SimpleNamespace(
+        directory="x.gguf",
+        tensors={"model.embed_tokens.weight": SimpleNamespace(shape=(163840, 7168))},
+        metadata={
             "general.architecture": "deepseek2",
             **{
                 f"deepseek2.{key}": value
@@ -207,9 +209,9 @@ def test_what_a_gguf_leaves_out():
                     "rope.scaling.yarn_log_multiplier": 0.1,
                 }.items()
             },
-        }
-
-    values, notes = gguf_config.config(Source)
+        },
+    )
+    values, notes = gguf_config.config(source)
     assert (
         values["rope_scaling"]["beta_fast"] == 1 and values["rope_scaling"]["mscale_all_dim"] == 1
     )  # Kimi-K2's
@@ -219,8 +221,8 @@ def test_what_a_gguf_leaves_out():
         2.827,
         [],
     )
-    Source.metadata["deepseek2.expert_count"] = 380
-    assert gguf_config.config(Source)[1] == [
+    source.metadata["deepseek2.expert_count"] = 380
+    assert gguf_config.config(source)[1] == [
         "n_group 1",
         "topk_group 1",
         "routed_scaling_factor 1.0",

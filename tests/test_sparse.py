@@ -33,10 +33,10 @@ def tensors(source):
     }
 
 
-def variant(source, folder, config={}, left=None):
+def variant(source, folder, config=None, left=None):
     """A copy of a model with keys changed (None: removed), and with the tensors `left` if they are given."""
     folder.mkdir()
-    values = {**json.loads((source / "config.json").read_text()), **config}
+    values = {**json.loads((source / "config.json").read_text()), **(config or {})}
     (folder / "config.json").write_text(
         json.dumps({key: value for key, value in values.items() if value is not None})
     )
