@@ -24,9 +24,8 @@ Needs Python 3.10 and numpy; a chat template needs jinja2.
 import sys
 
 # An older Python must get this far: no syntax in this file that Python 2 does not have.
-if sys.version_info < (3, 10):  # noqa: UP036
-    found = "%d.%d" % sys.version_info[:2]  # noqa: UP031
-    sys.exit("export.py: needs Python 3.10 or newer, and this is Python " + found)
+if sys.version_info < (3, 10):
+    sys.exit("export.py: needs Python 3.10 or newer, and this is Python %d.%d" % sys.version_info[:2])
 
 from exporter.command import main
 
