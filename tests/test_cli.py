@@ -237,7 +237,8 @@ def test_help_and_version():
         "--cache",
     ):
         assert option in out
-    assert re.fullmatch(r"mla\.c \d+\.\d+\.\d+\n", text("--version", model=None).decode())
+    version = text("--version", model=None).decode()
+    assert re.fullmatch(r"mla\.c \d+\.\d+\.\d+\nkernels \w+, .*, \d+ threads?\n", version)
 
 
 # ---- files that are no models
