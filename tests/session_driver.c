@@ -11,16 +11,21 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "cli/output.h"
+#include "cli/session.h"
+#include "engine/sequence.h"
+
 static char err[256];
 
-static int save(Session *s, Sequence *q, State *state, char *ids) {
-    Row row = {.logits = true};
+static int save(Session *s, const SavedText *text, Sequence *q, State *state, char *ids) {
+    Row row;
     for (long id; (id = strtol(ids, &ids, 10));) {
-        q->ids[q->count++] = row.token = (int32_t)id;
-        row.position = (uint32_t)q->position++;
+        q->ids[q->count++] = (int32_t)id;
+        sequence_rows(q, &row, 1, q->rows, 1);
+        row.logits = true;
         forward(s->model, state, &row, 1);
     }
-    int status = session_save(s, q, state);
+    int status = session_save(s, text, q, state);
     if (!status)
         puts("saved");
     fflush(stdout);
@@ -30,21 +35,20 @@ static int save(Session *s, Sequence *q, State *state, char *ids) {
 
 int main(int argc, char **argv) {
     Model m;
-    Sequence q;
     Session s;
+    SavedText text;
     Options o = {.session = argv[2], .cache = CACHE_Q8};
     StateOptions so = {.cache = CACHE_Q8, .context = 256, .sequences = 1, .max_logits = 1, .threads = 1};
     output_open();
     if (!model_open(&m, argv[1], err, sizeof err))
         return 3;
-    int status = session_open(&s, &q, &m, &o);
+    int status = session_open(&s, &text, &m, &o);
     State *state = status ? NULL : state_open(&m, &so, err, sizeof err);
-    q.ids = state ? realloc(q.ids, 256 * sizeof *q.ids) : q.ids;
+    Sequence *q = state ? sequence_open(state) : NULL;
     for (int i = 3; i < argc && !status; i++)
-        status = save(&s, &q, state, argv[i]);
+        status = q ? save(&s, &text, q, state, argv[i]) : 3;
     session_close(&s);
     state_close(state);
-    free(q.ids);
     model_close(&m);
     return status;
 }

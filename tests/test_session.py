@@ -520,7 +520,7 @@ def session_driver(tmp_path_factory):
         *(ROOT / name for name in ("mla.c", "tokenizer.c")),
         *sorted((ROOT / "engine").glob("*.c")),
         *sorted((ROOT / "cli").glob("*.c")),
-        *(ROOT / "kernels" / f"{name}.c" for name in ("dispatch", "team", "linear", "kernels")),
+        *(ROOT / "kernels" / f"{name}.c" for name in ("dispatch", "team", "pace", "linear", "kernels")),
     ]
     names = ['-DISAS="portable"', "-DISA_portable", '-DMLA_VERSION=""']
     flags = ["-std=gnu11", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-I", ROOT]
