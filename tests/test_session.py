@@ -18,11 +18,11 @@ import time
 import zlib
 
 import pytest
+from compare import BUILD
 from support import (
     FAILED,
     MODEL,
     MODELS,
-    ROOT,
     RUN,
     TEMPORARY,
     USAGE,
@@ -512,28 +512,14 @@ def test_what_is_left_is_taken_over(session, tiny):
         assert os.listdir(session.parent) == [session.name] and not session.stat().st_mode & 0o111
 
 
-@pytest.fixture(scope="module")
-def session_driver(tmp_path_factory):
-    program = tmp_path_factory.mktemp("driver") / "session_driver"
-    files = [
-        ROOT / "tests" / "session_driver.c",
-        *(ROOT / name for name in ("mla.c", "tokenizer.c")),
-        *sorted((ROOT / "engine").glob("*.c")),
-        *sorted((ROOT / "cli").glob("*.c")),
-        *(ROOT / "kernels" / f"{name}.c" for name in ("dispatch", "team", "pace", "linear", "kernels")),
-    ]
-    names = ['-DISAS="portable"', "-DISA_portable", '-DMLA_VERSION=""']
-    flags = ["-std=gnu11", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-I", ROOT]
-    subprocess.run(["cc", *flags, *names, *files, "-o", program, "-lm"], check=True)
-    return program
-
-
-def test_saved_again_and_again(session_driver, session, tiny):
+def test_saved_again_and_again(session, tiny):
     """As after each turn of a conversation: the file is right after each save, and locked from the beginning
     to the end, although a save takes the temporary file away."""
     turns = ["1 2 3", "4 5", "", "6 7 8 9"]
     process = subprocess.Popen(
-        [session_driver, tiny, session, *turns], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [BUILD / "session_driver", tiny, session, *turns],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
     for i in range(len(turns)):
         assert process.stdout.readline() == b"saved\n"
