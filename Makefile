@@ -112,7 +112,7 @@ uninstall:
 # ---- tests ------------------------------------------------------------------------------------------------
 # The parts alone: programs that print a line `ok NAME` or `FAIL NAME` for each case, and drivers behind a pipe.
 C_TESTS   = $(BUILD)/test_kernels $(BUILD)/test_attention $(BUILD)/test_team
-DRIVERS   = $(BUILD)/tokenizer_driver $(BUILD)/rope_driver $(BUILD)/sequences_driver $(BUILD)/system_driver
+DRIVERS   = $(patsubst %,$(BUILD)/%_driver,tokenizer rope sequences session system)
 TESTS     = $(C_TESTS) $(DRIVERS)
 LINK_TEST = $(Q)$(LINK) $^ -lm
 
@@ -129,7 +129,8 @@ $(BUILD)/rope_driver: $(BUILD)/tests/rope_driver.o $(BUILD)/engine/rope.o
 $(BUILD)/system_driver: $(BUILD)/tests/system_driver.o $(BUILD)/cli/system.o $(KERNELS)
 	$(SAY) link $@
 	$(LINK_TEST)
-$(BUILD)/sequences_driver: $(BUILD)/tests/sequences_driver.o $(filter-out $(BUILD)/run.o,$(OBJECTS))
+$(BUILD)/sequences_driver $(BUILD)/session_driver: $(BUILD)/%: $(BUILD)/tests/%.o \
+		$(filter-out $(BUILD)/run.o,$(OBJECTS))
 	$(SAY) link $@
 	$(LINK_TEST)
 

@@ -27,7 +27,7 @@ import sys
 if sys.version_info < (3, 10):
     sys.exit("export.py: needs Python 3.10 or newer, and this is Python %d.%d" % sys.version_info[:2])
 
-from exporter.command import main  # noqa: E402 (not before the check)
+from exporter.command import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

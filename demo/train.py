@@ -76,12 +76,12 @@ SEPARATOR = "<|endoftext|>"
 PATTERNS = [
     r"\p{N}{1,3}",
     r"[一-龥぀-ゟ゠-ヿ]+",
-    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 ]
 
 
 # ---- text
-# ------------------------------------------------------------------------------------------------------------------
 
 
 def train_tokenizer(stories):
@@ -114,13 +114,13 @@ def encode(tokenizer, stories):
 
 
 def windows(ids, count, generator=None):
-    """`count` pieces of T + 2 tokens from anywhere: the two more are what the last position has to predict."""
+    """`count` pieces of T + 2 tokens from anywhere: the two more are what the last position has to
+    predict."""
     starts = torch.randint(0, len(ids) - T - 1, (count,), generator=generator)
     return torch.stack([ids[start : start + T + 2] for start in starts])
 
 
 # ---- the model
-# -------------------------------------------------------------------------------------------------------------
 # The modules carry the names of the published tensors, so that state_dict() is the checkpoint.
 
 
@@ -299,7 +299,6 @@ class Model(nn.Module):
 
 
 # ---- training
-# --------------------------------------------------------------------------------------------------------------
 
 
 def optimizers(model, rate):
@@ -369,7 +368,7 @@ def prepare(text, out):
     return encode(tokenizer, stories), encode(tokenizer, held_out)
 
 
-def main():
+def arguments():
     options = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     options.add_argument(
         "text", type=Path, metavar="TEXT", help=f"stories with a line {SEPARATOR} between them"
@@ -397,23 +396,13 @@ def main():
     options.add_argument(
         "--bf16", action="store_true", help="compute in bf16: faster where the machine has it"
     )
-    args = options.parse_args()
+    return options
 
-    torch.manual_seed(1)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    train, held_out = prepare(args.text, args.out)
-    if min(len(train), len(held_out)) < T + 2:
-        options.error(
-            f"{args.text} is too short: {len(train)} tokens to train on and {len(held_out)} held out, at least {T + 2} of each are needed"
-        )
-    model = Model().to(device)
-    print(
-        f"{len(train):,} tokens, {len(held_out):,} held out; {sum(p.numel() for p in model.parameters()):,} parameters",
-        flush=True,
-    )
 
+def fit(model, train, args):
+    """Trains for args.minutes; the number of steps."""
     muon_and_adamw = optimizers(model, args.rate)
-    begin, step = time.time(), 0
+    device, begin, step = next(model.parameters()).device.type, time.time(), 0
     while (progress := (time.time() - begin) / (60 * args.minutes)) < 1:
         # Up over 60 steps, level, then down in a line from 40% of the time on.
         level = min(1, (step + 1) / 60) * min(1, max(0.02, (1 - progress) / 0.6))
@@ -436,12 +425,31 @@ def main():
         if step % 20 == 0:
             speed = step * args.batch * T / (time.time() - begin)
             print(
-                f"step {step}, {progress:.0%}: loss {next_loss.item():.3f}, mtp {mtp_loss.item():.3f}, {speed:.0f} tokens/s",
+                f"step {step}, {progress:.0%}: loss {next_loss.item():.3f}, mtp {mtp_loss.item():.3f}, "
+                f"{speed:.0f} tokens/s",
                 flush=True,
             )
         if step % 500 == 0:
             write(model, args.out)  # a run that is ended early leaves a model too
+    return step
 
+
+def main():
+    options = arguments()
+    args = options.parse_args()
+
+    torch.manual_seed(1)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    train, held_out = prepare(args.text, args.out)
+    if min(len(train), len(held_out)) < T + 2:
+        options.error(
+            f"{args.text} is too short: {len(train)} tokens to train on and {len(held_out)} held out, "
+            f"at least {T + 2} of each are needed"
+        )
+    model = Model().to(device)
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"{len(train):,} tokens, {len(held_out):,} held out; {parameters:,} parameters", flush=True)
+    step = fit(model, train, args)
     write(model, args.out)
     next_loss, mtp_loss = evaluate(model, held_out, device)
     print(f"{step} steps; held-out loss {next_loss:.4f} (mtp {mtp_loss:.4f}); written to {args.out}")

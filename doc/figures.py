@@ -24,7 +24,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path.insert(0, str(ROOT))
 
-from exporter.shapes import SHAPES
+from exporter.shapes import SHAPES  # noqa: E402 (not before the path)
 
 MODEL = "deepseek-v3"
 GROUPS = 8  # of GQA, as in Llama 3

@@ -12,13 +12,15 @@ import signal
 import subprocess
 import sys
 import traceback
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-from exporter.errors import ExportError
+from .errors import ExportError
 
 try:
     import resource
 except ImportError:
-    resource = None
+    resource = None  # type: ignore[assignment]
 
 WALL_FACTOR = 60  # seconds on the wall for a second of CPU time, where CPU time cannot be limited
 
@@ -34,7 +36,14 @@ class ChildFailed(Exception):
     """A defect of this program: an exception that is no ExportError and no OSError. The text says where."""
 
 
-def run_bounded(function, *arguments, seconds, memory):
+class Answer(NamedTuple):
+    """What the child sends."""
+
+    result: Any
+    error: Exception | None = None
+
+
+def run_bounded(function: Callable[..., Any], *arguments: Any, seconds: int, memory: int) -> Any:
     """function(*arguments), computed in a child process.
 
     function: a function of a module of this package. arguments, result: anything that pickle takes; they are
@@ -56,16 +65,16 @@ def run_bounded(function, *arguments, seconds, memory):
     if done.returncode:
         last = done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
         raise ChildFailed(f"the process for {function.__name__} ended with status {done.returncode}: {last}")
-    result, error = pickle.loads(done.stdout)
-    if error is not None:
-        raise error
-    return result
+    answer: Answer = pickle.loads(done.stdout)
+    if answer.error is not None:
+        raise answer.error
+    return answer.result
 
 
 # ---- in the child
 
 
-def set_limits(seconds, memory):
+def set_limits(seconds: int, memory: int) -> None:
     used = resource.getrusage(resource.RUSAGE_SELF)
     end = int(used.ru_utime + used.ru_stime) + 1 + seconds
     size = 0
@@ -79,31 +88,34 @@ def set_limits(seconds, memory):
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the signal at the end of the CPU time writes none
 
 
-def call(function, arguments, seconds, memory):
-    """(result, None) or (None, exception)."""
+def too_much_memory(memory: int) -> LimitExceeded:
+    return LimitExceeded(f"more than {memory >> 20} MB of memory are needed")
+
+
+def call(function: Callable[..., Any], arguments: tuple[Any, ...], memory: int) -> Answer:
     try:
-        return function(*arguments), None
+        return Answer(function(*arguments))
     except ExportError as error:
-        return None, type(error)(*error.args)  # without its traceback and cause
+        return Answer(None, type(error)(*error.args))  # without its traceback and cause
     except OSError as error:
-        return None, OSError(error.errno, error.strerror, error.filename)
+        return Answer(None, OSError(error.errno, error.strerror, error.filename))
     except MemoryError:
-        return None, LimitExceeded(f"more than {memory >> 20} MB of memory are needed")
+        return Answer(None, too_much_memory(memory))
     except Exception as error:
         at = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{os.path.basename(at.filename)}:{at.lineno}"
-        return None, ChildFailed(f"{type(error).__name__} at {where}: {error}")
+        return Answer(None, ChildFailed(f"{type(error).__name__} at {where}: {error}"))
 
 
-def child():
+def child() -> None:
     with os.fdopen(os.dup(1), "wb") as out:
         os.dup2(2, 1)  # what the function prints is not taken for its result
         function, arguments, seconds, memory = pickle.load(sys.stdin.buffer)
         if resource:
             set_limits(seconds, memory)
-        result, error = call(function, arguments, seconds, memory)
+        answer = call(function, arguments, memory)
         try:
-            answer = pickle.dumps((result, error))
+            sent = pickle.dumps(answer)
         except MemoryError:
-            answer = pickle.dumps((None, LimitExceeded(f"more than {memory >> 20} MB of memory are needed")))
-        out.write(answer)
+            sent = pickle.dumps(Answer(None, too_much_memory(memory)))
+        out.write(sent)

@@ -14,14 +14,16 @@ the first mark that ends a thought, unless the prompt has already ended it.
 
 import importlib.metadata
 import json
+import os
 import re
 import struct
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn, TypeAlias
 
-from exporter.bounded import ChildFailed, LimitExceeded, run_bounded
-from exporter.errors import ExportError, printable
-from exporter.sources import read_json
+from .bounded import ChildFailed, LimitExceeded, run_bounded
+from .errors import ExportError, printable
+from .sources import read_json
 
 TAG = 0x32544843  # "CHT2"
 PIECES = ["open", "system_before", "system_after", "prompt", "answer", "blank", "next", "number_after"]
@@ -74,41 +76,97 @@ class MissingJinja(ExportError):
 class Template(NamedTuple):
     """A template taken apart."""
 
-    pieces: dict  # name (PIECES) -> text
+    pieces: dict[str, str]  # name (PIECES) -> text
     flags: int = 0
     number: int = 0  # COUNT: what the second turn's number is; each further turn has the next one
     dated: bool = False  # the pieces hold today's date
 
 
+Special: TypeAlias = dict[str, str]  # {"bos_token": text, ...}
+
+
+class Found(NamedTuple):
+    """What a source has."""
+
+    template: str | None  # the Jinja program
+    special: Special
+
+
+class Message(NamedTuple):
+    role: str
+    content: str
+
+
+class Rendered(NamedTuple):
+    """A conversation and what the template makes of it."""
+
+    messages: list[Message]
+    text: str
+
+
+class Numbered(NamedTuple):
+    """A piece with a number in it."""
+
+    before: str
+    after: str
+    number: int
+
+
+class Marks(NamedTuple):
+    """The marks of a thought. begin: "" if there is none."""
+
+    begin: str
+    end: str
+
+
+class Split(NamedTuple):
+    """What a template may do with thoughts. given: whether the conversations that it must agree on have
+    any."""
+
+    flags: int
+    begin: str
+    end: str
+    given: bool
+
+
+Render: TypeAlias = Callable[[list[Message]], str]
+
+
 # ---- in the child process
 
 
-def sandboxed(template):
-    """The template in an environment as transformers makes it, and a list that is not empty once it has asked
-    for the date."""
+def sandboxed(template: str) -> tuple[Any, list[str]]:
+    """The template as jinja2 has it, in an environment as transformers makes it; and a list that is not empty
+    once it has asked for the date."""
     from datetime import datetime
 
     import jinja2.ext
     import jinja2.sandbox
 
     class Generation(jinja2.ext.Extension):  # {% generation %} marks what a model wrote, for training
-        tags = {"generation"}
+        tags = {"generation"}  # noqa: RUF012 (as in the base class)
 
-        def parse(self, parser):
+        def parse(self, parser: Any) -> Any:
             next(parser.stream)
             return parser.parse_statements(["name:endgeneration"], drop_needle=True)
 
-    def raise_exception(message):
+    def raise_exception(message: str) -> NoReturn:
         raise jinja2.TemplateError(message)
 
-    def tojson(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+    def tojson(
+        x: Any,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
         return json.dumps(
             x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
         )
 
-    dated = []
+    dated: list[str] = []
 
-    def strftime_now(form):
+    def strftime_now(form: str) -> str:
         dated.append(form)
         return datetime.now().strftime(form)
 
@@ -123,14 +181,14 @@ def sandboxed(template):
         raise UnsupportedTemplate(f"it is no Jinja: {type(error).__name__}: {error}") from error
 
 
-def renderer(program, special):
-    """A function from messages, (role, content) pairs, to the text that the template makes of them."""
+def renderer(program: Any, special: Special) -> Render:
+    """A function from messages to the text that the template makes of them."""
 
-    def render(messages):
-        messages = [{"role": role, "content": content} for role, content in messages]
+    def render(messages: list[Message]) -> str:
+        given = [message._asdict() for message in messages]
         try:
-            text = program.render(
-                messages=messages, tools=None, documents=None, add_generation_prompt=True, **special
+            text: str = program.render(
+                messages=given, tools=None, documents=None, add_generation_prompt=True, **special
             )
             text.encode("utf-8")
         except Exception as error:  # whatever a template does
@@ -142,13 +200,13 @@ def renderer(program, special):
     return render
 
 
-def conversation(contents, system=None):
+def conversation(contents: list[str], system: str | None = None) -> list[Message]:
     """The messages of a conversation: user, assistant, user, ..."""
-    roles = ["user", "assistant"] * len(contents)
-    return ([] if system is None else [("system", system)]) + list(zip(roles, contents))
+    begin = [] if system is None else [Message("system", system)]
+    return begin + [Message(("user", "assistant")[i % 2], text) for i, text in enumerate(contents)]
 
 
-def between(text, marks):
+def between(text: str, marks: list[str]) -> list[str]:
     """What stands before, between and behind the marks."""
     pieces = []
     for mark in marks:
@@ -161,22 +219,22 @@ def between(text, marks):
     return [*pieces, text]
 
 
-def parted_at_number(second, third):
-    """(before, after, number) where two pieces differ in a decimal number alone, n and n + 1; else None."""
+def parted_at_number(second: str, third: str) -> Numbered | None:
+    """Where two pieces differ in a decimal number alone, n and n + 1; else None."""
     parted = [re.split(r"(\d+)", piece) for piece in (second, third)]
     if len(parted[0]) != len(parted[1]):
         return None
-    differ = [i for i, (a, b) in enumerate(zip(*parted)) if a != b]
+    differ = [i for i, (a, b) in enumerate(zip(*parted, strict=True)) if a != b]
     if len(differ) != 1 or differ[0] % 2 == 0:
         return None
     (at,) = differ
     number, following = parted[0][at], parted[1][at]
     if str(int(number)) != number or str(int(number) + 1) != following:
         return None
-    return "".join(parted[0][:at]), "".join(parted[0][at + 1 :]), int(number)
+    return Numbered("".join(parted[0][:at]), "".join(parted[0][at + 1 :]), int(number))
 
 
-def take_apart(render):
+def take_apart(render: Render) -> Template:
     """The Template's pieces, and NO_SYSTEM and COUNT of its flags."""
     marks = ["Xq_first", "Xq_answer", "Xq_second", "Xq_reply", "Xq_third"]
     opening, answer, following, again, third, prompt = between(render(conversation(marks)), marks)
@@ -206,27 +264,27 @@ def take_apart(render):
     return Template(pieces, flags, number)
 
 
-def thought_marks(template, pieces):
-    """The (begin, end) marks of thoughts that a template may know, those with a telling name first. Where it
+def thought_marks(template: str, pieces: dict[str, str]) -> list[Marks]:
+    """The marks of thoughts that a template may know, those with a telling name first. Where it
     names a begin alone, that counts if it stands before the answer."""
     before = pieces["prompt"] + pieces["answer"]
     named = [(opening, slash, name) for opening, slash, name in THOUGHT_MARK.findall(template)]
     named.sort(key=lambda mark: not mark[1])
-    pairs = [(a + name, f"{a}/{name}") for a, slash, name in named if slash or a + name in before]
-    pairs += [("", a or b) for a, b in SPLIT_AT.findall(template)]
-    marks = {}
+    pairs = [Marks(a + name, f"{a}/{name}") for a, slash, name in named if slash or a + name in before]
+    pairs += [Marks("", a or b) for a, b in SPLIT_AT.findall(template)]
+    marks: dict[str, str] = {}
     for begin, end in pairs:
         if len(end) <= LONGEST_MARK:
             marks.setdefault(end, begin)
-    return [(begin, end) for end, begin in marks.items()][:MOST_MARKS]
+    return [Marks(begin, end) for end, begin in marks.items()][:MOST_MARKS]
 
 
-def has_telling_name(end):
+def has_telling_name(end: str) -> bool:
     mark = THOUGHT_MARK.fullmatch(end)
     return mark is not None and mark[2] == "/"
 
 
-def kept_of(content, flags, end):
+def kept_of(content: str, flags: int, end: str) -> str:
     """What the history keeps of an answer."""
     if end and end in content and flags & (SPLIT_FIRST | SPLIT_LAST):
         content = content.split(end, 1 if flags & SPLIT_FIRST else -1)[-1]
@@ -234,10 +292,10 @@ def kept_of(content, flags, end):
     return content.strip() if flags & STRIP_ANSWER else content
 
 
-def put_together(template, messages):
+def put_together(template: Template, messages: list[Message]) -> str:
     """The text that cli/chat.c makes of a conversation that ends with the user's turn."""
     pieces, flags, number, _ = template
-    text = "" if messages[0][0] == "system" else pieces["open"]
+    text = "" if messages[0].role == "system" else pieces["open"]
     answered = False
     for role, content in messages:
         if role == "system":
@@ -255,7 +313,7 @@ def put_together(template, messages):
     return text + pieces["prompt"]
 
 
-def plain_conversations(system):
+def plain_conversations(system: bool) -> Iterator[list[Message]]:
     """Of one to four turns, in which each role says each text, and a long one."""
     for i in range(len(TEXTS)):
         contents = [TEXTS[(i + k) % len(TEXTS)] for k in range(1 + 2 * (i % 4))]
@@ -265,7 +323,7 @@ def plain_conversations(system):
     yield conversation([TEXTS[k % len(TEXTS)] for k in range(2 * MANY_TURNS - 1)])
 
 
-def answers_with(begin, end):
+def answers_with(begin: str, end: str) -> Iterator[str]:
     """Answers with marks of thoughts in all places."""
     for mark in filter(None, (begin, end)):
         yield from (f"{mark}x", f"x{mark}", f"x {mark} y", f"x{mark}y{mark}z", mark)
@@ -277,7 +335,7 @@ def answers_with(begin, end):
     yield f"{begin}because"
 
 
-def conversations_with_thoughts(marks):
+def conversations_with_thoughts(marks: list[Marks]) -> Iterator[list[Message]]:
     """Conversations in which an answer has marks of thoughts. The last answer comes without any, as a
     template may treat that one differently in no conversation that goes on."""
     for begin, end in marks:
@@ -285,35 +343,38 @@ def conversations_with_thoughts(marks):
             yield conversation(["Hello", answer, "and", answer, "so"])
 
 
-def difference(template, rendered):
+def difference(template: Template, rendered: Iterable[Rendered]) -> str | None:
     """Where the pieces first give something else than the template, in words; None: nowhere."""
     for messages, want in rendered:
         got = put_together(template, messages)
         if got != want:
-            at = next((i for i, (a, b) in enumerate(zip(got, want)) if a != b), min(len(got), len(want)))
+            pairs = enumerate(zip(got, want, strict=False))
+            at = next((i for i, (a, b) in pairs if a != b), min(len(got), len(want)))
             start = max(at - 20, 0)
             return f"it writes {want[start : at + 20]!r} where pieces give {got[start : at + 20]!r}"
     return None
 
 
-def has_mark(messages, mark):
+def has_mark(messages: list[Message], mark: str) -> bool:
     return any(mark in content for _, content in messages)
 
 
-def ways_to_split(marks):
-    """(flags, begin, end, whether it is given thoughts) of what a template may do with thoughts: nothing; what
+def ways_to_split(marks: list[Marks]) -> Iterator[Split]:
+    """What a template may do with thoughts: nothing; what
     the pieces can say; something else, and then it is given none."""
-    yield 0, "", "", True
+    yield Split(0, "", "", True)
     for begin, end in marks:
         for split in (SPLIT_FIRST, SPLIT_LAST):
             for lines in (0, DROP_LINES):
-                yield split | lines, begin, end, True
+                yield Split(split | lines, begin, end, True)
     for begin, end in marks:
         if has_telling_name(end):
-            yield SPLIT_LAST, begin, end, False
+            yield Split(SPLIT_LAST, begin, end, False)
 
 
-def agreeing(template, plain, thoughts, marks):
+def agreeing(
+    template: Template, plain: list[Rendered], thoughts: list[Rendered], marks: list[Marks]
+) -> Template:
     """The Template with the flags and marks that agree with the rendered conversations."""
     first = None
     for strip in range(0, 16, 2):  # STRIP_SYSTEM, STRIP_USER, STRIP_ANSWER
@@ -323,14 +384,16 @@ def agreeing(template, plain, thoughts, marks):
         for split, begin, end, given in ways_to_split(marks) if not wrong else ():
             pieces = template.pieces | {"think_begin": begin, "think_end": end}
             whole = stripped._replace(pieces=pieces, flags=stripped.flags | split)
-            wrong = difference(whole, (pair for pair in thoughts if given or not has_mark(pair[0], end)))
+            wrong = difference(
+                whole, (pair for pair in thoughts if given or not has_mark(pair.messages, end))
+            )
             if not wrong:
                 return whole
             first = first or wrong
     raise UnsupportedTemplate(first)
 
 
-def parted_by_caller(template, marks):
+def parted_by_caller(template: Template, marks: list[Marks]) -> Template:
     """A template that keeps whatever it is given: the marks that part thought and answer before it is given
     any. Where the prompt has already ended the thought, the whole answer is one."""
     prompt, answer = template.pieces["prompt"], template.pieces["answer"]
@@ -344,15 +407,17 @@ def parted_by_caller(template, marks):
     return template._replace(pieces=template.pieces | {"think_begin": begin, "think_end": end}, flags=flags)
 
 
-def proved(template, special):
+def proved(template: str, special: Special) -> Template:
     """A template taken apart: a Template. template: the Jinja program. special: {"bos_token": text, ...}.
     Raises UnsupportedTemplate."""
     program, dated = sandboxed(template)
     render = renderer(program, special)
     parts = take_apart(render)
-    plain = [(messages, render(messages)) for messages in plain_conversations(not parts.flags & NO_SYSTEM)]
+    plain = [
+        Rendered(messages, render(messages)) for messages in plain_conversations(not parts.flags & NO_SYSTEM)
+    ]
     marks = thought_marks(template, parts.pieces)
-    thoughts = [(messages, render(messages)) for messages in conversations_with_thoughts(marks)]
+    thoughts = [Rendered(messages, render(messages)) for messages in conversations_with_thoughts(marks)]
     parts = agreeing(parts, plain, thoughts, marks)
     if not parts.pieces["think_end"]:
         parts = parted_by_caller(parts, marks)
@@ -362,7 +427,7 @@ def proved(template, special):
 # ---- in export.py's process
 
 
-def check_jinja():
+def check_jinja() -> None:
     """Raises MissingJinja where jinja2 is missing or too old: there are ways out of older sandboxes."""
     try:
         import jinja2
@@ -379,7 +444,7 @@ def check_jinja():
         )
 
 
-def packed(template):
+def packed(template: Template) -> bytes:
     """The chat section of a Template, as cli/template.h describes it."""
     texts = [template.pieces[name].encode("utf-8") for name in PIECES]
     section = struct.pack("<13I", TAG, template.flags, template.number, *map(len, texts)) + b"".join(texts)
@@ -388,12 +453,12 @@ def packed(template):
     return section
 
 
-def compile_template(template, special, warn):
+def compile_template(template: str, special: Special, warn: Callable[[str], None]) -> bytes:
     """The chat section for a template. special: {"bos_token": text, ...}. Raises UnsupportedTemplate or
     MissingJinja; ChildFailed where this program is to blame."""
     check_jinja()
     try:
-        parts = run_bounded(proved, template, special, seconds=SECONDS, memory=MEMORY)
+        parts: Template = run_bounded(proved, template, special, seconds=SECONDS, memory=MEMORY)
     except LimitExceeded as error:
         raise UnsupportedTemplate(f"it is too much work to take apart: {error}") from None
     if parts.dated:
@@ -401,13 +466,13 @@ def compile_template(template, special, warn):
     return packed(parts)
 
 
-def text_of(token):
+def text_of(token: Any) -> str | None:
     """The text of a special token, which is a string or an object with `content`; None: neither."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None
 
 
-def default_template(value, path):
+def default_template(value: Any, path: object) -> str | None:
     """`chat_template` of a configuration: a text, or a list of {"name", "template"}; None: absent."""
     if isinstance(value, list):
         named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
@@ -417,38 +482,39 @@ def default_template(value, path):
     return value
 
 
-def find_template(directory, model_type=None):
-    """(template or None, special tokens) of a Hugging Face directory."""
+def find_template(directory: str | os.PathLike[str], model_type: str | None = None) -> Found:
+    """Of a Hugging Face directory."""
     folder = Path(directory)
-    config = read_json(folder / "tokenizer_config.json", required=False)
-    tokens = read_json(folder / "special_tokens_map.json", required=False) | config
-    special = {key: text_of(value) for key, value in tokens.items() if key.endswith("_token")}
-    special = {key: text for key, text in special.items() if text is not None}
+    config = read_json(str(folder / "tokenizer_config.json"), required=False)
+    tokens = read_json(str(folder / "special_tokens_map.json"), required=False) | config
+    texts = {key: text_of(value) for key, value in tokens.items() if key.endswith("_token")}
+    special = {key: text for key, text in texts.items() if text is not None}
     own_file = folder / "chat_template.jinja"
     if own_file.exists():
         try:
-            return own_file.read_text(encoding="utf-8"), special
+            return Found(own_file.read_text(encoding="utf-8"), special)
         except UnicodeDecodeError as error:
             raise UnsupportedTemplate(f"{own_file}: no UTF-8: {error}") from None
     template = default_template(config.get("chat_template"), folder / "tokenizer_config.json")
     if template is None:
-        values = read_json(folder / "chat_template.json", required=False)
+        values = read_json(str(folder / "chat_template.json"), required=False)
         template = default_template(values.get("chat_template"), folder / "chat_template.json")
     if template is None and model_type == "deepseek_v32":
         template = DEEPSEEK_V32
-    return template, special
+    return Found(template, special)
 
 
-def gguf_template(metadata):
-    """The same of a GGUF file."""
+def gguf_template(metadata: dict[str, Any]) -> Found:
+    """Of a GGUF file."""
     tokens = metadata.get("tokenizer.ggml.tokens", [])
     ids = {f"{key}_token": metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("bos", "eos")}
     special = {key: tokens[i] for key, i in ids.items() if type(i) is int and 0 <= i < len(tokens)}
-    return default_template(metadata.get("tokenizer.chat_template"), "tokenizer.chat_template"), special
+    template = default_template(metadata.get("tokenizer.chat_template"), "tokenizer.chat_template")
+    return Found(template, special)
 
 
-def compile_chat(find, warn):
-    """The chat section for what `find` gives, (template or None, special tokens); empty if there is no
+def compile_chat(find: Callable[[], Found], warn: Callable[[str], None]) -> bytes:
+    """The chat section for what `find` gives; empty if there is no
     template. One that cannot be read or said by pieces costs a warning and not the weights. Raises
     MissingJinja."""
     try:

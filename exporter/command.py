@@ -13,28 +13,28 @@ import signal
 import sys
 import traceback
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
-from exporter.errors import PROGRAM, ExportError, printable, warn
+from .errors import PROGRAM, ExportError, printable, warn
 
 try:
     import numpy  # noqa: F401 (all that follows needs it)
 except ImportError:
     sys.exit(f"{PROGRAM}: needs numpy: pip install numpy")
 
-from exporter import config as model_config
-from exporter import gguf_config, mistral
-from exporter.chat import compile_chat, find_template, gguf_template
-from exporter.config import ModelConfig
-from exporter.families import language_model
-from exporter.gguf_source import Gguf
-from exporter.plan import TYPE_NAMES, make_plan
-from exporter.shapes import SHAPES
-from exporter.sources import CONVERT, PICKLES, Safetensors, Source, read_json
-from exporter.stream import Progress, processors, random_tensors, source_tensors
-from exporter.text_fields import text_fields
-from exporter.tokenizer import Compiled, bounded_gguf_tokenizer, bounded_tokenizer
-from exporter.writer import Output, find_target, tensor_bytes, write_checkpoint
+from . import config as model_config
+from . import gguf_config, mistral
+from .chat import Found, compile_chat, find_template, gguf_template
+from .config import ModelConfig
+from .families import language_model
+from .gguf_source import Gguf
+from .plan import TYPE_NAMES, make_plan
+from .shapes import SHAPES
+from .sources import CONVERT, PICKLES, Safetensors, Source, read_json
+from .stream import Progress, processors, random_tensors, source_tensors
+from .text_fields import text_fields
+from .tokenizer import Compiled, bounded_gguf_tokenizer, bounded_tokenizer
+from .writer import Output, find_target, tensor_bytes, write_checkpoint
 
 # ---- source
 
@@ -45,12 +45,13 @@ SOURCE_FILES = (".safetensors", ".json", ".gguf", ".jinja", ".model", ".tiktoken
 
 class Opened(NamedTuple):
     """A source. values: its config.json, or what that would say; config_path: where that is written;
-    directory: where texts beside it may be, None for a GGUF file."""
+    directory: where texts beside it may be, None for a GGUF file; metadata: of a GGUF file."""
 
     source: Source
-    values: dict
+    values: dict[str, Any]
     config_path: str
     directory: str | None
+    metadata: dict[str, Any]
 
 
 def open_source(path: str) -> Opened:
@@ -68,10 +69,10 @@ def open_source(path: str) -> Opened:
     config_path, params_path = os.path.join(path, "config.json"), os.path.join(path, "params.json")
     if os.path.exists(params_path) and not os.path.exists(config_path):
         source = Safetensors(path, "consolidated", mistral.transformers_name)
-        return Opened(source, mistral.config(read_json(params_path), params_path), params_path, path)
+        return Opened(source, mistral.config(read_json(params_path), params_path), params_path, path, {})
     source = Safetensors(path)
     values = language_model(read_json(config_path), config_path)
-    return Opened(source, values, config_path, path)
+    return Opened(source, values, config_path, path, {})
 
 
 def open_file(path: str) -> Opened:
@@ -83,7 +84,7 @@ def open_file(path: str) -> Opened:
     values, assumed = gguf_config.config(source)
     if assumed:
         warn(f"{path} does not say, and no published model has its shape; taken: {', '.join(assumed)}")
-    return Opened(source, values, path, None)
+    return Opened(source, values, path, None, source.metadata)
 
 
 # ---- export
@@ -107,7 +108,7 @@ def compiled_tokenizer(opened: Opened) -> Compiled | None:
         if opened.directory:
             compiled = bounded_tokenizer(opened.directory)
         else:
-            compiled = bounded_gguf_tokenizer(opened.source.metadata)
+            compiled = bounded_gguf_tokenizer(opened.metadata)
     except (ExportError, OSError) as error:
         raise ExportError(
             f"{where}: the tokenizer cannot be used: {printable(error, 300)}; "
@@ -119,10 +120,10 @@ def compiled_tokenizer(opened: Opened) -> Compiled | None:
 
 
 def chat_section(opened: Opened) -> bytes:
-    def template():
+    def template() -> Found:
         if opened.directory:
             return find_template(opened.directory, opened.values.get("model_type"))
-        return gguf_template(opened.source.metadata)
+        return gguf_template(opened.metadata)
 
     return compile_chat(template, warn)
 
@@ -142,7 +143,13 @@ def with_begin(config: ModelConfig, begin: tuple[int, ...] | None) -> ModelConfi
 
 
 def export_source(
-    path, out_path, type_name: str, mtp: bool, rotation: bool, tokenizer: bool = True, chat: bool = True
+    path: str | os.PathLike[str],
+    out_path: str | os.PathLike[str],
+    type_name: str,
+    mtp: bool,
+    rotation: bool,
+    tokenizer: bool = True,
+    chat: bool = True,
 ) -> None:
     """Makes the checkpoint `out_path` of the source `path`. type_name: of the matrices, as --type has it.
     mtp: with the multi-token prediction layer. rotation: of the latent. tokenizer, chat: whether to take
@@ -171,7 +178,9 @@ def export_source(
             pool.shutdown(cancel_futures=True)
 
 
-def export_random(shape: str, out_path, type_name: str, layers: int | None, seed: int) -> None:
+def export_random(
+    shape: str, out_path: str | os.PathLike[str], type_name: str, layers: int | None, seed: int
+) -> None:
     """A checkpoint of a published shape with random weights. layers: the first so many alone."""
     output = Output(out_path)
     values = SHAPES[shape]
@@ -258,7 +267,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def ended(number: int, _) -> NoReturn:
+def ended(number: int, _: object) -> NoReturn:
     """A signal ends the program as an exception, so that the temporary file goes."""
     sys.exit(128 + number)
 

@@ -174,7 +174,7 @@ def _index_layers(keys: Keys, layers: int) -> IndexLayers:
         has = [known.get(kind) if isinstance(kind, str) else None for kind in kinds[:layers]]
     if len(has) < layers or None in has:
         keys.fail(listed[0], f"one entry, full or shared, for each of {layers} layers was expected")
-    offset = (has + [0]).index(0)  # layers that have one at the beginning
+    offset = [*has, 0].index(0)  # layers that have one at the beginning
     freq = next((i for i in range(offset, layers) if has[i]), layers + offset) - offset + 1
     if has != [int(max(i - offset + 1, 0) % freq == 0) for i in range(layers)]:
         what = "indexers in the first layers and then in every n-th are supported, and nothing else"
@@ -220,8 +220,8 @@ def _indexer(keys: Keys, family: Family, layers: int, p: int) -> Indexer:
 def _layers(keys: Keys, family: Family) -> int:
     """num_hidden_layers. A model whose layers are pairs counts its pairs, in num_layers."""
     if not family.pairs_of_layers:
-        return keys.integer("num_hidden_layers")
-    pairs = keys.integer("num_layers", most=LIMITS["num_hidden_layers"] // 2)
+        return int(keys.integer("num_hidden_layers"))
+    pairs: int = keys.integer("num_layers", most=LIMITS["num_hidden_layers"] // 2)
     keys.one_of("num_hidden_layers", 2 * pairs, pairs)
     return 2 * pairs
 

@@ -142,7 +142,7 @@ def _groups(keys: Keys, router: Router, experts: int, zero: int, per_token: int)
     count, chosen = groups
     uneven = experts % count or chosen > count or per_token > experts // count * chosen + zero
     two_needed = router.scoring_func == "sigmoid" and experts // count < 2  # a group's score is a sum of two
-    if uneven or count > 1 and (zero or two_needed):
+    if uneven or (count > 1 and (zero or two_needed)):
         raise ExportError(
             f"{keys.where}: {per_token} of {experts} experts cannot be chosen from {chosen} of {count} groups"
         )

@@ -11,7 +11,7 @@ FILE_LIMIT = 64 << 20  # bytes; the largest published tokenizer has 33 MB
 POINTER = b"version https://git-lfs.github.com/spec/"
 
 
-def read_file(path, limit: int = FILE_LIMIT) -> bytes:
+def read_file(path: str | os.PathLike[str], limit: int = FILE_LIMIT) -> bytes:
     """The contents. Raises ExportError, OSError."""
     regular(path)
     data = b""
@@ -26,13 +26,13 @@ def read_file(path, limit: int = FILE_LIMIT) -> bytes:
     return data
 
 
-def regular(path) -> None:
+def regular(path: str | os.PathLike[str]) -> None:
     """Raises ExportError for devices, pipes and directories under the name of a file."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise ExportError(f"{path}: not a regular file")
 
 
-def refuse_pointer(path, data: bytes) -> None:
+def refuse_pointer(path: str | os.PathLike[str], data: bytes) -> None:
     """Raises ExportError if `data`, the begin of a file, says that Git LFS has the contents."""
     if data.startswith(POINTER):
         raise ExportError(

@@ -7,11 +7,15 @@ and PLM's are refused.
 """
 
 import re
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import ExportError, printable
 from .keys import REQUIRED, Keys
 from .shapes import SHAPES
+
+if TYPE_CHECKING:  # which imports the names from here
+    from .gguf_source import Gguf
 
 TOP = {
     "token_embd": "model.embed_tokens",
@@ -94,7 +98,7 @@ class Metadata(Keys):
         super().__init__(metadata, path)
         self.architecture = self.get("general.architecture")
 
-    def arch(self, read, key: str, *default: Any, **limits: Any) -> Any:
+    def arch(self, read: Callable[..., Any], key: str, *default: Any, **limits: Any) -> Any:
         """What `read` (a method of this object) gives for the architecture's `key`."""
         return read(f"{self.architecture}.{key}", *default, **limits)
 
@@ -110,7 +114,7 @@ class Converted(NamedTuple):
     notes: list[str]  # what had to be assumed
 
 
-def config(source) -> Converted:
+def config(source: "Gguf") -> Converted:
     """The configuration of a Gguf."""
     keys = Metadata(source.metadata, source.directory)
     if keys.architecture not in ("deepseek2", "minicpm3", "plm"):
@@ -244,7 +248,7 @@ def _yarn(keys: Metadata, values: dict[str, Any], published: dict[str, Any]) -> 
     values["rope_scaling"] = rope | {"mscale": mscale, "mscale_all_dim": mscale}
 
 
-def _minicpm3(source, values: dict[str, Any]) -> dict[str, Any]:
+def _minicpm3(source: "Gguf", values: dict[str, Any]) -> dict[str, Any]:
     """Its scalings are constants in llama.cpp, and the factors of its rotation are tensors."""
     factors = {}
     for kind in ("long", "short"):

@@ -9,6 +9,7 @@ a file claims. Reads slabs of rows and keeps none. Which keys and names a model 
 import math
 import os
 import struct
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,10 +42,10 @@ class Header:
     """A cursor over the header: every length is checked against what is left of the file before it is
     used."""
 
-    def __init__(self, file):
+    def __init__(self, file: File) -> None:
         self.file, self.at, self.begin, self.window = file, 0, 0, b""
 
-    def take(self, count):
+    def take(self, count: int) -> bytes:
         if count > self.file.size - self.at:
             raise ExportError(
                 f"{self.file.path}: cut short or damaged: {count} bytes expected at {self.at}, "
@@ -56,13 +57,13 @@ class Header:
         self.at += count
         return self.window[self.at - count - self.begin : self.at - self.begin]
 
-    def number(self, form):
+    def number(self, form: str) -> Any:
         return struct.unpack(form, self.take(struct.calcsize(form)))[0]
 
-    def string(self):
+    def string(self) -> str:
         return self.take(self.number("<Q")).decode("utf-8", "surrogateescape")
 
-    def value(self, kind):
+    def value(self, kind: int) -> Any:
         if kind == STRING:
             return self.string()
         if kind == ARRAY:
@@ -90,12 +91,12 @@ class Blocks(Integers):
 
     group = 32
 
-    def __init__(self, file, name, kind, shape, offset):
+    def __init__(self, file: File, name: str, kind: int, shape: list[int], offset: int) -> None:
         super().__init__(file, name, {Q4_0: "Q4_0", Q8_0: "Q8_0"}[kind], shape, offset)
         self.bits, self.block_bytes = (4, 18) if kind == Q4_0 else (8, 34)
         self.row_bytes = self.cols // 32 * self.block_bytes
 
-    def integers(self, low, high):
+    def integers(self, low: int, high: int) -> Groups:
         blocks = self.raw(low, high).reshape(high - low, -1, self.block_bytes)
         scale = np.ascontiguousarray(blocks[:, :, :2]).view("<f2")[:, :, 0].astype(np.float32)
         stored = blocks[:, :, 2:]
@@ -108,7 +109,7 @@ class Blocks(Integers):
 class Dequantized(Integers):
     """A tensor of any other type, as the gguf package turns it into numbers."""
 
-    def __init__(self, file, name, kind, shape, offset):
+    def __init__(self, file: File, name: str, kind: int, shape: list[int], offset: int) -> None:
         try:
             import gguf.quants
         except ImportError:
@@ -127,18 +128,27 @@ class Dequantized(Integers):
         self.block, self.block_bytes = gguf.GGML_QUANT_SIZES[self.kind]
         self.row_bytes = self.cols // self.block * self.block_bytes
 
-    def floats(self, low, high):
+    def floats(self, low: int, high: int) -> np.ndarray:
         try:
-            return self.package.quants.dequantize(self.raw(low, high), self.kind)
+            return np.asarray(self.package.quants.dequantize(self.raw(low, high), self.kind))
         except NotImplementedError:
             self.fail(f": the gguf package cannot read type {self.dtype}")
+
+
+class Run(NamedTuple):
+    """Rows of one part of a tensor."""
+
+    part: Tensor
+    begin: int
+    end: int  # last + 1
+    columns: slice | None  # that stand for its rows; None: it is not turned
 
 
 class Joined(Tensor):
     """kv_b_proj, each head's n rows of keys and then its v rows of values, which converters cut into k_b [H,
     r, n], transposed, and v_b [H, v, r]."""
 
-    def __init__(self, name, k, v, heads):
+    def __init__(self, name: str, k: Tensor, v: Tensor, heads: int) -> None:
         r, n, values = v.cols, k.cols, v.rows // heads
         super().__init__(k.shard, name, k.dtype, (heads * (n + values), r), 0)
         if (k.rows, v.rows) != (heads * r, heads * values):
@@ -147,30 +157,37 @@ class Joined(Tensor):
         # of the values: their rows are as they were, and keys are turned
         self.bits, self.group = v.bits, v.group
 
-    def pieces(self, low, high):
-        """(part, its first row, last + 1, which of its columns or None for all) of each run of rows within
-        one head's keys or values."""
+    def pieces(self, low: int, high: int) -> Iterator[Run]:
+        """Each run of rows within one head's keys or values."""
         n, values, r = self.head
         while low < high:
             head, row = divmod(low, n + values)
             end = min(high - low + row, n if row < n else n + values)
             if row < n:
-                yield self.k, head * r, (head + 1) * r, slice(row, end)
+                yield Run(self.k, head * r, (head + 1) * r, slice(row, end))
             else:
-                yield self.v, head * values + row - n, head * values + end - n, None
+                yield Run(self.v, head * values + row - n, head * values + end - n, None)
             low += end - row
 
-    def integers(self, low, high):
+    def integers(self, low: int, high: int) -> Groups | None:
         """As Integers has them, if they are rows of one head's values alone."""
         (part, begin, end, which), *more = self.pieces(low, high)
-        return Groups(None, None) if more or which else part.integers(begin, end)
+        return None if more or which else part.integers(begin, end)
 
-    def floats(self, low, high):
+    def floats(self, low: int, high: int) -> np.ndarray:
         found = [(part.floats(begin, end), which) for part, begin, end, which in self.pieces(low, high)]
         return np.concatenate([x if which is None else x[:, which].T for x, which in found])
 
-    def largest(self, low, high):
+    def largest(self, low: int, high: int) -> float:
         return max((part.largest(begin, end) for part, begin, end, _ in self.pieces(low, high)), default=0.0)
+
+
+class Info(NamedTuple):
+    """What the header says of a tensor."""
+
+    shape: list[int]
+    kind: int
+    offset: int  # from where the tensors begin
 
 
 class Contents(NamedTuple):
@@ -185,7 +202,8 @@ def read_gguf(file: File) -> Contents:
     if magic != b"GGUF" or version not in (2, 3):
         raise ExportError(f"{file.path}: not a GGUF file of version 2 or 3 for this kind of machine")
     tensors, keys = header.number("<Q"), header.number("<Q")
-    metadata, infos = {}, {}
+    metadata: dict[str, Any] = {}
+    infos: dict[str, Info] = {}
     for _ in range(keys):
         key = header.string()
         if key in metadata:
@@ -198,7 +216,7 @@ def read_gguf(file: File) -> Contents:
                 f"{file.path}: tensor {printable(name)}: is there twice, or its entry is damaged"
             )
         shape = [header.number("<Q") for _ in range(dimensions)][::-1]  # rows of `shape`[-1] numbers
-        infos[name] = shape, header.number("<I"), header.number("<Q")
+        infos[name] = Info(shape, header.number("<I"), header.number("<Q"))
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or not 1 <= alignment <= 1 << 20:
         raise ExportError(f"{file.path}: general.alignment is {printable(alignment)}; this file is damaged")
@@ -206,8 +224,8 @@ def read_gguf(file: File) -> Contents:
     return Contents(
         metadata,
         {
-            name: _tensor(file, name, kind, shape, data + offset)
-            for name, (shape, kind, offset) in infos.items()
+            name: _tensor(file, name, info.kind, info.shape, data + info.offset)
+            for name, info in infos.items()
         },
     )
 

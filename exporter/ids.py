@@ -7,7 +7,7 @@ contradict each other are refused, with the file to delete.
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import ExportError, printable
 from .families import language_model
@@ -33,17 +33,23 @@ def check_ids(data: Mapping[str, Any], path: Path) -> None:
     _check_ends(path, ids)
 
 
-def _stated(directory: Path) -> Iterator[tuple[str, str, int]]:
-    """(file, token, its id) of the added tokens that files beside tokenizer.json list."""
+class Stated(NamedTuple):
+    file: str
+    token: str
+    id: int
+
+
+def _stated(directory: Path) -> Iterator[Stated]:
+    """The added tokens that files beside tokenizer.json list."""
     config = read_json(str(directory / "tokenizer_config.json"), required=False)
     decoder = config.get("added_tokens_decoder")
     for i, token in (decoder if isinstance(decoder, dict) else {}).items():
         text = token.get("content") if isinstance(token, dict) else token
         if isinstance(text, str) and i.isascii() and i.isdigit() and len(i) < 10:
-            yield "tokenizer_config.json", text, int(i)
+            yield Stated("tokenizer_config.json", text, int(i))
     for text, i in read_json(str(directory / "added_tokens.json"), required=False).items():
         if type(i) is int:
-            yield "added_tokens.json", text, i
+            yield Stated("added_tokens.json", text, i)
 
 
 def _check_ends(path: Path, ids: Mapping[str, int]) -> None:
@@ -59,8 +65,9 @@ def _check_ends(path: Path, ids: Mapping[str, int]) -> None:
         stated |= language_model(read_json(file, required=False), file)
     first, last = stated.get("bos_token_id"), stated.get("eos_token_id")
     last = last if isinstance(last, list) else [last]
-    known = isinstance(begin, str) and isinstance(end, str) and begin in ids and end in ids
-    if known and first is not None and last != [None] and ids[begin] != first and ids[end] not in last:
+    if not isinstance(begin, str) or not isinstance(end, str) or begin not in ids or end not in ids:
+        return
+    if first is not None and last != [None] and ids[begin] != first and ids[end] not in last:
         what = f"{printable(begin, 60)} is {ids[begin]} in the one and bos_token_id {first} in the other"
         _refuse(path, "config.json", what)
 

@@ -94,7 +94,9 @@ class Keys:
             self.fail(key, "true or false was expected")
         return value
 
-    def lenient(self, read: Callable[..., Any], key: str, default: Any, warn, *limits: float) -> Any:
+    def lenient(
+        self, read: Callable[..., Any], key: str, default: Any, warn: Callable[[str], None], *limits: float
+    ) -> Any:
         """What `read` (integer, number or boolean of this object) gives; `default` and a warning, where it
         would refuse."""
         try:
@@ -106,7 +108,7 @@ class Keys:
     def one_of(self, key: str, *values: Any) -> Any:
         """The key must have one of `values`; the first is what absence means."""
         value = self.get(key, values[0])
-        if value not in values or type(value) is bool and values[0] is not value:
+        if value not in values or (type(value) is bool and values[0] is not value):
             self.fail(key, "only " + " or ".join(repr(v) for v in values) + " is supported")
         return value
 

@@ -4,8 +4,8 @@
 import functools
 import unicodedata
 
-from exporter.pretokenizer import unicode_sets
-from exporter.section import NormalForm
+from .pretokenizer import unicode_sets
+from .section import Composition, NormalForm, Replacement
 
 SPACE = "\u2581"  # SentencePiece writes a space so
 
@@ -31,10 +31,11 @@ def composed() -> NormalForm:
         order = unicodedata.combining(chr(code))
         to = [ord(c) for c in unicodedata.normalize("NFD", chr(code)) if c != chr(code)]
         check = bool(order or code in seconds or (to and code not in pairs))
-        replacements.append((code, order, int(check), to))
-    return NormalForm(replacements, [(first, second, code) for code, (first, second) in pairs.items()])
+        replacements.append(Replacement(code, order, int(check), to))
+    return NormalForm(replacements, [Composition(*pair, code) for code, pair in pairs.items()])
 
 
 def spaces(prefixed: bool, options: int = 0) -> NormalForm:
     """Each space becomes SPACE; `prefixed`: one more is put before the text."""
-    return NormalForm([(ord(" "), 0, 1, [ord(SPACE)])], [], ord(SPACE) if prefixed else 0, options)
+    written = Replacement(ord(" "), 0, 1, [ord(SPACE)])
+    return NormalForm([written], [], ord(SPACE) if prefixed else 0, options)

@@ -10,7 +10,7 @@ neither time nor memory.
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,7 +46,7 @@ class Place(NamedTuple):
     which: np.ndarray | slice  # of these
 
 
-@dataclass
+@dataclass(frozen=True)
 class Entry:
     """One tensor of the checkpoint: `count` matrices [rows, cols] whose numbers are rows of the source's
     tensor `source`.
@@ -213,7 +213,7 @@ class Plan:
             keys["factor"] = np.append(np.ones(di - p), np.full(p, cfg.rope_multiplier)).astype(np.float32)
         return keys
 
-    def indexer(self, name, source):
+    def indexer(self, name: str, source: str) -> None:
         cfg = self.config
         D, heads, di = cfg.hidden_size, cfg.index_n_heads, cfg.index_head_dim
         keys, queries = self.index_rows(), source + "wq_b.weight"
@@ -225,7 +225,7 @@ class Plan:
         self.vector(name + "index_k_bias", di, source + "k_norm.bias", **keys)
         self.matrix(name + "index_weights", F32, heads, D, source + "weights_proj.weight")
 
-    def mlp(self, name, role, width, source):
+    def mlp(self, name: str, role: str, width: int, source: str) -> None:
         cfg = self.config
         D = cfg.hidden_size
         if cfg.hidden_act == ACT_SILU:
@@ -233,11 +233,11 @@ class Plan:
         self.matrix(f"{name}up", role, width, D, f"{source}up_proj.weight")
         self.matrix(f"{name}down", role, D, width, f"{source}down_proj.weight", times=cfg.residual_factor)
 
-    def attention(self, name, source):
+    def attention(self, name: str, source: str) -> None:
         cfg = self.config
         D, H, ql, r = cfg.hidden_size, cfg.num_attention_heads, cfg.q_lora_rank, cfg.kv_lora_rank
         n, p, v = cfg.qk_nope_head_dim, cfg.qk_rope_head_dim, cfg.v_head_dim
-        q = self.rotated(n, p) | {"times": cfg.query_factor}
+        q: dict[str, Any] = self.rotated(n, p) | {"times": cfg.query_factor}
         if ql:
             self.matrix(name + "q_a", "attention", ql, D, source + "q_a_proj.weight")
             self.vector(name + "q_a_norm", ql, source + "q_a_layernorm.weight")
@@ -245,8 +245,13 @@ class Plan:
         else:
             self.matrix(name + "q", "attention", H * (n + p), D, source + "q_proj.weight", **q)
         # kv_b_proj holds the keys and the values of head 0, then of head 1, ...
-        kv_a = self.rotated(r, p)
-        kv_b = {"source": source + "kv_b_proj.weight", "shape": (H * (n + v), r), "count": H, "stride": n + v}
+        kv_a: dict[str, Any] = self.rotated(r, p)
+        kv_b: dict[str, Any] = {
+            "source": source + "kv_b_proj.weight",
+            "shape": (H * (n + v), r),
+            "count": H,
+            "stride": n + v,
+        }
         gain, ones = source + "kv_a_layernorm.weight", None
         if self.rotation:
             # With c = x / rms(x) * gain, x = W_kva h: W c = (W diag(gain) R^T) (R x) / rms(R x), because a
@@ -261,16 +266,16 @@ class Plan:
         self.matrix(name + "w_uv", "attention", v, r, first=n, **kv_b)
         # each head's values begin on a block of 32 columns, so that threads quantize what their heads found
         # without waiting
-        o = {"shape": (D, H * v), "spread": (H, v), "times": cfg.residual_factor}
+        o: dict[str, Any] = {"shape": (D, H * v), "spread": (H, v), "times": cfg.residual_factor}
         self.matrix(name + "o", "attention", D, H * (-(-v // 32) * 32), source + "o_proj.weight", **o)
 
-    def experts(self, name, source):
+    def experts(self, name: str, source: str) -> None:
         cfg = self.config
         D, E, M = cfg.hidden_size, cfg.n_routed_experts, cfg.moe_intermediate_size
         # How transformers 5 saves them: [E, 2M, D], gate's rows first; [E + Z, ...] with Z identity experts.
         fused, fused_down = source + "gate_up_proj", source + "down_proj"
-        gate_up = {"source": fused, "shape": (E + cfg.zero_expert_num, 2 * M, D)}
-        down = {"source": fused_down, "shape": (E, D, M), "times": cfg.residual_factor}
+        gate_up: dict[str, Any] = {"source": fused, "shape": (E + cfg.zero_expert_num, 2 * M, D)}
+        down: dict[str, Any] = {"source": fused_down, "shape": (E, D, M), "times": cfg.residual_factor}
         is_fused = self.source is not None and fused in self.source.tensors
         for e in range(E):
             begin = len(self.entries)
@@ -280,9 +285,9 @@ class Plan:
                 self.matrix(f"{name}{e}.down", "experts", D, M, first=e * D, **down)
             else:
                 self.mlp(f"{name}{e}.", "experts", M, f"{source}{e}.")
-            self.entries[begin].align = EXPERT_PAGE
+            self.entries[begin] = replace(self.entries[begin], align=EXPERT_PAGE)
 
-    def layer(self, name, source, moe, indexer, half=""):
+    def layer(self, name: str, source: str, moe: bool, indexer: bool, half: str = "") -> None:
         """`half`: of a pair that is one layer of the source, ".0" or ".1"."""
         cfg = self.config
         D, choices = cfg.hidden_size, cfg.n_routed_experts + cfg.zero_expert_num
@@ -313,7 +318,7 @@ class Plan:
         if cfg.sandwich_norm:
             self.vector(name + "mlp_out_norm", D, source + "post_mlp_layernorm.weight")
 
-    def model(self, mtp):
+    def model(self, mtp: bool) -> None:
         cfg = self.config
         V, D, L = cfg.vocab_size, cfg.hidden_size, cfg.num_hidden_layers
         self.matrix("embed", "embed", V, D, "model.embed_tokens.weight")
@@ -365,7 +370,7 @@ def _ignored(name: str, config: ModelConfig, mtp: bool) -> bool:
     name of their own; inv_freq is computed; identity experts may be stored as if they were others, and an
     indexer in layers that do not use it."""
     experts = config.n_routed_experts
-    if name.endswith("rotary_emb.inv_freq") or name.startswith("model.mtp.") and not mtp:
+    if name.endswith("rotary_emb.inv_freq") or (name.startswith("model.mtp.") and not mtp):
         return True
     expert = re.match(r"model\.layers\.\d{1,9}\.mlp\.experts\.(\d{1,9})\.", name)
     if expert and experts <= int(expert.group(1)) < experts + config.zero_expert_num:

@@ -15,11 +15,11 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from exporter.errors import ExportError, printable
+from .errors import ExportError, printable
 
 CODES = 0x110000
 UNLIMITED = 0xFFFFFFFF
@@ -48,7 +48,7 @@ class CharSet:
         """Which of the codes are members: bool [len(codes)]."""
         return (np.searchsorted(self.bounds, codes, side="right") & 1).astype(bool)
 
-    def _combined(self, other: "CharSet", operation) -> "CharSet":
+    def _combined(self, other: "CharSet", operation: np.ufunc) -> "CharSet":
         points = np.union1d(self.bounds, other.bounds)
         inside = operation(self.inside(points), other.inside(points))
         return CharSet(points[np.diff(inside, prepend=False)])
@@ -211,7 +211,9 @@ class Parser:
         it."""
         if not self.ignore_case:
             return
-        few = [p.set.codes() if isinstance(p, Run) and len(p.set.bounds) < 18 else [] for p in parts]
+        few: list[list[int]] = [
+            p.set.codes().tolist() if isinstance(p, Run) and len(p.set.bounds) < 18 else [] for p in parts
+        ]
         letters = "".join(chr(codes[0]).casefold() if 0 < len(codes) < 9 else "\0" for codes in few)
         if any(len(fold) > 1 and fold in letters for fold in case_folds()):
             self.fail("letters that one character can stand for")
@@ -395,7 +397,7 @@ class Counts(NamedTuple):
 
 
 def can_be_empty(parts: list[Part]) -> bool:
-    def empty(part):
+    def empty(part: Part) -> bool:
         if isinstance(part, Group):
             return part.optional or any(map(can_be_empty, part.branches))
         return not isinstance(part, Run) or part.least == 0
@@ -461,9 +463,9 @@ def classify(sets: list[CharSet]) -> tuple[np.ndarray, list[int]]:
             raise UnsupportedTokenizer(
                 f"the pre-tokenizer tells {count} kinds of characters apart; {MAX_CLASSES} are possible"
             )
-    class_of = class_of.astype(np.uint8) + 1
-    bits = [sum(1 << int(c) for c in np.unique(class_of[members])) for members in inside]
-    return np.repeat(class_of, np.diff(points, append=CODES)), bits
+    classes = class_of.astype(np.uint8) + 1
+    bits = [sum(1 << int(c) for c in np.unique(classes[members])) for members in inside]
+    return np.repeat(classes, np.diff(points, append=CODES)), bits
 
 
 def compile_expression(pattern: str) -> list[list[Item]]:
@@ -499,10 +501,10 @@ def compile_steps(patterns: list[str]) -> tuple[Counts, bytes]:
     rows = [row.tobytes() for row in class_of.reshape(-1, 256)]
     page = {row: i for i, row in enumerate(sorted(set(rows)))}
 
-    def starts(lists):
+    def starts(lists: list[list[Any]]) -> bytes:
         return np.cumsum([0] + [len(x) for x in lists]).astype("<u4").tobytes()
 
-    def packed(item):
+    def packed(item: Item) -> bytes:
         mask = bits_of[item.set.bounds.tobytes()] if item.set is not None else 0
         return struct.pack("<5I", item.op, item.a, item.b, mask & 0xFFFFFFFF, mask >> 32)
 

@@ -4,10 +4,14 @@ Whole arrays at a time, so that numpy's loops do the work; callers bring so few 
 core's cache.
 """
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import numpy as np
+import numpy.typing as npt
 
 from .plan import BF16, F32, Q4, Q8
-from .sources import steps
+from .sources import Groups, Tensor, steps
 
 PANEL, BLOCK, GROUP = 16, 64, 32
 
@@ -26,13 +30,14 @@ UNIFORM = np.arange(
 TRIES = (-140, -130, -120, -110, 95, 105, 115)
 
 
-def _nearest():
+def _nearest() -> np.ndarray:
     """For every int8, as a byte: the index of the codebook's nearest value."""
     value = np.arange(256, dtype=np.uint8).view(np.int8).astype(np.int32)
-    return np.abs(value[:, None] - CODEBOOK.astype(np.int32)).argmin(axis=1).astype(np.uint8)
+    distance = np.abs(value[:, None] - CODEBOOK.astype(np.int32))
+    return np.asarray(distance.argmin(axis=1), np.uint8)
 
 
-def _pairs(table, pair):
+def _pairs(table: np.ndarray, pair: npt.DTypeLike) -> np.ndarray:
     """A table for one byte as one for two, seen as the type `pair`: half as many look-ups take half the
     time."""
     return np.stack([np.tile(table, 256), np.repeat(table, 256)], axis=1).view(pair)[:, 0]
@@ -42,7 +47,7 @@ NEAREST = _pairs(_nearest(), np.uint16)
 NEAREST_VALUE = _pairs(CODEBOOK[_nearest()].astype(np.float32), np.float64)
 
 
-def multiplier(largest, kind):
+def multiplier(largest: float, kind: int) -> float:
     """The factor that a quantized tensor's scales leave out: a power of two that puts the largest of them
     near 2^9. Halves then have 23 binades of full precision below it."""
     if kind not in (Q8, Q4) or largest == 0:
@@ -50,36 +55,37 @@ def multiplier(largest, kind):
     return float(2.0 ** np.clip(np.floor(np.log2(largest)) - 15, -126, 127))
 
 
-def kept_multiplier(tensor, ranges, kind):
+def kept_multiplier(tensor: Tensor, ranges: list[tuple[int, int]], kind: int) -> float | None:
     """The multiplier with which the rows in `ranges` [(first, last + 1)] of `tensor`, integers with one scale
     for each 32 of a row, can be packed as they are: every integer is one that `kind` has, and every scale
     a half. None where that is not so, and its numbers must be rounded."""
     if tensor.group != GROUP or tensor.bits not in {Q8: (4, 8), Q4: (4,)}.get(kind, ()):
         return None
 
-    def pieces():
-        return (
-            tensor.integers(begin, end) for low, high in ranges for begin, end in steps(tensor, low, high)
-        )
+    def pieces() -> Iterator[Groups | None]:
+        for low, high in ranges:
+            yield from (tensor.integers(begin, end) for begin, end in steps(tensor, low, high))
 
-    def fits(scale, factor):
+    def fits(scale: np.ndarray, factor: np.float32) -> bool:
         with np.errstate(all="ignore"):
-            return ((scale / factor).astype(np.float16) * factor == scale).all()
+            return bool(((scale / factor).astype(np.float16) * factor == scale).all())
 
     largest, one = 0.0, True
-    for q, scale in pieces():
-        if q is None or q.min(initial=0) < -127:
+    for piece in pieces():
+        if piece is None or piece.integers.min(initial=0) < -127:
             return None
+        scale = piece.scale
         largest, one = max(largest, float(np.abs(scale).max(initial=0))), one and fits(scale, np.float32(1))
     if one and largest < np.inf:
         return 1.0
     if not 0 < largest < np.inf:
         return None
     factor = 2.0 ** np.clip(np.floor(np.log2(largest)) - 8, -126, 127)
-    return float(factor) if all(fits(scale, np.float32(factor)) for _, scale in pieces()) else None
+    all_fit = all(piece and fits(piece.scale, np.float32(factor)) for piece in pieces())
+    return float(factor) if all_fit else None
 
 
-def pack_integers(q, scale, kind):
+def pack_integers(q: np.ndarray, scale: np.ndarray, kind: int) -> np.ndarray:
     """The panels of integers q [rows, cols] int8 with their scales [rows, cols / 32], as they are; of Q4 with
     the codebook UNIFORM."""
     q, scale = _padded(q, PANEL, BLOCK), _padded(scale.astype(np.float16), PANEL, BLOCK // GROUP)
@@ -90,7 +96,7 @@ def pack_integers(q, scale, kind):
     )
 
 
-def pack(x, kind):
+def pack(x: np.ndarray, kind: int) -> np.ndarray:
     """x [rows, cols] float32 -> its panels as bytes [panels, bytes of a panel]."""
     cols = x.shape[1]
     return {F32: _pack_f32, BF16: _pack_bf16, Q8: _pack_q8, Q4: _pack_q4}[kind](
@@ -98,7 +104,7 @@ def pack(x, kind):
     )
 
 
-def _padded(x, rows, cols):
+def _padded(x: np.ndarray, rows: int, cols: int) -> np.ndarray:
     """x with zeros up to multiples of `rows` and `cols`."""
     if x.shape[0] % rows == 0 and x.shape[1] % cols == 0:
         return np.ascontiguousarray(x)
@@ -107,7 +113,7 @@ def _padded(x, rows, cols):
     return out
 
 
-def _pack_f32(x, cols):
+def _pack_f32(x: np.ndarray, cols: int) -> np.ndarray:
     return (
         np.ascontiguousarray(x.reshape(-1, PANEL, cols).transpose(0, 2, 1))
         .view(np.uint8)
@@ -115,7 +121,7 @@ def _pack_f32(x, cols):
     )
 
 
-def _pack_bf16(x, cols):
+def _pack_bf16(x: np.ndarray, cols: int) -> np.ndarray:
     bits = x.view(np.uint32)
     bits = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)  # to nearest, ties to even
     return (
@@ -125,7 +131,7 @@ def _pack_bf16(x, cols):
     )
 
 
-def _blocks(scale, words, unit_words):
+def _blocks(scale: np.ndarray, words: np.ndarray, unit_words: int) -> np.ndarray:
     """scale [rows, groups of 32] f16 and words [rows, blocks * unit_words] uint32 (4 bytes of one row each)
     -> panels."""
     panels, blocks = scale.shape[0] // PANEL, scale.shape[1] // 2
@@ -138,13 +144,15 @@ def _blocks(scale, words, unit_words):
     return out.view(np.uint8).reshape(panels, -1)
 
 
-def _inverse(scale):
+def _inverse(scale: np.ndarray) -> np.ndarray:
     """1 / scale as float32, 0 where it is (next to) nothing."""
     scale = scale.astype(np.float32)
-    return np.divide(1, scale, out=np.zeros_like(scale), where=np.abs(scale) > 1e-30)
+    inverse = np.zeros_like(scale)
+    np.divide(1, scale, out=inverse, where=np.abs(scale) > 1e-30)
+    return inverse
 
 
-def _pack_q8(x, cols):
+def _pack_q8(x: np.ndarray, cols: int) -> np.ndarray:
     groups = x.reshape(x.shape[0], -1, GROUP)
     scale = (np.maximum(groups.max(axis=2), -groups.min(axis=2)) / 127).astype(
         np.float16
@@ -154,8 +162,15 @@ def _pack_q8(x, cols):
     return _blocks_q8(q.reshape(x.shape).astype(np.int8), scale)
 
 
-def _blocks_q8(q, scale):
+def _blocks_q8(q: np.ndarray, scale: np.ndarray) -> np.ndarray:
     return _blocks(scale, (q.view(np.uint8) ^ 128).view(np.uint32), 16)  # weight + 128
+
+
+class Fit(NamedTuple):
+    """Of each group, float32 [n]."""
+
+    scale: np.ndarray
+    gain: np.ndarray
 
 
 class Trial:
@@ -163,11 +178,11 @@ class Trial:
     fresh memory for every try would cost as much as the arithmetic. present [32, n] is 0 where a weight is
     only padding, or None."""
 
-    def __init__(self, x, present):
+    def __init__(self, x: np.ndarray, present: np.ndarray | None) -> None:
         self.x, self.present = x, present
         self.value, self.code = np.empty_like(x), np.empty(x.shape, np.int8)
 
-    def round(self, inverse, clip):
+    def round(self, inverse: np.ndarray, clip: bool) -> np.ndarray:
         """x * inverse as int8, two bytes at a time, which index NEAREST. Without `clip` all must be below
         127.5 as they are."""
         np.multiply(self.x, inverse, out=self.value)
@@ -177,18 +192,18 @@ class Trial:
         np.copyto(self.code, self.value, casting="unsafe")
         return self.code.view(np.uint16)
 
-    def fit(self, inverse, clip=True):
-        """The best scale for the codes that 1 / inverse gives, and by how much it lowers the squared error:
-        (scale, gain)."""
+    def fit(self, inverse: np.ndarray, clip: bool = True) -> Fit:
+        """The best scale for the codes that 1 / inverse gives, and by how much it lowers the squared
+        error."""
         np.take(NEAREST_VALUE, self.round(inverse, clip), out=self.value.view(np.float64), mode="clip")
         value = self.value
         if self.present is not None:
             value *= self.present
         xv, vv = np.einsum("jn,jn->n", self.x, value), np.einsum("jn,jn->n", value, value)
         scale = np.divide(xv, vv, out=np.zeros_like(xv), where=vv != 0)
-        return scale, xv * scale
+        return Fit(scale, xv * scale)
 
-    def search(self):
+    def search(self) -> np.ndarray:
         """The scales of least squared error, as f16."""
         top, bottom = self.x.max(axis=0), self.x.min(axis=0)
         inverse = _inverse(np.where(top >= -bottom, top, bottom))  # of the weight of largest magnitude
@@ -197,10 +212,10 @@ class Trial:
             scale, gain = self.fit(inverse * np.float32(value), abs(value) > 127)
             best = np.where(gain > most, scale, best)
             most = np.maximum(gain, most)
-        return self.fit(_inverse(best))[0].astype(np.float16)
+        return self.fit(_inverse(best)).scale.astype(np.float16)
 
 
-def _pack_q4(x, cols):
+def _pack_q4(x: np.ndarray, cols: int) -> np.ndarray:
     rows = x.shape[0]
     groups = np.ascontiguousarray(
         x.reshape(-1, GROUP).T
@@ -218,7 +233,7 @@ def _pack_q4(x, cols):
     )
 
 
-def _blocks_q4(codes, scale):
+def _blocks_q4(codes: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """codes [32, rows * groups]"""
     pairs = codes[:16] | codes[16:] << 4  # byte i: columns i and 16 + i
     words = np.ascontiguousarray(pairs.T).view(np.uint32)  # [rows * groups, 4 words]

@@ -12,13 +12,14 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from exporter.errors import printable
-from exporter.files import read_file
-from exporter.normalizer import composed
-from exporter.patterns import PATTERNS
-from exporter.pretokenizer import UnsupportedTokenizer
-from exporter.section import MAX_TOKEN_TEXT, Added, NormalForm, Tokenizer
+from .errors import printable
+from .files import read_file
+from .normalizer import composed
+from .patterns import PATTERNS
+from .pretokenizer import UnsupportedTokenizer
+from .section import MAX_TOKEN_TEXT, Added, Merge, NormalForm, Tokenizer
 
 RESERVED = 256  # Kimi's ids behind the ranks
 MAX_SPECIAL = 1 << 16  # special tokens of tekken.json; published ones have 1000
@@ -31,13 +32,12 @@ def check_lengths(tokens: Iterable[bytes]) -> None:
         raise UnsupportedTokenizer(f"a token has {longest} bytes; {MAX_TOKEN_TEXT} are possible")
 
 
-def rank_merges(ranks: dict[bytes, int]) -> list[tuple[int, int, int, int]]:
-    """(left, right, id, rank) of every cut of a token into two; ranks: {bytes: id}, the ids in the order of
-    the ranks."""
+def rank_merges(ranks: dict[bytes, int]) -> list[Merge]:
+    """Every cut of a token into two; ranks: {bytes: id}, the ids in the order of the ranks."""
     check_lengths(ranks)
     cuts = ((token[:i], token[i:], rank) for token, rank in ranks.items() for i in range(1, len(token)))
     return [
-        (ranks[left], ranks[right], rank, rank)
+        Merge(ranks[left], ranks[right], rank, rank)
         for left, right, rank in cuts
         if left in ranks and right in ranks
     ]
@@ -69,18 +69,19 @@ def read_ranks(path: Path) -> dict[bytes, int]:
     """{bytes: rank} of a file with a line `base64 rank` for each token."""
     lines = (line for line in read_file(path).splitlines() if line.strip())
     found = [re.fullmatch(rb"(\S+) (\d{1,8})\s*", line) for line in lines]
-    if not all(found) or not found:
+    matches = [match for match in found if match]
+    if len(matches) < len(found) or not found:
         raise UnsupportedTokenizer(f"{path} is not a list of tokens in base64 with their ranks")
-    return {base64.b64decode(f[1], validate=True): int(f[2]) for f in found}
+    return {base64.b64decode(f[1], validate=True): int(f[2]) for f in matches}
 
 
-def tokenizer_config(folder: Path) -> dict:
+def tokenizer_config(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json; {} if there is none."""
     path = folder / "tokenizer_config.json"
     return json.loads(read_file(path).decode("utf-8")) if path.exists() else {}
 
 
-def added_tokens(config: dict) -> list[dict]:
+def added_tokens(config: dict[str, Any]) -> list[dict[str, Any]]:
     """The entries of a tokenizer_config.json's added_tokens_decoder as tokenizer.json writes them."""
     decoder = config.get("added_tokens_decoder") or {}
     return [token | {"id": int(i)} for i, token in decoder.items()]

@@ -119,8 +119,8 @@ def _block(keys: Keys) -> Keys:
 
 def _theta(keys: Keys, block: Keys) -> float:
     """rope_theta, which may stand in the block, beside it, or in both."""
-    inside = block.number("rope_theta", None, least=1.000001)
-    beside = keys.number("rope_theta", REQUIRED if inside is None else inside, least=1.000001)
+    inside: float | None = block.number("rope_theta", None, least=1.000001)
+    beside: float = keys.number("rope_theta", REQUIRED if inside is None else inside, least=1.000001)
     if inside is None or beside == inside:
         return beside
     if "rope_theta" not in keys.absent:

@@ -3,10 +3,12 @@
 
 import struct
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from exporter.pretokenizer import UnsupportedTokenizer, compile_steps
+from .pretokenizer import UnsupportedTokenizer, compile_steps
 
 TAG = 0x324B4F54  # "TOK2"
 HEADER = struct.Struct("<17I")
@@ -16,7 +18,14 @@ MAX_TOKEN_TEXT = 1024  # bytes of an added token or a unit; the same limit as in
 PREFIX_FIRST, PREFIX_ONCE, NORMALIZE_LAST, DROP_SPACE = 1, 2, 4, 8
 
 
-@dataclass
+class Merge(NamedTuple):
+    left: int
+    right: int
+    id: int
+    rank: int
+
+
+@dataclass(frozen=True)
 class Added:
     """A token that is matched in trusted text before anything else is done with it."""
 
@@ -25,23 +34,36 @@ class Added:
     late: bool  # searched in what the others left over ("normalized" in tokenizer.json)
 
 
-@dataclass
+class Replacement(NamedTuple):
+    """What becomes of the character `code`."""
+
+    code: int
+    order: int  # its combining class
+    check: int  # 1: a text with it may not be in the normal form
+    to: list[int]  # at most 4 codes
+
+
+class Composition(NamedTuple):
+    first: int
+    second: int
+    code: int
+
+
+@dataclass(frozen=True)
 class NormalForm:
     """What is done with text before it is cut into words (engine/unicode.h); normalizer.py makes it."""
 
-    replacements: list[tuple[int, int, int, list[int]]] = field(
-        default_factory=list
-    )  # (code, combining class, check, at most 4 codes)
-    compositions: list[tuple[int, int, int]] = field(default_factory=list)  # (first, second, code)
+    replacements: list[Replacement] = field(default_factory=list)
+    compositions: list[Composition] = field(default_factory=list)
     prefix: int = 0  # a code point put before the text; 0: none
     options: int = 0  # PREFIX_FIRST, PREFIX_ONCE, NORMALIZE_LAST
 
 
-@dataclass
+@dataclass(frozen=True)
 class Tokenizer:
     tokens: dict[int, bytes]  # what each id decodes to
     byte_id: list[int]  # [256], NONE where the vocabulary lacks a byte
-    merges: list[tuple[int, int, int, int]]  # (left, right, id, rank)
+    merges: list[Merge]
     patterns: list[str] = field(default_factory=list)  # the pre-tokenizer's expressions, one step each
     added: list[Added] = field(default_factory=list)
     special: set[int] = field(default_factory=set)
@@ -53,28 +75,37 @@ class Tokenizer:
     drop_space: bool = False  # decoding leaves out a space at the begin of a text
 
 
-def padded(data):
+def padded(data: bytes) -> bytes:
     return data + bytes(-len(data) % 4)
 
 
-def numbers(values):
+def numbers(values: npt.ArrayLike) -> bytes:
     return np.asarray(values, "<u4").tobytes()
 
 
-def starts(lengths):
+def starts(lengths: npt.ArrayLike) -> bytes:
     return numbers(np.concatenate([[0], np.cumsum(lengths)]))
 
 
-def pack_merges(merges, vocabulary):
+class PackedMerges(NamedTuple):
+    rows: int
+    start: bytes
+    merges: bytes
+
+
+def pack_merges(merges: list[Merge], vocabulary: int) -> PackedMerges:
     """Where a pair (left, right) comes twice, the lowest rank counts, and the first of equal ones."""
     table = np.array(merges, np.int64).reshape(-1, 4)
     table = table[np.lexsort((table[:, 3], table[:, 1], table[:, 0]))]
     again = (np.diff(table[:, :2], axis=0, prepend=-1) == 0).all(axis=1)
     table = table[~again]
-    return len(table), starts(np.bincount(table[:, 0], minlength=vocabulary)), numbers(table[:, 1:])
+    first = starts(np.bincount(table[:, 0], minlength=vocabulary))
+    return PackedMerges(len(table), first, numbers(table[:, 1:]))
 
 
-def pack_texts(texts, tokens, text, token_start):
+def pack_texts(
+    texts: list[tuple[bytes, int]], tokens: dict[int, bytes], text: bytearray, token_start: np.ndarray
+) -> bytes:
     """The entries {start, bytes, id} of a table; a text that differs from what the token decodes to is
     appended to `text`."""
     entries = []
@@ -85,7 +116,7 @@ def pack_texts(texts, tokens, text, token_start):
                 f"{MAX_TOKEN_TEXT}"
             )
         if tokens.get(token) == bytes_:
-            start = token_start[token]
+            start = int(token_start[token])
         else:
             start = len(text)
             text += bytes_
@@ -93,7 +124,7 @@ def pack_texts(texts, tokens, text, token_start):
     return numbers(entries)
 
 
-def pack_form(form):
+def pack_form(form: NormalForm) -> tuple[bytes, bytes]:
     replacements = [
         (code, order, check, *to, *[0] * (4 - len(to)))
         for code, order, check, to in sorted(form.replacements)

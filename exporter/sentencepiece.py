@@ -11,14 +11,14 @@ import math
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from exporter.errors import printable
-from exporter.files import read_file
-from exporter.normalizer import SPACE, spaces
-from exporter.pretokenizer import UnsupportedTokenizer
-from exporter.ranks import added_tokens, check_lengths, tokenizer_config
-from exporter.section import PREFIX_FIRST, Added, Tokenizer
+from .errors import printable
+from .files import read_file
+from .normalizer import SPACE, spaces
+from .pretokenizer import UnsupportedTokenizer
+from .ranks import added_tokens, check_lengths, tokenizer_config
+from .section import PREFIX_FIRST, Added, Merge, Tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 BPE = 2  # TrainerSpec.model_type
@@ -34,15 +34,15 @@ class Model(NamedTuple):
     """A tokenizer.model; trainer, normalizer: {field number: value}."""
 
     pieces: list[Piece]
-    trainer: dict
-    normalizer: dict
+    trainer: dict[int, Any]
+    normalizer: dict[int, Any]
 
 
-def fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(number, value) of each field of a protobuf message. Raises ValueError, IndexError."""
+def fields(data: bytes) -> Iterator[tuple[int, Any]]:
+    """(number, value: int or bytes) of each field of a protobuf message. Raises ValueError, IndexError."""
     at = 0
 
-    def varint():
+    def varint() -> int:
         nonlocal at
         value = 0
         for shift in range(0, 70, 7):  # of 64 bits at most
@@ -55,7 +55,8 @@ def fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
 
     while at < len(data):
         key = varint()
-        kind, value = key & 7, None
+        kind = key & 7
+        value: int | bytes | None = None
         if kind == 0:
             value = varint()
         elif kind in (1, 2, 5):
@@ -82,8 +83,8 @@ def decoded(text: str) -> bytes:
     return text.replace(SPACE, " ").encode("utf-8")
 
 
-def merges(pieces: list[Piece]) -> list[tuple[int, int, int, int]]:
-    """(left, right, id, rank) of all ways to make a piece out of two."""
+def merges(pieces: list[Piece]) -> list[Merge]:
+    """All ways to make a piece out of two."""
     normal = {text: i for i, (text, _, kind) in enumerate(pieces) if kind == NORMAL}
     known = {text for text, _, kind in pieces if kind in (NORMAL, USER_DEFINED)}
     if any(map(math.isnan, (score for _, score, _ in pieces))):
@@ -93,7 +94,7 @@ def merges(pieces: list[Piece]) -> list[tuple[int, int, int, int]]:
     for i, (text, score, kind) in enumerate(pieces):
         cuts = [(text[:c], text[c:]) for c in range(1, len(text)) if kind in (NORMAL, UNUSED)]
         pairs = [
-            (normal[left], normal[right], i, rank[score])
+            Merge(normal[left], normal[right], i, rank[score])
             for left, right in cuts
             if left in normal and right in normal
         ]
@@ -136,7 +137,7 @@ def sentencepiece(
     ]
     units = [(text.encode("utf-8"), i) for i, text in whole if text and i not in own_place]
     form = spaces(prefixed, options)
-    pairs = [m for m in merges(pieces) if m[2] not in own_place]
+    pairs = [m for m in merges(pieces) if m.id not in own_place]
     return Tokenizer(
         tokens,
         [bytes_[n] for n in names],

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -129,7 +129,7 @@ class File:
     def __init__(self, path: str) -> None:
         regular(path)
         self.path = path
-        self.file = open(path, "rb", buffering=0)
+        self.file = open(path, "rb", buffering=0)  # noqa: SIM115 (as long as its tensors are used)
         self.size = os.fstat(self.file.fileno()).st_size
         refuse_pointer(path, self.pread(min(self.size, 64), 0))
 
@@ -150,7 +150,7 @@ class Tensor:
 
     bits, group = 0, 0  # of a tensor of integers: 4 or 8, and how many of a row share one scale
 
-    def __init__(self, shard: File, name: str, dtype: str, shape, offset: int) -> None:
+    def __init__(self, shard: File, name: str, dtype: str, shape: Sequence[int], offset: int) -> None:
         self.shard, self.name, self.dtype, self.shape, self.offset = shard, name, dtype, tuple(shape), offset
         self.cols = shape[-1] if shape else 1
         self.rows = math.prod(shape[:-1])
@@ -164,6 +164,10 @@ class Tensor:
         part = copy.copy(self)
         part.shape, part.rows, part.offset = (rows, self.cols), rows, self.offset + first * self.row_bytes
         return part
+
+    def integers(self, low: int, high: int) -> "Groups | None":
+        """Rows low .. high - 1 as integers with their scales; None where they are not stored so."""
+        return None
 
     def raw(self, low: int, high: int) -> np.ndarray:
         """The bytes of rows low .. high - 1 [high - low, bytes of a row]."""
@@ -211,27 +215,27 @@ def steps(tensor: Tensor, low: int, high: int) -> Iterator[tuple[int, int]]:
 
 
 class Groups(NamedTuple):
-    """Rows of integers. Both None: these rows cannot be had as integers."""
+    """Rows of integers."""
 
-    integers: np.ndarray | None  # int8 [rows, columns]
-    scale: np.ndarray | None  # float32 [rows, columns / group]
+    integers: np.ndarray  # int8 [rows, columns]
+    scale: np.ndarray  # float32 [rows, columns / group]
 
 
 class Integers(Tensor):
     """A tensor of integers [rows, cols] with one scale for each `group` of a row. A kind of it says how they
     are stored: integers()."""
 
-    def integers(self, low: int, high: int) -> "Groups":
+    def integers(self, low: int, high: int) -> Groups:
         """Rows low .. high - 1."""
         raise NotImplementedError
 
-    def floats(self, low, high):
+    def floats(self, low: int, high: int) -> np.ndarray:
         integers, scale = self.integers(low, high)
         values = integers.reshape(*scale.shape, self.group).astype(np.float32)
         values *= scale[:, :, None]
         return values.reshape(high - low, self.cols)
 
-    def largest(self, low, high):
+    def largest(self, low: int, high: int) -> float:
         top = 0.0
         for begin, end in steps(self, low, high):
             with np.errstate(all="ignore"):
@@ -276,7 +280,7 @@ class Packed(Integers):
         self.packed, self.scale, self.group = packed, scale, cols // groups
         self.shape, self.rows, self.cols = (rows, cols), rows, cols
 
-    def integers(self, low, high):
+    def integers(self, low: int, high: int) -> Groups:
         pairs = self.packed.raw(low, high)
         integers = np.stack([pairs & 15, pairs >> 4], axis=2).reshape(high - low, -1)[:, : self.cols]
         return Groups(integers.view(np.int8) - np.int8(8), self.scale.floats(low, high))
@@ -296,12 +300,12 @@ class Scaled(Tensor):
             )
         self.block, self.scale = block, Tensor(scale.shard, scale.name, scale.dtype, wanted, scale.offset)
 
-    def scale_rows(self, rows):
+    def scale_rows(self, rows: np.ndarray) -> np.ndarray:
         """The rows of scales that belong to `rows` of the weights."""
         matrix = max(1, self.shape[-2])
-        return rows // matrix * self.scale.shape[-2] + rows % matrix // self.block[0]
+        return np.asarray(rows // matrix * self.scale.shape[-2] + rows % matrix // self.block[0])
 
-    def floats(self, low, high):
+    def floats(self, low: int, high: int) -> np.ndarray:
         values = super().floats(low, high)
         if not values.size:
             return values
@@ -310,12 +314,11 @@ class Scaled(Tensor):
         values *= np.repeat(scale, min(self.block[1], self.cols), axis=1)[:, : self.cols]
         return values
 
-    def largest(self, low, high):
+    def largest(self, low: int, high: int) -> float:
         if low >= high:
             return 0.0
-        return super().largest(low, high) * self.scale.largest(
-            self.scale_rows(low), self.scale_rows(high - 1) + 1
-        )
+        first, last = (int(row) for row in self.scale_rows(np.array([low, high - 1])))
+        return super().largest(low, high) * self.scale.largest(first, last + 1)
 
 
 class Source:
@@ -425,7 +428,7 @@ def _tensor(file: File, data: int, name: str, entry: Any) -> Tensor:
     def fail(what: str) -> NoReturn:
         raise ExportError(f"{file.path}: tensor {printable(name)}: {what}")
 
-    def naturals(value, count=None):
+    def naturals(value: Any, count: int | None = None) -> bool:
         right_length = isinstance(value, list) and len(value) in ([count] if count else range(9))
         return right_length and all(type(n) is int and 0 <= n < 1 << 60 for n in value)
 

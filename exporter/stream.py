@@ -10,15 +10,16 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from exporter.errors import ExportError, printable
-from exporter.plan import Q4, TYPE_NAMES, VECTOR
-from exporter.quantize import CODEBOOK, UNIFORM, kept_multiplier, multiplier, pack, pack_integers
-from exporter.writer import Piece, tensor_bytes
+from .errors import ExportError, printable
+from .plan import Q4, TYPE_NAMES, VECTOR, Entry
+from .quantize import CODEBOOK, UNIFORM, kept_multiplier, multiplier, pack, pack_integers
+from .sources import Source
+from .writer import Piece, tensor_bytes
 
 SLAB = 1 << 16  # weights packed at once: the temporaries stay in a core's cache, and malloc reuses them
 RANDOM_STD = 0.02  # initializer_range of the published models
@@ -51,10 +52,13 @@ def processors() -> int:
     return os.cpu_count() or 1
 
 
-def in_order(pool: ThreadPoolExecutor, work: Iterable[tuple], ahead: int) -> Iterator:
+Call: TypeAlias = tuple[Any, ...]  # a function and its arguments
+
+
+def in_order(pool: ThreadPoolExecutor, work: Iterable[Call], ahead: int) -> Iterator[Any]:
     """The results of `work` (function and arguments of each call), in order; at most `ahead` calls are made
     before their results are taken."""
-    running = collections.deque()
+    running: collections.deque[Future[Any]] = collections.deque()
     for call in work:
         running.append(pool.submit(*call))
         if len(running) >= ahead:
@@ -71,7 +75,7 @@ class Slab(NamedTuple):
     high: int
 
 
-def slabs(entry) -> Iterator[Slab]:
+def slabs(entry: Entry) -> Iterator[Slab]:
     """The pieces of a tensor: whole panels, at most about SLAB weights, or as many rows as are rotated
     together."""
     step = max(16, SLAB // entry.cols // 16 * 16)
@@ -83,13 +87,14 @@ def slabs(entry) -> Iterator[Slab]:
             yield Slab(m, low, min(entry.rows, low + step))
 
 
-def scale_of(entry, source) -> tuple[float, bool]:
+def scale_of(entry: Entry, source: Source) -> tuple[float, bool]:
     """(the tensor's multiplier, are its integers carried over as they are?); looks at all its numbers, so
     that infinities and what is not a number are found before they are packed."""
     if not entry.source:
         return 1.0, False
     if entry.keeps_groups():
-        kept = kept_multiplier(source.tensors[entry.source], entry.ranges(), entry.type)
+        tensor = source.tensors[entry.source]
+        kept = kept_multiplier(tensor, entry.ranges(), entry.type)
         if kept is not None:
             return kept, True
     largest = max(source.largest(entry.source, low, high) for low, high in entry.ranges())
@@ -105,12 +110,13 @@ def scale_of(entry, source) -> tuple[float, bool]:
     return multiplier(largest, entry.type), False
 
 
-def packed(entry, source, scale: float, kept: bool, slab: Slab) -> Piece:
+def packed(entry: Entry, source: Source, scale: float, kept: bool, slab: Slab) -> Piece:
     """One slab of a tensor. scale, kept: scale_of()."""
     if kept:
         begin, end, which = entry.place(*slab)
-        q, scales = source.tensors[entry.source].integers(begin, end)
-        data = pack_integers(q[which], scales[which] / np.float32(scale), entry.type)
+        groups = source.tensors[entry.source].integers(begin, end)
+        assert groups is not None  # or scale_of() had not kept them
+        data = pack_integers(groups.integers[which], groups.scale[which] / np.float32(scale), entry.type)
         return Piece(scale, codebook(entry, UNIFORM), data)
     values = entry.load(source, *slab)
     if entry.type == VECTOR:
@@ -119,15 +125,17 @@ def packed(entry, source, scale: float, kept: bool, slab: Slab) -> Piece:
     return Piece(scale, codebook(entry, CODEBOOK), data)
 
 
-def codebook(entry, values: np.ndarray) -> bytes:
+def codebook(entry: Entry, values: np.ndarray) -> bytes:
     return values.tobytes() if entry.type == Q4 else b""
 
 
-def source_tensors(entries, source, pool: ThreadPoolExecutor, progress: Progress) -> Iterator:
+def source_tensors(
+    entries: list[Entry], source: Source, pool: ThreadPoolExecutor, progress: Progress
+) -> Iterator[Iterator[Piece]]:
     """For write_checkpoint: the slabs of each tensor, packed by all processors."""
     ahead = 2 * processors()
 
-    def work():
+    def work() -> Iterator[Call]:
         scales = in_order(pool, ((scale_of, entry, source) for entry in entries), ahead)
         for entry, scale in zip(entries, scales, strict=True):
             for slab in slabs(entry):
@@ -139,7 +147,7 @@ def source_tensors(entries, source, pool: ThreadPoolExecutor, progress: Progress
         progress.add(tensor_bytes(entry))
 
 
-def random_vector(entry) -> np.ndarray:
+def random_vector(entry: Entry) -> np.ndarray:
     if entry.constant is not None:
         return entry.constant
     # a router's bias is there, and prefers none; the others are norms
@@ -147,18 +155,18 @@ def random_vector(entry) -> np.ndarray:
     return np.full(entry.rows, value, np.float32)
 
 
-def random_tensors(entries, seed: int, progress: Progress) -> Iterator:
+def random_tensors(entries: list[Entry], seed: int, progress: Progress) -> Iterator[Iterator[Piece]]:
     """For write_checkpoint: normally distributed weights. A few panels are drawn for each type and width and
     then repeated in random order: writing is then all that takes time, and no kernel can tell."""
     random = np.random.default_rng(seed)
     scale_for = {kind: multiplier(8 * RANDOM_STD, kind) for kind in TYPE_NAMES.values()}
-    panels = {}
+    panels: dict[tuple[int, int], np.ndarray] = {}  # of a type and a width
 
-    def draw(entry, rows):
+    def draw(entry: Entry, rows: int) -> np.ndarray:
         values = random.standard_normal((rows, entry.cols), np.float32)
         return pack(values * np.float32(RANDOM_STD / scale_for[entry.type]), entry.type)
 
-    def pieces(entry):
+    def pieces(entry: Entry) -> Iterator[Piece]:
         if entry.type == VECTOR:
             yield Piece(1.0, b"", random_vector(entry))
             return

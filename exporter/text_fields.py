@@ -32,8 +32,8 @@ def text_fields(values: Mapping[str, Any], vocab_size: int, directory: str | Non
 def _adds_begin(model: Keys, directory: str | None) -> bool:
     path = os.path.join(directory, "tokenizer_config.json") if directory else ""
     if os.path.exists(path):
-        return Keys(read_json(path), path).boolean("add_bos_token", False)
-    return model.boolean("add_bos_token", True)
+        return bool(Keys(read_json(path), path).boolean("add_bos_token", False))
+    return bool(model.boolean("add_bos_token", True))
 
 
 def _ends(keys: Keys, last: int) -> list[int]:
@@ -48,7 +48,7 @@ def _sampling(keys: Keys) -> dict[str, Any]:
     """The defaults of sampling. top_k -1 is the usual spelling of "off"."""
 
     def number(key: str, default: float, least: float, most: float) -> float:
-        return keys.lenient(keys.number, key, default, warn, least, most)
+        return float(keys.lenient(keys.number, key, default, warn, least, most))
 
     if keys.values.get("top_k") == -1:
         keys.values["top_k"] = 0

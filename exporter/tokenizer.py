@@ -16,28 +16,29 @@ import struct
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
-from exporter.bounded import run_bounded
-from exporter.errors import printable
-from exporter.files import FILE_LIMIT, read_file
-from exporter.ids import check_ids
-from exporter.normalizer import SPACE, composed, spaces
-from exporter.patterns import PATTERNS
-from exporter.pretokenizer import UnsupportedTokenizer
-from exporter.ranks import check_lengths, rank_merges, read_kimi, read_qwen, read_tekken, tokenizer_config
-from exporter.section import (
+from .bounded import run_bounded
+from .errors import printable
+from .files import FILE_LIMIT, read_file
+from .ids import check_ids
+from .normalizer import SPACE, composed, spaces
+from .patterns import PATTERNS
+from .pretokenizer import UnsupportedTokenizer
+from .ranks import check_lengths, rank_merges, read_kimi, read_qwen, read_tekken, tokenizer_config
+from .section import (
     MAX_IDS,
     NONE,
     NORMALIZE_LAST,
     PREFIX_FIRST,
     PREFIX_ONCE,
     Added,
+    Merge,
     NormalForm,
     Tokenizer,
     pack,
 )
-from exporter.sentencepiece import Piece, decoded, read_sentencepiece, sentencepiece
+from .sentencepiece import Piece, decoded, read_sentencepiece, sentencepiece
 
 # ---- tokenizer.json
 
@@ -61,7 +62,7 @@ def spelled(token: str) -> bytes:
     return token.encode("utf-8")
 
 
-def read_normalizer(n: dict | None) -> tuple[NormalForm, Callable[[str], str]]:
+def read_normalizer(n: dict[str, Any] | None) -> tuple[NormalForm, Callable[[str], str]]:
     """(the normal form, what it makes of a text)."""
     steps = n.get("normalizers", []) if n and n.get("type") == "Sequence" else [n] if n else []
     kinds = [step.get("type") for step in steps]
@@ -77,7 +78,7 @@ def read_normalizer(n: dict | None) -> tuple[NormalForm, Callable[[str], str]]:
     raise UnsupportedTokenizer(f"the normalizer {printable(' '.join(map(str, kinds)))} is not supported")
 
 
-def read_pretokenizer(p: dict | None) -> list[str]:
+def read_pretokenizer(p: dict[str, Any] | None) -> list[str]:
     """The expressions of the steps in order; the last step is ByteLevel."""
     steps = p.get("pretokenizers", []) if p and p.get("type") == "Sequence" else [p] if p else []
     patterns = []
@@ -97,14 +98,15 @@ def read_pretokenizer(p: dict | None) -> list[str]:
     )
 
 
-def split_pattern(pattern: dict) -> str:
+def split_pattern(pattern: dict[str, Any]) -> str:
     """The expression of a Split."""
     if "Regex" in pattern:
-        return pattern["Regex"]
+        regex: str = pattern["Regex"]
+        return regex
     return "".join("\\" + c if c.isascii() and not c.isalnum() else c for c in pattern["String"])
 
 
-def check_model(model: dict) -> None:
+def check_model(model: dict[str, Any]) -> None:
     if model.get("type", "BPE") != "BPE":
         raise UnsupportedTokenizer(
             f"a tokenizer of type {printable(model['type'])} is not supported, only BPE"
@@ -115,9 +117,8 @@ def check_model(model: dict) -> None:
             raise UnsupportedTokenizer(f"{key} = {printable(model[key])} is not supported")
 
 
-def read_merges(model: dict, added: set[int]) -> list[tuple[int, int, int, int]]:
-    """(left, right, id, rank). A merge that would spell an added token is left out: plain text must not
-    become one."""
+def read_merges(model: dict[str, Any], added: set[int]) -> list[Merge]:
+    """A merge that would spell an added token is left out: plain text must not become one."""
     vocabulary, merges = model["vocab"], []
     for rank, pair in enumerate(model["merges"]):
         left, right = pair.split(" ") if isinstance(pair, str) else pair
@@ -126,12 +127,12 @@ def read_merges(model: dict, added: set[int]) -> list[tuple[int, int, int, int]]
                 f"the merge {printable(left)} {printable(right)} has parts that are not in the vocabulary"
             )
         if vocabulary[left + right] not in added:
-            merges.append((vocabulary[left], vocabulary[right], vocabulary[left + right], rank))
+            merges.append(Merge(vocabulary[left], vocabulary[right], vocabulary[left + right], rank))
     return merges
 
 
 def read_added(
-    tokens: list[dict], vocabulary: dict[str, int], normal: Callable[[str], str]
+    tokens: list[dict[str, Any]], vocabulary: dict[str, int], normal: Callable[[str], str]
 ) -> tuple[list[Added], set[int]]:
     """The entries of added_tokens, and the ids of those that are special. `normal`: what the normal form
     makes of a text."""
@@ -149,7 +150,9 @@ def read_added(
     return added, {t["id"] for t in tokens if t.get("special")}
 
 
-def read_bytes(data: dict, vocabulary: dict[str, int], added_tokens: list[dict]) -> dict:
+def read_bytes(
+    data: dict[str, Any], vocabulary: dict[str, int], added_tokens: list[dict[str, Any]]
+) -> dict[str, Any]:
     """What is particular to BPE of bytes, written in GPT-2's alphabet."""
     # Where the vocabulary has no token for a byte that UTF-8 never uses, an added token may be written as
     # that byte's letter.
@@ -162,7 +165,7 @@ def read_bytes(data: dict, vocabulary: dict[str, int], added_tokens: list[dict])
     }
 
 
-def read_metaspace(p: dict | None, form: NormalForm) -> NormalForm:
+def read_metaspace(p: dict[str, Any] | None, form: NormalForm) -> NormalForm:
     """The normal form of a tokenizer of characters, if its pre-tokenizer and not its normalizer makes it."""
     if p is None:
         return form
@@ -181,7 +184,9 @@ def read_metaspace(p: dict | None, form: NormalForm) -> NormalForm:
     )
 
 
-def read_characters(data: dict, vocabulary: dict[str, int], own_place: set[int], form: NormalForm) -> dict:
+def read_characters(
+    data: dict[str, Any], vocabulary: dict[str, int], own_place: set[int], form: NormalForm
+) -> dict[str, Any]:
     """What is particular to BPE of characters with a byte where a character is missing."""
     byte_id = [vocabulary.get(f"<0x{b:02X}>") for b in range(256)]
     decoder = (data.get("decoder") or {}).get("decoders", [])
@@ -204,7 +209,7 @@ def read_characters(data: dict, vocabulary: dict[str, int], own_place: set[int],
     return {"byte_id": byte_id, "units": units, "form": form, "drop_space": decoder[3:] == [strip]}
 
 
-def read_tokenizer(data: dict) -> Tokenizer:
+def read_tokenizer(data: dict[str, Any]) -> Tokenizer:
     """`data`: the contents of a tokenizer.json."""
     model, added_tokens = data["model"], data.get("added_tokens", [])
     check_model(model)
@@ -217,7 +222,7 @@ def read_tokenizer(data: dict) -> Tokenizer:
         a.id: bytes_of(a.text.decode("utf-8")) for a in added
     }
     check_vocabulary(tokens)
-    kind = {"form": form}
+    kind: dict[str, Any] = {"form": form}
     if model.get("byte_fallback"):
         kind |= read_characters(data, vocabulary, own_place, form)
         tokens |= {i: bytes([b]) for b, i in enumerate(kind["byte_id"])}
@@ -236,7 +241,7 @@ def check_vocabulary(tokens: dict[int, bytes]) -> None:
         raise UnsupportedTokenizer(f"it has {len(tokens)} tokens, and ids up to {max(tokens)}")
 
 
-def load(path: Path) -> dict:
+def load(path: Path) -> Any:
     return json.loads(read_file(path).decode("utf-8"))
 
 
@@ -249,10 +254,10 @@ def read_tokenizer_json(path: Path) -> Tokenizer:
 # ---- begin token
 
 
-def ids_before(processor: dict | None) -> tuple[int, ...]:
+def ids_before(processor: dict[str, Any] | None) -> tuple[int, ...]:
     """The ids that a post-processor of tokenizer.json puts before a text."""
     kind = processor.get("type") if processor else "ByteLevel"
-    if kind == "ByteLevel":
+    if not processor or kind == "ByteLevel":
         return ()
     if kind == "Sequence":  # each is applied to what the one before gives
         before: tuple[int, ...] = ()
@@ -305,14 +310,14 @@ RANKED = ("Kimi", "tekken")  # their merges are ranks of tokens, of which a GGUF
 GGUF_NORMAL, GGUF_CONTROL, GGUF_USER_DEFINED = 1, 3, 4
 
 
-def gguf_tokens(metadata: dict) -> list[tuple[str, int]]:
+def gguf_tokens(metadata: dict[str, Any]) -> list[tuple[str, int]]:
     """[(text, type)] of the ids."""
     tokens = [str(t) for t in metadata["tokenizer.ggml.tokens"]]
     kinds = metadata.get("tokenizer.ggml.token_type", [GGUF_NORMAL] * len(tokens))
     return list(zip(tokens, map(int, kinds), strict=True))
 
 
-def gguf_added(tokens: list[tuple[str, int]]) -> list[dict]:
+def gguf_added(tokens: list[tuple[str, int]]) -> list[dict[str, Any]]:
     """The entries of added_tokens. [PAD7] is no token but fills the row 7 of the embedding."""
     return [
         {"id": i, "content": text, "special": kind == GGUF_CONTROL, "normalized": kind == GGUF_USER_DEFINED}
@@ -321,7 +326,7 @@ def gguf_added(tokens: list[tuple[str, int]]) -> list[dict]:
     ]
 
 
-def read_gguf_bytes(metadata: dict) -> Tokenizer:
+def read_gguf_bytes(metadata: dict[str, Any]) -> Tokenizer:
     """BPE of bytes, brought into the form of tokenizer.json."""
     pre = metadata.get("tokenizer.ggml.pre")
     if pre not in PRE_TYPES:
@@ -341,11 +346,11 @@ def read_gguf_bytes(metadata: dict) -> Tokenizer:
             "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
         }
     )
-    tokenizer.merges += rank_merges(ranks)
+    tokenizer.merges.extend(rank_merges(ranks))
     return tokenizer
 
 
-def read_gguf_pieces(metadata: dict) -> Tokenizer:
+def read_gguf_pieces(metadata: dict[str, Any]) -> Tokenizer:
     """SentencePiece's BPE of characters."""
     tokens = gguf_tokens(metadata)
     scores = map(float, metadata["tokenizer.ggml.scores"])
@@ -355,6 +360,9 @@ def read_gguf_pieces(metadata: dict) -> Tokenizer:
 
 
 # ---- entry
+
+Folder: TypeAlias = str | os.PathLike[str]
+Result = TypeVar("Result")
 
 FILES = {
     "tokenizer.json": read_tokenizer_json,
@@ -375,7 +383,7 @@ class Compiled(NamedTuple):
     begin: tuple[int, ...] | None  # put before every text; None: the tokenizer does not say
 
 
-def checked(where, read: Callable[[Any], Any], source: Any) -> Any:
+def checked(where: object, read: Callable[[Any], Result], source: Any) -> Result:
     """read(source), with one kind of exception for all that may be wrong with it."""
     try:
         return read(source)
@@ -384,27 +392,27 @@ def checked(where, read: Callable[[Any], Any], source: Any) -> Any:
         raise UnsupportedTokenizer(f"{where} is not a tokenizer as it is usually written ({what})") from error
 
 
-def section_of(read: Callable, source) -> bytes:
+def section_of(read: Callable[[Any], Tokenizer], source: Any) -> bytes:
     tokenizer = read(source)
     check_vocabulary(tokenizer.tokens)
     check_lengths(tokenizer.tokens.values())
     return pack(tokenizer)
 
 
-def tokenizer_file(directory) -> Path | None:
+def tokenizer_file(directory: Folder) -> Path | None:
     """The first of FILES in a directory."""
     paths = (Path(directory) / name for name in FILES)
     return next((path for path in paths if os.path.lexists(path)), None)
 
 
-def compile_tokenizer(directory) -> bytes | None:
+def compile_tokenizer(directory: Folder) -> bytes | None:
     """The tokenizer section of the first of FILES in a directory; None if it has none. Raises
     UnsupportedTokenizer, OSError."""
     path = tokenizer_file(directory)
     return checked(path, lambda path: section_of(FILES[path.name], path), path) if path else None
 
 
-def compile_gguf_tokenizer(metadata: dict) -> bytes | None:
+def compile_gguf_tokenizer(metadata: dict[str, Any]) -> bytes | None:
     """The tokenizer section of GGUF metadata ({key: value}, arrays as lists); None if there is no tokenizer
     in it. Raises UnsupportedTokenizer."""
     kinds = {"gpt2": read_gguf_bytes, "llama": read_gguf_pieces}
@@ -416,32 +424,34 @@ def compile_gguf_tokenizer(metadata: dict) -> bytes | None:
     return checked("the GGUF file's tokenizer", lambda data: section_of(kinds[model], data), metadata)
 
 
-def compile_directory(directory) -> Compiled | None:
+def compile_directory(directory: Folder) -> Compiled | None:
     section = compile_tokenizer(directory)
     if section is None:
         return None
     return Compiled(section, checked(Path(directory) / "tokenizer.json", begin_ids, Path(directory)))
 
 
-def compile_metadata(metadata: dict) -> Compiled | None:
+def compile_metadata(metadata: dict[str, Any]) -> Compiled | None:
     section = compile_gguf_tokenizer(metadata)
     return None if section is None else Compiled(section, None)
 
 
-def bounded(function: Callable, source, size: int) -> Compiled | None:
+def bounded(function: Callable[[Any], Compiled | None], source: Any, size: int) -> Compiled | None:
     """function(source) in a child process. size: bytes of the tokenizer; published ones need less
     than half of what they may have. Raises UnsupportedTokenizer, LimitExceeded, OSError, ChildFailed."""
     size = min(size, FILE_LIMIT)
-    return run_bounded(function, source, seconds=3 + 4 * (size >> 20), memory=(128 << 20) + 40 * size)
+    seconds, memory = 3 + 4 * (size >> 20), (128 << 20) + 40 * size
+    compiled: Compiled | None = run_bounded(function, source, seconds=seconds, memory=memory)
+    return compiled
 
 
-def bounded_tokenizer(directory) -> Compiled | None:
+def bounded_tokenizer(directory: Folder) -> Compiled | None:
     """The tokenizer of a Hugging Face directory; None if it has none."""
     path = tokenizer_file(directory)
     return bounded(compile_directory, directory, os.path.getsize(path)) if path else None
 
 
-def bounded_gguf_tokenizer(metadata: dict) -> Compiled | None:
+def bounded_gguf_tokenizer(metadata: dict[str, Any]) -> Compiled | None:
     """The tokenizer in GGUF metadata; None if there is none."""
     ours = {key: value for key, value in metadata.items() if key.startswith("tokenizer.")}
     lists = [value for value in ours.values() if isinstance(value, list)]

@@ -8,7 +8,7 @@ types of the tensors, for files whose configuration was lost.
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 from .errors import ExportError, printable
@@ -102,7 +102,7 @@ def refuse_config(values: Mapping[str, Any], where: str) -> None:
     stated = values.get("quantization_config")
     quant = stated if isinstance(stated, dict) else {}
     method = quant.get("quant_method")
-    if method == "modelopt" or method is None and quant.get("quant_algo"):
+    if method == "modelopt" or (method is None and quant.get("quant_algo")):
         refuse_form(where, _modelopt(quant))
     if isinstance(method, str) and method in METHODS:
         bits = 4 if quant.get("load_in_4bit") is True else 8 if quant.get("load_in_8bit") is True else None
@@ -148,7 +148,9 @@ def refuse_tensors(types: Mapping[str, str], where: str) -> None:
             refuse_form(where, form)
 
 
-def refuse_forms(directory: str, types: Mapping[str, str], read_json) -> None:
+def refuse_forms(
+    directory: str, types: Mapping[str, str], read_json: Callable[[str], dict[str, Any]]
+) -> None:
     """What the files of a directory say, beside config.json: hf_quant_config.json and the tensors. `types`:
     {name of a tensor: type}; `read_json(path)`: the object in a file."""
     path = os.path.join(directory, "hf_quant_config.json")

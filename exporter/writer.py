@@ -14,12 +14,14 @@ import struct
 import tempfile
 import zlib
 from collections.abc import Iterable
+from types import TracebackType
 from typing import NamedTuple
 
 import numpy as np
 
+from .config import ModelConfig
 from .errors import ExportError
-from .plan import BF16, F32, Q4, Q8, VECTOR
+from .plan import BF16, F32, Q4, Q8, VECTOR, Entry
 from .quantize import PANEL
 
 MAGIC, VERSION = b"MLA.C\r\n\x1a", 2
@@ -70,7 +72,7 @@ class Output:
     anything goes wrong. What cannot be replaced (Target.direct) gets a copy at the end.
     Raises ExportError, OSError."""
 
-    def __init__(self, path) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
         self.target = find_target(self.path)
         self.temporary = f"{self.target.path}.{os.getpid()}.tmp"
@@ -104,7 +106,9 @@ class Output:
             raise ExportError(f"{self.path}: cannot be written: {error.strerror}") from None
         return self
 
-    def __exit__(self, kind, error, trace) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             if kind is None and self.target.direct:
                 self._copy()
@@ -124,7 +128,7 @@ class Output:
             while data:
                 data = data[os.write(self.sink, data) :]
 
-    def write(self, data) -> None:
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         view = memoryview(data).cast("B")
         while view:
             view = view[self.file.write(view) :]
@@ -169,13 +173,13 @@ def panel_bytes(kind: int, cols: int) -> int:
     return round_up(cols, 64) // 64 * {Q8: 1088, Q4: 576}[kind]
 
 
-def tensor_bytes(entry) -> int:
+def tensor_bytes(entry: Entry) -> int:
     if entry.type == VECTOR:
         return 4 * entry.rows
     return entry.count * (round_up(entry.rows, PANEL) // PANEL) * panel_bytes(entry.type, entry.cols)
 
 
-def layout(entries, config_bytes: int, tokenizer_bytes: int, chat_bytes: int) -> Layout:
+def layout(entries: list[Entry], config_bytes: int, tokenizer_bytes: int, chat_bytes: int) -> Layout:
     tokenizer = round_up(HEADER.size + config_bytes, 64)
     chat = round_up(tokenizer + tokenizer_bytes, 64)
     table = round_up(chat + chat_bytes, 64)
@@ -187,12 +191,13 @@ def layout(entries, config_bytes: int, tokenizer_bytes: int, chat_bytes: int) ->
     return Layout(tokenizer, chat, table, data, offsets, end)
 
 
-def write_tensor(out: Output, entry, offset: int, pieces: Iterable[Piece]) -> bytes:
+def write_tensor(out: Output, entry: Entry, offset: int, pieces: Iterable[Piece]) -> bytes:
     """Writes a tensor; its line of the table."""
     out.seek(offset)
     checksum = written = 0
     scale, codebook = 1.0, b""
-    for scale, codebook, data in pieces:
+    for piece in pieces:
+        scale, codebook, data = piece.scale, piece.codebook, piece.data.data
         out.write(data)
         checksum, written = zlib.crc32(data, checksum), written + data.nbytes
     if written != tensor_bytes(entry):
@@ -202,7 +207,12 @@ def write_tensor(out: Output, entry, offset: int, pieces: Iterable[Piece]) -> by
 
 
 def write_checkpoint(
-    out: Output, config, tokenizer: bytes, chat: bytes, entries, tensors: Iterable[Iterable[Piece]]
+    out: Output,
+    config: ModelConfig,
+    tokenizer: bytes,
+    chat: bytes,
+    entries: list[Entry],
+    tensors: Iterable[Iterable[Piece]],
 ) -> None:
     """tensors: for each entry its pieces in order. tokenizer, chat: their sections, or empty."""
     config_bytes = config.packed()
@@ -217,7 +227,7 @@ def write_checkpoint(
     front[at.chat : at.chat + len(chat)] = chat
     front[at.table : at.table + TENSOR.size * len(lines)] = b"".join(lines)
 
-    def header(checksum):
+    def header(checksum: int) -> bytes:
         counts = len(config_bytes), len(tokenizer), len(lines), len(chat)
         return HEADER.pack(MAGIC, VERSION, checksum, at.end, at.data, *counts)
 

@@ -11,5 +11,5 @@ if ! $python -c 'import numpy, pytest; assert int(pytest.__version__.split(".")[
 fi
 [ $# -gt 0 ] || set -- tests/test_c.py tests/test_oracle.py tests/test_cli.py tests/test_session.py \
     tests/test_system.py tests/test_layout.py -k "not (test_oracle and not (v2lite or glm52)) \
-    and not (hostile_fields or flipped_bit or killed_at_any_time or test_bench)" # the longest ones
+    and not (hostile or flipped_bit or killed_at_any_time or test_bench)" # the longest ones
 exec $python -m pytest "$@"

@@ -23,10 +23,14 @@ BUILD = ROOT / os.environ.get("MLA_BUILD", "build")
 RUN = [(BUILD if "MLA_BUILD" in os.environ else ROOT) / "run"]
 
 # A little English for a model that has none of its own to be judged on.
-TEXT = """The harbour master kept a ledger of every ship that came in after dark. He wrote down the name, the cargo and the hour, and
-beside each entry he drew a small picture of the moon as it had looked from his window. After thirty years the ledger filled nine
-volumes, and a visitor from the university asked him what the drawings were for. "For nothing," he said. "The ships were my work. The moon I kept for myself."
-"""
+TEXT = (
+    "The harbour master kept a ledger of every ship that came in after dark. He wrote down the name, "
+    "the cargo and the hour, and\n"
+    "beside each entry he drew a small picture of the moon as it had looked from his window. After "
+    "thirty years the ledger filled nine\n"
+    'volumes, and a visitor from the university asked him what the drawings were for. "For nothing," '
+    'he said. "The ships were my work. The moon I kept for myself."\n'
+)
 
 
 def run(model, *options, program=RUN, **environment):
@@ -39,9 +43,8 @@ def run(model, *options, program=RUN, **environment):
         stdin=subprocess.DEVNULL,
     )
     if done.returncode:
-        raise RuntimeError(
-            f"{' '.join(map(str, command))[:300]}: exit status {done.returncode}\n{done.stderr.decode(errors='replace')}"
-        )
+        said = done.stderr.decode(errors="replace")
+        raise RuntimeError(f"{' '.join(map(str, command))[:300]}: exit status {done.returncode}\n{said}")
     return done.stdout
 
 
@@ -80,7 +83,7 @@ def relative_difference(got, want):
 def perplexity(logits, ids):
     """exp of the mean negative log-likelihood of each next id."""
     total = 0.0
-    for row, target in zip(logits[:-1], ids[1:]):
+    for row, target in zip(logits[:-1], ids[1:], strict=True):
         row = row.astype(np.float64) - row.max()
         total += np.log(np.exp(row).sum()) - row[target]
     return float(np.exp(total / (len(ids) - 1)))
@@ -142,7 +145,8 @@ def main():
         t = differ[0]
         first, second = np.sort(want[t])[:-3:-1]
         print(
-            f"greedy tokens           {len(differ)} differ, the first after token {t}: {got[t].argmax()} instead of {want[t].argmax()}"
+            f"greedy tokens           {len(differ)} differ, the first after token {t}: "
+            f"{got[t].argmax()} instead of {want[t].argmax()}"
         )
         print(f"                        (there the judge's best two are {first - second:.3g} apart)")
     else:

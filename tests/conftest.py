@@ -4,6 +4,7 @@ programs   build(name): a build of ./run by another compiler, for another machin
 models     export(name, type): a model of tests/models as a checkpoint
 sources    source(config, tensors): a tiny model in the form of Hugging Face
            exported(arguments): what export.py makes of it
+           write_gguf(model, type): a model of tests/models as a GGUF file
 the lines  a line for each file, and at the end "N passed, N failed", with ", N skipped" where a judge (a
            compiler, qemu, valgrind) is not installed. With MLA_NO_SKIP=1 in the environment a skip is a
            failure: .ci/run installs every judge and sets it."""
@@ -58,13 +59,13 @@ def source(tmp_path):
     """source(config changes, tensor changes): a directory with the tiny model; a change to None removes."""
     folder = tmp_path / "source"
 
-    def write(config={}, changes={}):
+    def write(config=None, changes=None):
         folder.mkdir(exist_ok=True)
         (folder / "config.json").write_text(
-            json.dumps({k: v for k, v in {**CONFIG, **config}.items() if v is not None})
+            json.dumps({k: v for k, v in {**CONFIG, **(config or {})}.items() if v is not None})
         )
         (folder / "model.safetensors").write_bytes(
-            safetensors({k: v for k, v in {**tensors(), **changes}.items() if v is not None})
+            safetensors({k: v for k, v in {**tensors(), **(changes or {})}.items() if v is not None})
         )
         return folder
 
@@ -95,6 +96,15 @@ def exported(tmp_path, capsys):
         return message[0]
 
     return run
+
+
+@pytest.fixture
+def write_gguf(tmp_path):
+    """write_gguf(model, type of the matrices, split): the path of a GGUF with the model of that name in
+    tests/models, and its tensors' numbers."""
+    import gguf_models  # here, because make check does without the gguf package
+
+    return functools.partial(gguf_models.write, tmp_path)
 
 
 @pytest.hookimpl(wrapper=True)

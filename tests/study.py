@@ -8,9 +8,10 @@ and two layers of DeepSeek-V2-Lite's shape with random weights behind 4096 rows,
 mean something. What is measured:
 
     cache     bytes a token and layer times rows and layers, as --info computes them
-    memory    the most anonymous resident memory of the process (RssAnon in Linux's /proc, read every few milliseconds): cache and buffers, without
-              the checkpoint, which is a mapped file
-    tokens/s  of the text after the prompt, the fastest of the runs: what else the machine does can only slow one down
+    memory    the most anonymous resident memory of the process (RssAnon in Linux's /proc, read every few
+              milliseconds): cache and buffers, without the checkpoint, which is a mapped file
+    tokens/s  of the text after the prompt, the fastest of the runs: what else the machine does can only slow
+              one down
 
 Takes a minute or two on two cores and, meanwhile, 0.6 GB below build/. Needs Linux, and numpy for export.py.
 """
@@ -138,9 +139,8 @@ def main():
         text = Path(args.text or Path(folder) / "stories.txt")
         if not args.text:
             text.write_bytes(own_text())
-        print(
-            f"The demo: 6 layers, 8 heads. Perplexity of {args.text or f'{STORIES} stories of its own (seeds 1 to {STORIES})'}"
-        )
+        judged_on = args.text or f"{STORIES} stories of its own (seeds 1 to {STORIES})"
+        print(f"The demo: 6 layers, 8 heads. Perplexity of {judged_on}")
         study(DEMO, [ids.randrange(2, 4096) for _ in range(464)], 48, 15, text)
 
         print("\nDeepSeek-V2-Lite's shape: 2 of 27 layers, 16 heads, random weights in q4", flush=True)

@@ -117,7 +117,7 @@ TEMPORARY = ".session.tmp"
 
 
 def header(raw):
-    return dict(zip(SESSION_FIELDS, struct.unpack_from(SESSION_HEADER, raw)))
+    return dict(zip(SESSION_FIELDS, struct.unpack_from(SESSION_HEADER, raw), strict=True))
 
 
 def with_fields(raw, **changed):

@@ -56,7 +56,7 @@ def test_errors():
     with pytest.raises(FileNotFoundError) as absent:
         run_bounded(read_json, "/does/not/exist.json", **SMALL)
     assert absent.value.filename == "/does/not/exist.json"
-    with pytest.raises(ChildFailed, match="ValueError at .*: invalid literal"):
+    with pytest.raises(ChildFailed, match=r"ValueError at .*: invalid literal"):
         run_bounded(int, "no number", **SMALL)
     with pytest.raises(ChildFailed, match="status"):
         run_bounded(os.abort, **SMALL)

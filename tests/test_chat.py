@@ -6,6 +6,7 @@ thoughts. The model is random, with a tokenizer of single bytes, so that what it
 only; its output rows prefer ASCII and the end of a thought. Where it matters what is said, the model is one
 that says it (Speaker). What a conversation's tokens are is read out of its session."""
 
+import itertools
 import json
 import os
 import pty
@@ -26,7 +27,6 @@ from support import (
     INTERRUPTED,
     MODEL,
     MODELS,
-    ROOT,
     RUN,
     USAGE,
     prompt_tokens,
@@ -38,10 +38,12 @@ from support import (
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-import export as export_program
 from exporter import chat as exporter_chat
+from exporter import command
+from exporter import tokenizer as exporter_tokenizer
 from exporter.bounded import ChildFailed
 from exporter.chat import DEEPSEEK_V32, MissingJinja, compile_chat, find_template, proved, put_together
+from exporter.section import MAX_TOKEN_TEXT
 
 BOS, EOS = "<\uff5cbegin\u2581of\u2581sentence\uff5c>", "<\uff5cend\u2581of\u2581sentence\uff5c>"
 USER, ASSISTANT = "<\uff5cUser\uff5c>", "<\uff5cAssistant\uff5c>"
@@ -64,11 +66,10 @@ EXACT = {"env": {**os.environ, "MLA_PATH": "absorbed"}}  # one path, whatever th
 
 
 # ---- templates
-# ------------------------------------------------------------------------------------------------------------
 
 
 def say(before="", after=""):
-    return "{{ '%s' + m['content'] + '%s' }}" % (before, after)
+    return "{{ '" + before + "' + m['content'] + '" + after + "' }}"
 
 
 def template(system, user, answer, prompt, begin="{{ bos_token }}"):
@@ -231,7 +232,8 @@ class Judge:
     def ids(self, said, system=None):
         """The prompt after user, assistant, ..., user."""
         messages = [
-            {"role": role, "content": what} for role, what in zip(["user", "assistant"] * len(said), said)
+            {"role": role, "content": what}
+            for role, what in zip(["user", "assistant"] * len(said), said, strict=False)
         ]
         messages = ([{"role": "system", "content": system}] if system is not None else []) + messages
         return self.library.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
@@ -270,7 +272,6 @@ def chat(model, *options, **how):
 
 
 # ---- the same tokens as transformers
-# -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", TEMPLATES)
@@ -349,7 +350,6 @@ def test_what_is_said_is_no_mark(said, chat_model, tmp_path):
 
 
 # ---- thoughts
-# ------------------------------------------------------------------------------------------------------------
 
 BEGIN, END = THINK
 MISTRAL = ["[INST]", "[/INST]", "[THINK]", "[/THINK]"]
@@ -423,7 +423,7 @@ def can_be_said(family, answer):
     """By a model that knows its last token alone: what follows a letter is always the same."""
     following = {}
     letters = ENDS_OF_PROMPTS.get(family, "") + answer.rstrip("*")
-    return all(following.setdefault(a, b) == b for a, b in zip(letters, letters[1:]))
+    return all(following.setdefault(a, b) == b for a, b in itertools.pairwise(letters))
 
 
 SPEECHES = [(family, answer) for family in THINKERS for answer in ANSWERS if can_be_said(family, answer)]
@@ -432,11 +432,25 @@ SPEECHES = [(family, answer) for family in THINKERS for answer in ANSWERS if can
 PROVED = {}
 
 
+def here(function, *arguments, **limits):
+    """In place of run_bounded where sources are harmless: a process each would be most of the time."""
+    return function(*arguments)
+
+
 def proved_once(function, chat_template, special, **limits):
-    """In place of run_bounded: the templates here are few and harmless."""
+    """The same for templates, which are few."""
     if chat_template not in PROVED:
         PROVED[chat_template] = function(chat_template, special)
     return PROVED[chat_template]
+
+
+def quick_export(folder, out, *options):
+    """export.py in this process, without one for each tokenizer and template."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporter_chat, "run_bounded", proved_once)
+        patch.setattr(exporter_tokenizer, "run_bounded", here)
+        assert command.main([str(folder), str(out), *options]) == 0
+    return out
 
 
 def speaker(folder, chat_template, said, start, marks=MARKS):
@@ -466,7 +480,7 @@ def speaker(folder, chat_template, said, start, marks=MARKS):
     arrays["model.embed_tokens.weight"] = np.eye(vocabulary, width, dtype=np.float32)
     head = arrays["lm_head.weight"] = np.zeros((vocabulary, width), np.float32)
     following = {}
-    for last, token in zip([start, *said], said):
+    for last, token in itertools.pairwise([start, *said]):
         assert following.setdefault(last, token) == token
     for last, token in ({said[-1]: t.token_to_id(EOS)} | following).items():
         head[token, last] = 1
@@ -497,10 +511,7 @@ def speaker(folder, chat_template, said, start, marks=MARKS):
     t.save(str(folder / "tokenizer.json"))
     tokens = {"bos_token": BOS, "eos_token": EOS, "add_bos_token": True, "chat_template": chat_template}
     (folder / "tokenizer_config.json").write_text(json.dumps(tokens))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exporter_chat, "run_bounded", proved_once)
-        assert export_program.main([str(folder), str(folder / "model.bin"), "--type", "f32"]) == 0
-    return folder / "model.bin", Judge(folder)
+    return quick_export(folder, folder / "model.bin", "--type", "f32"), Judge(folder)
 
 
 def ids_of(t, answer, begin, end):
@@ -550,7 +561,7 @@ def test_spelled_marks_are_text(family, mark, tmp_path):
     t = tokenizer(special=[*SPECIAL, *MISTRAL])
     said = ids_of(t, "a" + mark + "z", *THINK)
     start = {"V3.2": END, "R1": "\u010a"}.get(family, ASSISTANT)
-    model, judge = speaker(tmp_path / "model", chat_template, said, t.token_to_id(start))
+    model, _ = speaker(tmp_path / "model", chat_template, said, t.token_to_id(start))
     session = tmp_path / "session"
     assert mark in chat(model, "-t", 0, "-n", len(said), "--session", session, stdin=b"u\n").decode()
     chat(model, "-t", 0, "-n", 0, "-p", "v", "--session", session)
@@ -591,12 +602,12 @@ def test_proof_holds_for_other_answers(family):
         want = library.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         if who == "caller":  # the section says what the caller does, too; the template keeps everything
             parts = parts._replace(flags=parts.flags & ~(exporter_chat.SPLIT_FIRST | exporter_chat.DROP_OPEN))
-        assert put_together(parts, [tuple(message.values()) for message in messages]) == want
+        assert put_together(parts, [exporter_chat.Message(**message) for message in messages]) == want
 
 
 def conversation_of(contents):
     roles = ["user", "assistant"] * len(contents)
-    return [{"role": role, "content": content} for role, content in zip(roles, contents)]
+    return [{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)]
 
 
 def test_rounds_are_counted(chat_model, tmp_path):
@@ -615,7 +626,6 @@ def test_rounds_are_counted(chat_model, tmp_path):
 
 
 # ---- lines in, answers out
-# ------------------------------------------------------------------------------------------------------------
 
 SAMPLED = ["-t", 1, "--top-k", 8, "-s", 5, "-n", 20]
 
@@ -752,7 +762,7 @@ def test_context_of_a_pipe(tmp_path):
     folder = source(tmp_path / "model", TEMPLATES["V3"])
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 20000}))
-    compare.export(folder, tmp_path / "model.bin")
+    quick_export(folder, tmp_path / "model.bin")
     lines = b"".join(bytes([byte]) * 3000 + b"\n" for byte in b"abc")
     done = run("--chat", "-n", 2, "-q", model=tmp_path / "model.bin", stdin=lines)
     assert done.returncode == 0 and done.stderr == b"" and done.stdout.count(b"\n") >= 3
@@ -765,7 +775,6 @@ def test_quiet_and_statistics(chat_model):
 
 
 # ---- a terminal
-# ------------------------------------------------------------------------------------------------------------
 
 
 class Talk:
@@ -932,7 +941,6 @@ def test_terminated(turn, chat_model, tmp_path):
 
 
 # ---- refusals
-# ------------------------------------------------------------------------------------------------------------
 
 
 def test_no_template(export):
@@ -996,7 +1004,6 @@ def test_damaged_section(chat_model, tmp_path):
 
 
 # ---- export
-# ------------------------------------------------------------------------------------------------------------
 
 ROUNDS = template(
     say("SYSTEM:"),
@@ -1016,18 +1023,17 @@ NOT_SUPPORTED = {
 
 
 @pytest.mark.parametrize("name", NOT_SUPPORTED)
-def test_templates_refused(name, tmp_path):
+def test_templates_refused(name, tmp_path, capsys, monkeypatch):
     """What pieces cannot say, or what does harm, costs the template alone, and one line says why."""
     chat_template, says = NOT_SUPPORTED[name]
     folder = source(tmp_path / "model", chat_template)
-    done = subprocess.run(
-        [sys.executable, ROOT / "export.py", folder, tmp_path / "model.bin"], capture_output=True, text=True
-    )
-    assert done.returncode == 0 and done.stderr.count("\n") == 1
-    assert (
-        done.stderr.startswith("export.py: warning: no chat template in the checkpoint: ")
-        and says in done.stderr
-    )
+    monkeypatch.setattr(exporter_tokenizer, "run_bounded", here)
+    if name == "no end":
+        monkeypatch.setattr(exporter_chat, "SECONDS", 1)  # no other limit, but sooner
+    assert command.main([str(folder), str(tmp_path / "model.bin")]) == 0
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and says in said
+    assert said.startswith("export.py: warning: no chat template in the checkpoint: ")
     refused(run("--chat", "-p", "a", model=tmp_path / "model.bin"), FAILED, "no chat template")
 
 
@@ -1080,7 +1086,7 @@ def test_strange_configurations(content, tmp_path):
 def test_hostile_pieces(tmp_path):
     """Pieces in which an added token nearly stands at each place cost no more than any other text of their
     size, and pieces of tokens without text make no answer slow."""
-    long = "a" * 50_000 + "b"
+    long = "a" * (MAX_TOKEN_TEXT - 1) + "b"
     said = [tokenizer().token_to_id("z")]
     for begin in ("{{ 'a' * 200000 }}", "{{ bos_token * 9000 }}"):
         chat_template = template("", say(), say("x", EOS), "x", begin)
@@ -1098,7 +1104,7 @@ def test_no_system_text(tmp_path):
     folder = source(
         tmp_path / "model", template("{{ raise_exception('no') }}", say(USER), say(ASSISTANT, EOS), ASSISTANT)
     )
-    compare.export(folder, tmp_path / "model.bin")
+    quick_export(folder, tmp_path / "model.bin")
     assert chat(tmp_path / "model.bin", "-p", "a", "-n", 3)
     refused(run("--chat", "--system", "s", "-p", "a", model=tmp_path / "model.bin"), FAILED, "--system")
 
@@ -1121,7 +1127,6 @@ def test_where_templates_are(tmp_path):
 def test_deepseek_v32():
     """The form that its encoder script writes in chat mode, after the vectors published beside it."""
     parts = proved(DEEPSEEK_V32, {"bos_token": BOS})
-    messages = [("system", "s"), ("user", "u"), ("assistant", "a"), ("user", "u")]
-    assert (
-        put_together(parts, messages) == f"{BOS}s{USER}u{ASSISTANT}</think>a{EOS}{USER}u{ASSISTANT}</think>"
-    )
+    messages = exporter_chat.conversation(["u", "a", "u"], "s")
+    want = f"{BOS}s{USER}u{ASSISTANT}</think>a{EOS}{USER}u{ASSISTANT}</think>"
+    assert put_together(parts, messages) == want

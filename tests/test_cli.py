@@ -53,7 +53,6 @@ def story():
 
 
 # ---- wrong usage
-# -------------------------------------------------------------------------------------------------------------------
 
 WRONG = [
     (["-n", "12x"], "-n"),
@@ -123,8 +122,8 @@ GNU = [
 
 @pytest.mark.parametrize("short, long", GNU, ids=lambda x: " ".join(x))
 def test_gnu_habits(short, long):
-    """A value may follow its letter at once, letters may stand together, a long name may have its value behind =;
-    also under POSIXLY_CORRECT the model may come before the options."""
+    """A value may follow its letter at once, letters may stand together, a long name may have its value
+    behind =; also under POSIXLY_CORRECT the model may come before the options."""
     rest = ["-s", "3", "-n", "5"]  # the last one given counts
     want = text(*rest[:2], *long)
     assert text(*rest[:2], *short) == want
@@ -243,7 +242,6 @@ def test_help_and_version():
 
 
 # ---- files that are no models
-# ------------------------------------------------------------------------------------------------------
 
 
 def test_a_file_that_is_no_checkpoint(tmp_path):
@@ -273,7 +271,6 @@ def test_check(tmp_path):
 
 
 # ---- standard output
-# ---------------------------------------------------------------------------------------------------------------
 
 
 def test_the_text_alone(story, tmp_path):
@@ -300,7 +297,8 @@ def test_echo_comes_first(story):
 
 
 def test_escapes():
-    r"""-e: \n \t \\ \xHH \uHHHH, the last also as a pair of surrogates, as JSON has it. Without it a backslash is a backslash."""
+    r"""-e: \n \t \\ \xHH \uHHHH, the last also as a pair of surrogates, as JSON has it. Without it a
+    backslash is a backslash."""
     prompt = r"a\n\t\\\x00\xff\u00e9\ud83d\ude00"
     assert text("-e", "-p", prompt, "--echo", "-n", "0") == b"a\n\t\\\x00\xff" + "\u00e9\U0001f600".encode()
     assert text("-p", prompt, "--echo", "-n", "0") == prompt.encode()
@@ -322,7 +320,8 @@ def test_prompt_by_text_file_and_ids(story, tmp_path):
 
 
 def test_tokenize_a_file_and_count(tmp_path):
-    """--tokenize takes its text from the command line or from -f, as bytes; --count says how many ids there are."""
+    """--tokenize takes its text from the command line or from -f, as bytes; --count says how many ids there
+    are."""
     words = b"Once upon a time\0\xff there was -f\r\n"
     (tmp_path / "-f").write_bytes(words)
     ids = text("--tokenize", "-f", tmp_path / "-f")
@@ -356,8 +355,8 @@ def test_standard_input_is_left_alone(story):
 
 
 def test_waiting_input_gets_a_remark(tmp_path):
-    """Who pipes a text into the program and gives no prompt means it as one: a line says what reads it, whatever kind
-    of file it is. Where a prompt is given, or nothing waits, there is none."""
+    """Who pipes a text into the program and gives no prompt means it as one: a line says what reads it,
+    whatever kind of file it is. Where a prompt is given, or nothing waits, there is none."""
     remark = b"-f - "
     (tmp_path / "text").write_bytes(b"Once")
     with open(tmp_path / "text", "rb") as file:
@@ -373,7 +372,6 @@ def test_waiting_input_gets_a_remark(tmp_path):
 
 
 # ---- how a text ends
-# ---------------------------------------------------------------------------------------------------------------
 
 
 def test_stop_text(story):
@@ -433,8 +431,8 @@ def test_prompt_longer_than_the_context(limit):
 
 
 def test_a_prompt_is_read_no_further_than_it_can_go(tmp_path, limit):
-    """A file far longer than the context is refused by its size, and a source without end when it has given as much;
-    neither by its tokens. What fits is read whatever its tokens are."""
+    """A file far longer than the context is refused by its size, and a source without end when it has given
+    as much; neither by its tokens. What fits is read whatever its tokens are."""
     with open(tmp_path / "long", "wb") as file:
         file.truncate(200_000_000)
     begun = os.times()
@@ -463,7 +461,6 @@ def test_unreadable_prompt(tmp_path):
 
 
 # ---- chance
-# ------------------------------------------------------------------------------------------------------------------------
 
 
 def test_seeds():
@@ -479,7 +476,6 @@ def test_seeds():
 
 
 # ---- streams that fail
-# -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -544,7 +540,6 @@ def test_a_file_that_may_not_grow(kind, tmp_path):
 
 
 # ---- terminals
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_newline_on_a_terminal_only(story):
@@ -552,7 +547,8 @@ def test_a_newline_on_a_terminal_only(story):
 
 
 def test_statistics_on_a_line_of_their_own(story, tmp_path):
-    """On a terminal that may show both streams; not behind a text in a file, nor where the text has ended its line."""
+    """On a terminal that may show both streams; not behind a text in a file, nor where the text has ended its
+    line."""
 
     def shown(**streams):
         master, slave = pty.openpty()
@@ -573,7 +569,8 @@ def test_statistics_on_a_line_of_their_own(story, tmp_path):
 
 
 def test_progress_on_a_terminal_only():
-    """A long prompt shows its progress on standard error if that is a terminal, and cleans up behind itself."""
+    """A long prompt shows its progress on standard error if that is a terminal, and cleans up behind
+    itself."""
     ids = " ".join(["5"] * 100)
     environment = {**os.environ, "MLA_CHUNK": "8"}
     assert b"\r" not in run("--ids", ids, "-n", "1", env=environment).stderr
@@ -692,7 +689,6 @@ def test_stop_texts_split_anywhere(text_driver):
 
 
 # ---- numbers
-# -----------------------------------------------------------------------------------------------------------------------
 
 
 def log_softmax(x):
@@ -730,8 +726,8 @@ def logits(tmp_path_factory):
 
 
 def test_links_as_output(logits, tmp_path):
-    """The target of a link is written or replaced, never the link: links to files, to links, to a file that does not
-    exist yet, from another folder."""
+    """The target of a link is written or replaced, never the link: links to files, to links, to a file that
+    does not exist yet, from another folder."""
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "file").write_bytes(b"old")
     for name, target in (
@@ -757,8 +753,8 @@ def test_links_as_output(logits, tmp_path):
 
 @pytest.mark.parametrize("name", ["/proc/self/fd/1", "/dev/fd/1", "link", "chain"])
 def test_streams_as_output(name, logits, tmp_path):
-    """A stream of the process by any name, also a link of one's own, is written in place: to a pipe, to a file that
-    the shell has opened, behind what stands in it."""
+    """A stream of the process by any name, also a link of one's own, is written in place: to a pipe, to a
+    file that the shell has opened, behind what stands in it."""
     (tmp_path / "link").symlink_to("/proc/self/fd/1")
     (tmp_path / "chain").symlink_to("link")
     before = sorted(os.listdir("/dev"))
@@ -878,8 +874,8 @@ def test_bench_refuses_what_the_model_cannot(limit):
 
 
 def test_bench_on_a_busy_machine():
-    """No measurement claims more than the whole speed of memory, whatever other programs take of it and whatever is
-    read from the processor's caches."""
+    """No measurement claims more than the whole speed of memory, whatever other programs take of it and
+    whatever is read from the processor's caches."""
     busy = [subprocess.Popen(["yes"], stdout=subprocess.DEVNULL) for _ in range(2)]
     try:
         table, csv = text("--bench", "-c", 96).decode(), text("--bench", "-c", 96, "--csv").decode()
@@ -915,7 +911,6 @@ def test_bench():
 
 
 # ---- a checkpoint without tokenizer
-# ------------------------------------------------------------------------------------------------
 
 
 def test_ids_in_ids_out(without_tokenizer):

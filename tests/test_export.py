@@ -595,7 +595,8 @@ def test_routers():
 
 
 def test_router_without_a_name(source, exported):
-    """Neither scoring_func nor topk_method, as transformers 5 saves DeepSeek-V3: the correction bias tells."""
+    """Neither scoring_func nor topk_method, as transformers 5 saves DeepSeek-V3: the correction bias
+    tells."""
     assert exported(source({"scoring_func": None, "topk_method": None})).config["scoring_func"] == 1
 
 
@@ -711,14 +712,14 @@ def whole_config(file):
     return file[64 : 64 + config_bytes].ljust(CONFIG_BYTES, b"\0")
 
 
-def test_file_of_a_model_without_new_fields(source, export):
+def test_file_of_a_model_without_new_fields(source, exported):
     """Fields that were added to Config later are in the file only where they say something: the session of
     an older file goes on with the same model exported again."""
     folder, first = source(), CONFIG_BYTES - 8  # of the first files: up to top_k
-    assert struct.unpack_from("<I", export(folder).file, 32) == (first,)
+    assert struct.unpack_from("<I", exported(folder).file, 32) == (first,)
     for keys, config_bytes in (({"min_p": 0.1}, first + 4), ({"repetition_penalty": 1.1}, first + 8)):
         (folder / "generation_config.json").write_text(json.dumps(keys))
-        got = export(folder)
+        got = exported(folder)
         assert struct.unpack_from("<I", got.file, 32) == (config_bytes,)
         assert all(got.config[key] == np.float32(value) for key, value in keys.items())
 
@@ -726,7 +727,7 @@ def test_file_of_a_model_without_new_fields(source, export):
 def with_config(file, config):
     """The checkpoint `file` with the bytes `config` as its Config."""
     data, old, tokenizer, count, chat = struct.unpack_from("<QIIII", file, 24)
-    up = lambda n: -(-n // 64) * 64  # noqa: E731
+    up = lambda n: -(-n // 64) * 64
     old_at, new_at = up(64 + old), up(64 + len(config))
     sections = up(tokenizer) + up(chat) + 128 * count
     assert new_at + sections <= data
@@ -756,10 +757,10 @@ def with_config(file, config):
         (lambda config: config[:-8] + struct.pack("<ff", 0, np.inf), "repetition_penalty"),
     ],
 )
-def test_config_of_another_version(shape, says, export, tmp_path):
+def test_config_of_another_version(shape, says, exported, tmp_path):
     """Config grows at its end only. A file from before a field was added means 0 by it, one from after that
     is read as long as it says nothing that this program does not know; the text stays the same."""
-    file, path = export(MODELS / "plm").file, tmp_path / "model.bin"
+    file, path = exported(MODELS / "plm").file, tmp_path / "model.bin"
     text = ["--ids", "1 2 3", "-n", 8, "-t", 1, "-s", 7, "-q"]
     path.write_bytes(file)
     before = compare.run(path, *text)
@@ -779,10 +780,10 @@ def test_config_of_another_version(shape, says, export, tmp_path):
         assert compare.run(path, *text) == before
 
 
-def test_sampling_defaults_of_the_file(export, tmp_path):
+def test_sampling_defaults_of_the_file(exported, tmp_path):
     """min_p and repetition_penalty of a file are the defaults of --min-p and --repeat-penalty, and the
     options win over them."""
-    file, path = export(MODELS / "plm").file, tmp_path / "model.bin"
+    file, path = exported(MODELS / "plm").file, tmp_path / "model.bin"
     config = whole_config(file)
     text = ["--ids", "1 2 3", "-n", 40, "-t", 2, "--top-p", 1, "-s", 7, "-q"]
 

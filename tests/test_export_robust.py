@@ -87,7 +87,7 @@ def tokenizer_json(**changes):
         "pre_tokenizer": level,
         "post_processor": None,
         "decoder": level,
-        "model": {"type": "BPE", "vocab": {c: b for c, b in exporter.LETTERS.items()}, "merges": []},
+        "model": {"type": "BPE", "vocab": dict(exporter.LETTERS), "merges": []},
     } | changes
 
 

@@ -14,6 +14,7 @@ import struct
 import subprocess
 import time
 import zlib
+from pathlib import Path
 
 import pytest
 from support import (
@@ -56,7 +57,6 @@ def faults(tmp_path_factory):
 
 
 # ---- memory
-# ------------------------------------------------------------------------------------------------------------------------
 
 MEMORY = {
     "text": [*STORY, "-n", 3, "--stop", "dragon"],
@@ -123,8 +123,8 @@ def test_checksums_need_no_open_model(tmp_path):
 
 @pytest.mark.parametrize("chosen", [1, 8, 2**20, 2**31, 2**32 - 1])
 def test_a_dense_model_that_chooses_experts(chosen, export, tmp_path):
-    """A header that names chosen experts where there are none would ask for buffers of any size: it is refused, as
-    whatever no model can have."""
+    """A header that names chosen experts where there are none would ask for buffers of any size: it is
+    refused, as whatever no model can have."""
     raw = bytearray(export(MODELS / "plm", "f32").read_bytes())
     assert struct.unpack_from("<I", raw, field("n_routed_experts")) == (0,)
     set_field("num_experts_per_tok", chosen)(raw)
@@ -149,7 +149,6 @@ def test_a_prompt_of_100_megabytes(tmp_path):
 
 
 # ---- system calls
-# ------------------------------------------------------------------------------------------------------------------
 
 
 def injected(call, error, n, log, *options, model):
@@ -226,7 +225,8 @@ def test_a_session_when_a_system_call_fails(call, error, tiny, strace, tmp_path)
 )
 @pytest.mark.parametrize("error, status", [("ENOSPC", FAILED), ("EPIPE", 0)])
 def test_any_write_may_be_the_last(options, error, status, strace):
-    """A disk that is full is a failure and a pipe that is closed none, whichever write it is that finds out."""
+    """A disk that is full is a failure and a pipe that is closed none, whichever write it is that finds
+    out."""
     want, n = text(*options, "-j", 1), 1
     while done := injected("write", error, n, strace, *options, "-j", 1, "-q", model=MODEL):
         assert done.returncode == status and want.startswith(done.stdout) and done.stdout != want
@@ -236,7 +236,6 @@ def test_any_write_may_be_the_last(options, error, status, strace):
 
 
 # ---- files
-# -------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("option", ["-f", "--perplexity"])
@@ -248,7 +247,7 @@ def test_a_checkpoint_cut_short_while_in_use(option, tmp_path):
     process = subprocess.Popen(
         [RUN, model, option, "-"], stdin=read, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    while b"model.bin" not in open(f"/proc/{process.pid}/maps", "rb").read():
+    while b"model.bin" not in Path(f"/proc/{process.pid}/maps").read_bytes():
         time.sleep(0.01)
     time.sleep(0.1)
     os.truncate(model, 200_000)
@@ -366,7 +365,6 @@ def test_no_weight_hides(name, kind, cache, number, export, tmp_path):
 
 
 # ---- signals, clock, locale, standard input
-# ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])

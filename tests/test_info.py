@@ -42,7 +42,8 @@ def table(tmp_path, monkeypatch):
         assert command.main(["--random", shape, str(tmp_path / shape), "--layers", "1", "--type", "q4"]) == 0
         out = compare.run(tmp_path / shape, "--info").decode()
         rows = re.findall(
-            r"^(-k \w+|full K and V|MHA|GQA-8|MQA)\b.*? ([\d,]+) +([\d,]+) +([\d,]+) +(?:([\d.]+) %|none, x ([\d.]+))$",
+            r"^(-k \w+|full K and V|MHA|GQA-8|MQA)\b.*? ([\d,]+) +([\d,]+) +([\d,]+) "
+            r"+(?:([\d.]+) %|none, x ([\d.]+))$",
             out,
             re.M,
         )
@@ -78,7 +79,7 @@ def test_saved(table):
     DeepSeek-V2's cache in 6 bits against the 389,120 bytes a token of DeepSeek 67B (95 layers, 8 groups,
     keys and values of 128, 2 bytes)."""
     rows = table("deepseek-v2")
-    for numbers, bytes, context, saved in rows.values():
+    for _numbers, bytes, context, saved in rows.values():
         assert context == bytes * SHAPES["deepseek-v2"]["max_position_embeddings"]
         assert saved == pytest.approx(100 - 100 * bytes / (2 * rows["full K and V"][0]), abs=0.051)
     assert len(rows) == 10
@@ -101,7 +102,8 @@ def test_parameters(name, export):
 
 
 def test_no_cache_saves_a_negative_share(table):
-    """--cache full takes 4 bytes a number, GQA-8 of fewer than eight heads more than all heads: a factor says so."""
+    """--cache full takes 4 bytes a number, GQA-8 of fewer than eight heads more than all heads: a factor says
+    so."""
     assert table("deepseek-v2-lite")["-k full"][-1] == -100
 
 
@@ -114,10 +116,12 @@ def test_no_cache_saves_a_negative_share(table):
     ],
 )
 def test_chat_and_thoughts(kind, says, tmp_path):
-    """Whether --chat works on the file, and whether its template treats thoughts, is known before it is tried."""
+    """Whether --chat works on the file, and whether its template treats thoughts, is known before it is
+    tried."""
     answer = {"plain": "m['content']", "thoughts": "m['content'].split('</think>')[-1]", None: ""}[kind]
     template = (
-        "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ 'User: ' + m['content'] + '\\n' }}"
+        "{{ bos_token }}{% for m in messages %}"
+        "{% if m['role'] == 'user' %}{{ 'User: ' + m['content'] + '\\n' }}"
         "{% elif m['role'] == 'assistant' %}{{ 'Assistant: ' + ANSWER + eos_token }}"
         "{% else %}{{ m['content'] + '\\n' }}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}"

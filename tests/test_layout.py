@@ -1,5 +1,5 @@
 """The house rules that a program can check: which way includes point, lengths of files, functions and lines,
-what stays in kernels/, and the form that `make format` gives.
+what stays in kernels/, the form that `make format` gives, and what ruff and mypy find.
 
     kernels/ <- model.h <- engine/ <- mla.c, tokenizer.c <- run.c <- cli/
 
@@ -8,12 +8,12 @@ of run.c: it calls the modes and reports errors."""
 
 import ast
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from compare import BUILD
 from support import ROOT, need
 
 FLOORS = {"kernels": 0, "model.h": 1, "engine": 2, "mla": 3, "tokenizer": 3, "run": 4, "cli": 5}
@@ -48,7 +48,7 @@ def includes(path):
     """The files of ours that a file includes."""
     found = re.findall(r'^#include "(.*)"', C[path], re.M)
     beside = [str(Path(path).parent / name) for name in found]
-    return [near if near in C else name for near, name in zip(beside, found)]
+    return [near if near in C else name for near, name in zip(beside, found, strict=True)]
 
 
 def test_every_source_has_a_floor():
@@ -97,7 +97,8 @@ def test_conditions_and_intrinsics_stay_in_kernels():
     for path, text in SOURCES.items():
         if path.startswith("kernels/"):
             continue
-        guard = re.sub(r"\W", "_", Path(path).name).upper()
+        name = re.sub(r"\W", "_", Path(path).name).upper()
+        guard = f"({Path(path).parent.name.upper()}_)?{name}"
         for line in text.splitlines():
             condition = re.match(r"#\s*(?:if|ifdef|ifndef|elif)\b(.*)", line)
             if condition and not re.search(rf"\b((?:ENGINE_)?{guard}|_OPENMP|_WIN32)\b", condition[1]):
@@ -164,12 +165,31 @@ def test_c_is_formatted():
     assert others == [] and done.returncode == 0, "make format mends it"
 
 
-def test_python_is_formatted():
-    beside = Path(sys.executable).with_name("ruff")
-    ruff = beside if beside.exists() else shutil.which("ruff")
-    if not ruff:
-        pytest.skip("ruff is not installed")
-    done = subprocess.run(
-        [ruff, "format", "--check", "--no-cache", *PYTHON], cwd=ROOT, capture_output=True, text=True
-    )
+def tool(name):
+    """A program beside the interpreter of the tests, or on the path."""
+    beside = Path(sys.executable).with_name(name)
+    if beside.exists():
+        return str(beside)
+    need(name)
+    return name
+
+
+def clean(*command):
+    """The command finds nothing to say."""
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_python_is_formatted():
+    clean(tool("ruff"), "format", "--check", "--no-cache", *PYTHON)
+
+
+def test_python_has_no_likely_mistake():
+    """The rules are in pyproject.toml."""
+    clean(tool("ruff"), "check", "--no-cache", *PYTHON)
+
+
+def test_exporter_has_types():
+    """mypy's strict mode: every function says what it takes and gives, and keeps to it."""
+    pytest.importorskip("jinja2")
+    clean(tool("mypy"), "--python-executable", sys.executable, "--cache-dir", str(BUILD / "mypy"))

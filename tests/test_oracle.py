@@ -86,7 +86,8 @@ def test_logits(source, path, chunk, export):
 @pytest.mark.parametrize("type", COST)
 @pytest.mark.parametrize("source", DENSE, ids=lambda source: source.name)
 def test_weight_types(source, type, export):
-    """What export.py folds into the weights (scales of branches, queries, latents) survives their rounding."""
+    """What export.py folds into the weights (scales of branches, queries, latents) survives their
+    rounding."""
     ids, want = compare.expected(source, None, None)
     got = compare.logits(export(source, type), ids)
     assert np.median(np.abs(got - want)) <= COST[type] * want.std()

@@ -1,9 +1,9 @@
 """Sequences: computed side by side, cut, forked and closed, each gives the bytes that it gives alone.
 
 build/sequences_driver runs forward() and generate() on commands (tests/sequences_driver.c). A text must not
-depend on its neighbours in a call, on how calls are cut, or on where its pages lie: batches, prefixes that many
-prompts share, samples and conversations stand on that. The judge is the same text computed alone, from its
-beginning, in one piece."""
+depend on its neighbours in a call, on how calls are cut, or on where its pages lie: batches, prefixes that
+many prompts share, samples and conversations stand on that. The judge is the same text computed alone, from
+its beginning, in one piece."""
 
 import subprocess
 
@@ -90,8 +90,10 @@ def test_a_cut_forgets_what_was_behind_it(cache, export):
         got = run(
             model,
             cache,
-            [*opened(0, ids[:rows]), "run 9999", f"append 0 {','.join(map(str, ids[rows:]))}", "run 9999"]
-            + ["fork 1 0 130", f"cut 0 {rows}", append, "run 9999"],
+            [
+                *(*opened(0, ids[:rows]), "run 9999", f"append 0 {','.join(map(str, ids[rows:]))}"),
+                *("run 9999", "fork 1 0 130", f"cut 0 {rows}", append, "run 9999"),
+            ],
         )
         assert np.array_equal(got[-len(want) // 2 :], want[-len(want) // 2 :]), rows
 

@@ -18,11 +18,11 @@ import time
 import zlib
 
 import pytest
+from compare import BUILD
 from support import (
     FAILED,
     MODEL,
     MODELS,
-    ROOT,
     RUN,
     TEMPORARY,
     USAGE,
@@ -69,7 +69,6 @@ def with_header(raw, size, more=b""):
 
 
 # ---- going on
-# ----------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cache", ["f32", "bf16", "q8", "q6", "q4", "full"])
@@ -138,7 +137,8 @@ def test_after_a_stop_text(session):
 
 
 def test_a_full_context(session):
-    """The token that found no room is put away as well; a larger -c goes on with it, the same one is refused."""
+    """The token that found no room is put away as well; a larger -c goes on with it, the same one is
+    refused."""
     done = run(*BEGIN, *GREEDY, "-n", -1, "-c", 20, "--session", session)
     refused(run("-n", 5, "-c", 20, "--session", session), FAILED, "-c", "20")
     more = text(*GREEDY, "-n", 5, "-c", 30, "--session", session)
@@ -161,8 +161,8 @@ def test_interrupted(name, session):
 
 @pytest.mark.parametrize("again", [False, True], ids=["once", "and again"])
 def test_a_window_is_closed(again, session):
-    """The terminal is gone: writing to it fails, SIGHUP comes, from the kernel and perhaps from the shell too. The
-    session holds the text so far."""
+    """The terminal is gone: writing to it fails, SIGHUP comes, from the kernel and perhaps from the shell
+    too. The session holds the text so far."""
     endless = [*GREEDY, "--ignore-eos", "-k", "full"]
     master, slave = pty.openpty()
     process = subprocess.Popen(
@@ -185,15 +185,13 @@ def test_a_window_is_closed(again, session):
     after = text(*endless, "-n", 5, "--session", session)
     ids = struct.unpack_from(f"<{h['tokens']}i", session.read_bytes(), 192)
     shown = text("--ids", " ".join(map(str, ids)), "--echo", "-n", 0)
-    assert (
-        after and ("Once upon a time".encode() + whole).startswith(shown + after) and whole.startswith(before)
-    )
+    assert after and (b"Once upon a time" + whole).startswith(shown + after) and whole.startswith(before)
 
 
 @pytest.mark.parametrize("where", ["at once", "after a token"])
 def test_a_reader_that_leaves(where, session):
-    """A closed pipe is no failure, but the session is as it was: a line says so, also under -q, and no temporary file is
-    left."""
+    """A closed pipe is no failure, but the session is as it was: a line says so, also under -q, and no
+    temporary file is left."""
     text(*BEGIN, "-n", 3, "--session", session)
     before = session.read_bytes()
     for options in ([], ["-q"]):
@@ -232,7 +230,6 @@ def test_seed(session):
 
 
 # ---- the file
-# ----------------------------------------------------------------------------------------------------------------------
 
 
 def test_the_file_is_what_its_description_says(put_away, tiny):
@@ -257,7 +254,8 @@ def test_the_file_is_what_its_description_says(put_away, tiny):
 
 @pytest.mark.parametrize("size", [200, 256, 1024, 4096])
 def test_a_longer_header(size, put_away, session, tiny):
-    """Of a later version: what is new must be zero, which means what this version does. Reserved fields too."""
+    """Of a later version: what is new must be zero, which means what this version does. Reserved fields
+    too."""
     session.write_bytes(put_away)
     want = text("-n", 5, "-t", 0, "--session", session, model=tiny)
     session.write_bytes(with_header(put_away, size))
@@ -402,7 +400,6 @@ def hostile(raw, session, model, build):
 
 
 # ---- the moment of writing
-# ---------------------------------------------------------------------------------------------------------
 
 
 def test_in_use(session):
@@ -504,7 +501,8 @@ def test_a_session_with_the_name_of_a_temporary_file(session, tiny):
 
 
 def test_what_is_left_is_taken_over(session, tiny):
-    """Of a run that was killed at any moment while it wrote: pages, a whole session, of whatever permissions."""
+    """Of a run that was killed at any moment while it wrote: pages, a whole session, of whatever
+    permissions."""
     text("--ids", "1", "-t", 0, "-n", 1, "--session", session, model=tiny)
     whole, temporary = session.read_bytes(), session.with_name(session.name + TEMPORARY)
     for left in (b"", bytes(100), whole[:-1], whole):
@@ -514,28 +512,14 @@ def test_what_is_left_is_taken_over(session, tiny):
         assert os.listdir(session.parent) == [session.name] and not session.stat().st_mode & 0o111
 
 
-@pytest.fixture(scope="module")
-def session_driver(tmp_path_factory):
-    program = tmp_path_factory.mktemp("driver") / "session_driver"
-    files = [
-        ROOT / "tests" / "session_driver.c",
-        *(ROOT / name for name in ("mla.c", "tokenizer.c")),
-        *sorted((ROOT / "engine").glob("*.c")),
-        *sorted((ROOT / "cli").glob("*.c")),
-        *(ROOT / "kernels" / f"{name}.c" for name in ("dispatch", "team", "pace", "linear", "kernels")),
-    ]
-    names = ['-DISAS="portable"', "-DISA_portable", '-DMLA_VERSION=""']
-    flags = ["-std=gnu11", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-I", ROOT]
-    subprocess.run(["cc", *flags, *names, *files, "-o", program, "-lm"], check=True)
-    return program
-
-
-def test_saved_again_and_again(session_driver, session, tiny):
-    """As after each turn of a conversation: the file is right after each save, and locked from the beginning to the
-    end, although a save takes the temporary file away."""
+def test_saved_again_and_again(session, tiny):
+    """As after each turn of a conversation: the file is right after each save, and locked from the beginning
+    to the end, although a save takes the temporary file away."""
     turns = ["1 2 3", "4 5", "", "6 7 8 9"]
     process = subprocess.Popen(
-        [session_driver, tiny, session, *turns], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [BUILD / "session_driver", tiny, session, *turns],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
     for i in range(len(turns)):
         assert process.stdout.readline() == b"saved\n"
@@ -557,7 +541,8 @@ def test_saved_again_and_again(session_driver, session, tiny):
 
 
 def test_in_use_after_a_save(session):
-    """A session that a run has open is locked by itself, not by its temporary file alone, which a save takes away."""
+    """A session that a run has open is locked by itself, not by its temporary file alone, which a save takes
+    away."""
     text(*BEGIN, "-n", 2, "--session", session)
     with open(session, "rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -33,10 +33,10 @@ def tensors(source):
     }
 
 
-def variant(source, folder, config={}, left=None):
+def variant(source, folder, config=None, left=None):
     """A copy of a model with keys changed (None: removed), and with the tensors `left` if they are given."""
     folder.mkdir()
-    values = {**json.loads((source / "config.json").read_text()), **config}
+    values = {**json.loads((source / "config.json").read_text()), **(config or {})}
     (folder / "config.json").write_text(
         json.dumps({key: value for key, value in values.items() if value is not None})
     )
@@ -109,7 +109,7 @@ def test_indexers_that_are_not_used_stay_behind(export, tmp_path):
     model = checkpoint(variant(GLM, tmp_path / "glm52", left=t | unused))
     assert model.read_bytes() == export(GLM, "f32").read_bytes()
     unknown = {"model.layers.1.self_attn.indexer.scale": t["model.norm.weight"]}
-    with pytest.raises(RuntimeError, match="indexer.scale: nothing in config.json asks for it"):
+    with pytest.raises(RuntimeError, match=r"indexer.scale: nothing in config.json asks for it"):
         checkpoint(variant(GLM, tmp_path / "unknown", left=t | unknown))
 
 
@@ -124,7 +124,7 @@ def test_mtp_layers_have_an_indexer(tmp_path):
     mtp["model.layers.5.eh_proj.weight"] = "BF16", [D, 2 * D], bytes(4 * D * D)
     model = checkpoint(variant(GLM, tmp_path / "whole", left=t | mtp), "--mtp")
     assert text("--check", model=model)
-    with pytest.raises(RuntimeError, match="layers.5.self_attn.indexer.wq_b.weight is missing"):
+    with pytest.raises(RuntimeError, match=r"layers.5.self_attn.indexer.wq_b.weight is missing"):
         checkpoint(
             variant(
                 GLM,

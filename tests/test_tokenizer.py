@@ -71,7 +71,7 @@ class Compiled:
     def decode_all(self, lists):
         """The bytes of each list of ids."""
         known = sorted({i for ids in lists for i in ids})
-        token, first = (dict(zip(known, self.decode(known, kind))) for kind in (b"d", b"f"))
+        token, first = (dict(zip(known, self.decode(known, kind), strict=True)) for kind in (b"d", b"f"))
         return [b"".join((token if at else first)[i][1] for at, i in enumerate(ids)) for ids in lists]
 
 
@@ -113,7 +113,9 @@ def published(package, path):
 
 
 def same(compiled_tokenizer, texts, judge, trusted=False):
-    for text, ours, theirs in zip(texts, compiled_tokenizer.encode(texts, trusted), judge(texts)):
+    for text, ours, theirs in zip(
+        texts, compiled_tokenizer.encode(texts, trusted), judge(texts), strict=True
+    ):
         assert ours == theirs, ascii(text)
 
 
@@ -133,9 +135,9 @@ def test_ids_of_published_tokenizers(name, compiled):
     back."""
     data = load(f"{name}.json")
     c = compiled(data["tokenizer"])
-    texts, expected = zip(*data["cases"])
+    texts, expected = zip(*data["cases"], strict=True)
     got = c.encode(texts, trusted=True)
-    for text, ours, theirs in zip(texts, got, expected):
+    for text, ours, theirs in zip(texts, got, expected, strict=True):
         assert ours == theirs, ascii(text)
     # An added token like V2's "ü" stands for a byte when it is decoded (as in the library): such texts do not
     # come back in trusted mode.
@@ -154,7 +156,7 @@ def test_pieces_of_pretokenizers(pattern, tmp_path):
     )
     texts = load("pieces.json")["texts"]
     got = Compiled(exporter.pack(lengths), tmp_path).encode(texts)
-    for text, ours, theirs in zip(texts, got, pattern["pieces"]):
+    for text, ours, theirs in zip(texts, got, pattern["pieces"], strict=True):
         assert ours == theirs, ascii(text)
 
 
@@ -237,7 +239,7 @@ def test_decoding_as_the_library(compiled):
     library, c = Library.from_str(json.dumps(tokenizer)), compiled(tokenizer)
     ids = sorted(library.get_vocab().values())
     special = {t["id"] for t in tokenizer["added_tokens"] if t["special"]}
-    for i, (is_special, text) in zip(ids, c.decode(ids)):
+    for i, (is_special, text) in zip(ids, c.decode(ids), strict=True):
         assert text.decode(errors="replace") == library.decode([i], skip_special_tokens=False)
         assert is_special == (i in special)
     assert c.decode([-1, ids[-1] + 1, 2**31 - 1, -(2**31)]) == [(False, b"")] * 4
@@ -279,9 +281,18 @@ REFUSED = {
     "tokenizer.json": lambda t: t["model"].update(vocab=["a"]),
 } | {
     what: lambda t, p=p: t["pre_tokenizer"]["pretokenizers"][0].update(pattern={"Regex": p})
-    for what, p in {"lazy": "a+?", "repeated group": "(ab)+", "look-ahead": "a(?=b)", "escape": r"\bx", "property": r"\p{Klingon}", "match nothing": "a*",
-                    "without )": "(a", "set": "[]", "unknown group": "(?<=a)b"}.items()
-}  # fmt: skip
+    for what, p in {
+        "lazy": "a+?",
+        "repeated group": "(ab)+",
+        "look-ahead": "a(?=b)",
+        "escape": r"\bx",
+        "property": r"\p{Klingon}",
+        "match nothing": "a*",
+        "without )": "(a",
+        "set": "[]",
+        "unknown group": "(?<=a)b",
+    }.items()
+}
 
 
 @pytest.mark.parametrize("what", REFUSED)
@@ -298,7 +309,7 @@ def damaged(section, rng):
     for _ in range(10):
         yield section[: rng.randrange(len(section))]
     program = len(section) - 3000
-    for i in range(140):
+    for _ in range(140):
         data = bytearray(section)
         for _ in range(rng.randint(1, 3)):
             first, end = rng.choice([(0, 64), (program, len(data) - 4), (64, len(data) - 4)])
@@ -317,7 +328,6 @@ def damaged(section, rng):
 
 
 # ---- lists of ranks
-# --------------------------------------------------------------------------------------------------------------------
 
 
 def small_ranks():
@@ -449,7 +459,6 @@ def test_tekken(real, tmp_path):
 
 
 # ---- SentencePiece
-# -----------------------------------------------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -609,9 +618,7 @@ def test_a_text_begins_without_the_space_in_front(tmp_path):
     """./run writes what the library decodes of the whole sequence: its first text loses the space that was
     put before it, and no other does."""
     vocabulary = ["<unk>", "<s>", "</s>", "▁", *"▁hi", "▁h", "▁hi", *(f"<0x{b:02X}>" for b in range(256))]
-    tokenizer = character_tokenizer(
-        dict(normalizer=[f for name, f in character_forms() if name == "Prepend"][0]["normalizer"])
-    )
+    tokenizer = character_tokenizer(dict(normalizer=dict(character_forms())["Prepend"]["normalizer"]))
     tokenizer["model"] |= dict(
         vocab={token: i for i, token in enumerate(vocabulary)}, merges=[["▁", "h"], ["▁h", "i"]]
     )
@@ -628,7 +635,6 @@ def test_a_text_begins_without_the_space_in_front(tmp_path):
 
 
 # ---- GGUF
-# --------------------------------------------------------------------------------------------------------------------------------
 
 
 def metadata(pre, vocabulary, added, merges=()):
@@ -636,7 +642,7 @@ def metadata(pre, vocabulary, added, merges=()):
     kinds = {i: (token, 1) for token, i in vocabulary.items()} | {
         i: (text, 3 if special else 4) for i, (text, special) in added.items()
     }
-    tokens, types = zip(*(kinds.get(i, (f"[PAD{i}]", 5)) for i in range(max(kinds) + 1)))
+    tokens, types = zip(*(kinds.get(i, (f"[PAD{i}]", 5)) for i in range(max(kinds) + 1)), strict=True)
     fields = dict(model="gpt2", pre=pre, tokens=list(tokens), token_type=list(types), merges=list(merges))
     return {f"tokenizer.ggml.{name}": value for name, value in fields.items()}
 
@@ -651,7 +657,7 @@ def test_gguf_of_published_tokenizers(name, pre, tmp_path):
     )
     vocabulary = {token: i for token, i in model["vocab"].items() if i not in added}
     c = Compiled(exporter.compile_gguf_tokenizer(metadata(pre, vocabulary, added, model["merges"])), tmp_path)
-    texts, expected = zip(*data["cases"])
+    texts, expected = zip(*data["cases"], strict=True)
     same(c, texts, lambda _: expected, trusted=True)
 
 
@@ -665,9 +671,9 @@ def test_gguf_of_lists_of_ranks(pre, name, tmp_path):
     spelled = {bytes([byte]): char for char, byte in exporter.LETTERS.items()}
     vocabulary = {"".join(spelled[bytes([b])] for b in token): rank for token, rank in ranks.items()}
     assert all(letter(token.decode()) in vocabulary for token in ranks if token.isascii())
-    merges = [] if name in exporter.RANKED else [
-        f"{a} {b}" for token in vocabulary for a, b in [(token[:i], token[i:]) for i in range(1, len(token))] if a in vocabulary and b in vocabulary
-    ]  # fmt: skip
+    cuts = ((token[:i], token[i:]) for token in vocabulary for i in range(1, len(token)))
+    pairs = [f"{a} {b}" for a, b in cuts if a in vocabulary and b in vocabulary]
+    merges = [] if name in exporter.RANKED else pairs
     c = Compiled(
         exporter.compile_gguf_tokenizer(metadata(pre, vocabulary, {len(ranks): ("<|end|>", True)}, merges)),
         tmp_path,
@@ -684,9 +690,11 @@ def test_gguf_of_lists_of_ranks(pre, name, tmp_path):
     ]
     level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=False)
     tokenizer = load("deepseek-v3.json")["tokenizer"] | dict(
-        added_tokens=[], normalizer=dict(type="NFC") if name == "Qwen" else None, model=dict(type="BPE", vocab=vocabulary, merges=merges),
+        added_tokens=[],
+        normalizer=dict(type="NFC") if name == "Qwen" else None,
+        model=dict(type="BPE", vocab=vocabulary, merges=merges),
         pre_tokenizer=dict(type="Sequence", pretokenizers=[*steps, level]),
-    )  # fmt: skip
+    )
     same_as_library(c, tokenizer, texts)
 
 
@@ -711,7 +719,6 @@ def test_gguf_of_sentencepiece(tmp_path):
 
 
 # ---- what is not a tokenizer
-# ---------------------------------------------------------------------------------------------------------------
 
 
 def test_other_sources_are_refused(tmp_path):
@@ -727,7 +734,6 @@ def test_other_sources_are_refused(tmp_path):
     for text, options in [
         ("byte-pair", dict(model_type="unigram")),
         ("byte fallback", dict(byte_fallback=False)),
-        # fmt: skip
         ("normalizes", dict(normalization_rule_name="nmt_nfkc")),
         ("spaces", dict(remove_extra_whitespaces=True)),
     ]:
@@ -840,8 +846,8 @@ def test_searches_that_need_no_limit(parts, tmp_path):
 
 @pytest.mark.parametrize("what", ["units", "added tokens"])
 def test_the_longest_text(what, tmp_path, monkeypatch):
-    """An added token or a unit longer than 1024 bytes is refused, by the exporter and by the program: one search
-    at one place takes a bounded time (the pieces of a chat template rely on it)."""
+    """An added token or a unit longer than 1024 bytes is refused, by the exporter and by the program: one
+    search at one place takes a bounded time (the pieces of a chat template rely on it)."""
     parts = {name: value[:1] for name, value in SLOW[what].items()}
     assert Compiled(hostile(**parts), tmp_path).encode([b"a"]) == [[97]]
     long = NEARLY[0] + b"b"
