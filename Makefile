@@ -103,11 +103,11 @@ $(BUILD)/cli/options.o $(BUILD)/cli/manual.o: VERSION
 # ---- installation -----------------------------------------------------------------------------------------
 PREFIX    = /usr/local
 install: $(PROGRAM)
-	$(Q)PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" ./install.sh install "$(DIRECT)$(PROGRAM)"
+	$(Q)PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" cli/install.sh install "$(DIRECT)$(PROGRAM)"
 	$(SAY) install "$(DESTDIR)$(PREFIX)/bin/mla"
 
 uninstall:
-	$(Q)PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" ./install.sh uninstall
+	$(Q)PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" cli/install.sh uninstall
 
 # ---- tests ------------------------------------------------------------------------------------------------
 # The parts alone: programs that print a line `ok NAME` or `FAIL NAME` for each case, and drivers behind a pipe.

@@ -39,7 +39,7 @@ int main(int argc, char **argv) {
     SavedText text;
     Options o = {.session = argv[2], .cache = CACHE_Q8};
     StateOptions so = {.cache = CACHE_Q8, .context = 256, .sequences = 1, .max_logits = 1, .threads = 1};
-    output_open();
+    output_open(NULL);
     if (!model_open(&m, argv[1], err, sizeof err))
         return 3;
     int status = session_open(&s, &text, &m, &o);

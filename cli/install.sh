@@ -1,5 +1,5 @@
 #!/bin/sh
-# install.sh install PROGRAM | install.sh uninstall: what `make install` and `make uninstall` do, with PREFIX and
+# cli/install.sh install PROGRAM | cli/install.sh uninstall: what `make install` and `make uninstall` do, with PREFIX and
 # DESTDIR from the environment. PROGRAM becomes bin/mla; its man page and completions are what it writes with
 # --generate. export.py and its package go to share/mla, and bin/mla-export is a link to it.
 #
@@ -7,7 +7,7 @@
 # folder that was there before stays, and one that holds something else, too.
 set -eu
 umask 022
-cd "$(dirname "$0")"
+cd "$(dirname "$0")/.."
 PREFIX=${PREFIX:-/usr/local}
 DESTDIR=${DESTDIR:-}
 manifest=$PREFIX/share/mla/manifest
