@@ -55,7 +55,7 @@ $(BUILD)/compiler.mk: Makefile
 	     $(CC) -mavxvnni -fsyntax-only -x c /dev/null 2>/dev/null && echo 'ISAS += avxvnni'; \
 	   elif grep -q '__aarch64__' $(BUILD)/macros; then echo 'ISAS = portable neon'; \
 	   else echo 'ISAS = portable'; fi; \
-	   if $(CC) $(CFLAGS) -fopenmp $(BUILD)/probe.c $(LDFLAGS) -o $(BUILD)/probe >/dev/null 2>&1 && \
+	   if $(if $(filter command,$(origin OPENMP)),false &&) $(CC) $(CFLAGS) -fopenmp $(BUILD)/probe.c $(LDFLAGS) -o $(BUILD)/probe >/dev/null 2>&1 && \
 	     $(BUILD)/probe >/dev/null 2>&1; then echo 'OPENMP = -fopenmp'; else echo 'OPENMP ='; fi; } >$@.new
 	@mv $@.new $@
 
