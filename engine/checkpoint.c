@@ -257,7 +257,7 @@ static const char *float_error(const Config *cfg) {
         {"temperature", cfg->temperature, 0, FLT_MAX},
         {"top_p", cfg->top_p, FLT_TRUE_MIN, 1},
         {"min_p", cfg->min_p, 0, 1},
-        {"repetition_penalty", cfg->repetition_penalty ? cfg->repetition_penalty : 1, 0.01f, 100},
+        {"repetition_penalty", cfg->repetition_penalty != 0 ? cfg->repetition_penalty : 1, 0.01f, 100},
     };
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
         if (!(fields[i].value >= fields[i].least && fields[i].value <= fields[i].most))
