@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from exporter.bounded import ChildFailed, LimitExceeded, run_bounded
 from exporter.errors import ExportError, printable
+from exporter.files import PointerError, read_file
 from exporter.sources import read_json
 
 TAG = 0x32544843  # "CHT2"
@@ -78,6 +79,7 @@ class Template(NamedTuple):
     flags: int = 0
     number: int = 0  # COUNT: what the second turn's number is; each further turn has the next one
     dated: bool = False  # the pieces hold today's date
+    approximate: bool = False  # it writes answers with thoughts in them in a way that pieces cannot say
 
 
 # ---- in the child process
@@ -236,7 +238,7 @@ def kept_of(content, flags, end):
 
 def put_together(template, messages):
     """The text that cli/chat.c makes of a conversation that ends with the user's turn."""
-    pieces, flags, number, _ = template
+    pieces, flags, number = template[:3]
     text = "" if messages[0][0] == "system" else pieces["open"]
     answered = False
     for role, content in messages:
@@ -325,7 +327,7 @@ def agreeing(template, plain, thoughts, marks):
             whole = stripped._replace(pieces=pieces, flags=stripped.flags | split)
             wrong = difference(whole, (pair for pair in thoughts if given or not has_mark(pair[0], end)))
             if not wrong:
-                return whole
+                return whole._replace(approximate=not given)
             first = first or wrong
     raise UnsupportedTemplate(first)
 
@@ -398,6 +400,12 @@ def compile_template(template, special, warn):
         raise UnsupportedTemplate(f"it is too much work to take apart: {error}") from None
     if parts.dated:
         warn("the chat template writes the date: it will always be today's")
+    if parts.approximate:
+        end = parts.pieces["think_end"]
+        warn(
+            f"the chat template changes answers that have {end} in them in a way of its own: ./run keeps what "
+            f"follows the last {end}"
+        )
     return packed(parts)
 
 
@@ -427,7 +435,7 @@ def find_template(directory, model_type=None):
     own_file = folder / "chat_template.jinja"
     if own_file.exists():
         try:
-            return own_file.read_text(encoding="utf-8"), special
+            return read_file(own_file).decode("utf-8"), special
         except UnicodeDecodeError as error:
             raise UnsupportedTemplate(f"{own_file}: no UTF-8: {error}") from None
     template = default_template(config.get("chat_template"), folder / "tokenizer_config.json")
@@ -450,11 +458,11 @@ def gguf_template(metadata):
 def compile_chat(find, warn):
     """The chat section for what `find` gives, (template or None, special tokens); empty if there is no
     template. One that cannot be read or said by pieces costs a warning and not the weights. Raises
-    MissingJinja."""
+    MissingJinja, and PointerError where the template was never downloaded."""
     try:
         template, special = find()
         return compile_template(template, special, warn) if template else b""
-    except MissingJinja:
+    except (MissingJinja, PointerError):
         raise
     except (ExportError, OSError) as error:
         why = str(error)
