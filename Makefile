@@ -59,7 +59,7 @@ $(BUILD)/compiler.mk: Makefile
 	   elif grep -q '__aarch64__' $(BUILD)/macros; then echo 'ISAS = portable neon'; \
 	   elif grep -q '__i386__' $(BUILD)/macros; then echo 'ISAS = portable'; echo 'ROUNDING = -msse2 -mfpmath=sse'; \
 	   else echo 'ISAS = portable'; fi; \
-	   if $(CC) $(CFLAGS) -fopenmp $(BUILD)/probe.c $(LDFLAGS) -o $(BUILD)/probe >/dev/null 2>&1 && \
+	   if $(if $(filter command,$(origin OPENMP)),false &&) $(CC) $(CFLAGS) -fopenmp $(BUILD)/probe.c $(LDFLAGS) -o $(BUILD)/probe >/dev/null 2>&1 && \
 	     $(BUILD)/probe >/dev/null 2>&1; then echo 'OPENMP = -fopenmp'; else echo 'OPENMP ='; fi; } >$@.new
 	@mv $@.new $@
 

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 from .bounded import ChildFailed, LimitExceeded, run_bounded
 from .errors import ExportError, printable
+from .files import PointerError, read_file
 from .sources import read_json
 
 TAG = 0x32544843  # "CHT2"
@@ -80,6 +81,7 @@ class Template(NamedTuple):
     flags: int = 0
     number: int = 0  # COUNT: what the second turn's number is; each further turn has the next one
     dated: bool = False  # the pieces hold today's date
+    approximate: bool = False  # it writes answers with thoughts in them in a way that pieces cannot say
 
 
 Special: TypeAlias = dict[str, str]  # {"bos_token": text, ...}
@@ -294,7 +296,7 @@ def kept_of(content: str, flags: int, end: str) -> str:
 
 def put_together(template: Template, messages: list[Message]) -> str:
     """The text that cli/chat.c makes of a conversation that ends with the user's turn."""
-    pieces, flags, number, _ = template
+    pieces, flags, number = template.pieces, template.flags, template.number
     text = "" if messages[0].role == "system" else pieces["open"]
     answered = False
     for role, content in messages:
@@ -388,7 +390,7 @@ def agreeing(
                 whole, (pair for pair in thoughts if given or not has_mark(pair.messages, end))
             )
             if not wrong:
-                return whole
+                return whole._replace(approximate=not given)
             first = first or wrong
     raise UnsupportedTemplate(first)
 
@@ -463,6 +465,12 @@ def compile_template(template: str, special: Special, warn: Callable[[str], None
         raise UnsupportedTemplate(f"it is too much work to take apart: {error}") from None
     if parts.dated:
         warn("the chat template writes the date: it will always be today's")
+    if parts.approximate:
+        end = parts.pieces["think_end"]
+        warn(
+            f"the chat template changes answers that have {end} in them in a way of its own: ./run keeps "
+            f"what follows the last {end}"
+        )
     return packed(parts)
 
 
@@ -492,7 +500,7 @@ def find_template(directory: str | os.PathLike[str], model_type: str | None = No
     own_file = folder / "chat_template.jinja"
     if own_file.exists():
         try:
-            return Found(own_file.read_text(encoding="utf-8"), special)
+            return Found(read_file(own_file).decode("utf-8"), special)
         except UnicodeDecodeError as error:
             raise UnsupportedTemplate(f"{own_file}: no UTF-8: {error}") from None
     template = default_template(config.get("chat_template"), folder / "tokenizer_config.json")
@@ -516,11 +524,11 @@ def gguf_template(metadata: dict[str, Any]) -> Found:
 def compile_chat(find: Callable[[], Found], warn: Callable[[str], None]) -> bytes:
     """The chat section for what `find` gives; empty if there is no
     template. One that cannot be read or said by pieces costs a warning and not the weights. Raises
-    MissingJinja."""
+    MissingJinja, and PointerError where the template was never downloaded."""
     try:
         template, special = find()
         return compile_template(template, special, warn) if template else b""
-    except MissingJinja:
+    except (MissingJinja, PointerError):
         raise
     except (ExportError, OSError) as error:
         why = str(error)

@@ -11,6 +11,10 @@ FILE_LIMIT = 64 << 20  # bytes; the largest published tokenizer has 33 MB
 POINTER = b"version https://git-lfs.github.com/spec/"
 
 
+class PointerError(ExportError):
+    """The file was never downloaded."""
+
+
 def read_file(path: str | os.PathLike[str], limit: int = FILE_LIMIT) -> bytes:
     """The contents. Raises ExportError, OSError."""
     regular(path)
@@ -33,8 +37,8 @@ def regular(path: str | os.PathLike[str]) -> None:
 
 
 def refuse_pointer(path: str | os.PathLike[str], data: bytes) -> None:
-    """Raises ExportError if `data`, the begin of a file, says that Git LFS has the contents."""
+    """Raises PointerError if `data`, the begin of a file, says that Git LFS has the contents."""
     if data.startswith(POINTER):
-        raise ExportError(
+        raise PointerError(
             f"{path}: is a Git LFS pointer, not the file itself: run `git lfs pull` in its directory"
         )

@@ -24,6 +24,9 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 BPE = 2  # TrainerSpec.model_type
 
 
+MOST_FIELDS = 1 << 19  # of a message; the largest published model has 262,144 pieces
+
+
 class Piece(NamedTuple):
     text: str
     score: float
@@ -53,8 +56,11 @@ def fields(data: bytes) -> Iterator[tuple[int, Any]]:
                 return value
         raise ValueError("not a protobuf message")
 
+    count = 0
     while at < len(data):
-        key = varint()
+        key, count = varint(), count + 1
+        if key < 8 or count > MOST_FIELDS:  # there is no field 0
+            raise ValueError("not a protobuf message, or one of too many fields")
         kind = key & 7
         value: int | bytes | None = None
         if kind == 0:

@@ -102,6 +102,9 @@ def refuse_config(values: Mapping[str, Any], where: str) -> None:
     stated = values.get("quantization_config")
     quant = stated if isinstance(stated, dict) else {}
     method = quant.get("quant_method")
+    method = method.lower() if isinstance(method, str) else method
+    if method is None and ("load_in_4bit" in quant or "load_in_8bit" in quant):
+        method = "bitsandbytes"  # which wrote no quant_method at first
     if method == "modelopt" or (method is None and quant.get("quant_algo")):
         refuse_form(where, _modelopt(quant))
     if isinstance(method, str) and method in METHODS:

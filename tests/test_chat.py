@@ -43,6 +43,7 @@ from exporter import command
 from exporter import tokenizer as exporter_tokenizer
 from exporter.bounded import ChildFailed
 from exporter.chat import DEEPSEEK_V32, MissingJinja, compile_chat, find_template, proved, put_together
+from exporter.files import PointerError
 from exporter.section import MAX_TOKEN_TEXT
 
 BOS, EOS = "<\uff5cbegin\u2581of\u2581sentence\uff5c>", "<\uff5cend\u2581of\u2581sentence\uff5c>"
@@ -1035,6 +1036,54 @@ def test_templates_refused(name, tmp_path, capsys, monkeypatch):
     assert said.count("\n") == 1 and says in said
     assert said.startswith("export.py: warning: no chat template in the checkpoint: ")
     refused(run("--chat", "-p", "a", model=tmp_path / "model.bin"), FAILED, "no chat template")
+
+
+def split_by(expression):
+    """A template whose answers are this expression of the answer's text, c."""
+    return (
+        "{{ bos_token }}{% for m in messages %}{% set c = m['content'] %}{% if m['role'] == 'user' %}"
+        "{{ '<u>' + c }}{% else %}{{ '<a>' + (" + expression + ") + '<e>' }}{% endif %}{% endfor %}<a>"
+    )
+
+
+SAID_BY_PIECES = [
+    "c.split('</think>')[-1]",
+    "c.rpartition('</think>')[2]",
+    "c.split('</think>', 1)[-1]",
+    "c.split('[/THINK]')[-1]",
+    "c.split('<|channel|>final<|message|>')[-1]",
+]
+NOT_SAID_BY_PIECES = [
+    "c.split('</think>')[0]",
+    "c.replace('</think>', '')",
+    "c.split('</think>')[1] if c.startswith('<think>') and '</think>' in c else c",
+]
+
+
+@pytest.mark.parametrize("expression", SAID_BY_PIECES + NOT_SAID_BY_PIECES)
+def test_other_histories_are_announced(expression):
+    """Where the history cannot keep what the template keeps of an answer, a warning says what it keeps."""
+    warnings = []
+    section = compile_chat(lambda: (split_by(expression), {"bos_token": BOS}), warnings.append)
+    assert section
+    if expression in SAID_BY_PIECES:
+        assert warnings == []
+    else:
+        assert len(warnings) == 1 and "follows the last </think>" in warnings[0]
+
+
+def test_template_that_is_no_file(tmp_path):
+    """A pipe under its name would never end: a warning, as for any template that cannot be used. One that was
+    never downloaded is an error: it is easily had."""
+    folder, warnings = source(tmp_path / "model", None), []
+    path = folder / "chat_template.jinja"
+    os.mkfifo(path)
+    assert compile_chat(lambda: find_template(folder), warnings.append) == b""
+    assert "not a regular file" in warnings[0]
+    path.unlink()
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")
+    with pytest.raises(PointerError, match="git lfs pull"):
+        compile_chat(lambda: find_template(folder), warnings.append)
 
 
 @pytest.mark.parametrize("version", ["3.1.6", "3.2.0rc1", "3.10", "4", "4.0.dev3+local", None])

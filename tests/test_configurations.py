@@ -430,6 +430,8 @@ GROUP = {"config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "float
         ({QUANT: {"quant_method": "gptq", "bits": 8, "desc_act": False}}, ["GPTQ", "8 bits"]),
         ({QUANT: {"quant_method": "bitsandbytes", "load_in_4bit": True}}, ["bitsandbytes", "4 bits"]),
         ({QUANT: {"quant_method": "bitsandbytes", "load_in_8bit": True}}, ["bitsandbytes", "8 bits"]),
+        ({QUANT: {"load_in_8bit": True, "load_in_4bit": False}}, ["bitsandbytes", "8 bits"]),
+        ({QUANT: {"quant_method": "AWQ", "bits": 4}}, ["AWQ", "4 bits"]),
         ({QUANT: {"quant_method": "mxfp4"}}, ["MXFP4"]),
         ({QUANT: {"quant_method": "nvfp4"}}, ["NVFP4"]),
         ({QUANT: {"quant_method": "modelopt", "quant_algo": "NVFP4"}}, ["NVFP4", "ModelOpt"]),

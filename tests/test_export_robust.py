@@ -269,6 +269,9 @@ HOSTILE = {
     ),
     "processors in processors": ("tokenizer.json", tokenizer_json(post_processor=NESTED)),
     "an unlimited varint": ("tokenizer.model", b"\xff" * 2000000),
+    "a field of number 0, again and again": ("tokenizer.model", bytes(6000000)),
+    "empty pieces without end": ("tokenizer.model", b"\x0a\x00" * 8000000),
+    "empty pieces of a message": ("tokenizer.model", message(1, b"\x0a\x00" * 8000000)),
     "an unlimited varint with an end": ("tokenizer.model", b"\x08" + b"\x80" * 3000000 + b"\x01"),
     "a length beyond the end": ("tokenizer.model", b"\x0a" + b"\xff" * 8 + b"\x7f"),
     "giant pieces": (
