@@ -123,8 +123,7 @@ static void norm(const Model *m, State *s, const float *weight, Thread *t) {
 /* y = normed. A dense layer: out += W_down (silu(W_gate y) * W_up y). A mixture of experts (engine/moe.c):
  *
  *     score  = softmax or sigmoid of W_router y                 (scoring_func)
- *     chosen = the num_experts_per_tok experts with the best score + bias. With groups, only experts of
- *       the
+ *     chosen = the num_experts_per_tok experts with the best score + bias. With groups, only experts of the
  *              topk_group best groups may be chosen; a group is as good as the best score + bias of its
  *              experts, or as the sum of its two best (group_score)
  *     w_e    = score_e, without the bias; divided by the sum over the chosen ones (norm_topk_prob); times

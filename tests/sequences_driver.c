@@ -11,6 +11,8 @@
  *   run N          computes what is to be computed, at most N rows of each sequence in a call, and writes the
  *                  logits after the last id of each sequence that had something to compute, in order
  *   draw S SEED N  generate(): N tokens behind the sequence at temperature 1; writes them as float32 ids
+ *   batch SEED N   the same for all sequences in one generate(), with seeds SEED, SEED + 1, ..., one sequence's
+ *                  ids after the other's
  * Out: float32 in the machine's byte order. run.c has a main of its own. */
 #define main run_main
 #include "../run.c"
@@ -67,20 +69,43 @@ static void run(size_t most) {
 }
 
 static bool emit(void *owner) {
-    const Sequence *q = owner;
-    float id = (float)q->ids[q->count - 1];
-    return fwrite(&id, sizeof id, 1, stdout) == 1;
+    (void)owner;
+    return true;
 }
 
-static void draw(Sequence *q, uint64_t seed, int64_t n) {
-    SamplerOptions o = {.temperature = 1, .top_p = 1, .repeat_penalty = 1, .seed = seed};
-    Generation g = {.sequence = q,
-                    .sampler = sampler_open(m.ops, m.config.vocab_size, &o),
-                    .limit = n,
-                    .emit = emit,
-                    .owner = q};
-    generate(&m, s, &g, 1);
-    sampler_close(g.sampler);
+static void write_ids(const Sequence *q, size_t from) {
+    for (; from < q->count; from++) {
+        float id = (float)q->ids[from];
+        fwrite(&id, sizeof id, 1, stdout);
+    }
+}
+
+/* N tokens behind each of `count` sequences, together. */
+static void draw(Sequence *const *q, size_t count, uint64_t seed, int64_t n) {
+    Generation g[SEQUENCES];
+    size_t begin[SEQUENCES];
+    for (size_t i = 0; i < count; i++) {
+        SamplerOptions o = {.temperature = 1, .top_p = 1, .repeat_penalty = 1, .seed = seed + i};
+        begin[i] = q[i]->count;
+        g[i] = (Generation){.sequence = q[i],
+                            .sampler = sampler_open(m.ops, m.config.vocab_size, &o),
+                            .limit = n,
+                            .emit = emit};
+    }
+    generate(&m, s, g, count);
+    for (size_t i = 0; i < count; i++) {
+        write_ids(q[i], begin[i]);
+        sampler_close(g[i].sampler);
+    }
+}
+
+static void draw_all(uint64_t seed, int64_t n) {
+    Sequence *open[SEQUENCES];
+    size_t count = 0;
+    for (size_t i = 0; i < SEQUENCES; i++)
+        if (sequence[i])
+            open[count++] = sequence[i];
+    draw(open, count, seed, n);
 }
 
 static bool obey(char *line) {
@@ -92,6 +117,8 @@ static bool obey(char *line) {
     i = number % SEQUENCES;
     if (!strcmp(name, "run")) {
         run(number);
+    } else if (!strcmp(name, "batch")) {
+        draw_all(number, strtol(rest, NULL, 10));
     } else if (!strcmp(name, "open")) {
         sequence[i] = sequence_open(s);
     } else if (!strcmp(name, "fork")) {
@@ -108,11 +135,11 @@ static bool obey(char *line) {
     } else if (!strcmp(name, "draw")) {
         char *n;
         uint64_t seed = strtoull(rest, &n, 10);
-        draw(sequence[i], seed, strtol(n, NULL, 10));
+        draw(&sequence[i], 1, seed, strtol(n, NULL, 10));
     } else {
         return false;
     }
-    return !strcmp(name, "close") || !strcmp(name, "run") || sequence[i];
+    return !strcmp(name, "close") || !strcmp(name, "run") || !strcmp(name, "batch") || sequence[i];
 }
 
 int main(int argc, char **argv) {

@@ -124,3 +124,14 @@ def test_generate_draws_the_same_tokens_behind_a_fork(export):
         [*prompt, "fork 1 0 149", f"append 1 {last}", "draw 1 2 20", f"append 0 {last}", "draw 0 1 20"],
     )
     assert np.array_equal(got[-40:], np.concatenate([other, one]))
+
+
+@pytest.mark.parametrize("cache", ["f32", "q8"])
+@pytest.mark.parametrize("source", [DENSE, SPARSE], ids=lambda source: source.name)
+def test_generate_with_many_texts(source, cache, export):
+    """generate() with six texts at once, long prompts and short ones: each gets the tokens that it gets alone."""
+    model = export(source, "mixed")
+    texts = [ids_of(length, length) for length in LENGTHS]
+    alone = [run(model, cache, [*opened(0, ids), f"draw 0 {7 + n} 12"]) for n, ids in enumerate(texts)]
+    commands = [line for n, ids in enumerate(texts) for line in opened(n, ids)]
+    assert np.array_equal(run(model, cache, [*commands, "batch 7 12"]), np.concatenate(alone))
