@@ -129,7 +129,7 @@ def test_generate_draws_the_same_tokens_behind_a_fork(export):
 @pytest.mark.parametrize("cache", ["f32", "q8"])
 @pytest.mark.parametrize("source", [DENSE, SPARSE], ids=lambda source: source.name)
 def test_generate_with_many_texts(source, cache, export):
-    """generate() with six texts at once, long prompts and short ones: each gets the tokens that it gets alone."""
+    """generate() with six texts, long prompts and short ones: each gets the tokens that it gets alone."""
     model = export(source, "mixed")
     texts = [ids_of(length, length) for length in LENGTHS]
     alone = [run(model, cache, [*opened(0, ids), f"draw 0 {7 + n} 12"]) for n, ids in enumerate(texts)]
