@@ -23,15 +23,16 @@
  *     ("MQA mode")   The query is mapped into the latent space, all heads read the same cached rows, and W_uv
  *                    is applied once, to the weighted sum. 2 r + p multiplications for each query, head and
  *                    cached row. Best for one new row: decode.
- *     decompressed   For each head, expand keys and values of a page of cached rows, use them for all queries
- *     ("MHA mode")   of the call and forget them. n + p + v multiplications for each query, head and cached
- *                    row, and (n + v) r for each head and cached row. Best for many new rows: prefill.
+ *     decompressed   For each head, expand keys and values of a page of cached rows, use them for all new
+ *     ("MHA mode")   rows of the sequence and forget them. n + p + v multiplications for each query, head
+ *                    and cached row, and (n + v) r for each head and cached row. Best for many new rows: prefill.
  *
  * The two cost the same number of multiplications at (n + v) r / (2 r - n - v) new rows, 170 for DeepSeek's
  * sizes. Measured (V2-Lite's shape, q8 cache, 512 and 4096 cached rows), absorbed is faster at 96 new rows
- * and decompressed at 128, because its matrix products are larger. ABSORBED_ROWS in engine/sequence.h is the
- * middle, 112: up to so many new rows are absorbed. The two round differently, so which one a row takes
- * follows from its own text alone.
+ * and decompressed at 128: sooner than the count says, because its matrix products are larger and so faster.
+ * ABSORBED_ROWS in engine/sequence.h is the middle, 112. What a text reads at once, a stretch, is cut into
+ * pieces of 2048 rows; a piece of at most 112 rows is absorbed, a longer one decompressed, however many calls
+ * it takes. The two round differently, and so a row's path follows from its own text alone.
  *
  * Questions that a reader may have
  *
@@ -167,8 +168,8 @@ static void finish_row(const Attention *a, size_t i) {
     }
 }
 
-/* q = W_q x, or W_qb RMSNorm(W_qa x); [ c | k_pe ] of W_kva x goes into the cache. The queries are complete
- * when it returns, the cache's rows after the next sync_threads. */
+/* q = W_q x, or W_qb RMSNorm(W_qa x); [ c | k_pe ] of W_kva x goes into the cache. When it returns,
+ * every thread may read the queries (not rotated yet); the cache's rows only after the next sync_threads. */
 static void project(const Attention *a) {
     State *s = a->s;
     size_t from, to;

@@ -11,7 +11,8 @@
  *   row       a token at its place in a text. A new row is computed by the present call; a cached row is
  *             what the cache keeps of it, [ c | k_pe ] in each layer
  *   call      one forward(); it has at most State.chunk new rows
- *   stretch   ids of a text that are read together: a prompt, or the token that was written last
+ *   stretch   ids of a text that are read together: a prompt, or the token that was written last; it is cut
+ *             into pieces of 2048 rows, each of which attends in one way
  *   page      128 cached rows of a text, in all layers; tile: those of one layer
  *   run       decompressed new rows that follow one another in one sequence (mla.c)
  *   span      up to SPAN_ROWS (4096) cached rows, which a run reads at once
@@ -207,8 +208,9 @@ typedef enum { CACHE_F32, CACHE_BF16, CACHE_Q8, CACHE_Q6, CACHE_Q4, CACHE_FULL }
  *
  * The cache (engine/cache.h) is a pool of pages of 128 rows; a page holds its rows for all layers, a tile
  * of 128 rows [ c | k_pe ] for each, r + p numbers a row. A sequence is a list of page numbers, the same
- * for every layer. Sequences that begin alike share full pages; a page is copied before a sequence writes
- * to it if another holds it, too. A row attends to the cached rows 0 .. its own place. */
+ * for every layer. Forked sequences share pages. A page that another sequence
+ * holds, too, is copied before it is written to, as after a cut. A row attends to cached rows 0 .. its own
+ * place. */
 typedef struct Sequence {
     struct Cache *cache;
     int32_t *ids;   /* [context + 1] prompt and generated text */
@@ -228,7 +230,7 @@ typedef struct {
     Sequence *sequence; /* the rows of one sequence lie together in a call, in the order of the text */
     int32_t token;      /* 0 .. V-1 */
     uint32_t place;     /* in the sequence: its first new row is sequence->rows, and so on */
-    uint32_t position;  /* for rope; the same number in all models of today */
+    uint32_t position;  /* for rope; equal to `place` in every model so far */
     Path path;
     bool logits; /* wanted for this row */
 } Row;
@@ -330,7 +332,7 @@ typedef struct State {
         size_t count;
         float *q_latent; /* [count][H][r_stride] queries in the latent space, then the latents' sums */
         size_t r_stride;
-        Softmax *parts; /* [part_count] one for each row, sixteen heads and part, with out [r][16] */
+        Softmax *parts; /* [part_count] one for each (row, sixteen heads, part), with out [r][16] */
         size_t part_count;
     } absorbed;
 

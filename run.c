@@ -124,12 +124,12 @@ static void norm(const Model *m, State *s, const float *weight, Thread *t) {
  *
  *     score  = softmax or sigmoid of W_router y                 (scoring_func)
  *     chosen = the num_experts_per_tok experts with the best score + bias. With groups, only experts of the
- *              topk_group best groups may be chosen; a group is as good as the best score + bias of its
- *              experts, or as the sum of its two best (group_score)
+ *              topk_group best groups may be chosen; a group is as good as its best score + bias, or as
+ *              the sum of its two best (group_score). Of equal ones the lower number is taken
  *     w_e    = score_e, without the bias; divided by the sum over the chosen ones (norm_topk_prob); times
  *              routed_scaling_factor
  *     out   += sum of w_e MLP_e(y) over the chosen experts, in the order of their numbers; then the shared
- *              experts' MLP(y)
+ *              experts' MLP(y). A zero expert has MLP_e(y) = y
  *
  * An expert is computed once for all rows of the call that chose it (an expert batch), so that its weights
  * are read once. A row's result does not depend on the batch: every row is summed in the same order. */
@@ -137,10 +137,10 @@ static void mlp(const Model *m, State *s, const Layer *L, Thread *t) {
     profile_stage(s, t, L->experts ? STAGE_EXPERTS : STAGE_DENSE);
     if (L->experts)
         route(m, s, L, t);
-    if (t->id == 0) /* which made or has waited for the choice of every row: route() */
+    if (t->id == 0) /* route() returns in thread 0 only when all rows have their experts */
         plan_batches(m, s, L);
     sync_threads(t);
-    run_batches(m, s, L, t);
+    run_batches(m, s, L, t); /* ends with a barrier */
 }
 
 /* x += residual branch, normed first if weight is not NULL; the branch is zeros again. */

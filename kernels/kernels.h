@@ -153,7 +153,7 @@ typedef struct {
 typedef struct {
     float max[LANES]; /* largest score so far; at first -INFINITY */
     float sum[LANES]; /* of exp(score - max); at first 0 */
-    float *out;       /* [dv][16]: sum of exp(score - max) * value; a lane without a row ignores it */
+    float *out;       /* [dv][16]: sum of exp(score - max) * value; not read of a lane that has no row yet */
 } Softmax;
 
 /* ---- the functions -------------------------------------------------------------------------- */
@@ -227,7 +227,7 @@ typedef struct {
                        const float *const b[LANES]);
 
     /* Sixteen queries against rows 0 .. rows - 1 of a tile. Lane i attends to rows below limit[i], and of
-     * them to those j with bit i of mask[j] set, unless `mask` is NULL; it may be none.
+     * them to those j with bit i of mask[j] set, unless `mask` is NULL; it may be no row.
      * score = scale * (a . qa + b . qb). The values are part a of `values` (in the absorbed form the same
      * tile as `keys`), dv = values_shape->d1. Updates s. `scratch` has attend_scratch_bytes() of the larger
      * shape, 64-byte aligned. */
