@@ -25,7 +25,8 @@
  *                    cached row. Best for one new row: decode.
  *     decompressed   For each head, expand keys and values of a page of cached rows, use them for all new
  *     ("MHA mode")   rows of the sequence and forget them. n + p + v multiplications for each query, head
- *                    and cached row, and (n + v) r for each head and cached row. Best for many new rows: prefill.
+ *                    and cached row, and (n + v) r for each head and cached row. Best for many new rows:
+ *                    prefill.
  *
  * The two cost the same number of multiplications at (n + v) r / (2 r - n - v) new rows, 170 for DeepSeek's
  * sizes. Measured (V2-Lite's shape, q8 cache, 512 and 4096 cached rows), absorbed is faster at 96 new rows
