@@ -57,7 +57,7 @@ static Verdict check(const Model *m, const TensorInfo *t) {
     bool sound = true;
     uint32_t crc = 0;
     for (size_t i = 0; i < t->bytes; i += piece) {
-        size_t n = min(t->bytes - i, piece);
+        size_t n = min((size_t)(t->bytes - i), piece);
         crc = crc32(crc, p + i, n);
         sound = sound && all_weights(t->type, p + i, n);
     }

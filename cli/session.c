@@ -98,7 +98,7 @@ static uint32_t header_bytes(const SessionHeader *h) {
 
 /* Of a session with this header, tokens, logits and pages. */
 static uint64_t data_offset(uint64_t header, uint64_t tokens, uint64_t logits, uint64_t pages) {
-    return round_up(header + 4 * (tokens + logits + pages), DATA_ALIGN);
+    return round_up((size_t)(header + 4 * (tokens + logits + pages)), DATA_ALIGN);
 }
 
 /* The three lists behind the header; `head` is the file's beginning, h its header. */
@@ -115,7 +115,7 @@ static uint32_t *head_page_checksums(const SessionHeader *h, uint8_t *head) {
 static uint32_t head_checksum(const uint8_t *head, uint64_t bytes) {
     static const uint32_t zero = 0;
     size_t at = offsetof(SessionHeader, checksum), end = at + sizeof zero;
-    return crc32(crc32(crc32(0, head, at), &zero, sizeof zero), head + end, bytes - end);
+    return crc32(crc32(crc32(0, head, at), &zero, sizeof zero), head + end, (size_t)bytes - end);
 }
 
 /* ---- the file system ------------------------------------------------------------------------ */
@@ -255,7 +255,7 @@ static int cannot_read(const Session *s) {
 /* The first bytes of the file, which say how long the rest is. Nothing is believed before the checksum is
  * right, except sizes that agree with the file's own. */
 static int read_first(const Session *s, uint64_t size, SessionHeader *h) {
-    size_t there = min(size, FIRST_HEADER_BYTES);
+    size_t there = size < FIRST_HEADER_BYTES ? (size_t)size : FIRST_HEADER_BYTES;
     if (!read_at(s->file, h, there, 0))
         return cannot_read(s);
     if (there < sizeof h->magic || memcmp(h->magic, SESSION_MAGIC, sizeof h->magic))
@@ -296,10 +296,10 @@ static int read_head(Session *s, uint64_t size) {
     if (status)
         return status;
     SessionHeader *h = s->header = calloc(1, sizeof *h);
-    s->head = malloc(first.data_offset);
+    s->head = malloc((size_t)first.data_offset);
     if (!h || !s->head)
         return log_error(FAILED, "out of memory");
-    if (!read_at(s->file, s->head, first.data_offset, 0))
+    if (!read_at(s->file, s->head, (size_t)first.data_offset, 0))
         return cannot_read(s);
     if (memcmp(s->head, &first, FIRST_HEADER_BYTES))
         return log_error(FAILED, "%s: changed while it was read: let nothing else write it, and run again",
@@ -403,7 +403,7 @@ int session_open(Session *s, SavedText *text, const Model *m, Options *o) {
 /* Better to know it before the text is computed. A file system that reports no size is not checked. */
 static int check_room(const Session *s, const State *state) {
     struct statvfs disk;
-    uint64_t rows = state->context, logits = s->model->config.vocab_size;
+    size_t rows = state->context, logits = s->model->config.vocab_size;
     uint64_t most = data_offset(sizeof(SessionHeader), rows + 1, logits, cache_pages(rows)) +
                     cache_pages(rows) * page_bytes(s->model, state->cache->type);
     if (fstatvfs(s->lock, &disk) || !disk.f_blocks || (uint64_t)disk.f_bavail * disk.f_frsize >= most)
@@ -419,9 +419,9 @@ enum { PAGE_DAMAGED = INT_MAX };
 static int read_page(const Session *s, const Sequence *q, size_t i) {
     const SessionHeader *h = s->header;
     uint8_t *page = cache_page(q, i);
-    if (!read_at(s->file, page, h->page_bytes, h->data_offset + i * h->page_bytes))
+    if (!read_at(s->file, page, (size_t)h->page_bytes, h->data_offset + i * h->page_bytes))
         return errno;
-    return crc32(0, page, h->page_bytes) == head_page_checksums(h, s->head)[i] ? 0 : PAGE_DAMAGED;
+    return crc32(0, page, (size_t)h->page_bytes) == head_page_checksums(h, s->head)[i] ? 0 : PAGE_DAMAGED;
 }
 
 int session_load(Session *s, Sequence *q, State *state) {
@@ -474,7 +474,7 @@ static uint8_t *make_head(const Session *s, const SavedText *text, const Sequenc
     h.file_bytes = h.data_offset + h.pages * h.page_bytes;
     memcpy(h.model_name, m->config.name, sizeof h.model_name);
     memcpy(h.cache, cache_names[type], strlen(cache_names[type]));
-    uint8_t *head = calloc(1, h.data_offset);
+    uint8_t *head = calloc(1, (size_t)h.data_offset);
     if (!head)
         return NULL;
     memcpy(head, &h, sizeof h);
@@ -489,12 +489,12 @@ static bool write_session(const Session *s, uint8_t *head, const Sequence *q) {
     uint32_t *checksum = head_page_checksums(h, head);
     for (size_t i = 0; i < h->pages; i++) {
         const uint8_t *page = cache_page(q, i);
-        checksum[i] = crc32(0, page, h->page_bytes);
-        if (!write_at(s->lock, page, h->page_bytes, h->data_offset + i * h->page_bytes))
+        checksum[i] = crc32(0, page, (size_t)h->page_bytes);
+        if (!write_at(s->lock, page, (size_t)h->page_bytes, h->data_offset + i * h->page_bytes))
             return false;
     }
     h->checksum = head_checksum(head, h->data_offset);
-    return write_at(s->lock, head, h->data_offset, 0) && !fsync(s->lock);
+    return write_at(s->lock, head, (size_t)h->data_offset, 0) && !fsync(s->lock);
 }
 
 int session_save(Session *s, const SavedText *text, const Sequence *q, const State *state) {

@@ -13,7 +13,7 @@ typedef struct {
     uint64_t left;
 } Budget;
 
-static inline void spend(Budget *b, uint64_t steps) { b->left -= min(steps, b->left); }
+static inline void spend(Budget *b, uint64_t steps) { b->left -= steps < b->left ? steps : b->left; }
 
 /* Sets cut[i], 0 <= i <= n, to 1 where a word of the n bytes at s begins or ends and to 0 elsewhere.
  * class_of and cut have room for n + 1 bytes; class_of is only scratch. */
