@@ -12,6 +12,7 @@ the lines  a line for each file, and at the end "N passed, N failed", with ", N 
 import functools
 import json
 import os
+import signal
 from pathlib import Path
 
 import compare
@@ -21,6 +22,11 @@ from support import CONFIG, Checkpoint, make, need, safetensors, tensors
 from exporter import command
 
 NO_SKIP = os.environ.get("MLA_NO_SKIP") == "1"
+
+# Programs that the tests start must not inherit that these are ignored, as they are under nohup and in jobs
+# in the background.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

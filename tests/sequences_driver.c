@@ -11,8 +11,8 @@
  *   run N          computes what is to be computed, at most N rows of each sequence in a call, and writes the
  *                  logits after the last id of each sequence that had something to compute, in order
  *   draw S SEED N  generate(): N tokens behind the sequence at temperature 1; writes them as float32 ids
- *   batch SEED N   the same for all sequences in one generate(), with seeds SEED, SEED + 1, ..., one sequence's
- *                  ids after the other's
+ *   batch SEED N   the same for all sequences in one generate(), with seeds SEED, SEED + 1, ...; one
+ *                  sequence's ids after the other's
  * Out: float32 in the machine's byte order. run.c has a main of its own. */
 #define main run_main
 #include "../run.c"

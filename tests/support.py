@@ -32,7 +32,7 @@ BUILDS = {
     # in plain C alone the sanitizer sees all of the kernels
     "undefined": ["ISAS=portable", "CFLAGS=-O1 -g1 -fsanitize=undefined -fno-sanitize-recover=undefined"],
     # the package gcc-multilib has a link to this folder, but excludes compilers for other machines
-    "32 bits": ["CC=gcc -m32 -idirafter /usr/include/x86_64-linux-gnu"],
+    "32 bits": ["ISAS=portable", "CC=gcc -m32 -idirafter /usr/include/x86_64-linux-gnu"],
     "threads": ["CC=clang", "ISAS=portable", "CFLAGS=-O1 -g1 -fsanitize=thread"],
 }
 
