@@ -159,7 +159,7 @@ void run_rewind(Run *r, size_t rows) {
     rows = sequence_cut(r->sequence, rows);
     r->textless = min(rows, r->textless);
     sampler_forget(r->sampler);
-    for (size_t i = 0; i < rows; i++)
+    for (size_t i = rows - min(rows, PENALTY_WINDOW); i < rows; i++) /* older ones do not count */
         sampler_saw(r->sampler, r->sequence->ids[i]);
 }
 

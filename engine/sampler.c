@@ -12,8 +12,6 @@
 
 #include "kernels/util.h"
 
-enum { PENALTY_WINDOW = 64 };
-
 typedef struct {
     float logit;
     int32_t id;

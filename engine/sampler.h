@@ -23,8 +23,10 @@ typedef struct Sampler Sampler;
 Sampler *sampler_open(const Kernels *ops, size_t vocab, const SamplerOptions *options);
 void sampler_close(Sampler *s);
 
-/* Says that `token` (0 .. vocab - 1) was read or written: the repeat penalty applies to the last 64 of
- * these. */
+/* The repeat penalty is about so many of the last tokens. */
+enum { PENALTY_WINDOW = 64 };
+
+/* `token` (0 .. vocab-1) was read or written. */
 void sampler_saw(Sampler *s, int32_t token);
 
 /* Forgets what sampler_saw has said. */
