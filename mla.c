@@ -11,7 +11,7 @@
  *
  *     k_h,j = [ W_uk,h c_j | k_pe,j ]   v_h,j = W_uv,h c_j                          made when needed
  *     o_h   = sum_j softmax_j(scale q_h . k_h,j) v_h,j                              ordinary attention
- *     out   = W_o [ o_1 | ... | o_H ]                   (with head_gate o_h is first multiplied by sigmoid(w_h . x))
+ *     out   = W_o [ o_1 | ... | o_H ]   (with head_gate o_h is multiplied by sigmoid(w_gate,h . x) before)
  *
  * Sizes by their names in config.json: H num_attention_heads, n qk_nope_head_dim, p qk_rope_head_dim,
  * v v_head_dim, r kv_lora_rank. rope turns the pairs (2 d, 2 d + 1); export.py reorders the rows of models

@@ -21,7 +21,7 @@
 #include "cli/modes.h"
 #include "cli/output.h"
 #include "engine/checkpoint.h"
-#include "engine/kda.h"
+#include "engine/kda_layer.h"
 #include "engine/moe.h"
 #include "engine/rope.h"
 #include "engine/sampler.h"
@@ -41,10 +41,10 @@ static void mlp(const Model *m, State *s, const Layer *L, Thread *t);       /* o
 static void add_branch(const Model *m, State *s, const float *weight, Thread *t);
 static void head(const Model *m, State *s, Thread *t); /* logits = W_head RMSNorm(x) */
 
-/* What every thread of the team runs. attention and mlp add to s->out, which is the residual stream x in
- * most models. With sandwich_norm it is the residual branch, which add_branch norms and adds to x (with
- * experts_out_norm for the experts alone). With shortcut_moe the experts of a pair's first layer add to the branch, which add_branch adds after the
- * second. */
+/* What every thread of the team runs. attention and mlp add to s->out, which is the residual stream x in most
+ * models. With sandwich_norm it is the residual branch, which add_branch norms and adds to x (with
+ * experts_out_norm for the experts alone). With shortcut_moe the experts of a pair's first layer add to the
+ * branch, which add_branch adds after the second. */
 static void forward_thread(const Model *m, State *s, Thread *t) {
     const Config *cfg = &m->config;
     embed(m, s, t);

@@ -321,7 +321,7 @@ static size_t default_rows(const Chat *c) {
         return DEFAULT_CONTEXT;
     size_t memory = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
     size_t row = cache_token_bytes(cfg, c->run.options->cache, cfg->num_hidden_layers);
-    size_t rows = memory / 2 / row;
+    size_t rows = memory / 2 / max(row, 1); /* no layer may have latents */
     return max(rows, DEFAULT_CONTEXT);
 }
 

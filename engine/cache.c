@@ -1,6 +1,8 @@
 /* engine/cache.c: the sizes of cached rows, and the pools of pages and slots (cache.h). */
 #include "engine/cache.h"
 
+#include <string.h>
+
 #include "engine/kda.h"
 
 uint32_t latent_layers(const Config *cfg, uint32_t layers) {
@@ -60,6 +62,24 @@ void cache_open(Cache *cache, const Model *m, CacheType type, size_t page_count,
         cache->free_slots[cache->free_slot_count++] = (uint32_t)i;
 }
 
+void cache_clear_rows(const Cache *cache, uint8_t *page, size_t from) {
+    const Config *cfg = &cache->model->config;
+    const Kernels *ops = cache->model->ops;
+    size_t width[2] = {(size_t)cfg->qk_nope_head_dim + cfg->qk_rope_head_dim, cfg->v_head_dim};
+    uint8_t *at = page, *end = page + cache->page_bytes, *index = page + cache->layers * cache->tile_bytes;
+    for (size_t i = 0; at < index && cache->type == CACHE_FULL; i++) { /* each head's keys, then values */
+        size_t row = width[i % 2] * sizeof(float);
+        memset(at + from * row, 0, (TILE_ROWS - from) * row);
+        at += TILE_ROWS * row;
+    }
+    while (at < end) {
+        const TileShape *shape = at < index ? &cache->shape : &cache->index_shape;
+        for (size_t row = from; row < TILE_ROWS; row++)
+            ops->tile_copy(shape, at, row, cache->zeros, 0);
+        at += tile_bytes(shape);
+    }
+}
+
 uint32_t cache_take_slot(Cache *cache) {
     if (!cache->slot_floats)
         return 0;
@@ -89,4 +109,8 @@ uint32_t cache_take_page(Cache *cache) {
 void cache_release_page(Cache *cache, uint32_t page) {
     if (--cache->references[page] == 0)
         cache->free_pages[cache->free_count++] = page;
+}
+
+float *cache_slot_layer(const Cache *cache, uint32_t slot, size_t number) {
+    return cache_slot(cache, slot) + number * kda_layer_floats(&cache->model->config);
 }

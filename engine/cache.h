@@ -8,17 +8,16 @@
  *
  * Rows lie in pages of TILE_ROWS = 128 rows. A page holds its rows for all layers:
  *
- *   [layers][tile_bytes]   a tile of each layer that has latents: its 128 rows, as kernels/kernels.h describes
- *                          tiles
+ *   [layers][tile_bytes]   a tile of each layer with latents: its 128 rows (kernels/kernels.h)
  *   then                   a tile of index keys for each layer with an indexer
  *
  * A sequence is a list of pages (engine/sequence.h); several sequences may share a page. The pool is
  * reserved at the start and becomes memory as it fills. Rows are written by mla.c and engine/full.c, not
  * here.
  *
- * What layers with linear attention keep of a sequence does not grow: its constant part (engine/kda.c), in f32
- * whatever the cache's type. It lies in a *slot*. Several holders may share one, which is not changed then. Slot
- * 0 is the beginning of every text, all zeros. */
+ * What layers with linear attention keep of a sequence does not grow: its constant part (engine/kda.c), in
+ * f32 whatever the cache's type. It lies in a *slot*. Several holders may share one, which is not changed
+ * then. Slot 0 is the beginning of every text, all zeros. */
 #ifndef CACHE_H
 #define CACHE_H
 
@@ -54,6 +53,7 @@ typedef struct Cache {
     uint32_t *free_slots;      /* [free_slot_count] */
     size_t free_slot_count;
     float *replay_buffer; /* kda_scratch_floats() */
+    uint8_t *zeros;       /* [page_bytes] what was never written */
 } Cache;
 
 /* Of the first `layers` layers, how many have latents. */
@@ -80,6 +80,10 @@ uint32_t cache_take_page(Cache *cache);
 /* Gives up one reference. */
 void cache_release_page(Cache *cache, uint32_t page);
 
+/* Rows from, from + 1, ... of a page, in all layers, become what they were before they were written:
+ * zeros. */
+void cache_clear_rows(const Cache *cache, uint8_t *page, size_t from);
+
 /* The same for slots. There are always enough; nothing is done where the model has no constant part. */
 uint32_t cache_take_slot(Cache *cache);
 void cache_hold_slot(Cache *cache, uint32_t slot); /* one reference more */
@@ -87,6 +91,9 @@ void cache_release_slot(Cache *cache, uint32_t slot);
 static inline float *cache_slot(const Cache *cache, uint32_t slot) {
     return cache->slots + slot * cache->slot_floats;
 }
+
+/* A layer's part of a slot. `number`: layers without latents before it. */
+float *cache_slot_layer(const Cache *cache, uint32_t slot, size_t number);
 
 /* Page j of a sequence: its rows 128 j .. 128 j + 127 in all layers. */
 static inline uint8_t *cache_page(const Sequence *q, size_t j) {

@@ -17,6 +17,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "engine/kda.h"
+
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "checkpoints are little-endian and used in place");
 
 /* ---- reading the tables --------------------------------------------------------------------- */
@@ -358,6 +360,9 @@ static const char *config_error(const Config *cfg) {
          cfg->n_routed_experts ? MAX_EXPERTS - cfg->n_routed_experts : 0},
         {"shortcut_moe", cfg->shortcut_moe, 0, cfg->n_routed_experts ? 1 : 0},
         {"mtp_layers", cfg->mtp_layers, 0, 1},
+        {"experts_out_norm", cfg->experts_out_norm, 0, cfg->n_routed_experts ? 1 : 0},
+        {"swiglu_limits", cfg->swiglu_limits, 0, cfg->n_routed_experts ? 1 : 0},
+        {"head_gate", cfg->head_gate, 0, 1},
         {"add_bos_token", cfg->add_bos_token, 0, cfg->bos_token_id >= 0},
         {"bos_token_id", (uint32_t)cfg->bos_token_id + 1, 0, cfg->vocab_size},
         {"eos_tokens", cfg->eos_tokens, 0, 8},
@@ -405,6 +410,8 @@ static const char *moe_error(const Config *cfg) {
         (cfg->num_hidden_layers % 2 || cfg->published_layers % 2 || cfg->first_k_dense_replace ||
          cfg->moe_layer_freq != 2 || cfg->n_shared_experts || cfg->sandwich_norm))
         return "shortcut_moe";
+    if (cfg->experts_out_norm > (!cfg->sandwich_norm && !cfg->shortcut_moe))
+        return "experts_out_norm";
     return isfinite(cfg->routed_scaling_factor) ? NULL : "routed_scaling_factor";
 }
 
@@ -423,33 +430,6 @@ static const char *index_error(const Config *cfg) {
     return layer_has_indexer(cfg, 0) ? NULL : "index_skip_topk_offset";
 }
 
-static const char *kda_error(const Config *cfg) {
-    bool any = false;
-    for (uint32_t l = 0; l < MAX_LAYERS; l++) {
-        any |= layer_is_kda(cfg, l);
-        /* pairs of layers, and rows that an indexer chose before a layer of another kind, are not known */
-        if (layer_is_kda(cfg, l) && (l >= cfg->published_layers || cfg->shortcut_moe || cfg->index_n_heads))
-            return "kda_layers";
-    }
-    if (cfg->experts_out_norm > (cfg->n_routed_experts && !cfg->sandwich_norm && !cfg->shortcut_moe))
-        return "experts_out_norm";
-    if (cfg->head_gate > 1)
-        return "head_gate";
-    if (cfg->swiglu_limits > (cfg->n_routed_experts ? 1 : 0))
-        return "swiglu_limits";
-    if (!cfg->kda_heads && !any)
-        return NULL;
-    if (cfg->kda_heads < 1 || cfg->kda_heads > 1 << 12)
-        return "kda_heads";
-    if (cfg->kda_head_dim < 1 || cfg->kda_head_dim > 1 << 12)
-        return "kda_head_dim";
-    if (cfg->kda_taps < 2 || cfg->kda_taps > MAX_TAPS)
-        return "kda_taps";
-    if (cfg->kda_rank > 1 << 12)
-        return "kda_rank";
-    return cfg->kda_lower_bound <= 0 && cfg->kda_lower_bound >= -1e4f ? NULL : "kda_lower_bound";
-}
-
 /* Copies the file's `bytes` of Config. Fields that an older file lacks stay 0, which means "as before". A
  * newer file may have fields that this program does not know. They must be 0 as well: another value could
  * change the arithmetic. */
@@ -466,7 +446,7 @@ static void read_config(Reader *r, size_t bytes) {
     const char *bad = config_error(&m->config);
     bad = bad ? bad : moe_error(&m->config);
     bad = bad ? bad : index_error(&m->config);
-    bad = bad ? bad : kda_error(&m->config);
+    bad = bad ? bad : kda_config_error(&m->config);
     if (bad)
         fail(r, "configuration field %s has a value that no model can have: %s", bad, export_again);
 }

@@ -22,20 +22,20 @@
  *
  *     out = W_o [ RMSNorm(o) sigmoid(W_gate x_t) of each head ]
  *
- * The recurrence is 4 multiply-adds for each number of S, 1.4 % of a token's work in these models. The form in
- * chunks that GPUs need would not pay: one loop serves prefill and decode, and how calls are cut changes no
- * byte.
+ * The recurrence is 4 multiply-adds for each number of S, 1.4 % of a token's work in these models. The form
+ * in chunks that GPUs need would not pay: one loop serves prefill and decode, and how calls are cut changes
+ * no byte.
  *
- * The fast loop is `delta` in kernels/delta.h. Columns of values do not depend on one another, so they are the
- * lanes; a block of 32 columns of a head, 16 KB, stays in the first cache while the rows pass. It is read and
- * written once for each row: o = S^T q + (k . q) r with S as it was before it learned, so both sums are made in
- * one pass, and S learns in the pass of the next row.
+ * The fast loop is `delta` in kernels/delta.h. Columns of values do not depend on one another, so they are
+ * the lanes; a block of 32 columns of a head, 16 KB, stays in the first cache while the rows pass. It is read
+ * and written once for each row: o = S^T q + (k . q) r with S as it was before it learned, so both sums are
+ * made in one pass, and S learns in the pass of the next row.
  *
- * What a sequence keeps of such layers is its *constant part*. It lies in a slot of the cache (engine/cache.h),
- * for each layer: the memory, [H][d / 32][d keys][32 values], and the last K - 1 rows of u. A call reads one
- * slot and writes another, so that a call that is broken off has changed nothing. A small call also keeps the
- * rows of its inputs, from which kda_replay makes the slot behind any of them, when those after it are taken
- * back.
+ * What a sequence keeps of such layers is its *constant part*. It lies in a slot of the cache
+ * (engine/cache.h), for each layer: the memory, [H][d / 32][d keys][32 values], and the last K - 1 rows of u.
+ * A call reads one slot and writes another, so that a call that is broken off has changed nothing. A small
+ * call also keeps the rows of its inputs, from which kda_head makes the slot behind any of them, when those
+ * after it are taken back.
  *
  * Formulas: Kimi Linear, arXiv 2510.26692; Ling-3.0: its published code. */
 #include "engine/kda.h"
@@ -43,38 +43,21 @@
 #include <math.h>
 #include <string.h>
 
-#include "engine/cache.h"
-#include "engine/state.h"
 #include "engine/util.h"
-#include "kernels/linear.h"
 
 enum { PIECE = 32 }; /* rows that a head makes ready at once: they stay in the second cache */
-
-/* Parts of a row of projected inputs. */
-enum { QUERY, KEY, VALUE, DECAY, BETA, GATE, PARTS };
-
-/* The rows of one sequence in one layer: their inputs, and where the constant part is read and written. */
-typedef struct {
-    const Model *m;
-    const Config *cfg;
-    const Kda *kda;
-    const float *in; /* [rows][stride] */
-    size_t stride, rows;
-    const float *from;
-    float *to;
-} Inputs;
 
 /* ---- where numbers lie ---------------------------------------------------------------------- */
 
 static size_t channels(const Config *cfg) { return (size_t)cfg->kda_heads * cfg->kda_head_dim; }
 
-static size_t part_at(const Config *cfg, size_t part) {
+size_t kda_part(const Config *cfg, size_t part) {
     size_t wide = round_up(channels(cfg), PANEL), narrow = round_up(cfg->kda_heads, PANEL);
-    return part <= BETA ? part * wide : BETA * wide + narrow + (part - GATE) * wide;
+    return part <= KDA_BETA ? part * wide : KDA_BETA * wide + narrow + (part - KDA_GATE) * wide;
 }
 
-size_t kda_input_floats(const Config *cfg) { return part_at(cfg, PARTS); }
-size_t kda_replay_floats(const Config *cfg) { return part_at(cfg, GATE); }
+size_t kda_input_floats(const Config *cfg) { return kda_part(cfg, KDA_PARTS); }
+size_t kda_replay_floats(const Config *cfg) { return kda_part(cfg, KDA_GATE); }
 
 static size_t padded_dim(const Config *cfg) { return round_up(cfg->kda_head_dim, DELTA_COLUMNS); }
 
@@ -87,22 +70,47 @@ size_t kda_layer_floats(const Config *cfg) { return past_at(cfg) + (cfg->kda_tap
 
 size_t kda_scratch_floats(const Config *cfg) { return PIECE * (4 * padded_dim(cfg) + 2); }
 
+size_t kda_plain_floats(const Config *cfg) {
+    return (size_t)cfg->kda_head_dim * (cfg->kda_head_dim + 4) + padded_dim(cfg);
+}
+
+const char *kda_config_error(const Config *cfg) {
+    bool any = false;
+    for (uint32_t l = 0; l < MAX_LAYERS; l++) {
+        any |= layer_is_kda(cfg, l);
+        /* beside pairs of layers, or an indexer whose choice later layers share, it is not known */
+        if (layer_is_kda(cfg, l) && (l >= cfg->published_layers || cfg->shortcut_moe || cfg->index_n_heads))
+            return "kda_layers";
+    }
+    if (!cfg->kda_heads && !any)
+        return NULL;
+    if (cfg->kda_heads < 1 || cfg->kda_heads > 1 << 12)
+        return "kda_heads";
+    if (cfg->kda_head_dim < 1 || cfg->kda_head_dim > 1 << 12)
+        return "kda_head_dim";
+    if (cfg->kda_taps < 2 || cfg->kda_taps > MAX_TAPS)
+        return "kda_taps";
+    if (cfg->kda_rank > 1 << 12)
+        return "kda_rank";
+    return cfg->kda_lower_bound <= 0 && cfg->kda_lower_bound >= -1e4f ? NULL : "kda_lower_bound";
+}
+
 /* One head's u of row t; the rows before the call have negative numbers. */
-static const float *u_of(const Inputs *x, ptrdiff_t t, size_t part, size_t head) {
+static const float *u_of(const KdaInputs *x, ptrdiff_t t, size_t part, size_t head) {
     const Config *cfg = x->cfg;
     size_t d = cfg->kda_head_dim;
     if (t >= 0)
-        return x->in + (size_t)t * x->stride + part_at(cfg, part) + head * d;
+        return x->in + (size_t)t * x->stride + kda_part(cfg, part) + head * d;
     size_t row = (size_t)(t + (ptrdiff_t)cfg->kda_taps - 1);
     return x->from + past_at(cfg) + (row * 3 + part) * channels(cfg) + head * d;
 }
 
 /* The last K - 1 rows of u, of one head, for the next call. */
-static void keep_past(const Inputs *x, size_t head) {
+static void keep_past(const KdaInputs *x, size_t head) {
     const Config *cfg = x->cfg;
     size_t d = cfg->kda_head_dim, past = cfg->kda_taps - 1;
     for (size_t row = 0; row < past; row++)
-        for (size_t part = QUERY; part <= VALUE; part++)
+        for (size_t part = KDA_QUERY; part <= KDA_VALUE; part++)
             memcpy(x->to + past_at(cfg) + (row * 3 + part) * channels(cfg) + head * d,
                    u_of(x, (ptrdiff_t)(x->rows + row) - (ptrdiff_t)past, part, head), d * sizeof(float));
 }
@@ -128,7 +136,8 @@ void kda_definition(float *out, float *memory, const float *q, const float *k, c
 static float plain_sigmoid(float x) { return 1 / (1 + expf(-x)); }
 
 /* silu of the convolution for one part of row t; q and k are then made `length` long, v (0) stays. */
-static void plain_convolution(float *c, const Inputs *x, size_t t, size_t part, size_t head, float length) {
+static void plain_convolution(float *c, const KdaInputs *x, size_t t, size_t part, size_t head,
+                              float length) {
     const Config *cfg = x->cfg;
     size_t d = cfg->kda_head_dim, taps = cfg->kda_taps;
     const float *filter = x->kda->filter[part] + head * d;
@@ -155,9 +164,7 @@ static void copy_memory(float *plain, float *blocks, size_t d, bool back) {
         }
 }
 
-/* All rows of one head by the definition. heads: the input of W_o, the rows of this sequence from `first` on;
- * plain [d][d + 5]. */
-static void define_head(const Inputs *x, size_t head, Activations *heads, size_t first, float *plain) {
+void kda_head_plain(const KdaInputs *x, size_t head, Activations *heads, size_t first, float *plain) {
     const Config *cfg = x->cfg;
     size_t d = cfg->kda_head_dim, wide = padded_dim(cfg);
     float *q = plain + d * d, *k = q + d, *v = k + d, *g = v + d, *out = g + d;
@@ -165,16 +172,16 @@ static void define_head(const Inputs *x, size_t head, Activations *heads, size_t
     memcpy(memory, x->from + head * memory_floats(cfg), memory_floats(cfg) * sizeof *memory);
     copy_memory(plain, memory, d, false);
     for (size_t t = 0; t < x->rows; t++) {
-        const float *in = x->in + t * x->stride, *gate = in + part_at(cfg, GATE) + head * d;
-        plain_convolution(q, x, t, QUERY, head, 1 / sqrtf((float)d));
-        plain_convolution(k, x, t, KEY, head, 1);
-        plain_convolution(v, x, t, VALUE, head, 0);
+        const float *in = x->in + t * x->stride, *gate = in + kda_part(cfg, KDA_GATE) + head * d;
+        plain_convolution(q, x, t, KDA_QUERY, head, 1 / sqrtf((float)d));
+        plain_convolution(k, x, t, KDA_KEY, head, 1);
+        plain_convolution(v, x, t, KDA_VALUE, head, 0);
         for (size_t i = 0; i < d; i++) {
-            float z = in[part_at(cfg, DECAY) + head * d + i] + x->kda->decay_bias[head * d + i];
+            float z = in[kda_part(cfg, KDA_DECAY) + head * d + i] + x->kda->decay_bias[head * d + i];
             g[i] = cfg->kda_lower_bound < 0 ? cfg->kda_lower_bound * plain_sigmoid(rate * z)
                                             : -rate * (fmaxf(z, 0) + log1pf(expf(-fabsf(z))));
         }
-        float beta = plain_sigmoid(in[part_at(cfg, BETA) + head]), squares = 0;
+        float beta = plain_sigmoid(in[kda_part(cfg, KDA_BETA) + head]), squares = 0;
         kda_definition(out, plain, q, k, v, g, beta, d);
         for (size_t i = 0; i < d; i++)
             squares += out[i] * out[i];
@@ -191,7 +198,7 @@ static void define_head(const Inputs *x, size_t head, Activations *heads, size_t
 /* ---- the fast loop -------------------------------------------------------------------------- */
 
 /* A head's rows as `delta` reads them: line `i` = row t, in buffers of padded_dim() numbers. */
-static void make_ready(const Inputs *x, size_t head, size_t t, size_t i, const DeltaRows *rows,
+static void make_ready(const KdaInputs *x, size_t head, size_t t, size_t i, const DeltaRows *rows,
                        float *buffer) {
     const Config *cfg = x->cfg;
     const Kernels *ops = x->m->ops;
@@ -199,26 +206,26 @@ static void make_ready(const Inputs *x, size_t head, size_t t, size_t i, const D
     const float *in = x->in + t * x->stride, *u[MAX_TAPS];
     float *to[3] = {buffer + at, buffer + PIECE * rows->stride + at, rows->v + at},
           *decay = buffer + 2 * PIECE * rows->stride + at;
-    for (size_t part = QUERY; part <= VALUE; part++) {
+    for (size_t part = KDA_QUERY; part <= KDA_VALUE; part++) {
         for (size_t j = 0; j < taps; j++)
             u[j] = u_of(x, (ptrdiff_t)(t + j + 1) - (ptrdiff_t)taps, part, head);
         ops->convolve(to[part], u, x->kda->filter[part] + head * d, channels(cfg), taps, d);
     }
-    ops->set_length(to[QUERY], d, 1 / sqrtf((float)d), 1e-6f);
-    ops->set_length(to[KEY], d, 1, 1e-6f);
-    memset(to[VALUE] + d, 0, (rows->stride - d) * sizeof(float));
-    ops->decay(decay, in + part_at(cfg, DECAY) + head * d, x->kda->decay_bias + head * d, x->kda->rate[head],
-               cfg->kda_lower_bound, d);
+    ops->set_length(to[KDA_QUERY], d, 1 / sqrtf((float)d), 1e-6f);
+    ops->set_length(to[KDA_KEY], d, 1, 1e-6f);
+    memset(to[KDA_VALUE] + d, 0, (rows->stride - d) * sizeof(float));
+    ops->decay(decay, in + kda_part(cfg, KDA_DECAY) + head * d, x->kda->decay_bias + head * d,
+               x->kda->rate[head], cfg->kda_lower_bound, d);
 }
 
-/* A head's output becomes the input of W_o: RMSNorm(o) sigmoid(gate). Infinities in the gate shall not be lost
- * in its sigmoid. */
-static void finish_row(const Inputs *x, size_t head, size_t t, float *o, float *gate, Activations *heads,
+/* A head's output becomes the input of W_o: RMSNorm(o) sigmoid(gate). Infinities in the gate shall not be
+ * lost in its sigmoid. */
+static void finish_row(const KdaInputs *x, size_t head, size_t t, float *o, float *gate, Activations *heads,
                        size_t row) {
     const Config *cfg = x->cfg;
     const Kernels *ops = x->m->ops;
     size_t d = cfg->kda_head_dim, wide = padded_dim(cfg);
-    const float *in = x->in + t * x->stride + part_at(cfg, GATE) + head * d;
+    const float *in = x->in + t * x->stride + kda_part(cfg, KDA_GATE) + head * d;
     memcpy(gate, in, d * sizeof *gate);
     ops->sigmoid(gate, d);
     ops->rmsnorm(o, o, x->kda->norm, d, cfg->rms_norm_eps);
@@ -228,8 +235,7 @@ static void finish_row(const Inputs *x, size_t head, size_t t, float *o, float *
     ops->store_row(heads, row, head * wide, o, wide);
 }
 
-/* All rows of one head. heads: as define_head; NULL: the outputs are not wanted. */
-static void compute_head(const Inputs *x, size_t head, Activations *heads, size_t first, float *buffer) {
+void kda_head(const KdaInputs *x, size_t head, Activations *heads, size_t first, float *buffer) {
     const Config *cfg = x->cfg;
     const Kernels *ops = x->m->ops;
     size_t d = cfg->kda_head_dim, wide = padded_dim(cfg);
@@ -249,7 +255,7 @@ static void compute_head(const Inputs *x, size_t head, Activations *heads, size_
         float given[PIECE];
         for (size_t i = 0; i < rows.rows; i++) {
             make_ready(x, head, t + i, i, &rows, buffer);
-            given[i] = beta[i] = x->in[(t + i) * x->stride + part_at(cfg, BETA) + head];
+            given[i] = beta[i] = x->in[(t + i) * x->stride + kda_part(cfg, KDA_BETA) + head];
             kq[i] = ops->dot(rows.k + i * wide, rows.q + i * wide, d);
         }
         ops->sigmoid(beta, rows.rows);
@@ -261,122 +267,4 @@ static void compute_head(const Inputs *x, size_t head, Activations *heads, size_
             finish_row(x, head, t + i, v + i * wide, buffer + i * wide, heads, first + t + i);
     }
     keep_past(x, head);
-}
-
-/* ---- a layer -------------------------------------------------------------------------------- */
-
-/* The matrix of a decay or an output gate: its result goes to part `part` of the inputs. With a low rank the
- * first of the two was applied before (lower_ranks). */
-static void project_gate(const Model *m, State *s, const Matrix *w, const Activations *low, size_t part,
-                         Thread *t) {
-    linear(m->ops, s->kda.in + part_at(&m->config, part), s->kda.in_stride, w,
-           m->config.kda_rank ? low : &s->normed, t);
-}
-
-/* The inputs of all rows: s->kda.in. Ends with a barrier. */
-static void project(const Model *m, State *s, const Kda *kda, Thread *t) {
-    const Config *cfg = &m->config;
-    size_t stride = s->kda.in_stride, rank = cfg->kda_rank, low_stride = s->kda.low_stride, from, to;
-    if (rank) {
-        linear(m->ops, s->kda.low, low_stride, &kda->decay_low, &s->normed, t);
-        linear(m->ops, s->kda.low + low_stride / 2, low_stride, &kda->gate_low, &s->normed, t);
-        sync_threads(t);
-        share(t, s->row_count, &from, &to);
-        for (size_t i = from; i < to; i++) {
-            m->ops->store_row(&s->kda.decay_low, i, 0, s->kda.low + i * low_stride, rank);
-            m->ops->store_row(&s->kda.gate_low, i, 0, s->kda.low + i * low_stride + low_stride / 2, rank);
-        }
-        sync_threads(t);
-    }
-    for (size_t part = QUERY; part <= VALUE; part++)
-        linear(m->ops, s->kda.in + part_at(cfg, part), stride, &kda->in[part], &s->normed, t);
-    linear(m->ops, s->kda.in + part_at(cfg, BETA), stride, &kda->beta, &s->normed, t);
-    project_gate(m, s, &kda->decay, &s->kda.decay_low, DECAY, t);
-    project_gate(m, s, &kda->gate, &s->kda.gate_low, GATE, t);
-    sync_threads(t);
-}
-
-/* A layer's part of a slot. `number`: layers with linear attention before it. */
-static float *layer_part(const Cache *cache, uint32_t slot, size_t number) {
-    return cache_slot(cache, slot) + number * kda_layer_floats(&cache->model->config);
-}
-
-/* Where the inputs of a sequence's small call are kept for a layer: [REPLAY_ROWS][kda_replay_floats()]. */
-static float *replay_part(const Sequence *q, int which, size_t number) {
-    const Config *cfg = &q->cache->model->config;
-    size_t layer = REPLAY_ROWS * kda_replay_floats(cfg), layers = cfg->num_hidden_layers - q->cache->layers;
-    return q->constant.replay + ((size_t)which * layers + number) * layer;
-}
-
-/* One head's inputs of a small call. */
-static void keep_inputs(const Inputs *x, size_t head, float *kept) {
-    const Config *cfg = x->cfg;
-    size_t d = cfg->kda_head_dim, stride = kda_replay_floats(cfg);
-    for (size_t t = 0; t < x->rows; t++) {
-        const float *in = x->in + t * x->stride;
-        for (size_t part = QUERY; part <= DECAY; part++) {
-            size_t at = part_at(cfg, part) + head * d;
-            memcpy(kept + t * stride + at, in + at, d * sizeof *kept);
-        }
-        kept[t * stride + part_at(cfg, BETA) + head] = in[part_at(cfg, BETA) + head];
-    }
-}
-
-static void compute_task(const Model *m, State *s, size_t layer, size_t task, float *buffer) {
-    const Config *cfg = &m->config;
-    const ConstantRun *run = &s->kda.runs[task / cfg->kda_heads];
-    size_t head = task % cfg->kda_heads, number = layer - m->layers[layer].tile;
-    Inputs x = {.m = m,
-                .cfg = cfg,
-                .kda = &m->layers[layer].kda,
-                .stride = s->kda.in_stride,
-                .rows = run->rows,
-                .in = s->kda.in + run->first * s->kda.in_stride,
-                .from = layer_part(s->cache, run->from, number),
-                .to = layer_part(s->cache, run->to, number)};
-    if (s->path_is_forced && s->forced_path == PATH_DEFINITION)
-        define_head(&x, head, &s->kda.heads, run->first, s->kda.plain);
-    else
-        compute_head(&x, head, &s->kda.heads, run->first, buffer);
-    if (run->rows <= REPLAY_ROWS)
-        keep_inputs(&x, head, replay_part(run->sequence, !run->sequence->constant.replay_now, number));
-}
-
-void kda_attention(const Model *m, State *s, size_t layer, Thread *t) {
-    size_t tasks = s->kda.run_count * m->config.kda_heads, task;
-    Scratch *z = &s->scratch[t->id];
-    bool plain = s->path_is_forced && s->forced_path == PATH_DEFINITION; /* on one thread */
-    profile_stage(s, t, STAGE_DENSE);
-    project(m, s, &m->layers[layer].kda, t);
-    profile_stage(s, t, STAGE_ATTENTION);
-    if (plain)
-        for (task = 0; t->id == 0 && task < tasks; task++)
-            compute_task(m, s, layer, task, NULL);
-    else
-        while ((task = next_task(t, tasks)) < tasks)
-            compute_task(m, s, layer, task, z->kda);
-    sync_threads(t);
-    profile_stage(s, t, STAGE_DENSE);
-    linear_add(m->ops, s->out, s->x_stride, &m->layers[layer].o, &s->kda.heads, NULL, NULL, z->a, t);
-    sync_threads(t);
-}
-
-void kda_replay(const Sequence *q, size_t rows, uint32_t to) {
-    const Cache *cache = q->cache;
-    const Model *m = cache->model;
-    for (size_t layer = 0, number = 0; layer < m->config.num_hidden_layers; layer++) {
-        if (!layer_is_kda(&m->config, (uint32_t)layer))
-            continue;
-        Inputs x = {.m = m,
-                    .cfg = &m->config,
-                    .kda = &m->layers[layer].kda,
-                    .rows = rows,
-                    .in = replay_part(q, q->constant.replay_now, number),
-                    .stride = kda_replay_floats(&m->config),
-                    .from = layer_part(cache, q->constant.before, number),
-                    .to = layer_part(cache, to, number)};
-        for (size_t head = 0; head < m->config.kda_heads; head++)
-            compute_head(&x, head, NULL, 0, cache->replay_buffer);
-        number++;
-    }
 }

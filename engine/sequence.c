@@ -40,16 +40,44 @@ void sequence_end_run(Sequence *q, const ConstantRun *run) {
     c->slot = run->to;
 }
 
+float *sequence_replay(const Sequence *q, size_t number, int which) {
+    const Config *cfg = &q->cache->model->config;
+    size_t layers = cfg->num_hidden_layers - q->cache->layers, floats = REPLAY_ROWS * kda_replay_floats(cfg);
+    return q->constant.replay + ((size_t)which * layers + number) * floats;
+}
+
+/* Slot `to` = the constant part behind the first `rows` rows of the last call, a small one. */
+static void replay(const Sequence *q, size_t rows, uint32_t to) {
+    const Cache *cache = q->cache;
+    const Model *m = cache->model;
+    for (size_t layer = 0; layer < m->config.num_hidden_layers; layer++) {
+        const Layer *L = &m->layers[layer];
+        size_t number = layer - L->tile;
+        if (!layer_is_kda(&m->config, (uint32_t)layer))
+            continue;
+        KdaInputs x = {.m = m,
+                       .cfg = &m->config,
+                       .kda = &L->kda,
+                       .rows = rows,
+                       .in = sequence_replay(q, number, q->constant.replay_now),
+                       .stride = kda_replay_floats(&m->config),
+                       .from = cache_slot_layer(cache, q->constant.before, number),
+                       .to = cache_slot_layer(cache, to, number)};
+        for (size_t head = 0; head < m->config.kda_heads; head++)
+            kda_head(&x, head, NULL, 0, cache->replay_buffer);
+    }
+}
+
 /* Back to the last place at or before `rows` that the constant part is known of. Returns where that is. */
 static size_t cut_constant(Sequence *q, size_t rows) {
     Constant *c = &q->constant;
     drop_marks_after(q, rows);
-    size_t mark = c->mark_count ? c->mark_rows[c->mark_count - 1] : 0, replay = rows - c->before_rows;
-    if (c->replay_rows && rows > c->before_rows && mark < rows && replay <= c->replay_rows) {
+    size_t mark = c->mark_count ? c->mark_rows[c->mark_count - 1] : 0, past = rows - c->before_rows;
+    if (c->replay_rows && rows > c->before_rows && mark < rows && past <= c->replay_rows) {
         uint32_t slot = cache_take_slot(q->cache);
-        kda_replay(q, replay, slot);
+        replay(q, past, slot);
         put_slot(q, &c->slot, slot);
-        c->replay_rows = replay;
+        c->replay_rows = past;
         return rows;
     }
     bool small = c->replay_rows && c->before_rows <= rows && c->before_rows > mark;
@@ -164,6 +192,18 @@ Sequence *sequence_fork(State *s, const Sequence *from, size_t rows) {
         return NULL;
     }
     return q;
+}
+
+void sequence_clear_rest(const Sequence *q) {
+    if (q->rows % TILE_ROWS)
+        cache_clear_rows(q->cache, cache_page(q, q->rows / TILE_ROWS), q->rows % TILE_ROWS);
+}
+
+const float *sequence_constant(const Sequence *q) { return cache_slot(q->cache, q->constant.slot); }
+
+float *sequence_new_constant(Sequence *q) {
+    put_slot(q, &q->constant.slot, cache_take_slot(q->cache));
+    return cache_slot(q->cache, q->constant.slot);
 }
 
 Path stretch_path(size_t at, size_t rows) {

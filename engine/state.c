@@ -101,10 +101,12 @@ static void reserve_cache(Reserve *r, const Model *m, const StateOptions *o) {
     int32_t *ids = reserve(r, o->sequences * (o->context + 1), sizeof *ids);
     uint32_t *page = reserve(r, all, sizeof *page), *references = reserve(r, all, sizeof *references),
              *free_pages = reserve(r, all, sizeof *free_pages);
+    void *zeros = reserve(r, 1, cache_token_bytes(cfg, o->cache, cfg->num_hidden_layers) * TILE_ROWS);
     void *pool = reserve(r, all, cache_token_bytes(cfg, o->cache, cfg->num_hidden_layers) * TILE_ROWS);
     if (r->failed)
         return;
     cache->pool = pool;
+    cache->zeros = zeros;
     cache->references = references;
     cache->free_pages = free_pages;
     for (size_t i = 0; i < o->sequences; i++)
@@ -161,7 +163,7 @@ static void reserve_attention(Reserve *r, const Model *m) {
 static void reserve_kda(Reserve *r, const Model *m) {
     const Config *cfg = &m->config;
     State *s = r->s;
-    size_t wide = round_up(cfg->kda_head_dim, DELTA_COLUMNS), d = cfg->kda_head_dim;
+    size_t wide = round_up(cfg->kda_head_dim, DELTA_COLUMNS);
     if (!cfg->kda_heads)
         return;
     s->kda.runs = reserve(r, s->sequence_count, sizeof *s->kda.runs);
@@ -172,7 +174,7 @@ static void reserve_kda(Reserve *r, const Model *m) {
     s->kda.decay_low = reserve_activations(r, m, s->chunk, cfg->kda_rank, false);
     s->kda.gate_low = reserve_activations(r, m, s->chunk, cfg->kda_rank, false);
     s->kda.heads = reserve_activations(r, m, s->chunk, cfg->kda_heads * wide, false);
-    s->kda.plain = reserve(r, d * (d + 4) + wide, sizeof(float));
+    s->kda.plain = reserve(r, kda_plain_floats(cfg), sizeof(float));
     for (int i = 0; i < s->threads && s->scratch; i++)
         s->scratch[i].kda = reserve(r, kda_scratch_floats(cfg), sizeof(float));
 }

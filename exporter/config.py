@@ -214,7 +214,8 @@ def _attention_kinds(keys: Keys, layers: int, expected: tuple[str, ...]) -> None
 def _indexer(keys: Keys, family: Family, layers: int, p: int) -> Indexer:
     """The sparse attention's indexer."""
     if keys.values.get("index_topk") is None:
-        _attention_kinds(keys, layers, FULL)
+        if not family.linear_attention:
+            _attention_kinds(keys, layers, FULL)
         return Indexer(NO_INDEXER, True)
     keys.read.update(INDEX_KEYS)
     _attention_kinds(keys, layers, INDEXED)

@@ -170,6 +170,7 @@ class Refused(NamedTuple):
 
 
 STREAMS = "several residual streams (mHC)"
+NOT_KNOWN = "its attention, of which nothing exact is published"
 REFUSED = (
     Refused(
         "Kimi-K3",
@@ -224,8 +225,8 @@ REFUSED = (
         ("LongcatFlashNgram", "LongcatCausalLMNgram"),
         ("ngram_vocab_size_ratio",),
     ),
-    Refused("Instella-MoE", "its attention, of which nothing exact is published", ("instella_moe",), ("InstellaMoE", "InstellaMoe")),
-    Refused("openPangu 2", "its attention, of which nothing exact is published", ("pangu_v2_moe", "openpangu_v2"), ("PanguV2MoE", "OpenPanguV2")),
+    Refused("Instella-MoE", NOT_KNOWN, ("instella_moe",), ("InstellaMoE", "InstellaMoe")),
+    Refused("openPangu 2", NOT_KNOWN, ("pangu_v2_moe", "openpangu_v2"), ("PanguV2MoE", "OpenPanguV2")),
 )  # fmt: skip
 
 
@@ -239,9 +240,9 @@ def refuse_by_name(values: Mapping[str, Any], where: str) -> None:
         named = kind in model.model_types or classes.intersection(model.classes)
         if named or any((values.get(key) or inner.get(key)) is not None for key in model.keys):
             _refuse(model, where)
-    if kind == "bailing_hybrid" and "BailingMoeV3" not in classes:
-        if not any(key.startswith("kda_") or key == "no_kda_lora" for key in values):
-            _refuse(next(model for model in REFUSED if model.name == "Ling-2.6"), where)
+    other = kind == "bailing_hybrid" and "BailingMoeV3" not in classes
+    if other and not any(key.startswith("kda_") or key == "no_kda_lora" for key in values):
+        _refuse(next(model for model in REFUSED if model.name == "Ling-2.6"), where)
 
 
 def _refuse(model: Refused, where: str) -> NoReturn:

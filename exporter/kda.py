@@ -42,9 +42,24 @@ def _listed(block: Keys, key: str, layers: int) -> set[int]:
     return set(listed)
 
 
+def _saved(keys: Keys, layers: int) -> dict[str, Any] | None:
+    """What linear_attn_config would say, from transformers' keys; None if they are not there."""
+    kinds = keys.get("layer_types", None)
+    if not isinstance(kinds, list) or len(kinds) != layers:
+        return None
+    return {
+        "kda_layers": [i + 1 for i, kind in enumerate(kinds) if kind == "linear_attention"],
+        "full_attn_layers": [i + 1 for i, kind in enumerate(kinds) if kind == "full_attention"],
+        "head_dim": keys.get("linear_head_dim", None),
+        "num_heads": keys.get("linear_num_heads", None),
+        "short_conv_kernel_size": keys.get("linear_conv_kernel_dim", None),
+    }
+
+
 def _kimi(keys: Keys, layers: int) -> Kda:
-    """linear_attn_config: lists of layers, counted from 1."""
-    values = keys.get("linear_attn_config")
+    """linear_attn_config: lists of layers, counted from 1. transformers saves the kinds of all layers
+    instead, in their order, and the sizes under names of its own."""
+    values = keys.get("linear_attn_config", _saved(keys, layers))
     if not isinstance(values, dict):
         keys.fail("linear_attn_config", "an object was expected")
     block = Keys(values, f"{keys.where}: linear_attn_config")
@@ -62,7 +77,7 @@ def _kimi(keys: Keys, layers: int) -> Kda:
     block.finish()
     keys.one_of("use_grouped_topk", True)
     keys.get("head_dim", None)  # hidden_size / num_attention_heads, of no layer
-    return Kda(fields, rotated=not keys.boolean("mla_use_nope", False))
+    return Kda(fields, rotated=not keys.boolean("mla_use_nope", True))
 
 
 def _limits(keys: Keys, key: str, layers: int, dense: int) -> list[float]:

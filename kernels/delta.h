@@ -61,8 +61,8 @@ typedef struct {
     vf a, b;
 } Columns;
 
-/* One row passes: S = decay (S + k_before r_before^T), of which `known` = S^T k and `answer` = S^T q are summed.
- * `learn` false: there is no row before. */
+/* One row passes: S = decay (S + k_before r_before^T), of which `known` = S^T k and `answer` = S^T q are
+ * summed. `learn` false: there is no row before. */
 OP void pass(float *to, const float *from, const DeltaRows *x, size_t t, bool learn, Columns r,
              Columns *known, Columns *answer) {
     const float *k = x->k + t * x->stride, *q = x->q + t * x->stride, *e = x->decay + t * x->stride;

@@ -271,13 +271,13 @@ typedef struct {
     /* x = x * length / sqrt(sum x^2 + eps) */
     void (*set_length)(float *x, size_t n, float length, float eps);
 
-    /* y = exp(g), g = lower * sigmoid(exp(rate) * (z + bias)), or with lower 0 g = -exp(rate) * log(1 + exp(z +
-     * bias)). NaN if z + bias is infinite. */
+    /* y = exp(g), g = lower * sigmoid(exp(rate) * (z + bias)), or with lower 0 g = -exp(rate) * log(1 + exp(z
+     * + bias)). NaN if z + bias is infinite. */
     void (*decay)(float *y, const float *z, const float *bias, float rate, float lower, size_t n);
 
-    /* The delta rule for 32 columns of values, x->v + column .. column + 31 of each row, one row after another:
-     * S = decay S; r = beta (v - S^T k); v = S^T q + (k . q) r; S = S + k r^T. S is [keys][32]: `from` before
-     * the first row, `to` behind the last one; they may be the same. */
+    /* The delta rule for 32 columns of values, x->v + column .. column + 31 of each row, one row after
+     * another: S = decay S; r = beta (v - S^T k); v = S^T q + (k . q) r; S = S + k r^T. S is [keys][32]:
+     * `from` before the first row, `to` behind the last one; they may be the same. */
     void (*delta)(float *to, const float *from, const DeltaRows *x, size_t column);
 } Kernels;
 
