@@ -2,8 +2,8 @@
  * each turn of a conversation. session_driver MODEL SESSION [CACHE] IDS...
  *
  * Each argument of ids, "1 2 3", is computed and the session saved; then comes "saved" on standard output,
- * and a line of standard input is waited for. "-3" takes back three rows, before that. CACHE is q8 if it is not
- * given. */
+ * and a line of standard input is waited for. "-3" takes back three rows, before that. CACHE is q8 if it is
+ * not given. */
 /* run.c has the forward pass and a main of its own */
 #define main run_main
 #include "../run.c"

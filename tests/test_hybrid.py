@@ -34,7 +34,7 @@ def changed(tmp_path):
     {name: function of its numbers}."""
 
     def write(model, config=None, tensors=None):
-        folder = shutil.copytree(model, tmp_path / "changed")
+        folder = shutil.copytree(model, tmp_path / "changed" / model.name)
         values = json.loads((folder / "config.json").read_text()) | (config or {})
         values = {key: value for key, value in values.items() if value is not None}
         (folder / "config.json").write_text(json.dumps(values))
