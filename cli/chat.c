@@ -231,8 +231,7 @@ static int answer_turn(Chat *c, End *end) {
     Run *r = &c->run;
     Sequence *q = r->sequence;
     c->turn = q->count;
-    if (!sequence_mark(q))
-        return log_error(FAILED, "out of memory");
+    sequence_mark(q);
     if (!make_turn(c, PROMPT) || !flush_plain(c))
         return FAILED;
     if (!c->made.ids.bytes)
@@ -322,7 +321,7 @@ static size_t default_rows(const Chat *c) {
         return DEFAULT_CONTEXT;
     size_t memory = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
     size_t row = cache_token_bytes(cfg, c->run.options->cache, cfg->num_hidden_layers);
-    size_t rows = memory / 2 / row;
+    size_t rows = memory / 2 / max(row, 1); /* no layer may have latents */
     return max(rows, DEFAULT_CONTEXT);
 }
 

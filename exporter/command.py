@@ -26,7 +26,7 @@ from . import config as model_config
 from . import gguf_config, mistral
 from .chat import Found, compile_chat, find_template, gguf_template
 from .config import ModelConfig
-from .families import language_model
+from .families import language_model, usual_name
 from .gguf_source import Gguf
 from .plan import TYPE_NAMES, make_plan
 from .shapes import SHAPES
@@ -70,7 +70,7 @@ def open_source(path: str) -> Opened:
     if os.path.exists(params_path) and not os.path.exists(config_path):
         source = Safetensors(path, "consolidated", mistral.transformers_name)
         return Opened(source, mistral.config(read_json(params_path), params_path), params_path, path, {})
-    source = Safetensors(path)
+    source = Safetensors(path, rename=usual_name)
     values = language_model(read_json(config_path), config_path)
     return Opened(source, values, config_path, path, {})
 
@@ -162,6 +162,10 @@ def export_source(
     name = re.sub(r"(-\d{5}-of-\d{5})?\.gguf$", "", os.path.basename(os.path.abspath(path)))
     config = model_config.parse(opened.values, name, opened.config_path, source.has)
     text = text_fields(opened.values, config.vocab_size, opened.directory)
+    if mtp and config.kda_heads:
+        raise ExportError(
+            f"{path}: the MTP layer of a model with linear attention is not read: leave --mtp out"
+        )
     config = dataclasses.replace(config, **text, mtp_layers=int(mtp))
     source.decode(config.block)
     entries = make_plan(config, type_name, source, mtp, rotation)

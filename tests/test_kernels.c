@@ -406,10 +406,10 @@ static void check_exp(const Kernels *ops) {
             largest = fmax(largest, x[i]);
         }
         ops->sigmoid(s, N);
-        ops->swiglu(h, x, one, N);
+        ops->swiglu(h, x, one, N, INFINITY);
         ops->softmax(p, N);
         sets[0]->sigmoid(ps, N);
-        sets[0]->swiglu(ph, x, one, N);
+        sets[0]->swiglu(ph, x, one, N, INFINITY);
         sets[0]->softmax(pp, N);
         same &= !memcmp(s, ps, sizeof s) && !memcmp(h, ph, sizeof h) && !memcmp(p, pp, sizeof p);
         for (int i = 0; i < N; i++)
@@ -487,9 +487,9 @@ static void check_vectors(const Kernels *ops) {
         memcpy(y, x, n * 4);
         sets[0]->rmsnorm(y, x, w, n, 1e-6f);
         same &= !memcmp(y, p, n * 4);
-        ops->swiglu(p, x, w, n);
+        ops->swiglu(p, x, w, n, INFINITY);
         memcpy(y, x, n * 4);
-        ops->swiglu(y, y, w, n); /* h may be gate */
+        ops->swiglu(y, y, w, n, INFINITY); /* h may be gate */
         same &= !memcmp(y, p, n * 4);
         float *all[4] = {x, w, y, p};
         for (int i = 0; i < 4; i++)
