@@ -520,8 +520,8 @@ def latent(D, H, ql, gate):
 
 
 def linear(D, H, rank):
-    """The same of linear attention with heads of 128 and four taps: q, k, v and their filters, decay and gate,
-    bias, rate, beta, norm, output."""
+    """The same of linear attention with heads of 128 and four taps: q, k, v and their filters, decay and
+    gate, bias, rate, beta, norm, output."""
     C, low = H * 128, 2 * (rank * D + H * 128 * rank) if rank else 2 * H * 128 * D
     return 3 * C * D + 3 * 4 * C + low + C + H + H * D + 128 + D * C
 
