@@ -382,6 +382,7 @@ static int open_chat(Chat *c, Session *session, Options *o) {
         return FAILED;
     status = run_open(r, session);
     r->turn_end = template_turn_end(&c->template);
+    r->marks = true; /* what follows a prompt may be written anew */
     r->text.thought_begin = c->template.marks.begin;
     r->text.thought_end = c->template.marks.end;
     r->text.newline = true;

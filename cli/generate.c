@@ -79,7 +79,15 @@ End run_generate(Run *r) {
                     .emit = write_token,
                     .progress = show_progress,
                     .owner = r};
-    generate(r->model, r->state, &g, 1);
+    if (r->marks) { /* the prompt alone, then from its last row's logits */
+        g.limit = 0;
+        generate(r->model, r->state, &g, 1);
+        sequence_mark(r->sequence);
+        g.limit = r->options->tokens;
+        g.end = g.end == END_LENGTH ? NOT_ENDED : g.end;
+    }
+    if (!g.end)
+        generate(r->model, r->state, &g, 1);
     r->read += g.read;
     r->steps += g.steps;
     r->read_seconds += g.read_seconds;

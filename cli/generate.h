@@ -17,6 +17,7 @@ typedef struct {
     SavedText saved;      /* the rest of a session */
     Text text;            /* on standard output */
     int32_t turn_end;     /* ends a text as the model's end tokens do; -1: none */
+    bool marks;           /* the end of each prompt is marked (engine/sequence.h) */
     size_t ids_printed;   /* without tokenizer */
     size_t read, written; /* tokens of prompts and of texts */
     size_t textless;      /* at least so many tokens at the beginning of the sequence have no text */

@@ -218,17 +218,15 @@ static void print_sequence(const Config *cfg) {
     static const size_t contexts[] = {32768, 1 << 20};
     size_t numbers = constant_floats(cfg, cfg->published_layers);
     char text[2][32];
-    output_print("%-36s %12s %12s\n", "constant part of a sequence, f32", grouped(text[0], numbers),
+    output_print("\n%-36s %12s %12s\n", "constant part of a sequence, f32", grouped(text[0], numbers),
                  grouped(text[1], numbers * sizeof(float)));
-    output_print("\n%-36s %20s %20s\n", "constant part and cache, bytes:", "32,768 tokens",
-                 "1,048,576 tokens");
+    output_print("%-36s %20s %20s\n", "constant part and cache, bytes:", "32,768 tokens", "1,048,576 tokens");
     for (int type = 0; type < CACHE_TYPES; type++) {
         size_t token = cache_token_bytes(cfg, (CacheType)type, cfg->published_layers);
         for (int i = 0; i < 2; i++)
             grouped(text[i], numbers * sizeof(float) + contexts[i] * token);
         output_print("-k %-33s %20s %20s\n", cache_names[type], text[0], text[1]);
     }
-    output_print("\n");
 }
 
 static void print_cache(const Config *cfg) {
@@ -245,8 +243,6 @@ static void print_cache(const Config *cfg) {
         print_cost(cfg, what, (type == CACHE_FULL ? full : latent) + keys,
                    cache_token_bytes(cfg, (CacheType)type, cfg->published_layers), unit);
     }
-    if (cfg->kda_heads)
-        print_sequence(cfg);
     output_print("without a latent, 2 bytes a number:\n");
     print_cost(cfg, "full K and V, H (n + p + v)", full, unit, unit);
     print_cost(cfg, "MHA, H (n + v)", layers * H * (n + v), 2 * layers * H * (n + v), unit);
@@ -255,6 +251,8 @@ static void print_cache(const Config *cfg) {
     output_print(
         "(%zu layers%s, H = %zu, n = %zu, p = %zu, v = %zu; saved against full K and V of 2 bytes)\n", layers,
         cfg->kda_heads ? " with latents" : "", H, n, p, v);
+    if (cfg->kda_heads)
+        print_sequence(cfg);
 }
 
 int mode_info(const Model *m, const Options *o) {

@@ -11,7 +11,7 @@
 #include "kernels/linear.h"
 
 /* The matrix of a decay or an output gate: its result goes to part `part` of the inputs. With a low rank the
- * first of the two was applied before (lower_ranks). */
+ * first of the two was applied before. */
 static void project_gate(const Model *m, State *s, const Matrix *w, const Activations *low, size_t part,
                          Thread *t) {
     linear(m->ops, s->kda.in + kda_part(&m->config, part), s->kda.in_stride, w,

@@ -114,9 +114,8 @@ void sequence_close(Sequence *q) {
 }
 
 size_t sequence_cut(Sequence *q, size_t rows) {
-    if (rows >= q->rows)
-        return q->rows;
-    q->rows = has_constant(q) ? cut_constant(q, rows) : rows;
+    if (rows < q->rows)
+        q->rows = has_constant(q) ? cut_constant(q, rows) : rows;
     while (q->page_count > cache_pages(q->rows))
         cache_release_page(q->cache, q->page[--q->page_count]);
     return q->rows;

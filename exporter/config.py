@@ -15,7 +15,7 @@ from typing import Annotated, Any, NamedTuple, TypeAlias, get_type_hints
 import numpy as np
 
 from .experts import read_experts
-from .families import HARMLESS, Family, ask, family_of, open_keys, refuse_by_name
+from .families import HARMLESS, NAMES, Family, ask, family_of, open_keys, refuse_by_name
 from .kda import MASK_WORDS, read_kda
 from .keys import LIMITS, MEANING, REQUIRED, Keys
 from .rope import read_rope
@@ -307,6 +307,8 @@ def parse(
     own = family_of(values).linear_attention
     for key in MEANING:  # said first: such a configuration may lack other keys as well
         if values.get(key) not in (None, False) and key != own:
+            if not any(values.get(name) for name in NAMES):
+                ask(Keys(values, where), "model_type")
             Keys(values, where).refuse(key)
     refuse_config(values, where)
     keys, family = open_keys(values, where)

@@ -6,27 +6,30 @@
 #include "kernels/kernels.h"
 #include "kernels/simd.h"
 
-/* y = silu(sum_j w[j] u_j) */
-OP vf filtered(const float *const *u, const float *w, size_t ld, size_t taps, size_t i, size_t n) {
-    vf sum = vf_set1(0.0f);
-    for (size_t j = 0; j < taps; j++)
-        sum = vf_fma(load_up_to(w + j * ld + i, n, 0.0f), load_up_to(u[j] + i, n, 0.0f), sum);
-    return vf_mul(sum, vf_sigmoid(sum));
+/* Sixteen numbers, or the n that are left. A whole vector is the usual case. */
+OP vf load_left(const float *x, size_t n) { return n >= 16 ? vf_load(x) : vf_load_n(x, n, 0.0f); }
+OP void store_left(float *x, size_t n, vf a) {
+    if (n >= 16)
+        vf_store(x, a);
+    else
+        vf_store_n(x, n, a);
 }
 
 static void convolve(float *y, const float *const *u, const float *w, size_t ld, size_t taps, size_t n) {
-    for (size_t i = 0; i < n; i += 16)
-        vf_store_n(y + i, min(n - i, 16), filtered(u, w, ld, taps, i, n - i));
+    for (size_t i = 0; i < n; i += 16) {
+        vf sum = vf_set1(0.0f);
+        for (size_t j = 0; j < taps; j++)
+            sum = vf_fma(load_left(w + j * ld + i, n - i), load_left(u[j] + i, n - i), sum);
+        store_left(y + i, n - i, vf_mul(sum, vf_sigmoid(sum)));
+    }
 }
 
 static void set_length(float *x, size_t n, float length, float eps) {
     float squares = dot(x, x, n);
     /* NaN where the squares overflow, as in rmsnorm */
     vf times = vf_set1(squares - squares == 0 ? length / sqrtf(squares + eps) : NAN);
-    for (size_t i = 0; i < n; i += 16) {
-        size_t here = min(n - i, 16);
-        vf_store_n(x + i, here, vf_mul(vf_load_n(x + i, here, 0.0f), times));
-    }
+    for (size_t i = 0; i < n; i += 16)
+        store_left(x + i, n - i, vf_mul(load_left(x + i, n - i), times));
 }
 
 /* log(1 + e^x) = max(x, 0) + log(1 + y), y = e^-|x|. With t = y / (2 + y), at most 1/3, the logarithm is
@@ -47,12 +50,11 @@ OP vf softplus(vf x) {
 static void decay(float *y, const float *z, const float *bias, float rate, float lower, size_t n) {
     vf r = vf_exp(vf_set1(rate));
     for (size_t i = 0; i < n; i += 16) {
-        size_t here = min(n - i, 16);
-        vf x = vf_add(vf_load_n(z + i, here, 0.0f), vf_load_n(bias + i, here, 0.0f));
+        vf x = vf_add(load_left(z + i, n - i), load_left(bias + i, n - i));
         vf g = lower < 0 ? vf_mul(vf_set1(lower), vf_sigmoid(vf_mul(r, x)))
                          : vf_sub(vf_set1(0.0f), vf_mul(r, softplus(x)));
         /* an infinity in z shall not be lost */
-        vf_store_n(y + i, here, vf_add(vf_exp(g), vf_sub(x, x)));
+        store_left(y + i, n - i, vf_add(vf_exp(g), vf_sub(x, x)));
     }
 }
 

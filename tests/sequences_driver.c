@@ -6,8 +6,8 @@
  *   open S         an empty sequence
  *   fork S T ROWS  S begins like T
  *   append S IDS   ids to be computed
- * cut S ROWS     back to that row, or an earlier one; the ids behind the rows asked for are forgotten, those
- *                  before them are to be computed again
+ *   cut S ROWS     back to that row, or an earlier one; ids behind ROWS are forgotten, those before them are
+ *                  computed again
  *   mark S         it can go back to its rows
  *   break N        the next call of `run` is interrupted in front of layer N; then the run goes on
  *   rows S         writes how many rows it has

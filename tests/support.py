@@ -181,8 +181,10 @@ def config_fields():
 
 
 CONFIG_BYTES = struct.calcsize("<" + "".join(form for _, form in config_fields()))
-# without what was added later
-FIRST_CONFIG_BYTES = struct.calcsize("<" + "".join(form for _, form in config_fields()).partition("32I")[0])
+# without what was added later and is 0
+FIRST_CONFIG_BYTES = struct.calcsize(
+    "<" + "".join(form for _, form in config_fields()[: [name for name, _ in config_fields()].index("min_p")])
+)
 
 
 class Checkpoint:

@@ -34,6 +34,8 @@ FEATURES = {
 # What a type of weights may cost on random models: the median difference, in units of the spread (rounding
 # moves some rows to other experts; two models that have nothing to do with each other are 0.95 apart).
 COST = {"bf16": 0.04, "q8": 0.1, "mixed": 0.3}
+# A memory goes on with what rounding did to it.
+OF_MEMORY = 1.5
 
 # Around the four taps of a convolution and the rows of a small call, too.
 CHUNKS = {"one call": {}} | {f"{rows} rows a call": {"MLA_CHUNK": str(rows)} for rows in (1, 3, 4, 5, 7)}
@@ -95,7 +97,8 @@ def test_weight_types(source, type, export):
     rounding."""
     ids, want = compare.expected(source, None, None)
     got = compare.logits(export(source, type), ids)
-    assert np.median(np.abs(got - want)) <= COST[type] * want.std()
+    allowed = COST[type] * (OF_MEMORY if family(source) in ("kimi_linear", "bailing_hybrid") else 1)
+    assert np.median(np.abs(got - want)) <= allowed * want.std()
 
 
 # What rounding the queries, weights and cached rows of attention may cost beside the definition, which reads
