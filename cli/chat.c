@@ -48,12 +48,12 @@ typedef struct {
 
 const char *chat_damage(const Model *m) {
     Template t;
-    return m->chat_bytes ? template_open(m, &t) : NULL;
+    return m->chat_bytes ? template_open(m, &t, FORM_DEFAULT) : NULL;
 }
 
 bool chat_has_thoughts(const Model *m) {
     Template t;
-    return m->chat_bytes && !template_open(m, &t) && t.piece[THINK_END].text.bytes;
+    return m->chat_bytes && !template_open(m, &t, FORM_DEFAULT) && t.piece[THINK_END].text.bytes;
 }
 
 /* ---- texts -> ids; false: reported ---------------------------------------------------------- */
@@ -352,7 +352,7 @@ static int open_template(Chat *c) {
             FAILED,
             "%s: the checkpoint has no %s, so that %s is not possible: export.py says why when it makes one",
             m->path, m->tokenizer ? "chat template" : "tokenizer", c->run.options->given[OPT_CHAT]);
-    const char *wrong = template_open(m, &c->template);
+    const char *wrong = template_open(m, &c->template, FORM_DEFAULT);
     if (wrong)
         return log_error(FAILED, "%s: the chat template is damaged: %s; export the checkpoint again", m->path,
                          wrong);
