@@ -233,7 +233,7 @@ static void zsh(void) {
         size_t n;
         const char *joined = o->value && *o->value != '[' ? "=" : "";
         output_print(" \\\n    ");
-        if (o->kind == STOP) /* it may come again */
+        if (o->kind == TEXTS) /* it may come again */
             output_print("'*'");
         else if (o->letter)
             output_print("'(%s %s)'", o->letter, o->name);

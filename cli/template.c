@@ -5,6 +5,7 @@
 
 #include <string.h>
 
+#include "cli/output.h"
 #include "engine/util.h"
 #include "tokenizer.h"
 
@@ -90,4 +91,22 @@ int32_t template_turn_end(const Template *t) {
     const Buffer *tokens = &t->piece[NEXT].tokens;
     const Mark *first = tokens->data;
     return tokens->bytes && first->at == 0 ? first->id : -1;
+}
+
+int template_load(Template *t, const Model *m, const char *given) {
+    if (!m->tokenizer || !m->chat_bytes)
+        return log_error(
+            FAILED,
+            "%s: the checkpoint has no %s, so that %s is not possible: export.py says why when it makes one",
+            m->path, m->tokenizer ? "chat template" : "tokenizer", given);
+    const char *wrong = template_open(m, t, FORM_DEFAULT);
+    if (wrong)
+        return log_error(FAILED, "%s: the chat template is damaged: %s; export the checkpoint again", m->path,
+                         wrong);
+    return template_tokens(t, m) ? DONE : log_error(FAILED, "out of memory");
+}
+
+Slice template_shown(const Template *t) {
+    Slice prompt = t->piece[PROMPT].text;
+    return opens_thought(&t->marks, prompt) ? from_last_begin(&t->marks, prompt) : (Slice){"", 0};
 }

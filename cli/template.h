@@ -61,6 +61,13 @@ const char *template_open(const Model *m, Template *t, TemplateForm form);
 bool template_tokens(Template *t, const Model *m);
 void template_close(Template *t);
 
+/* Both of these, for the option `given`. DONE, or FAILED after a report: there is none, or it is damaged. */
+int template_load(Template *t, const Model *m, const char *given);
+
+/* What the user sees in front of an answer: the beginning of a thought, if the template begins one for the
+ * model to go on with. */
+Slice template_shown(const Template *t);
+
 /* The token that ends the model's turn by beginning what follows it; -1: none. */
 int32_t template_turn_end(const Template *t);
 
