@@ -132,7 +132,7 @@ static bool make_replies(const Jobs *jobs, Job *job) {
     for (size_t i = 0; i < job->reply_count; i++)
         job->replies[i] = (Reply){.sample = i,
                                   .seed = job->seed + i,
-                                  .sums = job->sums,
+                                  .sums = r->choice_count ? job->sums : NULL,
                                   .prompt_tokens = jobs->before + job->count};
     return true;
 }
