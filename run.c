@@ -345,9 +345,12 @@ static bool open_model(Model *m, const char *path) {
 
 int main(int argc, char **argv) {
     static int (*const modes[])(const Model *, const Options *) = {
-        [MODE_GENERATE] = mode_generate,     [MODE_CHAT] = mode_chat,         [MODE_LOGITS] = mode_logits,
-        [MODE_PERPLEXITY] = mode_perplexity, [MODE_TOKENIZE] = mode_tokenize, [MODE_INFO] = mode_info,
-        [MODE_CHECK] = mode_check,           [MODE_BENCH] = mode_bench,
+        [MODE_GENERATE] = mode_generate, [MODE_CHAT] = mode_chat,
+        [MODE_PROMPTS] = mode_lines,     [MODE_SAMPLES] = mode_lines,
+        [MODE_CHOOSE] = mode_lines,      [MODE_BATCH] = mode_batch,
+        [MODE_LOGITS] = mode_logits,     [MODE_PERPLEXITY] = mode_perplexity,
+        [MODE_TOKENIZE] = mode_tokenize, [MODE_INFO] = mode_info,
+        [MODE_CHECK] = mode_check,       [MODE_BENCH] = mode_bench,
     };
     Options o;
     Model m;

@@ -8,6 +8,8 @@
 
 int mode_generate(const Model *m, const Options *o);   /* generate.c */
 int mode_chat(const Model *m, const Options *o);       /* chat.c */
+int mode_lines(const Model *m, const Options *o);      /* lines.c: --prompts, --samples, --choose */
+int mode_batch(const Model *m, const Options *o);      /* batch_json.c */
 int mode_logits(const Model *m, const Options *o);     /* logits.c */
 int mode_perplexity(const Model *m, const Options *o); /* perplexity.c */
 int mode_tokenize(const Model *m, const Options *o);   /* tokenize.c */

@@ -162,13 +162,19 @@ static int read_prompt_file(Prompt *p, const Model *m, const Options *o) {
     return DONE;
 }
 
+int prompt_text(Prompt *p, const Model *m, const Options *o) {
+    if (o->given[OPT_FILE])
+        return read_prompt_file(p, m, o);
+    p->text = o->text;
+    p->bytes = o->text_bytes;
+    return DONE;
+}
+
 int prompt_read(Prompt *p, const Model *m, const Options *o, size_t before) {
     *p = (Prompt){.before = before};
     if (o->given[OPT_IDS])
         return parse_ids(p, m, o);
-    p->text = o->text;
-    p->bytes = o->text_bytes;
-    int status = o->given[OPT_FILE] ? read_prompt_file(p, m, o) : DONE;
+    int status = prompt_text(p, m, o);
     return status ? status : parse_text(p, m, o);
 }
 

@@ -39,6 +39,9 @@ int32_t *prompt_ids(const Model *m, const Options *o, const Slice *text, size_t 
 /* Why there is no token to start from. */
 const char *empty_prompt(const Model *m);
 
+/* p->text = that of -p or -f. DONE, or an exit status after a report. */
+int prompt_text(Prompt *p, const Model *m, const Options *o);
+
 /* The prompt that -p, -f or --ids names, or the begin token; behind the `before` tokens of a session no
  * begin token, and perhaps nothing. DONE, or an exit status after a report. */
 int prompt_read(Prompt *p, const Model *m, const Options *o, size_t before);

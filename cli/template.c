@@ -3,6 +3,7 @@
  * once, and no further than LONGEST_TOKEN bytes. Knows nothing of Jinja. */
 #include "cli/template.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "cli/output.h"
@@ -93,17 +94,25 @@ int32_t template_turn_end(const Template *t) {
     return tokens->bytes && first->at == 0 ? first->id : -1;
 }
 
-int template_load(Template *t, const Model *m, const char *given) {
+bool template_find(Template *t, const Model *m, char *err, size_t err_bytes) {
+    const char *wrong = m->tokenizer && m->chat_bytes ? template_open(m, t, FORM_DEFAULT) : NULL;
     if (!m->tokenizer || !m->chat_bytes)
-        return log_error(
-            FAILED,
-            "%s: the checkpoint has no %s, so that %s is not possible: export.py says why when it makes one",
-            m->path, m->tokenizer ? "chat template" : "tokenizer", given);
-    const char *wrong = template_open(m, t, FORM_DEFAULT);
-    if (wrong)
-        return log_error(FAILED, "%s: the chat template is damaged: %s; export the checkpoint again", m->path,
-                         wrong);
-    return template_tokens(t, m) ? DONE : log_error(FAILED, "out of memory");
+        snprintf(err, err_bytes, "the checkpoint has no %s: export.py says why when it makes one",
+                 m->tokenizer ? "chat template" : "tokenizer");
+    else if (wrong)
+        snprintf(err, err_bytes, "the chat template is damaged: %s; export the checkpoint again", wrong);
+    else if (template_tokens(t, m))
+        return true;
+    else
+        snprintf(err, err_bytes, "out of memory");
+    return false;
+}
+
+int template_load(Template *t, const Model *m, const char *given) {
+    char err[256];
+    if (template_find(t, m, err, sizeof err))
+        return DONE;
+    return log_error(FAILED, "%s: %s is not possible: %s", m->path, given, err);
 }
 
 Slice template_shown(const Template *t) {

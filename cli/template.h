@@ -61,7 +61,10 @@ const char *template_open(const Model *m, Template *t, TemplateForm form);
 bool template_tokens(Template *t, const Model *m);
 void template_close(Template *t);
 
-/* Both of these, for the option `given`. DONE, or FAILED after a report: there is none, or it is damaged. */
+/* Both of these. False: in err, what is wrong with the checkpoint's template. */
+bool template_find(Template *t, const Model *m, char *err, size_t err_bytes);
+
+/* The same for the option `given`. DONE, or FAILED after a report. */
 int template_load(Template *t, const Model *m, const char *given);
 
 /* What the user sees in front of an answer: the beginning of a thought, if the template begins one for the
