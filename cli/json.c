@@ -311,26 +311,28 @@ bool json_integer(const Json *j, const JsonValue *v, uint64_t *number) {
     return true;
 }
 
-const char *json_type_name(const JsonValue *v) {
-    static const char *const names[] = {
-        [JSON_NULL] = "null",       [JSON_FALSE] = "false",     [JSON_TRUE] = "true",
-        [JSON_NUMBER] = "a number", [JSON_STRING] = "a string", [JSON_ARRAY] = "an array",
-        [JSON_OBJECT] = "an object"};
-    return names[v->type];
+const JsonValue *json_member(const Json *j, const JsonValue *object, const char *key) {
+    const JsonValue *v = object + 1;
+    for (size_t i = 0; object->type == JSON_OBJECT && i < object->count; i++, v += 1 + v[1].size)
+        if (is_text(json_text(j, v), key))
+            return v + 1;
+    return NULL;
 }
 
 /* ---- writing -------------------------------------------------------------------------------- */
 
-bool json_put(Buffer *out, const char *format, ...) {
+void json_put_raw(JsonOut *out, Slice text) { out->lost |= !append(&out->text, text); }
+
+void json_put(JsonOut *out, const char *format, ...) {
     char text[256];
     va_list args;
     va_start(args, format);
     int n = vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    return n >= 0 && (size_t)n < sizeof text && append(out, (Slice){text, (size_t)n});
+    json_put_raw(out, (Slice){text, (size_t)n});
 }
 
-bool json_put_number(Buffer *out, double number) { return json_put(out, "%.9g", number); }
+void json_put_number(JsonOut *out, double number) { json_put(out, "%.9g", number); }
 
 /* Bytes at s that are no character but may be the beginning of one: as many as some character begins with. */
 static size_t broken_bytes(const uint8_t *s, size_t n) {
@@ -354,26 +356,33 @@ static bool is_escaped(uint32_t code) {
            code == 0x2029;
 }
 
-static bool put_escaped(Buffer *out, uint32_t code) {
+static void put_escaped(JsonOut *out, uint32_t code) {
     static const char letters[] = "\"\\bfnrt", bytes[] = "\"\\\b\f\n\r\t";
     const char *byte = code && code < 128 ? strchr(bytes, (int)code) : NULL;
-    return byte ? json_put(out, "\\%c", letters[byte - bytes]) : json_put(out, "\\u%04x", (unsigned)code);
+    if (byte)
+        json_put(out, "\\%c", letters[byte - bytes]);
+    else
+        json_put(out, "\\u%04x", (unsigned)code);
 }
 
-bool json_put_string(Buffer *out, Slice text) {
+void json_put_string(JsonOut *out, Slice text) {
     const uint8_t *s = (const uint8_t *)text.text;
-    bool done = append(out, (Slice){"\"", 1});
-    for (size_t i = 0, n; i < text.bytes && done; i += n) {
-        uint32_t code;
+    size_t plain = 0; /* what stands before it has been written */
+    json_put(out, "\"");
+    for (size_t i = 0, n; i < text.bytes; i += n) {
+        uint32_t code = 0;
         n = utf8_read(s + i, text.bytes - i, &code);
-        if (!n) {
-            n = broken_bytes(s + i, text.bytes - i);
-            done = append(out, (Slice){"\xEF\xBF\xBD", 3});
-        } else if (is_escaped(code)) {
-            done = put_escaped(out, code);
+        if (n && !is_escaped(code))
+            continue;
+        json_put_raw(out, (Slice){text.text + plain, i - plain});
+        if (n) {
+            put_escaped(out, code);
         } else {
-            done = append(out, after((Slice){text.text, i + n}, i));
+            n = broken_bytes(s + i, text.bytes - i);
+            json_put_raw(out, (Slice){"\xEF\xBF\xBD", 3});
         }
+        plain = i + n;
     }
-    return done && append(out, (Slice){"\"", 1});
+    json_put_raw(out, after(text, plain));
+    json_put(out, "\"");
 }

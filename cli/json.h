@@ -43,20 +43,28 @@ double json_number(const Json *j, const JsonValue *v);
  * is written with a point or an exponent is an integer up to 2^53 only. */
 bool json_integer(const Json *j, const JsonValue *v, uint64_t *number);
 
-/* "array", "a string", ...: for messages */
-const char *json_type_name(const JsonValue *v);
+/* The value of an OBJECT's member; NULL: it has none of this key. */
+const JsonValue *json_member(const Json *j, const JsonValue *object, const char *key);
 
-/* ---- writing; false: out of memory ---------------------------------------------------------- */
+/* ---- writing -------------------------------------------------------------------------------- */
 
-/* JSON as it is: brackets, commas, keys, numbers. */
-bool json_put(Buffer *out, const char *format, ...) __attribute__((format(printf, 2, 3)));
+typedef struct {
+    Buffer text;
+    bool lost; /* memory ran out for some of it */
+} JsonOut;
+
+/* JSON as it is: brackets, commas, keys, integers; at most 255 bytes at a time. */
+void json_put(JsonOut *out, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* JSON that is there already, of any length. */
+void json_put_raw(JsonOut *out, Slice text);
 
 /* A string in quotation marks. What is not UTF-8 becomes U+FFFD, one for each maximal part of a character as
  * Unicode recommends; control characters and line separators are escaped, so that the string is on one line
  * for every reader. */
-bool json_put_string(Buffer *out, Slice text);
+void json_put_string(JsonOut *out, Slice text);
 
 /* A number with nine digits; finite. */
-bool json_put_number(Buffer *out, double number);
+void json_put_number(JsonOut *out, double number);
 
 #endif

@@ -9,6 +9,8 @@ bool starts_with(Slice s, Slice beginning) {
            (!beginning.bytes || !memcmp(s.text, beginning.text, beginning.bytes));
 }
 
+bool is_text(Slice s, const char *text) { return s.bytes == strlen(text) && !memcmp(s.text, text, s.bytes); }
+
 bool same_text(Slice a, Slice b, Slice c, Slice d) {
     if (a.bytes > c.bytes)
         return same_text(c, d, a, b);

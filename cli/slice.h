@@ -24,6 +24,9 @@ static inline bool append(Buffer *b, Slice s) { return buffer_add(b, s.text, s.b
 
 bool starts_with(Slice s, Slice beginning);
 
+/* Whether s is this text, which ends in NUL. */
+bool is_text(Slice s, const char *text);
+
 /* Whether a followed by b is c followed by d. */
 bool same_text(Slice a, Slice b, Slice c, Slice d);
 

@@ -13,7 +13,7 @@
 #include "cli/json.h"
 
 /* Writes what v holds; returns the value behind it. MAX_DEPTH bounds the recursion. */
-static const JsonValue *write_value(const Json *j, const JsonValue *v, Buffer *out) {
+static const JsonValue *write_value(const Json *j, const JsonValue *v, JsonOut *out) {
     const JsonValue *next = v + 1;
     uint64_t integer;
     bool object = v->type == JSON_OBJECT;
@@ -47,10 +47,10 @@ static const JsonValue *write_value(const Json *j, const JsonValue *v, Buffer *o
     return next;
 }
 
-static void answer(Json *j, int kind, Slice text, Buffer *out) {
+static void answer(Json *j, int kind, Slice text, JsonOut *out) {
     const char *why = NULL;
     size_t at = 0;
-    out->bytes = 0;
+    out->text.bytes = 0;
     if (kind == 'w') {
         json_put_string(out, text);
         return;
@@ -67,7 +67,7 @@ static void answer(Json *j, int kind, Slice text, Buffer *out) {
 
 int main(void) {
     Json j = {0};
-    Buffer out = {0};
+    JsonOut out = {0};
     uint32_t n;
     for (int kind; (kind = getchar()) != EOF;) {
         if (fread(&n, sizeof n, 1, stdin) != 1)
@@ -77,11 +77,11 @@ int main(void) {
             return 1;
         answer(&j, kind, (Slice){text, n}, &out);
         free(text);
-        n = (uint32_t)out.bytes;
-        if (fwrite(&n, sizeof n, 1, stdout) != 1 || fwrite(out.data, 1, n, stdout) != n)
+        n = (uint32_t)out.text.bytes;
+        if (fwrite(&n, sizeof n, 1, stdout) != 1 || fwrite(out.text.data, 1, n, stdout) != n)
             return 1;
     }
     json_free(&j);
-    buffer_free(&out);
+    buffer_free(&out.text);
     return fflush(stdout) ? 1 : 0;
 }
