@@ -146,15 +146,27 @@ static int print_stats(const Batch *b) {
     return b->errors ? FAILED : b->status;
 }
 
-/* Pages for as many texts as may run, as far as half of the memory holds them; more than a text of a whole
- * context needs beside the session, a prefix and the copies that forks make. */
-static size_t pool_pages(const Batch *b, size_t context, size_t sequences) {
+/* Pages for as many texts as may run, as far as half of the memory holds them; but enough for a text of a whole
+ * context beside the session, a prefix and the copies that forks make. MLA_PAGES in the environment makes it
+ * fewer, for tests. False: reported. */
+static bool pool_pages(const Batch *b, size_t context, size_t sequences, size_t *pages) {
     enum { MORE = 4 };
     const Config *cfg = &b->model->config;
+    const char *forced = getenv("MLA_PAGES");
     size_t memory = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
     size_t page = cache_token_bytes(cfg, b->options->cache, cfg->num_hidden_layers) * TILE_ROWS;
     size_t least = cache_pages(context) + cache_pages(b->saved.count) + MORE;
-    return max(least, min(memory / 2 / page, sequences * cache_pages(context)));
+    *pages = max(least, min(memory / 2 / page, sequences * cache_pages(context)));
+    if (!forced || !*forced)
+        return true;
+    char *end;
+    unsigned long n = strtoul(forced, &end, 10);
+    if (*end || n < least || n > *pages) {
+        log_error(FAILED, "MLA_PAGES=%s: must be a number from %zu to %zu", forced, least, *pages);
+        return false;
+    }
+    *pages = n;
+    return true;
 }
 
 /* Without -c a context is what the model was made for, as far as half of the memory holds it. */
@@ -171,10 +183,13 @@ static int open_cache(Batch *b) {
         return WRONG_USAGE;
     b->parallel = o->parallel.count ? o->parallel.list[0] : PARALLEL;
     size_t sequences = 2 * b->parallel + PREFIXES + 1;
+    size_t pages;
+    if (!pool_pages(b, context, sequences, &pages))
+        return FAILED;
     StateOptions so = {.cache = o->cache,
                        .context = context,
                        .sequences = (uint32_t)sequences,
-                       .pages = pool_pages(b, context, sequences),
+                       .pages = pages,
                        .max_logits = (uint32_t)max(b->parallel, LOGIT_ROWS),
                        .threads = (int)o->threads};
     char err[1024];
@@ -216,8 +231,8 @@ static int open_batch(Batch *b, Session *session, Options *o) {
     else if (!status)
         template_find(&b->template, m, jobs->no_template, sizeof jobs->no_template);
     if (!status && o->given[OPT_CHAT] && b->saved.count && !b->saved.turns)
-        status = log_error(FAILED, "%s: holds a text, no conversation: give another session, or leave %s out",
-                           session->name, o->given[OPT_CHAT]);
+        status = log_error(FAILED, "%s: holds a text, no conversation: give %s another file, or leave %s out",
+                           session->name, o->given[OPT_FROM], o->given[OPT_CHAT]);
     if (!status)
         status = open_cache(b);
     if (!status)

@@ -287,13 +287,14 @@ static int check_conversation(const Chat *c, const Session *session) {
         return log_error(FAILED, "%s: the model's chat template takes no system text: leave %s out",
                          c->run.model->path, o->given[OPT_SYSTEM]);
     if (saved->count && !saved->turns)
-        return log_error(FAILED, "%s: holds a text, no conversation: give another session, or leave %s out",
-                         session->name, o->given[OPT_CHAT]);
+        return log_error(FAILED, "%s: holds a text, no conversation: give %s another file, or leave %s out",
+                         session->name, o->given[session->keep ? OPT_FROM : OPT_SESSION], o->given[OPT_CHAT]);
     if (saved->count && o->system)
         return log_error(FAILED,
                          "%s: the conversation has begun, with its own system text: leave %s out, or give "
-                         "another session",
-                         session->name, o->given[OPT_SYSTEM]);
+                         "%s another file",
+                         session->name, o->given[OPT_SYSTEM],
+                         o->given[session->keep ? OPT_FROM : OPT_SESSION]);
     return DONE;
 }
 

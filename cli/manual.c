@@ -82,6 +82,8 @@ static const char *const environment[][2] = {
     {"MLA_PATH", "How attention is computed: absorbed, decompressed, or definition (plain loops, slow). "
                  "Default: what is faster for each piece of the text. The results differ by rounding."},
     {"MLA_CHUNK", "How many rows of a prompt are computed in one call. Default: 2048."},
+    {"MLA_PAGES", "How many pages of 128 rows the texts of a batch share. Default: what half of the memory "
+                  "holds. The text does not depend on it."},
 };
 
 static const char *const examples[][2] = {
