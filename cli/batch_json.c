@@ -180,6 +180,10 @@ static void put_sample(BatchJson *b, const Request *r, const Reply *reply) {
     const int32_t *ids = reply->ids.data;
     json_put(out, "\"text\": ");
     json_put_string(out, contents(&reply->text));
+    if (reply->thought.bytes) {
+        json_put(out, ", \"reasoning_content\": ");
+        json_put_string(out, strip(contents(&reply->thought)));
+    }
     json_put(out, ", \"ids\": [");
     for (size_t i = 0; i < reply->ids.bytes / sizeof *ids; i++)
         json_put(out, i ? ", %d" : "%d", ids[i]);

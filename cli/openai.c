@@ -186,6 +186,10 @@ static const char *finish_reason(const Reply *reply) {
 static void put_chat_choice(JsonOut *out, const Model *m, const Request *r, const Reply *reply) {
     json_put(out, "{\"index\": %zu, \"message\": {\"role\": \"assistant\", \"content\": ", reply->sample);
     json_put_string(out, contents(&reply->text));
+    if (reply->thought.bytes) {
+        json_put(out, ", \"reasoning_content\": ");
+        json_put_string(out, strip(contents(&reply->thought)));
+    }
     json_put(out, ", \"refusal\": null}, \"logprobs\": ");
     if (r->logprobs) {
         json_put(out, "{\"content\": ");

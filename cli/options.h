@@ -46,7 +46,8 @@ typedef struct {
     uint64_t seed;
     int64_t threads;
     CacheType cache, against; /* of -k; of --against */
-    int format;               /* of --generate, an index of format_names */
+    Think think;
+    int format; /* of --generate: index of its word */
 } Options;
 
 /* Fills o. False: the program is done with *status (a line about a mistake, help or version was written). */

@@ -30,6 +30,9 @@ bool is_text(Slice s, const char *text);
 /* Whether a followed by b is c followed by d. */
 bool same_text(Slice a, Slice b, Slice c, Slice d);
 
+/* How many bytes of white space s begins with. */
+size_t leading_space(Slice s);
+
 /* s without the white space at both its ends, as Python's str.strip and so the chat templates have it. */
 Slice strip(Slice s);
 

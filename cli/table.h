@@ -30,6 +30,7 @@ typedef enum {
     OPT_NO_BOS,
     OPT_CHAT,
     OPT_SYSTEM,
+    OPT_THINK,
     OPT_ECHO,
     OPT_TOKENS,
     OPT_CONTEXT,
@@ -69,7 +70,7 @@ typedef enum {
 } OptionId;
 
 /* TEXTS and COUNTS are lists: of texts, where the option may come again, and of numbers behind commas. */
-typedef enum { FLAG, INTEGER, NUMBER, SEED, STRING, TEXTS, COUNTS, CACHE, FORMAT } Kind;
+typedef enum { FLAG, INTEGER, NUMBER, SEED, STRING, TEXTS, COUNTS, CACHE, THINK, FORMAT } Kind;
 
 typedef struct {
     const char *heading;       /* in the help, before this option */
@@ -109,8 +110,14 @@ extern const size_t rule_count;
 enum { CACHE_TYPES = 6 };
 extern const char *const cache_names[CACHE_TYPES];
 
+/* What is done about thoughts, as --think takes it. */
+typedef enum { THINK_ON, THINK_OFF, THINK_HIDE, THINK_DEFAULT } Think;
+
 /* What --generate writes (manual.c). */
 enum { FORMATS = 4 };
-extern const char *const format_names[FORMATS];
+
+/* The words that an option of this kind takes, of which the value is the index; *count of them. NULL: it takes
+ * other values. */
+const char *const *kind_words(Kind kind, size_t *count);
 
 #endif

@@ -94,13 +94,23 @@ int32_t template_turn_end(const Template *t) {
     return tokens->bytes && first->at == 0 ? first->id : -1;
 }
 
-bool template_find(Template *t, const Model *m, char *err, size_t err_bytes) {
-    const char *wrong = m->tokenizer && m->chat_bytes ? template_open(m, t, FORM_DEFAULT) : NULL;
+bool template_find(Template *t, const Model *m, const Options *o, char *err, size_t err_bytes) {
+    static const TemplateForm forms[] = {[THINK_ON] = FORM_THINK,
+                                         [THINK_OFF] = FORM_NO_THINK,
+                                         [THINK_HIDE] = FORM_DEFAULT,
+                                         [THINK_DEFAULT] = FORM_DEFAULT};
+    TemplateForm form = forms[o->think];
+    const char *wrong = m->tokenizer && m->chat_bytes ? template_open(m, t, form) : NULL;
+    Slice begin = t->piece[THINK_BEGIN].text, end = t->piece[THINK_END].text;
     if (!m->tokenizer || !m->chat_bytes)
         snprintf(err, err_bytes, "the checkpoint has no %s: export.py says why when it makes one",
                  m->tokenizer ? "chat template" : "tokenizer");
     else if (wrong)
         snprintf(err, err_bytes, "the chat template is damaged: %s; export the checkpoint again", wrong);
+    else if (form && t->forms == 1)
+        snprintf(err, err_bytes, "the chat template has no switch for thoughts");
+    else if (o->think == THINK_HIDE && (!begin.bytes || !end.bytes))
+        snprintf(err, err_bytes, "the chat template has no marks of thoughts");
     else if (template_tokens(t, m))
         return true;
     else
@@ -108,11 +118,12 @@ bool template_find(Template *t, const Model *m, char *err, size_t err_bytes) {
     return false;
 }
 
-int template_load(Template *t, const Model *m, const char *given) {
+int template_load(Template *t, const Model *m, const Options *o) {
     char err[256];
-    if (template_find(t, m, err, sizeof err))
+    if (template_find(t, m, o, err, sizeof err))
         return DONE;
-    return log_error(FAILED, "%s: %s is not possible: %s", m->path, given, err);
+    return log_error(FAILED, "%s: %s is not possible: %s", m->path,
+                     o->given[o->given[OPT_THINK] ? OPT_THINK : OPT_CHAT], err);
 }
 
 Slice template_shown(const Template *t) {

@@ -15,6 +15,7 @@
 #ifndef TEMPLATE_H
 #define TEMPLATE_H
 
+#include "cli/options.h"
 #include "cli/think.h"
 #include "model.h"
 
@@ -61,11 +62,12 @@ const char *template_open(const Model *m, Template *t, TemplateForm form);
 bool template_tokens(Template *t, const Model *m);
 void template_close(Template *t);
 
-/* Both of these. False: in err, what is wrong with the checkpoint's template. */
-bool template_find(Template *t, const Model *m, char *err, size_t err_bytes);
+/* Both of these, in the form that --think asks for. False: in err, what is wrong with the checkpoint's
+ * template. */
+bool template_find(Template *t, const Model *m, const Options *o, char *err, size_t err_bytes);
 
-/* The same for the option `given`. DONE, or FAILED after a report. */
-int template_load(Template *t, const Model *m, const char *given);
+/* The same for --chat or --think. DONE, or FAILED after a report. */
+int template_load(Template *t, const Model *m, const Options *o);
 
 /* What the user sees in front of an answer: the beginning of a thought, if the template begins one for the
  * model to go on with. */
