@@ -44,6 +44,9 @@ End run_generate(Run *r);
  * the user works with them (--special) or sees thoughts. */
 const char *token_text(Run *r, size_t at, size_t *n);
 
+/* The sampler has seen the tokens that are in the cache, and no others. */
+void run_remember(Run *r);
+
 /* At most the first `rows` rows of the cache count: what the sequence holds behind them is to be read. */
 void run_rewind(Run *r, size_t rows);
 
