@@ -15,7 +15,7 @@ import time
 import compare
 import numpy as np
 import pytest
-from support import FAILED, INTERRUPTED, MODEL, MODELS, RUN, USAGE, refused, run, text
+from support import FAILED, INTERRUPTED, MODEL, MODELS, ROOT, RUN, USAGE, refused, run, text
 from test_chat import TEMPLATES, source
 
 SAMPLED = ["-t", "1", "--top-p", "0.9", "--repeat-penalty", "1.2", "--stop", "was so", "-n", "14"]
@@ -528,3 +528,29 @@ def test_a_conversation_goes_on_from_a_session(chat, tmp_path):
 
 def test_a_model_without_template():
     refused(run("--chat", "--prompts", "/dev/null"), FAILED, "no chat template", "--chat")
+
+
+VALUES = {
+    **dict.fromkeys("-n -c --top-k -s --samples --parallel --first".split(), "1"),
+    **dict.fromkeys("-t --top-p --min-p --repeat-penalty".split(), "0.5"),
+    **dict.fromkeys("-p -f --prompts --from --session --system --stop --choose --batch".split(), "x"),
+    "--ids": "1",
+    "-k": "q8",
+}
+
+
+def test_the_documented_table():
+    """doc/batch.md says of every option whether it goes with each use; the program agrees. A model that does
+    not exist is found out after the options."""
+    rows = [line for line in (ROOT / "doc" / "batch.md").read_text().splitlines() if line.startswith("| ")]
+    uses, *rows = ([cell.strip(" `") for cell in row.strip("|").split("|")] for row in rows)
+    given = lambda name: [name, VALUES[name]] if name in VALUES else [name]
+    for option, *cells in rows:
+        for use, cell in zip(uses[1:], cells, strict=True):
+            words = given(use) if use != "a text" else []
+            words += [] if option == use else given(option)
+            if option == "--system" and use != "--chat":
+                words += ["--chat"] if cell else []
+            status = run(*words, model="no such file").returncode
+            assert status == (FAILED if cell == "yes" else USAGE), (words, cell)
+    assert len(rows) > 20 and len(uses) == 7
