@@ -175,12 +175,17 @@ static int print_stats(const Run *r, End end) {
     return end == END_INTERRUPTED ? interrupt_status() : DONE;
 }
 
+void run_remember(Run *r) {
+    const Sequence *q = r->sequence;
+    sampler_forget(r->sampler);
+    for (size_t i = q->rows - min(q->rows, PENALTY_WINDOW); i < q->rows; i++) /* older ones do not count */
+        sampler_saw(r->sampler, q->ids[i]);
+}
+
 void run_rewind(Run *r, size_t rows) {
     rows = sequence_cut(r->sequence, rows);
     r->textless = min(rows, r->textless);
-    sampler_forget(r->sampler);
-    for (size_t i = rows - min(rows, PENALTY_WINDOW); i < rows; i++) /* older ones do not count */
-        sampler_saw(r->sampler, r->sequence->ids[i]);
+    run_remember(r);
 }
 
 SamplerOptions given_sampling(const Config *cfg, const Options *o) {

@@ -51,6 +51,9 @@ bool run_token(Run *r);
 /* The text ends. */
 void run_end_text(Run *r);
 
+/* The sampler has seen the tokens that are in the cache, and no others. */
+void run_remember(Run *r);
+
 /* At most the first `rows` rows of the cache count: what the sequence holds behind them is to be read. */
 void run_rewind(Run *r, size_t rows);
 

@@ -89,6 +89,7 @@ static const char *const examples[][2] = {
     {"mla model.bin --chat --session talk", "A conversation that goes on where the last one ended."},
     {"git log -1 --format=%B | mla model.bin -q -f - -n 100",
      "The prompt from a pipe; errors alone are shown."},
+    {"mla model.bin --prompts questions.txt > answers.txt", "An answer a line, many at a time."},
     {"mla model.bin --info", "Sizes, and what a context costs."},
 };
 
@@ -142,6 +143,42 @@ static void roff_option(const Option *o) {
     roff(o->help);
 }
 
+/* The names of the options that have a meaning in a mode. */
+static void roff_mode(const char *name, Mode mode) {
+    output_print(".TP\n\\fB");
+    roff_text(name);
+    output_print("\\fR\n");
+    for (size_t i = 0; i < option_count; i++) {
+        if (option_table[i].modes & 1u << mode)
+            roff(option_table[i].letter ? option_table[i].letter : option_table[i].name);
+    }
+}
+
+static void roff_rule(const Rule *rule) {
+    output_print(".TP\n");
+    for (size_t i = 0; i < rule->count; i++) {
+        const char *between = i == 0                ? ""
+                              : rule->together      ? " only with "
+                              : i + 1 < rule->count ? ", "
+                                                    : " or ";
+        roff_text(between);
+        roff_text(option_table[rule->set[i]].name);
+    }
+    output_print("\n");
+    roff(rule->why);
+}
+
+static void roff_modes(void) {
+    output_print(".SH WHICH OPTIONS GO TOGETHER\n");
+    roff("What is not listed for a use is wrong usage there.");
+    roff_mode("a text", MODE_GENERATE);
+    for (size_t i = 0; i < mode_count; i++)
+        roff_mode(option_table[mode_table[i].option].name, mode_table[i].mode);
+    output_print(".PP\nOf each of these sets one at most, or one only with another:\n");
+    for (size_t i = 0; i < rule_count; i++)
+        roff_rule(&rule_table[i]);
+}
+
 static void man(void) {
     output_print(".\\\" written by mla --generate man\n.TH MLA 1 \"\" \"mla.c " MLA_VERSION "\"\n.SH NAME\n");
     roff("mla - run a language model with Multi-head Latent Attention");
@@ -154,6 +191,7 @@ static void man(void) {
     output_print(".SH OPTIONS\n");
     for (size_t i = 0; i < option_count; i++)
         roff_option(&option_table[i]);
+    roff_modes();
     output_print(".SH EXIT STATUS\n");
     roff_pairs(statuses, STATUSES);
     output_print(".SH ENVIRONMENT\nAn empty variable counts as one that is not set.\n");

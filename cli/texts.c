@@ -263,7 +263,7 @@ static bool open_sample(Slot *slot) {
     r->sampler = sampler_open(r->model->ops, r->model->config.vocab_size, &sampling);
     if (!text_open(&r->text, job->request.stops, job->request.stop_count, &reply->text) || !r->sampler)
         return false;
-    run_rewind(r, job->rows); /* the penalty is about the prompt's tokens, too */
+    run_remember(r); /* the penalty is about the prompt's tokens, too */
     if (job->request.kind == PROMPT_CONVERSATION) {
         const Template *t = &slot->batch->template;
         Slice shown = template_shown(t);
