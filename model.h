@@ -309,6 +309,7 @@ typedef struct {
     CacheType cache;
     size_t context;      /* cache rows of each sequence */
     uint32_t sequences;  /* open at a time, at most */
+    size_t pages;        /* of all sequences together; 0: enough for a full context of each */
     uint32_t max_logits; /* rows of one call that may ask for logits, at most; at least 1 */
     int threads;
 } StateOptions;
@@ -510,13 +511,19 @@ typedef enum {
 
 /* A text that generate() goes on with. */
 typedef struct {
-    Sequence *sequence;        /* of its own; its ids that are not in the cache are computed first */
-    struct Sampler *sampler;   /* engine/sampler.h */
-    const float *logits;       /* [V] after the last id; read only if all ids are in the cache */
-    int64_t limit;             /* new tokens, at most; -1: as many as the context has room for */
+    Sequence *sequence;      /* of its own; its ids that are not in the cache are computed first */
+    struct Sampler *sampler; /* engine/sampler.h; NULL with limit 0 */
+    const float *logits;     /* [V] after the last id; read only if all ids are in the cache */
+    size_t prefix;           /* ids before this place that are not in the cache are a stretch of their own */
+    int64_t limit;           /* new tokens, at most; -1: as many as the context has room for */
     const int32_t *end_tokens; /* [end_token_count] */
     size_t end_token_count;
-    bool (*emit)(void *owner); /* a new token is the sequence's last id. False: the text ends here */
+    /* A new token is the sequence's last id; it was chosen from `logits` [V]. False: the text ends here. NULL
+     * with limit 0. */
+    bool (*emit)(void *owner, const float *logits);
+    /* NULL, or called with the logits [V] after each id at or behind place `weigh_from` that is computed */
+    void (*weigh)(void *owner, size_t place, const float *logits);
+    size_t weigh_from;
     /* NULL, or called after each call that read a part of a prompt longer than State.chunk */
     void (*progress)(void *owner, size_t done, size_t all);
     void *owner;
@@ -526,9 +533,15 @@ typedef struct {
     size_t steps;         /* calls for new tokens: the first one comes with the prompt's last row */
     double read_seconds, write_seconds; /* of all calls that it took part in */
     size_t stretch, stretch_rows;       /* first place of the present stretch, and its rows */
+    size_t rows, first_logits;          /* in the present call: its rows; the logits before its first */
 } Generation;
 
-/* Goes on with n texts, at most s->max_logits, until each has its `end`. */
-void generate(const Model *m, State *s, Generation *texts, size_t n);
+/* Goes on with n texts until each has its `end`. */
+void generate(const Model *m, State *s, Generation *const *texts, size_t n);
+
+/* The same in steps, so that texts can come and go between them: once for each text, then one call for all
+ * texts without `end`, whose prompts are read beside texts that are written. False: all have ended. */
+void generate_begin(const Model *m, State *s, Generation *text);
+bool generate_step(const Model *m, State *s, Generation *const *texts, size_t n);
 
 #endif

@@ -8,6 +8,7 @@
 #include "cli/cost.h"
 #include "cli/modes.h"
 #include "cli/output.h"
+#include "cli/template.h"
 #include "engine/cache.h"
 #include "engine/checkpoint.h"
 #include "tokenizer.h"
@@ -178,6 +179,17 @@ static void print_shape(const Model *m) {
     output_print("%-20s %u\n", "longest context", cfg->max_position_embeddings);
 }
 
+static const char *chat_line(const Model *m) {
+    Template t;
+    if (!m->chat_bytes || !m->tokenizer)
+        return "no: the file has no chat template";
+    if (template_open(m, &t, FORM_DEFAULT))
+        return "no: the chat template is damaged";
+    if (t.forms > 1)
+        return "yes, with thoughts before the answer, which --think switches";
+    return t.piece[THINK_END].text.bytes ? "yes, with thoughts before the answer" : "yes";
+}
+
 static void print_text(const Model *m) {
     const Config *cfg = &m->config;
     if (m->tokenizer)
@@ -188,12 +200,7 @@ static void print_text(const Model *m) {
         output_print(", begin %d%s", cfg->bos_token_id, cfg->add_bos_token ? "" : " (not added by itself)");
     for (uint32_t i = 0; i < cfg->eos_tokens; i++)
         output_print(i ? " %d" : ", end %d", cfg->eos_token_id[i]);
-    const char *damage = chat_damage(m);
-    output_print("\n%-20s %s", "chat",
-                 !m->chat_bytes || !m->tokenizer ? "no: the file has no chat template"
-                 : damage                        ? "no: the chat template is damaged"
-                 : chat_has_thoughts(m)          ? "yes, with thoughts before the answer"
-                                                 : "yes");
+    output_print("\n%-20s %s", "chat", chat_line(m));
     output_print("\n%-20s temperature %g, top-p %g, top-k %u", "sampling", (double)cfg->temperature,
                  (double)cfg->top_p, cfg->top_k);
     if (cfg->min_p > 0)

@@ -254,8 +254,13 @@ static int take_lock(Session *s, int patience) {
 
 /* ---- reading -------------------------------------------------------------------------------- */
 
+/* What to do about a file that cannot be gone on from. */
+static const char *remedy(const Session *s) {
+    return s->keep ? "make it anew with --session" : "give --session another name to begin anew";
+}
+
 static int damaged(const Session *s, const char *what) {
-    return log_error(FAILED, "%s: damaged: %s; give --session another name to begin anew", s->name, what);
+    return log_error(FAILED, "%s: damaged: %s; %s", s->name, what, remedy(s));
 }
 
 static int cannot_read(const Session *s) {
@@ -269,20 +274,15 @@ static int read_first(const Session *s, uint64_t size, SessionHeader *h) {
     if (!read_at(s->file, h, there, 0))
         return cannot_read(s);
     if (there < sizeof h->magic || memcmp(h->magic, SESSION_MAGIC, sizeof h->magic))
-        return log_error(FAILED,
-                         "%s: not a session; --session takes a file that it wrote, or a name that is free",
-                         s->name);
+        return log_error(FAILED, "%s: not a session; %s", s->name,
+                         s->keep ? "--from takes a file that --session wrote"
+                                 : "--session takes a file that it wrote, or a name that is free");
     if (there == FIRST_HEADER_BYTES && h->version != SESSION_VERSION)
-        return log_error(FAILED,
-                         "%s: a session of version %u, and this program knows version %d: give --session "
-                         "another name to begin anew",
-                         s->name, h->version, SESSION_VERSION);
+        return log_error(FAILED, "%s: a session of version %u, and this program knows version %d: %s",
+                         s->name, h->version, SESSION_VERSION, remedy(s));
     if (there < FIRST_HEADER_BYTES || size < h->file_bytes)
-        return log_error(
-            FAILED,
-            "%s: cut short, %llu bytes are there: copy it again, or give --session another name to "
-            "begin anew",
-            s->name, (unsigned long long)size);
+        return log_error(FAILED, "%s: cut short, %llu bytes are there: copy it again, or %s", s->name,
+                         (unsigned long long)size, remedy(s));
     uint32_t header = header_bytes(h);
     if (header % 8 || header < FIRST_HEADER_BYTES || header > MAX_HEADER_BYTES || size != h->file_bytes ||
         h->data_offset != data_offset(header, h->tokens, h->logits, h->pages) || h->data_offset > size ||
@@ -322,8 +322,8 @@ static int read_head(Session *s, uint64_t size) {
         return log_error(
             FAILED,
             "%s: written by a newer version of this program, with what this one does not know: use "
-            "that version, or give --session another name to begin anew",
-            s->name);
+            "that version, or %s",
+            s->name, remedy(s));
     return DONE;
 }
 
@@ -342,19 +342,14 @@ static int check_head(const Session *s, Options *o) {
     const Config *cfg = &s->model->config;
     int type = cache_type(h);
     if (h->model != fingerprint(s->model))
-        return log_error(
-            FAILED,
-            "%s: made with another model (%.63s) than %s: use that one, or give --session another name",
-            s->name, h->model_name, s->model->path);
+        return log_error(FAILED, "%s: made with another model (%.63s) than %s: use that one, or %s", s->name,
+                         h->model_name, s->model->path, remedy(s));
     if (type < 0)
-        return log_error(
-            FAILED,
-            "%s: its cache type %.8s is unknown to this program: give --session another name to begin anew",
-            s->name, h->cache);
+        return log_error(FAILED, "%s: its cache type %.8s is unknown to this program: %s", s->name, h->cache,
+                         remedy(s));
     if (o->given[OPT_CACHE] && (int)o->cache != type)
-        return log_error(
-            FAILED, "%s: its cache is of another type than %s: use -k %s, or give --session another name",
-            s->name, cache_names[o->cache], cache_names[type]);
+        return log_error(FAILED, "%s: its cache is of another type than %s: use -k %s, or %s", s->name,
+                         cache_names[o->cache], cache_names[type], remedy(s));
     o->cache = (CacheType)type;
 
     bool sizes = h->page_bytes == page_bytes(s->model, o->cache) && h->pages == cache_pages(h->rows) &&
@@ -370,23 +365,33 @@ static int check_head(const Session *s, Options *o) {
     return DONE;
 }
 
-static int read_text(Session *s, SavedText *text, Options *o) {
-    struct stat st;
-    s->file = open(s->path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+/* s->file = the session, for reading. DONE with -1: there is none yet. */
+static int open_file(Session *s, struct stat *st) {
+    s->file = open(s->keep ? s->name : s->path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
     if (s->file < 0)
-        return errno == ENOENT ? DONE : cannot_read(s);
-    if (fstat(s->file, &st) || !S_ISREG(st.st_mode))
+        return errno == ENOENT && !s->keep ? DONE : cannot_read(s);
+    if (fstat(s->file, st) || !S_ISREG(st->st_mode))
         return not_a_file(s);
+    if (s->keep) /* a session is never changed, but replaced by a new file: what was opened stays whole */
+        return DONE;
     if (flock(s->file, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK)
         return in_use(s);
-    if (!(st.st_mode & 0222) || access(s->path, W_OK))
+    if (!(st->st_mode & 0222) || access(s->path, W_OK))
         return log_error(
             FAILED,
             "%s: read-only, and the session is written at the end: make it writable, or give --session the "
             "name of a copy",
             s->name);
-    s->mode = st.st_mode & SESSION_MODES; /* the new file keeps what the old one allows */
-    int status = read_head(s, (uint64_t)st.st_size);
+    s->mode = st->st_mode & SESSION_MODES; /* the new file keeps what the old one allows */
+    return DONE;
+}
+
+static int read_text(Session *s, SavedText *text, Options *o) {
+    struct stat st;
+    int status = open_file(s, &st);
+    if (status || s->file < 0)
+        return status;
+    status = read_head(s, (uint64_t)st.st_size);
     if (!status)
         status = check_head(s, o);
     if (status)
@@ -398,14 +403,15 @@ static int read_text(Session *s, SavedText *text, Options *o) {
 }
 
 int session_open(Session *s, SavedText *text, const Model *m, Options *o) {
-    *s = (Session){.name = o->session, .model = m, .lock = -1, .file = -1};
+    *s = (Session){.name = o->session, .model = m, .keep = o->given[OPT_FROM], .lock = -1, .file = -1};
     *text = (SavedText){0};
     if (!s->name)
         return DONE;
     if (!*s->name)
-        return log_error(WRONG_USAGE, "%s takes the name of a file", o->given[OPT_SESSION]);
-    int status = name_files(s);
-    if (!status)
+        return log_error(WRONG_USAGE, "%s takes the name of a file",
+                         o->given[s->keep ? OPT_FROM : OPT_SESSION]);
+    int status = s->keep ? DONE : name_files(s);
+    if (!status && !s->keep)
         status = take_lock(s, 0);
     return status ? status : read_text(s, text, o);
 }
@@ -449,7 +455,7 @@ static int read_constant(const Session *s, Sequence *q) {
 }
 
 int session_load(Session *s, Sequence *q, State *state) {
-    int status = s->name ? check_room(s, state) : DONE, error = 0;
+    int status = s->name && !s->keep ? check_room(s, state) : DONE, error = 0;
     if (status || s->file < 0)
         return status;
     const SessionHeader *h = s->header;
@@ -533,7 +539,7 @@ static bool write_session(const Session *s, uint8_t *head, const Sequence *q) {
 }
 
 int session_save(Session *s, const SavedText *text, const Sequence *q, const State *state) {
-    if (!s->name)
+    if (!s->name || s->keep)
         return DONE;
     mode_t mode = s->mode;
     int status = s->lock < 0 ? take_lock(s, PATIENCE) : DONE; /* where it was saved before */

@@ -96,11 +96,11 @@ static void reserve_constant(Reserve *r, const Config *cfg, size_t sequences) {
 static void reserve_cache(Reserve *r, const Model *m, const StateOptions *o) {
     const Config *cfg = &m->config;
     State *s = r->s;
-    size_t pages = cache_pages(o->context), all = pages * o->sequences;
+    size_t pages = cache_pages(o->context), lists = pages * o->sequences, all = o->pages ? o->pages : lists;
     Cache *cache = s->cache = reserve(r, 1, sizeof *cache);
     s->sequences = reserve(r, o->sequences, sizeof *s->sequences);
     int32_t *ids = reserve(r, o->sequences * (o->context + 1), sizeof *ids);
-    uint32_t *page = reserve(r, all, sizeof *page), *references = reserve(r, all, sizeof *references),
+    uint32_t *page = reserve(r, lists, sizeof *page), *references = reserve(r, all, sizeof *references),
              *free_pages = reserve(r, all, sizeof *free_pages);
     void *zeros = reserve(r, 1, cache_token_bytes(cfg, o->cache, cfg->num_hidden_layers) * TILE_ROWS);
     void *pool = reserve(r, all, cache_token_bytes(cfg, o->cache, cfg->num_hidden_layers) * TILE_ROWS);
@@ -382,7 +382,7 @@ void state_begin(State *s, const Row *rows, size_t n) {
         if (row->path == PATH_ABSORBED)
             s->absorbed.row[s->absorbed.count++] = (uint32_t)i;
         s->sparse.active |= row->place >= s->sparse.threshold;
-        sequence_reserve(row->sequence, (size_t)row->place + 1); /* the pool has pages for every context */
+        sequence_reserve(row->sequence, (size_t)row->place + 1); /* no page is missing: StateOptions.pages */
         add_to_run(s, i);
         if (row->logits)
             s->head.row[s->head.count++] = (uint32_t)i;

@@ -12,6 +12,7 @@ import re
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, NoReturn
 
@@ -101,19 +102,24 @@ def refuse_source(out_path: str, path: str) -> None:
         raise ExportError(f"{out_path}: is the source itself; choose another name")
 
 
-def compiled_tokenizer(opened: Opened) -> Compiled | None:
-    """None, with a warning, if the source has no tokenizer: the model still runs on --ids."""
-    where = opened.source.directory
+def readable_tokenizer(where: str, read: Callable[[], Compiled | None], without: str) -> Compiled | None:
+    """What `read` gives. Raises ExportError if it cannot be used; `without` says how to do without it."""
     try:
-        if opened.directory:
-            compiled = bounded_tokenizer(opened.directory)
-        else:
-            compiled = bounded_gguf_tokenizer(opened.metadata)
+        return read()
     except (ExportError, OSError) as error:
         raise ExportError(
-            f"{where}: the tokenizer cannot be used: {printable(error, 300)}; "
-            "--no-tokenizer exports the model without it (--ids is then the only prompt)"
+            f"{where}: the tokenizer cannot be used: {printable(error, 300)}; {without}"
         ) from None
+
+
+def compiled_tokenizer(opened: Opened) -> Compiled | None:
+    """None, with a warning, if the source has no tokenizer: the model still runs on --ids."""
+    where, directory = opened.source.directory, opened.directory
+    compiled = readable_tokenizer(
+        where,
+        lambda: bounded_tokenizer(directory) if directory else bounded_gguf_tokenizer(opened.metadata),
+        "--no-tokenizer exports the model without it (--ids is then the only prompt)",
+    )
     if compiled is None:
         warn(f"{where} has no tokenizer: the checkpoint takes --ids alone as a prompt")
     return compiled
@@ -183,18 +189,35 @@ def export_source(
 
 
 def export_random(
-    shape: str, out_path: str | os.PathLike[str], type_name: str, layers: int | None, seed: int
+    shape: str,
+    out_path: str | os.PathLike[str],
+    type_name: str,
+    layers: int | None,
+    seed: int,
+    tokenizer: str | None = None,
 ) -> None:
-    """A checkpoint of a published shape with random weights. layers: the first so many alone."""
+    """A checkpoint of a published shape with random weights. layers: the first so many alone. tokenizer: a
+    directory whose tokenizer and chat template it gets; the text that it writes has no meaning."""
     output = Output(out_path)
     values = SHAPES[shape]
     config = model_config.parse(values, shape, shape)
-    text = text_fields(values, config.vocab_size)
+    text = text_fields(values, config.vocab_size, tokenizer)
     config = dataclasses.replace(config, **text, num_hidden_layers=layers or config.published_layers)
+    section, template = b"", b""
+    if tokenizer:
+        directory = tokenizer
+        compiled = readable_tokenizer(
+            directory, lambda: bounded_tokenizer(directory), "leave --tokenizer out"
+        )
+        if compiled is None:
+            raise ExportError(f"{tokenizer}: has no tokenizer")
+        config = with_begin(config, compiled.begin)
+        section = compiled.section
+        template = compile_chat(lambda: find_template(directory, values.get("model_type")), warn)
     entries = make_plan(config, type_name)
     with output as out:
         tensors = random_tensors(entries, seed, Progress(sum(map(tensor_bytes, entries))))
-        write_checkpoint(out, config, b"", b"", entries, tensors)
+        write_checkpoint(out, config, section, template, entries, tensors)
 
 
 # ---- options
@@ -242,6 +265,7 @@ def options() -> Options:
     add("--random", metavar="SHAPE", choices=SHAPES, help="one of " + ", ".join(SHAPES))
     add("--layers", type=int, metavar="N", help="with --random: the first N layers alone")
     add("--seed", type=int, metavar="N", help="with --random: another draw (default 0)")
+    add("--tokenizer", metavar="DIR", help="with --random: the tokenizer and chat template of a directory")
     return parser
 
 
@@ -252,8 +276,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     wanted = ["OUT"] if args.random else ["SOURCE", "OUT"]
     if len(args.paths) != len(wanted):
         parser.error(f"{' and '.join(wanted)} expected, {len(args.paths)} paths given")
-    if not args.random and (args.layers is not None or args.seed is not None):
-        parser.error("--layers and --seed go with --random")
+    if not args.random and any(x is not None for x in (args.layers, args.seed, args.tokenizer)):
+        parser.error("--layers, --seed and --tokenizer go with --random")
     of_source = ("mtp", "no_rotation", "no_tokenizer", "no_chat")
     given = [f"--{name.replace('_', '-')}" for name in of_source if getattr(args, name)]
     if args.random and given:
@@ -291,7 +315,7 @@ def main(argv: list[str] | None = None) -> int:
     catch_signals()
     try:
         if args.random:
-            export_random(args.random, out, args.type, args.layers, args.seed or 0)
+            export_random(args.random, out, args.type, args.layers, args.seed or 0, args.tokenizer)
         else:
             rotation = args.type not in ("f32", "bf16") and not args.no_rotation
             take = not args.no_tokenizer, not args.no_chat

@@ -77,8 +77,9 @@ static void run(size_t most) {
     free(last);
 }
 
-static bool emit(void *owner) {
+static bool emit(void *owner, const float *logits) {
     (void)owner;
+    (void)logits;
     return true;
 }
 
@@ -91,7 +92,7 @@ static void write_ids(const Sequence *q, size_t from) {
 
 /* N tokens behind each of `count` sequences, together. */
 static void draw(Sequence *const *q, size_t count, uint64_t seed, int64_t n) {
-    Generation g[SEQUENCES];
+    Generation g[SEQUENCES], *texts[SEQUENCES];
     size_t begin[SEQUENCES];
     for (size_t i = 0; i < count; i++) {
         SamplerOptions o = {.temperature = 1, .top_p = 1, .repeat_penalty = 1, .seed = seed + i};
@@ -100,8 +101,9 @@ static void draw(Sequence *const *q, size_t count, uint64_t seed, int64_t n) {
                             .sampler = sampler_open(m.ops, m.config.vocab_size, &o),
                             .limit = n,
                             .emit = emit};
+        texts[i] = &g[i];
     }
-    generate(&m, s, g, count);
+    generate(&m, s, texts, count);
     for (size_t i = 0; i < count; i++) {
         write_ids(q[i], begin[i]);
         sampler_close(g[i].sampler);

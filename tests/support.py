@@ -203,7 +203,9 @@ class Checkpoint:
         assert FIRST_CONFIG_BYTES <= config_bytes <= CONFIG_BYTES == at - 64
         at = 64 + config_bytes
         at = -(-at // 64) * 64 + tokenizer
+        self.tokenizer = file[at - tokenizer : at]
         at = -(-at // 64) * 64 + chat
+        self.chat = file[at - chat : at]
         at = -(-at // 64) * 64
         keys = "name offset bytes type count rows cols scale checksum codebook".split()
         self.infos = [

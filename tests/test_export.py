@@ -486,6 +486,22 @@ def test_random(monkeypatch, exported):
     assert (cut["num_hidden_layers"], cut["published_layers"]) == (1, 2)
 
 
+def test_random_with_a_tokenizer(monkeypatch, exported, tmp_path):
+    """It reads and writes text as the model whose tokenizer and template it has."""
+    from test_chat import TEMPLATES, source
+
+    folder = source(tmp_path / "source", TEMPLATES["V3"])
+    whole = exported(folder)
+    for size in (
+        384,
+        200,
+    ):  # of the second shape some tokens are beyond the vocabulary: texts with them are refused
+        monkeypatch.setitem(SHAPES, "tiny", CONFIG | {"vocab_size": size})
+        made = exported("--random", "tiny", "--tokenizer", str(folder))
+        assert (made.tokenizer, made.chat) == (whole.tokenizer, whole.chat)
+    assert "has no tokenizer" in exported("--random", "tiny", "--tokenizer", str(tmp_path))
+
+
 # ---- knowledge -----------------------------------------------------------------------------------
 
 # Sums of the published tensors' sizes; they agree with the sizes that the models are known by (15.7B, 236B,
@@ -966,6 +982,7 @@ def test_paths_refused(source, exported, tmp_path, capsys):
         ["--random", "moonlight", "y", "--layers", "28"],
         ["--random", "longcat-flash", "y", "--layers", "3"],
         ["--random", "moonlight", "y", "--mtp"],
+        ["x", "y", "--tokenizer", "z"],
         ["--random", "moonlight", "y", "--no-rotation"],
         ["--nonsense", "x", "y"],
     ],
