@@ -2,8 +2,8 @@
  *
  *     sampler_driver < cases > choices
  *
- * A case, in the machine's byte order: struct Case, `seen` ids (int32), `vocab` logits (f32). Out: a line with
- * the two choices for each. */
+ * A case, in the machine's byte order: struct Case, `seen` ids (int32), `vocab` logits (f32). Out: a line
+ * with the two choices for each. */
 #include <math.h>
 #include <stdbool.h>
 #include <stdio.h>
