@@ -7,7 +7,14 @@
 #include "engine/checkpoint.h"
 #include "engine/util.h"
 
-uint64_t weight_bytes(const Model *m, size_t n) {
+size_t expert_layers(const Config *cfg) {
+    size_t n = 0;
+    for (uint32_t l = 0; l < cfg->num_hidden_layers; l++)
+        n += layer_is_moe(cfg, l);
+    return n;
+}
+
+WeightBytes weight_bytes(const Model *m) {
     const Config *cfg = &m->config;
     uint64_t always = 0, experts = 0;
     for (size_t i = 0; i < m->tensor_count; i++) {
@@ -22,6 +29,6 @@ uint64_t weight_bytes(const Model *m, size_t n) {
         else
             always += t->bytes;
     }
-    size_t E = cfg->n_routed_experts, chosen = n * cfg->num_experts_per_tok;
-    return E ? always + experts / E * min(chosen, E) : always;
+    size_t count = cfg->n_routed_experts * expert_layers(cfg);
+    return (WeightBytes){always, count ? experts / count : 0};
 }
