@@ -352,8 +352,9 @@ typedef enum {
 
 typedef struct {
     double seconds[STAGE_COUNT];
-    double waited; /* at barriers, part of the above */
-    Stage stage;   /* the current one, since `since` */
+    double waited;  /* at barriers, part of the above */
+    size_t experts; /* expert batches, in all layers */
+    Stage stage;    /* the current one, since `since` */
     double since;
 } Profile;
 

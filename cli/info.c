@@ -275,7 +275,10 @@ int mode_info(const Model *m, const Options *o) {
         print_number("  published model", published.total, "");
         print_number("  active per token", published.active, "");
     }
-    print_number("read per token", weight_bytes(m, 1), " bytes of weights");
+    WeightBytes bytes = weight_bytes(m);
+    print_number("read per token",
+                 bytes.always + bytes.expert * expert_layers(&m->config) * m->config.num_experts_per_tok,
+                 " bytes of weights");
     print_shape(m);
     print_text(m);
     print_cache(cfg);

@@ -159,7 +159,8 @@ static void drop_prefix(Prefix *p) {
     p->sequence = NULL;
 }
 
-/* The text has just read its prefix. Where there is no room for a fork, those that come after read it again. */
+/* The text has just read its prefix. Where there is no room for a fork, those that come after read it again.
+ * */
 static void leave_prefix(Batch *b, const Slot *slot) {
     Sequence *q = slot->g.sequence;
     if (!slot->reads || q->rows != slot->g.prefix || !has_prefix(slot->job) || find_prefix(b, slot->job))

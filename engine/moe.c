@@ -152,6 +152,8 @@ void plan_batches(const Model *m, State *s, const Layer *L) {
     size_t hidden = 0;
     s->moe.batch_count = 0;
     size_t first = L->experts ? plan_experts(&m->config, s, L, &hidden) : 0;
+    if (s->profile)
+        s->profile->experts += s->moe.batch_count;
     if (!L->mlp.up.data)
         return;
     add_batch(s, &L->mlp, s->row_count, first, &hidden);
