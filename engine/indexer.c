@@ -212,6 +212,11 @@ static void copy_chosen(const Model *m, const State *s, size_t layer, size_t i, 
     }
 }
 
+void select_row(const Model *m, const State *s, size_t layer, size_t i, uint8_t *tiles) {
+    for (size_t tile = 0; tile * TILE_ROWS < rows_attended(s, i); tile++)
+        copy_chosen(m, s, layer, i, tile, tiles + tile * s->cache->tile_bytes);
+}
+
 void select_latents(const Model *m, State *s, size_t layer, size_t first, size_t count, Thread *t) {
     size_t from, to;
     share(t, count * s->sparse.tile_count, &from, &to);
@@ -219,7 +224,7 @@ void select_latents(const Model *m, State *s, size_t layer, size_t first, size_t
         size_t line = task / s->sparse.tile_count, tile = task % s->sparse.tile_count;
         size_t i = s->absorbed.row[first + line];
         if (tile * TILE_ROWS < rows_attended(s, i))
-            copy_chosen(m, s, layer, i, tile, selected_tile(s, line, tile));
+            copy_chosen(m, s, layer, i, tile, selected_tiles(s, line) + tile * s->cache->tile_bytes);
     }
     sync_threads(t);
 }
