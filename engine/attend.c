@@ -64,9 +64,6 @@ static void softmax_begin(Softmax *softmax) {
 
 /* ---- absorbed ------------------------------------------------------------------------------- */
 
-/* A context of `rows` rows is split into parts of whole pages, as even as possible. */
-static size_t part_count(size_t rows) { return min(cache_pages(rows), MAX_PARTS); }
-
 static size_t head_groups(const Attention *a) { return div_up(a->cfg->num_attention_heads, LANES); }
 
 /* Some of the absorbed rows, as many as there are places for their parts. The work is a list of tasks: of

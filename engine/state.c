@@ -155,11 +155,10 @@ static void reserve_sparse(Reserve *r, const Config *cfg) {
     s->sparse.score = reserve(r, s->sparse.score_rows * s->context, sizeof(float));
     s->sparse.mask_stride = cache_pages(s->context) * TILE_ROWS / 64;
     s->sparse.mask = reserve(r, s->chunk * s->sparse.mask_stride, sizeof *s->sparse.mask);
-    /* for the rows whose parts are computed together (engine/attend.c): part_count / head_groups tiles, or
-     * more where a part has several; or for a row of each thread */
+    /* for the rows whose parts are computed together (engine/attend.c), or for a row of each thread */
     s->sparse.tile_count = cache_pages(min(s->context, cfg->index_topk));
-    size_t together =
-        s->absorbed.part_count / head_groups * (s->sparse.tile_count + MAX_PARTS - 1) / MAX_PARTS;
+    size_t together = s->absorbed.part_count / head_groups / part_count(min(s->context, cfg->index_topk)) *
+                      s->sparse.tile_count;
     s->sparse.tiles =
         reserve(r, max(together, (size_t)s->threads * s->sparse.tile_count), s->cache->tile_bytes);
     /* Multiplications for one row and head: absorbed, of the chosen rows; decompressed, of all rows, and as
