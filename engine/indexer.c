@@ -15,9 +15,10 @@
  * indexer attends to the rows that the layer before it chose (IndexShare).
  *
  * The published arithmetic also multiplies scores by Hi^-0.5 di^-0.5, and keys and queries by an
- * orthonormal matrix before it rounds both to 8 bits. Neither changes which rows score highest, except by the
- * rounding. Here keys are f32 with -k f32 and full, bf16 with -k bf16, and else q8: int8 with a scale for each
- * row, and queries too, which is finer than the published float of 4 exponent and 3 fraction bits.
+ * orthonormal matrix before it rounds both to 8 bits. Neither changes which rows score highest, except by
+ * the rounding. Here keys are f32 with -k f32 and full, bf16 with -k bf16, and otherwise q8: int8 with a
+ * scale for each row, and so are queries. That is finer than the published float, which has 3 bits of
+ * fraction.
  *
  * Attention to the chosen rows is engine/attend.c's; the loop over keys is kernels/index.h. Formulas:
  * DeepSeek-V3.2, arXiv 2512.02556, section 2.1; sharing: arXiv 2603.12201. */
