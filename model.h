@@ -16,7 +16,7 @@
  *   page      128 cached rows of a text, in all layers; tile: those of one layer
  *   run       decompressed new rows that follow one another in one sequence (mla.c)
  *   span      up to SPAN_ROWS (4096) cached rows, which a run reads at once
- *   part      one of at most sixteen pieces of a context, which threads may attend to side by side (absorbed)
+ *   part      one of at most 64 pieces of a context, which threads may attend to side by side (absorbed)
  *   panel     16 rows of a matrix; block: 64 columns of a panel; unit: 4 columns (kernels/kernels.h)
  *   expert batch   an expert with all rows of the call that chose it
  *
@@ -335,7 +335,8 @@ typedef struct State {
         size_t count;
         float *q_latent; /* [count][H][r_stride] queries in the latent space, then the latents' sums */
         size_t r_stride;
-        Softmax *parts; /* [part_count] one for each (row, sixteen heads, part), with out [r][16] */
+        Softmax *
+            parts; /* [part_count] for each (row, sixteen heads, part), or two for each thread; out [r][16] */
         size_t part_count;
     } absorbed;
 
