@@ -55,7 +55,8 @@
  *
  *   And sparse attention? engine/indexer.c chooses at most index_topk rows for each new row. The absorbed
  *   form attends to copies of them, gathered into tiles. The decompressed form, whose queries may each have
- *   chosen other rows, attends to all rows under a mask.
+ *   chosen other rows, attends to all rows under a mask. So its work grows with the text, and from some place
+ *   on (State.sparse.absorbed_from, 5803 in V3.2) every row is absorbed.
  *
  * The loops over lanes, pages and threads are in engine/attend.c, the inner loops in kernels/attention.h and
  * kernels/matmul.h, attention with an ordinary cache, for comparison, in engine/full.c. Nothing here knows

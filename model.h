@@ -16,7 +16,7 @@
  *   page      128 cached rows of a text, in all layers; tile: those of one layer
  *   run       decompressed new rows that follow one another in one sequence (mla.c)
  *   span      up to SPAN_ROWS (4096) cached rows, which a run reads at once
- *   part      one of at most sixteen pieces of a context, which threads attend to side by side (absorbed)
+ *   part      one of at most 64 pieces of a context, which threads may attend to side by side (absorbed)
  *   panel     16 rows of a matrix; block: 64 columns of a panel; unit: 4 columns (kernels/kernels.h)
  *   expert batch   an expert with all rows of the call that chose it
  *
@@ -290,7 +290,8 @@ typedef struct {
 } ConstantRun;
 
 /* How a row attends to the cache (mla.c). It depends only on how many ids of the row's own text are read
- * together with it (engine/sequence.h), never on other texts in the same call. */
+ * together with it (engine/sequence.h) and, where attention is sparse, on its place; never on other texts in
+ * the same call. */
 typedef enum { PATH_ABSORBED, PATH_DECOMPRESSED, PATH_DEFINITION } Path;
 
 /* One position of one sequence, to be computed. */
@@ -406,7 +407,8 @@ typedef struct State {
         size_t count;
         float *q_latent; /* [count][H][r_stride] queries in the latent space, then the latents' sums */
         size_t r_stride;
-        Softmax *parts; /* [part_count] one for each (row, sixteen heads, part), with out [r][16] */
+        Softmax *
+            parts; /* [part_count] for each (row, sixteen heads, part), or two for each thread; out [r][16] */
         size_t part_count;
     } absorbed;
 
@@ -424,20 +426,22 @@ typedef struct State {
         float *score; /* [context] */
     } definition;
 
-    struct {              /* sparse attention (engine/indexer.c); NULL in a model without indexer */
-        size_t threshold; /* up to so many rows attention is dense: index_topk, or SIZE_MAX */
-        bool active;      /* some row of this call attends to more */
-        float *key;       /* [T][key_stride] di */
-        float *query;     /* [T][query_stride] Hi * di */
-        float *weight;    /* [T][weight_stride] Hi */
+    struct {                  /* sparse attention (engine/indexer.c); NULL in a model without indexer */
+        size_t threshold;     /* up to so many rows attention is dense: index_topk, or SIZE_MAX */
+        size_t absorbed_from; /* rows from this place on are absorbed, however many there are */
+        bool active;          /* some row of this call attends to more */
+        float *key;           /* [T][key_stride] di */
+        float *query;         /* [T][query_stride] Hi * di */
+        float *weight;        /* [T][weight_stride] Hi */
         size_t key_stride, query_stride, weight_stride;
         float *score; /* [score_rows][context] for score_rows rows at a time */
         size_t score_rows;
         uint64_t *mask; /* [T][mask_stride] bit j: the row attends to row j of its sequence */
         size_t mask_stride;
-        uint8_t *tiles; /* absorbed: [rows at a time][tile_count] copies of the chosen latents */
+        uint8_t *tiles; /* absorbed: [rows or threads][tile_count] copies of the chosen latents */
         size_t tile_count;
         uint16_t *lane_mask; /* decompressed: [chunk / 16][SPAN_ROWS] bit i: row i of the sixteen */
+        bool *needed; /* [chunk / 16][pages of a span] whether any of the sixteen attends to the page */
     } sparse;
 
     struct {               /* linear attention (engine/kda.c); NULL in a model without */

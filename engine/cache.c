@@ -26,7 +26,7 @@ TileShape cache_shape(const Config *cfg, CacheType type) {
 
 TileShape cache_index_shape(const Config *cfg, CacheType type) {
     bool exact = type == CACHE_F32 || type == CACHE_FULL;
-    return (TileShape){exact ? TILE_F32 : TILE_BF16, cfg->index_head_dim, 0};
+    return (TileShape){exact ? TILE_F32 : type == CACHE_BF16 ? TILE_BF16 : TILE_Q8, cfg->index_head_dim, 0};
 }
 
 size_t cache_row_bytes(const Config *cfg, CacheType type) {

@@ -4,7 +4,7 @@
  * One row per token and layer: [ c | k_pe ], the latent (r numbers) and the rotated key (p numbers) that
  * all heads share. With CACHE_FULL a row is what attention without MLA keeps: n + p + v numbers for each
  * head (engine/full.c). A layer with an indexer keeps an index key beside it, di numbers in f32
- * (CACHE_F32, CACHE_FULL) or bf16.
+ * (CACHE_F32, CACHE_FULL), bf16 (CACHE_BF16) or q8.
  *
  * Rows lie in pages of TILE_ROWS = 128 rows. A page holds its rows for all layers:
  *
@@ -26,9 +26,11 @@
 
 /* Cached rows that are made ready for decompression at once. */
 enum { SPAN_ROWS = 32 * TILE_ROWS };
-/* A context is split into at most this many parts, which threads attend to side by side. The number of
- * parts depends on the context's length alone, so that results do not depend on the number of threads. */
-enum { MAX_PARTS = 16 };
+/* A context is split into parts, which threads attend to side by side: up to 16, in a long context as many as
+ * have PART_PAGES pages each, up to 64. A model of sixteen heads has nothing else to share among its threads,
+ * but each part costs r * 16 sums that are written and merged. The number of parts depends on the context's
+ * length alone, so that results do not depend on the number of threads. */
+enum { USUAL_PARTS = 16, MAX_PARTS = 64, PART_PAGES = 8 };
 /* Slots for each sequence: of its marks, of its rows, of those before its last call, and the one that a call
  * writes. */
 enum { SEQUENCE_SLOTS = MARKS + 3 };
@@ -71,6 +73,12 @@ size_t cache_row_bytes(const Config *cfg, CacheType type);
 size_t cache_token_bytes(const Config *cfg, CacheType type, uint32_t layers);
 /* Pages that hold `rows` rows. */
 static inline size_t cache_pages(size_t rows) { return div_up(rows, TILE_ROWS); }
+
+/* A context of `rows` rows is split into so many parts of whole pages, as even as possible. */
+static inline size_t part_count(size_t rows) {
+    size_t pages = cache_pages(rows);
+    return min(pages, max(USUAL_PARTS, min(pages / PART_PAGES, MAX_PARTS)));
+}
 
 /* All pages and slots are free. The arrays are in place. */
 void cache_open(Cache *cache, const Model *m, CacheType type, size_t page_count, size_t slot_count);

@@ -143,7 +143,7 @@ static void reserve_attention(Reserve *r, const Model *m) {
     s->absorbed.row = reserve(r, chunk, sizeof *s->absorbed.row);
     s->absorbed.r_stride = round_up(latent, PANEL);
     s->absorbed.q_latent = reserve(r, chunk * H * s->absorbed.r_stride, sizeof(float));
-    s->absorbed.part_count = max(128, head_groups * MAX_PARTS);
+    s->absorbed.part_count = max(max(128, head_groups * MAX_PARTS), 2 * (size_t)s->threads);
     reserve_softmax(r, &s->absorbed.parts, s->absorbed.part_count, latent);
 
     s->decompressed.queries =
@@ -186,6 +186,7 @@ static void reserve_sparse(Reserve *r, const Config *cfg) {
     size_t Hi = cfg->index_n_heads, di = cfg->index_head_dim,
            head_groups = div_up(cfg->num_attention_heads, LANES);
     s->sparse.threshold = Hi ? cfg->index_topk : SIZE_MAX;
+    s->sparse.absorbed_from = SIZE_MAX;
     if (!Hi || !s->cache)
         return;
     s->sparse.key_stride = round_up(di, PANEL);
@@ -198,13 +199,20 @@ static void reserve_sparse(Reserve *r, const Config *cfg) {
     s->sparse.score = reserve(r, s->sparse.score_rows * s->context, sizeof(float));
     s->sparse.mask_stride = cache_pages(s->context) * TILE_ROWS / 64;
     s->sparse.mask = reserve(r, s->chunk * s->sparse.mask_stride, sizeof *s->sparse.mask);
-    /* for the rows whose parts are computed together (engine/attend.c): part_count / head_groups tiles, or
-     * more where a part has several */
+    /* for the rows whose parts are computed together (engine/attend.c), or for a row of each thread */
     s->sparse.tile_count = cache_pages(min(s->context, cfg->index_topk));
+    size_t together = s->absorbed.part_count / head_groups / part_count(min(s->context, cfg->index_topk)) *
+                      s->sparse.tile_count;
     s->sparse.tiles =
-        reserve(r, s->absorbed.part_count / head_groups * (s->sparse.tile_count + MAX_PARTS - 1) / MAX_PARTS,
-                s->cache->tile_bytes);
+        reserve(r, max(together, (size_t)s->threads * s->sparse.tile_count), s->cache->tile_bytes);
+    /* Multiplications for one row and head: absorbed, of the chosen rows; decompressed, of all rows, and as
+     * much of their decompression as falls to one row of a piece. */
+    size_t n = cfg->qk_nope_head_dim, p = cfg->qk_rope_head_dim, v = cfg->v_head_dim,
+           latent = cfg->kv_lora_rank;
+    s->sparse.absorbed_from =
+        cfg->index_topk * (2 * latent + p) / (n + p + v + (n + v) * latent / PIECE_ROWS);
     s->sparse.lane_mask = reserve(r, div_up(s->chunk, LANES) * SPAN_ROWS, sizeof *s->sparse.lane_mask);
+    s->sparse.needed = reserve(r, div_up(s->chunk, LANES) * SPAN_ROWS / TILE_ROWS, sizeof *s->sparse.needed);
     for (int i = 0; i < s->threads && s->scratch; i++) {
         s->scratch[i].index_query = reserve(r, div_up(Hi, LANES), query_bytes(&s->cache->index_shape));
         s->scratch[i].index_keys = reserve(r, 16 * di, sizeof(float));
@@ -379,6 +387,8 @@ void state_begin(State *s, const Row *rows, size_t n) {
         Row *row = &s->rows[i];
         if (s->path_is_forced)
             row->path = s->forced_path;
+        else if (row->place >= s->sparse.absorbed_from)
+            row->path = PATH_ABSORBED;
         if (row->path == PATH_ABSORBED)
             s->absorbed.row[s->absorbed.count++] = (uint32_t)i;
         s->sparse.active |= row->place >= s->sparse.threshold;

@@ -257,7 +257,7 @@ typedef struct {
     /* -- the indexer of a sparse attention -- */
 
     /* score[j] = sum over h of weight[h] * relu(query_h . key_j) for rows j = 0 .. rows - 1 of a tile of
-     * index keys, F32 or BF16 with d2 = 0. `query`: the heads in groups of sixteen, each group made by
+     * index keys, F32, BF16 or Q8 with d2 = 0. `query`: the heads in groups of sixteen, each group made by
      * pack_query() of the same shape. weight: [heads rounded up to 16], finite past `heads`. scratch:
      * [16][d1]. */
     void (*index_scores)(float *score, const TileShape *shape, const void *query, const float *weight,
