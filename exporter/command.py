@@ -12,7 +12,6 @@ import re
 import signal
 import sys
 import traceback
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, NoReturn
 
 from .errors import PROGRAM, ExportError, printable, warn
@@ -31,9 +30,10 @@ from .gguf_source import Gguf
 from .plan import TYPE_NAMES, make_plan
 from .shapes import SHAPES
 from .sources import CONVERT, PICKLES, Safetensors, Source, read_json
-from .stream import Progress, processors, random_tensors, source_tensors
+from .stream import Packer, Progress, random_tensors, source_tensors
 from .text_fields import text_fields
 from .tokenizer import Compiled, bounded_gguf_tokenizer, bounded_tokenizer
+from .workers import Workers, processors
 from .writer import Output, find_target, tensor_bytes, write_checkpoint
 
 # ---- source
@@ -170,12 +170,9 @@ def export_source(
     if compiled:
         config = with_begin(config, compiled.begin)
         section, template = compiled.section, chat_section(opened) if chat else b""
-    with output as out, ThreadPoolExecutor(processors()) as pool:
-        try:
-            tensors = source_tensors(entries, source, pool, Progress(sum(map(tensor_bytes, entries))))
-            write_checkpoint(out, config, section, template, entries, tensors)
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with output as out, Workers(Packer(entries, source), processors()) as workers:
+        tensors = source_tensors(entries, workers, Progress(sum(map(tensor_bytes, entries))))
+        write_checkpoint(out, config, section, template, entries, tensors)
 
 
 def export_random(

@@ -4,6 +4,7 @@ Whole arrays at a time, so that numpy's loops do the work; callers bring so few 
 core's cache.
 """
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from .plan import BF16, F32, Q4, Q8
 from .sources import Groups, Tensor, steps
 
 PANEL, BLOCK, GROUP = 16, 64, 32
+LINE = 64  # bytes of a cache line and of the widest vector register
 
 # The sixteen values of a q4 weight, before its scale. Dense near zero, where most weights are: these minimize
 # the squared error of normally distributed weights when every 32 of them have the best of all scales (found
@@ -152,14 +154,30 @@ def _inverse(scale: np.ndarray) -> np.ndarray:
     return inverse
 
 
+def _aligned(shape: tuple[int, ...], kind: npt.DTypeLike) -> np.ndarray:
+    """Fresh memory from an address on that a vector register likes: a third of the time of products."""
+    size = math.prod(shape) * np.dtype(kind).itemsize
+    memory = np.empty(size + LINE, np.uint8)
+    begin = -memory.ctypes.data % LINE
+    return memory[begin : begin + size].view(kind).reshape(shape)
+
+
+def _columns(x: np.ndarray) -> np.ndarray:
+    """x [rows, cols] as [32, rows * groups]: each group is a column, so that its sums and maxima run over
+    whole arrays."""
+    groups = _aligned((GROUP, x.size // GROUP), x.dtype)
+    np.copyto(groups, x.reshape(-1, GROUP).T)
+    return groups
+
+
 def _pack_q8(x: np.ndarray, cols: int) -> np.ndarray:
-    groups = x.reshape(x.shape[0], -1, GROUP)
-    scale = (np.maximum(groups.max(axis=2), -groups.min(axis=2)) / 127).astype(
-        np.float16
-    )  # rounded first, then the integers
-    q = groups * _inverse(scale)[:, :, None]
-    np.clip(np.rint(q, out=q), -127, 127, out=q)
-    return _blocks_q8(q.reshape(x.shape).astype(np.int8), scale)
+    groups = _columns(x)
+    # rounded first, then the integers
+    scale = (np.maximum(groups.max(axis=0), -groups.min(axis=0)) / 127).astype(np.float16)
+    np.multiply(groups, _inverse(scale), out=groups)
+    np.clip(np.rint(groups, out=groups), -127, 127, out=groups)
+    q = np.ascontiguousarray(groups.astype(np.int8).T)
+    return _blocks_q8(q.reshape(x.shape), scale.reshape(x.shape[0], -1))
 
 
 def _blocks_q8(q: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -180,7 +198,7 @@ class Trial:
 
     def __init__(self, x: np.ndarray, present: np.ndarray | None) -> None:
         self.x, self.present = x, present
-        self.value, self.code = np.empty_like(x), np.empty(x.shape, np.int8)
+        self.value, self.code = _aligned(x.shape, np.float32), _aligned(x.shape, np.int8)
 
     def round(self, inverse: np.ndarray, clip: bool) -> np.ndarray:
         """x * inverse as int8, two bytes at a time, which index NEAREST. Without `clip` all must be below
@@ -210,17 +228,14 @@ class Trial:
         best, most = np.zeros_like(top), np.zeros_like(top)
         for value in TRIES:
             scale, gain = self.fit(inverse * np.float32(value), abs(value) > 127)
-            best = np.where(gain > most, scale, best)
-            most = np.maximum(gain, most)
+            np.copyto(best, scale, where=gain > most)
+            np.maximum(gain, most, out=most)
         return self.fit(_inverse(best)).scale.astype(np.float16)
 
 
 def _pack_q4(x: np.ndarray, cols: int) -> np.ndarray:
     rows = x.shape[0]
-    groups = np.ascontiguousarray(
-        x.reshape(-1, GROUP).T
-    )  # [32, rows * groups]: sums then run over whole arrays
-    present = None
+    groups, present = _columns(x), None
     if cols % GROUP:
         present = (
             np.broadcast_to(np.arange(x.shape[1]) < cols, x.shape).reshape(-1, GROUP).T.astype(np.float32)
