@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .errors import ExportError, printable
-from .gguf_config import EXPERTS, transformers_name
+from .gguf_config import EXPERTS, check_architecture, transformers_name
 from .keys import LIMITS
 from .sources import File, Groups, Integers, Source, Tensor, parts
 
@@ -272,6 +272,7 @@ class Gguf(Source):
                 "download the model again"
             )
         self.architecture = self.metadata.get("general.architecture")
+        check_architecture(self.architecture, path)
         for name, tensor in found.items():
             self._take(name, tensor, found)
 
@@ -292,7 +293,7 @@ class Gguf(Source):
     def _take(self, name: str, tensor: Tensor, found: dict[str, Tensor]) -> None:
         """Adds a tensor under transformers' name or names: stacked experts are taken apart, the two parts of
         kv_b_proj put together."""
-        ours = transformers_name(name)
+        ours = transformers_name(name, self.architecture == "longcat-flash")
         stem, _, kind = name.removesuffix(".weight").rpartition(".")
         if kind == "attn_k_b":
             v = found.get(f"{stem}.attn_v_b.weight")
