@@ -28,6 +28,7 @@ from .config import ModelConfig
 from .families import language_model
 from .gguf_source import Gguf
 from .plan import TYPE_NAMES, make_plan
+from .quantized import decode
 from .shapes import SHAPES
 from .sources import CONVERT, PICKLES, Safetensors, Source, read_json
 from .stream import Packer, Progress, random_tensors, source_tensors
@@ -163,7 +164,7 @@ def export_source(
     config = model_config.parse(opened.values, name, opened.config_path, source.has)
     text = text_fields(opened.values, config.vocab_size, opened.directory)
     config = dataclasses.replace(config, **text, mtp_layers=int(mtp))
-    source.decode(config.block)
+    decode(source, config.block)
     entries = make_plan(config, type_name, source, mtp, rotation)
     compiled = compiled_tokenizer(opened) if tokenizer else None
     section, template = b"", b""

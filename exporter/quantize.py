@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .plan import BF16, F32, Q4, Q8
-from .sources import Groups, Tensor, steps
+from .sources import UNIFORM, Groups, Tensor, steps
 
 PANEL, BLOCK, GROUP = 16, 64, 32
 LINE = 64  # bytes of a cache line and of the widest vector register
@@ -22,10 +22,6 @@ LINE = 64  # bytes of a cache line and of the widest vector register
 # by Lloyd's alternation of "best scales for the values" and "best values for the scales", then rounded). The
 # scale may be negative: the longer side then serves either sign.
 CODEBOOK = np.array([-127, -99, -78, -61, -47, -34, -21, -9, 2, 13, 24, 36, 49, 64, 82, 105], np.int8)
-
-UNIFORM = np.arange(
-    -8, 8, dtype=np.int8
-)  # the codebook of four-bit integers that are kept as the source has them
 
 # The scale of 32 weights is searched among those that put the one of largest magnitude at these values, which
 # lie around both ends.
@@ -59,10 +55,13 @@ def multiplier(largest: float, kind: int) -> float:
 
 def kept_multiplier(tensor: Tensor, ranges: list[tuple[int, int]], kind: int) -> float | None:
     """The multiplier with which the rows in `ranges` [(first, last + 1)] of `tensor`, integers with one scale
-    for each 32 of a row, can be packed as they are: every integer is one that `kind` has, and every scale
-    a half. None where that is not so, and its numbers must be rounded."""
-    if tensor.group != GROUP or tensor.bits not in {Q8: (4, 8), Q4: (4,)}.get(kind, ()):
+    for each 32 of a row or a multiple of that, can be packed as they are: every integer is one that `kind`
+    has, and every scale a half. None where that is not so, and its numbers must be rounded."""
+    if not tensor.group or tensor.group % GROUP or tensor.bits not in {Q8: (4, 8), Q4: (4,)}.get(kind, ()):
         return None
+
+    held = np.zeros(256, bool)
+    held[tensor.codebook.view(np.uint8)] = True
 
     def pieces() -> Iterator[Groups | None]:
         for low, high in ranges:
@@ -76,6 +75,8 @@ def kept_multiplier(tensor: Tensor, ranges: list[tuple[int, int]], kind: int) ->
     for piece in pieces():
         if piece is None or piece.integers.min(initial=0) < -127:
             return None
+        if kind == Q4 and not np.take(held, piece.integers.view(np.uint8)).all():
+            return None
         scale = piece.scale
         largest, one = max(largest, float(np.abs(scale).max(initial=0))), one and fits(scale, np.float32(1))
     if one and largest < np.inf:
@@ -87,15 +88,18 @@ def kept_multiplier(tensor: Tensor, ranges: list[tuple[int, int]], kind: int) ->
     return float(factor) if all_fit else None
 
 
-def pack_integers(q: np.ndarray, scale: np.ndarray, kind: int) -> np.ndarray:
-    """The panels of integers q [rows, cols] int8 with their scales [rows, cols / 32], as they are; of Q4 with
-    the codebook UNIFORM."""
-    q, scale = _padded(q, PANEL, BLOCK), _padded(scale.astype(np.float16), PANEL, BLOCK // GROUP)
-    return (
-        _blocks_q8(q, scale)
-        if kind == Q8
-        else _blocks_q4((q.reshape(-1, GROUP).T + np.int8(8)).view(np.uint8), scale)
-    )
+def pack_integers(groups: Groups, kind: int, codebook: np.ndarray = UNIFORM) -> np.ndarray:
+    """The panels of integers with their scales, each for a multiple of 32 columns, as they are; of Q4 with
+    the codebook that holds them."""
+    q = _padded(groups.integers, PANEL, BLOCK)
+    per_group = groups.integers.shape[1] // groups.scale.shape[1] // GROUP
+    scale = np.repeat(groups.scale.astype(np.float16), per_group, axis=1)
+    scale = _padded(scale, PANEL, BLOCK // GROUP)
+    if kind == Q8:
+        return _blocks_q8(q, scale)
+    code = np.zeros(256, np.uint8)
+    code[codebook[::-1].view(np.uint8)] = np.arange(15, -1, -1)  # the first of two that are equal
+    return _blocks_q4(np.take(code, q.view(np.uint8)).reshape(-1, GROUP).T, scale)
 
 
 def pack(x: np.ndarray, kind: int) -> np.ndarray:

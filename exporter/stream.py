@@ -14,8 +14,8 @@ import numpy as np
 
 from .errors import ExportError, printable
 from .plan import Q4, TYPE_NAMES, VECTOR, Entry
-from .quantize import CODEBOOK, UNIFORM, kept_multiplier, multiplier, pack, pack_integers
-from .sources import Source
+from .quantize import CODEBOOK, kept_multiplier, multiplier, pack, pack_integers
+from .sources import Groups, Source
 from .workers import Call, Workers, processors
 from .writer import Piece, tensor_bytes
 
@@ -91,10 +91,12 @@ def packed(entry: Entry, source: Source, scale: float, kept: bool, slab: Slab) -
     """One slab of a tensor. scale, kept: scale_of()."""
     if kept:
         begin, end, which = entry.place(*slab)
-        groups = source.tensors[entry.source].integers(begin, end)
-        assert groups is not None  # or scale_of() had not kept them
-        data = pack_integers(groups.integers[which], groups.scale[which] / np.float32(scale), entry.type)
-        return Piece(scale, codebook(entry, UNIFORM), data)
+        tensor = source.tensors[entry.source]
+        found = tensor.integers(begin, end)
+        assert found is not None  # or scale_of() had not kept them
+        groups = Groups(found.integers[which], found.scale[which] / np.float32(scale))
+        data = pack_integers(groups, entry.type, tensor.codebook)
+        return Piece(scale, codebook(entry, tensor.codebook), data)
     values = entry.load(source, *slab)
     if entry.type == VECTOR:
         return Piece(1.0, b"", np.ascontiguousarray(values, np.float32))
