@@ -259,7 +259,8 @@ class Gguf(Source):
         self.metadata: dict[str, Any] = {}
         found: dict[str, Tensor] = {}
         for part in self._files(path):
-            metadata, tensors = read_gguf(File(part))
+            self.files.append(File(part))
+            metadata, tensors = read_gguf(self.files[-1])
             self.metadata = self.metadata or metadata
             for name, tensor in tensors.items():
                 if name in found:

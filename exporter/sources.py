@@ -130,8 +130,13 @@ class File:
         regular(path)
         self.path = path
         self.file = open(path, "rb", buffering=0)  # noqa: SIM115 (as long as its tensors are used)
-        self.size = os.fstat(self.file.fileno()).st_size
+        self.size, self.changed = self.state()
         refuse_pointer(path, self.pread(min(self.size, 64), 0))
+
+    def state(self) -> tuple[int, int]:
+        """(bytes, time of the last change in nanoseconds)."""
+        status = os.fstat(self.file.fileno())
+        return status.st_size, status.st_mtime_ns
 
     def pread(self, count: int, offset: int) -> bytes:
         """Exactly `count` bytes. Thread-safe, and unlike a mapping no crash when the file shrinks."""
@@ -256,7 +261,7 @@ class Source:
     messages; it may be a file."""
 
     def __init__(self, directory: str) -> None:
-        self.directory, self.tensors = directory, dict[str, Tensor]()
+        self.directory, self.tensors, self.files = directory, dict[str, Tensor](), list[File]()
 
     def has(self, suffix: str) -> bool:
         """Is there a tensor whose name ends so?"""
@@ -269,6 +274,12 @@ class Source:
                 f"{tensor.shard.path}: tensor {printable(name)} is also in {self.tensors[name].shard.path}"
             )
         self.tensors[name] = tensor
+
+    def check_unchanged(self) -> None:
+        """Raises ExportError if a file is not as it was when it was opened."""
+        for file in self.files:
+            if file.state() != (file.size, file.changed):
+                raise ExportError(f"{file.path}: changed while it was read; export again")
 
     def rows(self, name: str, low: int, high: int) -> np.ndarray:
         """Rows low .. high - 1 as float32 [high - low, columns]."""
@@ -301,7 +312,8 @@ class Safetensors(Source):
         super().__init__(directory)
         shards, index = _shards(directory, stem)
         for shard in shards:
-            tensors = read_header(File(os.path.join(directory, shard)))
+            self.files.append(File(os.path.join(directory, shard)))
+            tensors = read_header(self.files[-1])
             for name, tensor in tensors.items():
                 ours = rename(name)
                 if ours is not None:

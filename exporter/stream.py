@@ -26,6 +26,13 @@ RANDOM_STD = 0.02  # initializer_range of the published models
 RANDOM_PANELS = 61
 
 
+def time_left(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min left"
+    return f"{minutes} min left" if minutes > 1 else f"{seconds:.0f} s left"
+
+
 class Progress:
     """One line on standard error, on a terminal only. total, count: bytes."""
 
@@ -38,9 +45,10 @@ class Progress:
         now = time.monotonic()
         if self.visible and (now - self.shown > 0.2 or self.done == self.total):
             self.shown = now
-            rate = self.done / 1e6 / max(now - self.begin, 1e-9)
+            rate = self.done / max(now - self.begin, 1e-9)
             percent = 100 * self.done // max(self.total, 1)
-            line = f"\r{percent:3d} % of {self.total / 1e6:.0f} MB, {rate:.0f} MB/s "
+            left = time_left((self.total - self.done) / max(rate, 1e-9))
+            line = f"\r{percent:3d} % of {self.total / 1e6:.0f} MB, {rate / 1e6:.0f} MB/s, {left}   "
             print(line, end="\n" if self.done == self.total else "", file=sys.stderr, flush=True)
 
 
@@ -135,10 +143,14 @@ def source_tensors(entries: list[Entry], workers: Workers, progress: Progress) -
             for slab in slabs(entries[i]):
                 yield i, *scale, slab
 
-    done = workers.in_order(work(), ahead)
+    def counted() -> Iterator[Piece]:
+        for piece in workers.in_order(work(), ahead):
+            progress.add(piece.data.nbytes)
+            yield piece
+
+    done = counted()
     for entry in entries:
         yield itertools.islice(done, sum(1 for _ in slabs(entry)))
-        progress.add(tensor_bytes(entry))
 
 
 def random_vector(entry: Entry) -> np.ndarray:
