@@ -360,7 +360,7 @@ def test_what_identity_experts_are_stored_with_stays_behind(tmp_path, exported):
 
 def test_rotation_is_exact(source, tmp_path):
     """Before it is quantized a rotated tensor differs from the exact product by the rounding to f32 alone."""
-    command.export_source(source(), tmp_path / "model.bin", "f32", mtp=True, rotation=True)
+    command.export_source(source(), tmp_path / "model.bin", command.Options("f32", mtp=True))
     got = Checkpoint(tmp_path / "model.bin")
     for name, x in rotated(expected()).items():
         np.testing.assert_allclose(got.read(name), x, rtol=0, atol=2e-7 * np.abs(x).max(), err_msg=name)
@@ -369,7 +369,7 @@ def test_rotation_is_exact(source, tmp_path):
 @pytest.mark.parametrize("name", ["v2lite", "v2_236b", "v3_fp8", "longcat", "minicpm3"])
 def test_rotation_changes_nothing(name, tmp_path):
     """A rotated model, in f32, gives the logits that transformers computed without any rotation."""
-    command.export_source(MODELS / name, tmp_path / "model.bin", "f32", mtp=False, rotation=True)
+    command.export_source(MODELS / name, tmp_path / "model.bin", command.Options("f32"))
     ids, want = compare.expected(MODELS / name, None, None)
     for path in ("absorbed", "decompressed"):
         got = compare.logits(tmp_path / "model.bin", ids, "-k", "f32", MLA_PATH=path)
