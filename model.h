@@ -335,6 +335,7 @@ typedef struct {
     void *attend;         /* the attention kernel's own */
     uint8_t *index_query; /* the packed index queries of one row */
     float *index_keys;    /* the index kernel's own */
+    void *sample;         /* what engine/sampler.h works in */
     float *kda;           /* the rows of a piece, of one head (engine/kda.c) */
 } Scratch;
 
