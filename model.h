@@ -17,6 +17,7 @@
  *   run       decompressed new rows that follow one another in one sequence (mla.c)
  *   span      up to SPAN_ROWS (4096) cached rows, which a run reads at once
  *   part      one of at most 64 pieces of a context, which threads may attend to side by side (absorbed)
+ *   constant part   what a linear attention keeps of a text, of the same size at any place; it lies in a slot
  *   panel     16 rows of a matrix; block: 64 columns of a panel; unit: 4 columns (kernels/kernels.h)
  *   expert batch   an expert with all rows of the call that chose it
  *
@@ -247,14 +248,6 @@ typedef struct {
 
 typedef enum { CACHE_F32, CACHE_BF16, CACHE_Q8, CACHE_Q6, CACHE_Q4, CACHE_FULL } CacheType;
 
-/* One text: its token ids, and the cache rows of the first `rows` of them. engine/sequence.h opens, cuts,
- * marks and forks sequences.
- *
- * The cache (engine/cache.h) is a pool of pages of 128 rows; a page holds its rows for all layers, a tile
- * of 128 rows [ c | k_pe ] for each, r + p numbers a row. A sequence is a list of page numbers, the same
- * for every layer. Forked sequences share pages. A page that another sequence
- * holds, too, is copied before it is written to, as after a cut. A row attends to cached rows 0 .. its own
- * place. */
 enum { MARKS = 2 };       /* of a sequence with a constant part, at a time */
 enum { REPLAY_ROWS = 8 }; /* rows of a small call */
 
@@ -271,6 +264,14 @@ typedef struct {
     size_t mark_rows[MARKS], mark_count;
 } Constant;
 
+/* One text: its token ids, and the cache rows of the first `rows` of them. engine/sequence.h opens, cuts,
+ * marks and forks sequences.
+ *
+ * The cache (engine/cache.h) is a pool of pages of 128 rows; a page holds its rows for all layers, a tile
+ * of 128 rows [ c | k_pe ] for each, r + p numbers a row. A sequence is a list of page numbers, the same
+ * for every layer. Forked sequences share pages. A page that another sequence
+ * holds, too, is copied before it is written to, as after a cut. A row attends to cached rows 0 .. its own
+ * place. */
 typedef struct Sequence {
     struct Cache *cache;
     int32_t *ids;   /* [context + 1] prompt and generated text */

