@@ -19,8 +19,7 @@ from support import MODELS, safetensors, tensors, to_bf16
 from exporter import gguf_config, mistral
 from exporter.errors import ExportError
 from exporter.gguf_source import read_gguf
-from exporter.sources import UNIFORM
-from exporter.sources import E4M3, File
+from exporter.sources import E4M3, UNIFORM, File
 
 # ---- GGUF
 
