@@ -13,6 +13,7 @@ import re
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 from .errors import PROGRAM, ExportError, printable, warn
@@ -27,7 +28,7 @@ from . import gguf_config, mistral
 from .chat import Found, compile_chat, find_template, gguf_template
 from .check import report
 from .config import ModelConfig
-from .families import language_model
+from .families import language_model, usual_name
 from .gguf_source import Gguf
 from .plan import TYPE_NAMES, Entry, make_plan
 from .quantize import CODEBOOK
@@ -74,7 +75,7 @@ def open_source(path: str) -> Opened:
     if os.path.exists(params_path) and not os.path.exists(config_path):
         source = Safetensors(path, "consolidated", mistral.transformers_name)
         return Opened(source, mistral.config(read_json(params_path), params_path), params_path, path, {})
-    source = Safetensors(path)
+    source = Safetensors(path, rename=usual_name)
     values = language_model(read_json(config_path), config_path)
     return Opened(source, values, config_path, path, {})
 
@@ -105,19 +106,24 @@ def refuse_source(out_path: str, path: str) -> None:
         raise ExportError(f"{out_path}: is the source itself; choose another name")
 
 
-def compiled_tokenizer(opened: Opened) -> Compiled | None:
-    """None, with a warning, if the source has no tokenizer: the model still runs on --ids."""
-    where = opened.source.directory
+def readable_tokenizer(where: str, read: Callable[[], Compiled | None], without: str) -> Compiled | None:
+    """What `read` gives. Raises ExportError if it cannot be used; `without` says how to do without it."""
     try:
-        if opened.directory:
-            compiled = bounded_tokenizer(opened.directory)
-        else:
-            compiled = bounded_gguf_tokenizer(opened.metadata)
+        return read()
     except (ExportError, OSError) as error:
         raise ExportError(
-            f"{where}: the tokenizer cannot be used: {printable(error, 300)}; "
-            "--no-tokenizer exports the model without it (--ids is then the only prompt)"
+            f"{where}: the tokenizer cannot be used: {printable(error, 300)}; {without}"
         ) from None
+
+
+def compiled_tokenizer(opened: Opened) -> Compiled | None:
+    """None, with a warning, if the source has no tokenizer: the model still runs on --ids."""
+    where, directory = opened.source.directory, opened.directory
+    compiled = readable_tokenizer(
+        where,
+        lambda: bounded_tokenizer(directory) if directory else bounded_gguf_tokenizer(opened.metadata),
+        "--no-tokenizer exports the model without it (--ids is then the only prompt)",
+    )
     if compiled is None:
         warn(f"{where} has no tokenizer: the checkpoint takes --ids alone as a prompt")
     return compiled
@@ -173,6 +179,10 @@ def understand(path: str, options: Options) -> Job:
     name = re.sub(r"(-\d{5}-of-\d{5})?\.gguf$", "", os.path.basename(os.path.abspath(path)))
     config = model_config.parse(opened.values, name, opened.config_path, source.has)
     text = text_fields(opened.values, config.vocab_size, opened.directory)
+    if options.mtp and config.kda_heads:
+        raise ExportError(
+            f"{path}: the MTP layer of a model with linear attention is not read: leave --mtp out"
+        )
     config = dataclasses.replace(config, **text, mtp_layers=int(options.mtp))
     decode(source, config.block)
     entries = make_plan(config, options.type, source, options.mtp, options.rotation)
@@ -215,18 +225,35 @@ def export_source(
 
 
 def export_random(
-    shape: str, out_path: str | os.PathLike[str], type_name: str, layers: int | None, seed: int
+    shape: str,
+    out_path: str | os.PathLike[str],
+    type_name: str,
+    layers: int | None,
+    seed: int,
+    tokenizer: str | None = None,
 ) -> None:
-    """A checkpoint of a published shape with random weights. layers: the first so many alone."""
+    """A checkpoint of a published shape with random weights. layers: the first so many alone. tokenizer: a
+    directory whose tokenizer and chat template it gets; the text that it writes has no meaning."""
     output = Output(out_path)
     values = SHAPES[shape]
     config = model_config.parse(values, shape, shape)
-    text = text_fields(values, config.vocab_size)
+    text = text_fields(values, config.vocab_size, tokenizer)
     config = dataclasses.replace(config, **text, num_hidden_layers=layers or config.published_layers)
+    section, template = b"", b""
+    if tokenizer:
+        directory = tokenizer
+        compiled = readable_tokenizer(
+            directory, lambda: bounded_tokenizer(directory), "leave --tokenizer out"
+        )
+        if compiled is None:
+            raise ExportError(f"{tokenizer}: has no tokenizer")
+        config = with_begin(config, compiled.begin)
+        section = compiled.section
+        template = compile_chat(lambda: find_template(directory, values.get("model_type")), warn)
     entries = make_plan(config, type_name)
     with output as out:
         tensors = random_tensors(entries, seed, Progress(sum(map(tensor_bytes, entries))))
-        write_checkpoint(out, Front(config.packed(), b"", b""), entries, tensors)
+        write_checkpoint(out, Front(config.packed(), section, template), entries, tensors)
 
 
 # ---- check
@@ -299,6 +326,7 @@ def parser_of_options() -> Parser:
     add("--random", metavar="SHAPE", choices=SHAPES, help="one of " + ", ".join(SHAPES))
     add("--layers", type=int, metavar="N", help="with --random: the first N layers alone")
     add("--seed", type=int, metavar="N", help="with --random: another draw (default 0)")
+    add("--tokenizer", metavar="DIR", help="with --random: the tokenizer and chat template of a directory")
     return parser
 
 
@@ -309,8 +337,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     wanted = ["OUT"] if args.random else ["SOURCE"] if args.check else ["SOURCE", "OUT"]
     if len(args.paths) != len(wanted):
         parser.error(f"{' and '.join(wanted)} expected, {len(args.paths)} paths given")
-    if not args.random and (args.layers is not None or args.seed is not None):
-        parser.error("--layers and --seed go with --random")
+    if not args.random and any(x is not None for x in (args.layers, args.seed, args.tokenizer)):
+        parser.error("--layers, --seed and --tokenizer go with --random")
     of_source = ("mtp", "no_rotation", "no_tokenizer", "no_chat", "resume", "check")
     given = [f"--{name.replace('_', '-')}" for name in of_source if getattr(args, name)]
     if args.random and given:
@@ -350,7 +378,7 @@ def main(argv: list[str] | None = None) -> int:
     catch_signals()
     try:
         if args.random:
-            export_random(args.random, out, args.type, args.layers, args.seed or 0)
+            export_random(args.random, out, args.type, args.layers, args.seed or 0, args.tokenizer)
         else:
             rotation = args.type not in ("f32", "bf16") and not args.no_rotation
             take = Options(args.type, args.mtp, rotation, not args.no_tokenizer, not args.no_chat)
