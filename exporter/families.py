@@ -294,6 +294,9 @@ def open_keys(values: dict[str, Any], where: str) -> tuple[Keys, Family]:
     family = family_of(values)
     given = {key: value for key, value in values.items() if value is not None}
     keys = Keys(dict(given), where)
+    # transformers 5.11 writes this default of its class beside the number that it uses
+    if family.index_pairs is not None and "n_routed_experts" in given and given.get("num_experts") == 256:
+        del keys.values["num_experts"]
     for other, key in ALIASES.items():
         keys.rename(other, key)
     keys.absent = frozenset(family.absent).difference(keys.values)

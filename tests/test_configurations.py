@@ -147,6 +147,11 @@ def test_wrappers_of_transformers(name, inner):
         ({"n_routed_experts": None, "num_experts": 4}, {}),
         ({"n_routed_experts": None, "num_local_experts": 4}, {}),
         ({"num_experts": 4, "num_local_experts": 4}, {}),
+        # transformers 5.11: the default of a field that its class does not use
+        (
+            {**SPARSE, "model_type": "glm_moe_dsa", "num_experts": 256},
+            {**SPARSE, "model_type": "glm_moe_dsa"},
+        ),
         ({"n_shared_experts": None, "num_shared_experts": 2}, {}),
         ({"num_nextn_predict_layers": None, "num_mtp_layers": 1, "mtp_layer_types": ["x"]}, {}),
         ({"q_head_dim": 28, "head_dim": 32}, {}),

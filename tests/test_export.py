@@ -723,7 +723,7 @@ def test_layers_listed(keys, placement):
             {"rope_scaling": {"type": "yarn", "factor": 4, "original_max_position_embeddings": 64, "x": 1}},
             "key x",
         ),
-        ({"quantization_config": {"quant_method": "awq"}}, "awq"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"eos_token_id": 37}, "eos_token_id"),
         ({"qk_rope_head_dim": 7}, "even"),
