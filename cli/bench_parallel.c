@@ -1,6 +1,6 @@
-/* cli/bench_parallel.c: --bench --parallel LIST: how fast so many texts are written together, one row of each in
- * a call, behind contexts that are their own, beside the bound that follows from two measurements: of a loop
- * that reads memory, and of matrix products at as many rows as a matrix has in the call.
+/* cli/bench_parallel.c: --bench --parallel LIST: how fast so many texts are written together, one row of each
+ * in a call, behind contexts that are their own, beside the bound that follows from two measurements: of a
+ * loop that reads memory, and of matrix products at as many rows as a matrix has in the call.
  *
  *     bytes a step           weights that the call read, experts as they were chosen, and every text's cache
  *     multiply-adds a step   of the matrices, and of attention to the cached rows

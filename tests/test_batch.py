@@ -382,6 +382,20 @@ def test_a_full_disk():
     assert done.returncode == FAILED and b"No space left" in done.stderr
 
 
+def test_bench_with_many_texts():
+    """A line for each number of texts at each context that the model allows."""
+    lines = text("--bench", "--parallel", "1,3", "-c", "64", "--csv").decode().splitlines()
+    names, *rows = (line.split(",") for line in lines)
+    rows = [dict(zip(names, map(float, row), strict=True)) for row in rows]
+    assert [(row["texts"], row["context"]) for row in rows] == [(1, 0), (3, 0)]
+    one, three = rows
+    assert one["rows_per_expert"] == 1 <= three["rows_per_expert"] <= 3
+    assert 1 < three["bytes"] / one["bytes"] < 3 and 2.9 < three["multiply_adds"] / one["multiply_adds"] < 3.1
+    for row in rows:
+        bound = min(row["read_bound"], row["product_bound"])
+        assert row["share"] == pytest.approx(row["tokens_per_s"] / bound, rel=0.01)
+
+
 # ---- which options go together
 
 TOGETHER = [
@@ -409,6 +423,7 @@ TOGETHER = [
     (["--from", "x", "--session", "y"], "--from", "--session"),
     (["--from", "x", "--logits", "y"], "--from", "--logits"),
     (["--chat", "--samples", "2"], "--chat", "--samples"),
+    (["--bench", "--parallel", "1,2", "--profile"], "--profile", "--parallel"),
 ]
 
 
