@@ -138,9 +138,12 @@ static int print_stats(const Batch *b) {
         snprintf(errors, sizeof errors, ", %zu of them an error", b->errors);
     if (b->shared)
         snprintf(shared, sizeof shared, " and %zu shared", b->shared);
-    log_info("%zu answers%s; prompts %zu tokens%s, texts %zu tokens, in %.2f s: %.1f tokens/s; seed %llu",
-             b->answers, errors, b->read, shared, b->written, time, (double)b->written / time,
-             (unsigned long long)b->jobs.seed);
+    if (b->options->choices.count)
+        log_info("%zu answers%s; prompts %zu tokens%s, in %.2f s", b->answers, errors, b->read, shared, time);
+    else
+        log_info("%zu answers%s; prompts %zu tokens%s, texts %zu tokens, in %.2f s: %.1f tokens/s; seed %llu",
+                 b->answers, errors, b->read, shared, b->written, time, (double)b->written / time,
+                 (unsigned long long)b->jobs.seed);
     if (b->interrupted || interrupted())
         return interrupt_status();
     return b->errors ? FAILED : b->status;
