@@ -229,10 +229,10 @@ static int open_batch(Batch *b, Session *session, Options *o) {
     const Model *m = b->model;
     Jobs *jobs = &b->jobs;
     int status = session_open(session, &b->saved, m, o);
-    if (!status && o->given[OPT_CHAT])
-        status = template_load(&b->template, m, o->given[OPT_CHAT]);
+    if (!status && (o->given[OPT_CHAT] || o->given[OPT_THINK]))
+        status = template_load(&b->template, m, o);
     else if (!status)
-        template_find(&b->template, m, jobs->no_template, sizeof jobs->no_template);
+        template_find(&b->template, m, o, jobs->no_template, sizeof jobs->no_template);
     if (!status && o->given[OPT_CHAT] && b->saved.count && !b->saved.turns)
         status = log_error(FAILED, "%s: holds a text, no conversation: give %s another file, or leave %s out",
                            session->name, o->given[OPT_FROM], o->given[OPT_CHAT]);

@@ -163,12 +163,14 @@ static double compute(Bench *b, size_t n, bool logits) {
     return time;
 }
 
-/* What is read of a cache of `rows` rows: every index key, and the latents of the `attended` rows. */
+/* What is read of a cache of `rows` rows: every index key, and the latents of the `attended` rows; a constant
+ * part is read and written. */
 static double cache_bytes(const Bench *b, size_t rows, size_t attended) {
     const Config *cfg = &b->m->config;
-    size_t latents = cache_row_bytes(cfg, b->s->cache->type) * cfg->num_hidden_layers;
+    size_t latents = cache_row_bytes(cfg, b->s->cache->type) * b->s->cache->layers;
     size_t all = cache_token_bytes(cfg, b->s->cache->type, cfg->num_hidden_layers);
-    return (double)rows * (double)(all - latents) + (double)attended * (double)latents;
+    double constant = 2 * sizeof(float) * (double)b->s->cache->slot_floats;
+    return (double)rows * (double)(all - latents) + (double)attended * (double)latents + constant;
 }
 
 static void start_profile(Bench *b) {
@@ -193,7 +195,8 @@ static void stop_profile(Bench *b, Result *r, size_t times, size_t calls, double
         print_profile(b, times * r->rows);
 }
 
-/* Fills the cache from position `from` to `to` and says how long it took. *bytes: of the cache. */
+/* Fills the cache from position `from` to `to` and says how long it took; from an earlier one, if the rows up
+ * to `from` are not there. *bytes: of the cache. */
 static double prefill(Bench *b, size_t from, size_t to, double *bytes) {
     double time = 0;
     *bytes = 0;
@@ -204,6 +207,7 @@ static double prefill(Bench *b, size_t from, size_t to, double *bytes) {
         *bytes += cache_bytes(b, rows, rows);
         progress("prefill", rows, to);
     }
+    sequence_mark(b->sequence);
     return time;
 }
 
@@ -222,10 +226,10 @@ static void bench_prefill(Bench *b, size_t from, size_t to) {
 
 /* Beside the speed of memory at that moment: on a shared machine it changes. */
 static void bench_decode(Bench *b, size_t context) {
-    double times[DECODE_STEPS] = {0}, all = 0;
+    double times[DECODE_STEPS] = {0}, all = 0, bytes;
     measure_bandwidth(b);
-    sequence_cut(b->sequence, context);
-    compute(b, 1, true); /* pages that are touched for the first time */
+    prefill(b, context, context, &bytes); /* the rows before may be gone */
+    compute(b, 1, true);                  /* pages that are touched for the first time */
     sequence_cut(b->sequence, context);
     start_profile(b);
     for (int i = 0; i < DECODE_STEPS && goes_on(b); i++)

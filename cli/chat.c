@@ -41,16 +41,6 @@ typedef struct {
     Answer answer;              /* as the user has seen it */
 } Chat;
 
-const char *chat_damage(const Model *m) {
-    Template t;
-    return m->chat_bytes ? template_open(m, &t) : NULL;
-}
-
-bool chat_has_thoughts(const Model *m) {
-    Template t;
-    return m->chat_bytes && !template_open(m, &t) && t.piece[THINK_END].text.bytes;
-}
-
 /* ---- texts -> ids; false: reported ---------------------------------------------------------- */
 
 static bool enough_memory(bool enough) {
@@ -179,13 +169,24 @@ static int no_room(const Chat *c, const char *what, size_t tokens) {
         what, tokens, s->context, c->run.model->config.max_position_embeddings);
 }
 
+/* The thought that the template begins for the model, unless thoughts are hidden. */
+static void show_beginning(Chat *c) {
+    Run *r = &c->run;
+    Slice shown = template_shown(&c->template);
+    size_t mark = min(shown.bytes, c->template.marks.begin.bytes);
+    r->hider.place = shown.bytes ? IN_THOUGHT : BEFORE_THOUGHT;
+    if (r->hider.marks || !shown.bytes)
+        return;
+    text_echo(&r->text, shown.text, mark);
+    text_echo(&r->text, shown.text + mark, shown.bytes - mark);
+}
+
 /* Reads the user's turn and writes the answer. */
 static int answer_turn(Chat *c, End *end) {
     Run *r = &c->run;
     Sequence *q = r->sequence;
     c->turn = q->count;
-    if (!sequence_mark(q))
-        return log_error(FAILED, "out of memory");
+    sequence_mark(q);
     if (!make_turn(c, PROMPT) || !finish_turn(c) || (!c->turn && !find_prefix(c)))
         return FAILED;
     if (!c->made.ids.bytes)
@@ -197,15 +198,12 @@ static int answer_turn(Chat *c, End *end) {
     memcpy(q->ids + q->count, c->made.ids.data, c->made.ids.bytes);
     q->count += conversation_count(&c->made);
     c->first_token = q->count;
-    Slice shown = template_shown(&c->template);
-    size_t mark = min(shown.bytes, c->template.marks.begin.bytes);
-    if (shown.bytes) {
-        text_echo(&r->text, shown.text, mark);
-        text_echo(&r->text, shown.text + mark, shown.bytes - mark);
-    }
+    show_beginning(c);
     r->text.cut = 0;
     *end = run_generate(r);
-    text_end(&r->text);
+    run_end_text(r);
+    if (!enough_memory(!r->text.lost))
+        return FAILED;
     return *end == END_NON_FINITE ? DONE : commit_turn(c, end);
 }
 
@@ -275,7 +273,7 @@ static size_t default_rows(const Chat *c) {
         return DEFAULT_CONTEXT;
     size_t memory = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
     size_t row = cache_token_bytes(cfg, c->run.options->cache, cfg->num_hidden_layers);
-    size_t rows = memory / 2 / row;
+    size_t rows = memory / 2 / max(row, 1); /* no layer may have latents */
     return max(rows, DEFAULT_CONTEXT);
 }
 
@@ -301,7 +299,7 @@ static int check_conversation(const Chat *c, const Session *session) {
 /* Everything before the first turn. */
 static int open_chat(Chat *c, Session *session, Options *o) {
     Run *r = &c->run;
-    int status = template_load(&c->template, r->model, o->given[OPT_CHAT]);
+    int status = template_load(&c->template, r->model, o);
     c->made = c->opening = (Conversation){.model = r->model, .template = &c->template};
     if (!status && !o->given[OPT_PROMPT])
         status = turns_open(&c->turns, o->file);
@@ -323,9 +321,12 @@ static int open_chat(Chat *c, Session *session, Options *o) {
         return FAILED;
     status = run_open(r, session);
     r->turn_end = template_turn_end(&c->template);
+    r->marks = true; /* what follows a prompt may be written anew */
     r->text.thought_begin = c->template.marks.begin;
     r->text.thought_end = c->template.marks.end;
     r->text.newline = true;
+    if (o->think == THINK_HIDE)
+        r->hider.marks = &c->template.marks;
     return status;
 }
 
@@ -339,6 +340,7 @@ int mode_chat(const Model *m, const Options *given) {
     turns_close(&c.turns);
     template_close(&c.template);
     answer_free(&c.answer);
+    hider_close(&c.run.hider);
     conversation_free(&c.made);
     conversation_free(&c.opening);
     run_close(&c.run);

@@ -43,6 +43,22 @@ static void write_id(Run *r, int32_t token) {
     output_flush();
 }
 
+bool run_token(Run *r) {
+    size_t n, last = r->sequence->count - 1;
+    const char *bytes = token_text(r, last, &n);
+    Slice shown = hider_add(&r->hider, r->sequence->ids[last], (Slice){bytes, n});
+    r->text.lost |= r->hider.lost;
+    return text_token(&r->text, shown.text, shown.bytes);
+}
+
+void run_end_text(Run *r) {
+    Slice rest = hider_end(&r->hider);
+    if (rest.bytes)
+        text_token(&r->text, rest.text, rest.bytes);
+    text_end(&r->text);
+    r->text.lost |= r->hider.lost;
+}
+
 /* Writes the last token of the sequence. False: a stop text is complete. */
 static bool write_token(void *run, const float *logits) {
     Run *r = run;
@@ -52,9 +68,7 @@ static bool write_token(void *run, const float *logits) {
         write_id(r, r->sequence->ids[r->sequence->count - 1]);
         return true;
     }
-    size_t n;
-    const char *bytes = token_text(r, r->sequence->count - 1, &n);
-    return text_token(&r->text, bytes, n);
+    return run_token(r);
 }
 
 static void show_progress(void *run, size_t done, size_t all) {
@@ -85,7 +99,15 @@ End run_generate(Run *r) {
     g.logits = r->state->logits;
     g.emit = write_token;
     g.progress = show_progress;
-    generate(r->model, r->state, texts, 1);
+    if (r->marks) { /* the prompt alone, then from its last row's logits */
+        g.limit = 0;
+        generate(r->model, r->state, texts, 1);
+        sequence_mark(r->sequence);
+        g.limit = o->tokens;
+        g.end = g.end == END_LENGTH ? NOT_ENDED : g.end;
+    }
+    if (!g.end)
+        generate(r->model, r->state, texts, 1);
     r->read += g.read;
     r->steps += g.steps;
     r->read_seconds += g.read_seconds;
@@ -260,7 +282,7 @@ static int write_all(Run *r, Session *session, const Prompt *prompt) {
     End end = run_generate(r);
     if (!r->model->tokenizer && !r->text.terminal && end != END_NON_FINITE)
         output_print("\n");
-    text_end(&r->text);
+    run_end_text(r);
     return run_finish(r, session, end);
 }
 

@@ -5,6 +5,7 @@
 
 #include "cli/output.h"
 #include "cli/session.h"
+#include "cli/think.h"
 #include "engine/sampler.h"
 #include "model.h"
 
@@ -18,7 +19,9 @@ typedef struct {
     Sequence *sequence; /* session, prompt and text so far */
     SavedText saved;    /* the rest of a session */
     Text text;          /* on standard output, or collected */
+    Hider hider;        /* of thoughts; closed by whoever opens it */
     size_t prefix;      /* of the sequence: Generation.prefix */
+    bool marks;         /* the end of each prompt is marked (engine/sequence.h) */
     int32_t turn_end;   /* ends a text as the model's end tokens do; -1: none */
     int32_t end_tokens[END_TOKENS];
     size_t ids_printed;   /* without tokenizer */
@@ -43,6 +46,11 @@ End run_generate(Run *r);
 /* The bytes of token `at` of the sequence. Special tokens are marks between texts and have none, unless
  * the user works with them (--special) or sees thoughts. */
 const char *token_text(Run *r, size_t at, size_t *n);
+
+/* The last token of the sequence goes into the text. False: a stop text is complete. */
+bool run_token(Run *r);
+/* The text ends. */
+void run_end_text(Run *r);
 
 /* The sampler has seen the tokens that are in the cache, and no others. */
 void run_remember(Run *r);

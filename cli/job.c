@@ -163,6 +163,7 @@ void job_close(Job *job) {
     for (size_t i = 0; job->replies && i < job->reply_count; i++) {
         buffer_free(&job->replies[i].ids);
         buffer_free(&job->replies[i].text);
+        buffer_free(&job->replies[i].thought);
         buffer_free(&job->replies[i].logged);
     }
     request_free(&job->request);

@@ -10,8 +10,6 @@
 #include "cli/output.h"
 #include "cli/table.h"
 
-const char *const format_names[FORMATS] = {"man", "bash", "zsh", "fish"};
-
 enum { COLUMNS = 80, HELP_COLUMN = 28 };
 
 static const char purpose[] = "Runs a language model with Multi-head Latent Attention. "
@@ -206,15 +204,9 @@ static void man(void) {
 
 /* ---- completions ---------------------------------------------------------------------------- */
 
-/* The values that an option may have; NULL: any. */
-static const char *const *choices(const Option *o, size_t *n) {
-    *n = o->kind == CACHE ? (size_t)CACHE_TYPES : o->kind == FORMAT ? (size_t)FORMATS : 0;
-    return o->kind == CACHE ? cache_names : o->kind == FORMAT ? format_names : NULL;
-}
-
 static void print_choices(const Option *o) {
     size_t n;
-    const char *const *names = choices(o, &n);
+    const char *const *names = kind_words(o->kind, &n);
     for (size_t i = 0; i < n; i++)
         output_print(i ? " %s" : "%s", names[i]);
 }
@@ -246,7 +238,7 @@ static void bash(void) {
         size_t n;
         if (o->value && *o->value != '[') {
             output_print("    %s%s%s) ", o->letter ? o->letter : "", o->letter ? " | " : "", o->name);
-            if (choices(o, &n)) {
+            if (kind_words(o->kind, &n)) {
                 output_print("COMPREPLY=($(compgen -W \"");
                 print_choices(o);
                 output_print("\" -- \"$word\")) ");
@@ -287,9 +279,9 @@ static void zsh(void) {
         if (o->value) {
             output_print("%s:", *o->value == '[' ? ":" : "");
             print_escaped(o->value, "", "");
-            output_print(":%s", takes_file(o) ? "_files" : choices(o, &n) ? "(" : " ");
+            output_print(":%s", takes_file(o) ? "_files" : kind_words(o->kind, &n) ? "(" : " ");
             print_choices(o);
-            output_print("%s", choices(o, &n) ? ")" : "");
+            output_print("%s", kind_words(o->kind, &n) ? ")" : "");
         }
         output_print("'");
     }
@@ -307,7 +299,7 @@ static void fish(void) {
         output_print(" -l %s", o->name + 2);
         if (o->value && *o->value != '[')
             output_print(takes_file(o) ? " -rF" : " -x");
-        if (choices(o, &n)) {
+        if (kind_words(o->kind, &n)) {
             output_print(" -a '");
             print_choices(o);
             output_print("'");

@@ -17,12 +17,6 @@ int mode_info(const Model *m, const Options *o);       /* info.c */
 int mode_check(const Model *m, const Options *o);      /* check.c */
 int mode_bench(const Model *m, const Options *o);      /* bench.c */
 
-/* What is wrong with the checkpoint's chat template; NULL: nothing, or there is none (chat.c). */
-const char *chat_damage(const Model *m);
-
-/* Whether the checkpoint's chat template knows thoughts before the answer (chat.c). */
-bool chat_has_thoughts(const Model *m);
-
 /* Reports data that waits on standard input while no prompt was given: it was probably meant as the prompt
  * (generate.c). */
 void log_waiting_input(const Options *o);

@@ -46,12 +46,19 @@ static bool parse_seed(const char *text, uint64_t *value) {
     return *text;
 }
 
-/* *index: of `text` among the n names. */
-static bool parse_name(const char *text, const char *const *names, int n, int *index) {
-    for (*index = 0; *index < n; ++*index) {
-        if (!strcmp(text, names[*index]))
+/* *index: of the word among those that the kind has; or reports them. */
+static bool parse_word(Kind kind, const char *given, const char *value, int *index) {
+    size_t n;
+    const char *const *words = kind_words(kind, &n);
+    char list[128] = "";
+    for (size_t i = 0; i < n; i++) {
+        if (!strcmp(value, words[i])) {
+            *index = (int)i;
             return true;
+        }
+        strcat(strcat(list, i == 0 ? "" : i + 1 < n ? ", " : " or "), words[i]);
     }
+    log_error(WRONG_USAGE, "%s takes %s, not '%s'", given, list, value);
     return false;
 }
 
@@ -81,7 +88,6 @@ static bool parse_value(Options *o, OptionId id, const char *given, const char *
     const Option *option = &option_table[id];
     void *field = (char *)o + option->field;
     double number;
-    int index;
     switch (option->kind) {
     case FLAG: return true;
     case STRING: *(const char **)field = value; return true;
@@ -104,17 +110,8 @@ static bool parse_value(Options *o, OptionId id, const char *given, const char *
                   value);
         return false;
     case CACHE:
-        if (parse_name(value, cache_names, CACHE_TYPES, &index)) {
-            *(CacheType *)field = (CacheType)index;
-            return true;
-        }
-        log_error(WRONG_USAGE, "%s takes f32, bf16, q8, q6, q4 or full, not '%s'", given, value);
-        return false;
-    case FORMAT:
-        if (parse_name(value, format_names, FORMATS, field))
-            return true;
-        log_error(WRONG_USAGE, "%s takes man, bash, zsh or fish, not '%s'", given, value);
-        return false;
+    case THINK:
+    case FORMAT: return parse_word(option->kind, given, value, field);
     case INTEGER:
         if (parse_integer(value, &number) && number >= option->least && number <= option->most) {
             *(int64_t *)field = (int64_t)number;
@@ -441,7 +438,8 @@ bool options_parse(Options *o, int argc, char **argv, int *status) {
                    .repeat_penalty = -1,
                    .samples = 1,
                    .first = 1,
-                   .cache = CACHE_Q8};
+                   .cache = CACHE_Q8,
+                   .think = THINK_DEFAULT};
     *status = FAILED;
     o->stops.list = calloc((size_t)argc + 1, sizeof *o->stops.list);
     o->choices.list = calloc((size_t)argc + 1, sizeof *o->choices.list);

@@ -83,14 +83,15 @@ typedef struct {
 
 /* One answer. */
 typedef struct Reply {
-    size_t sample; /* 0 .. request->samples - 1 */
-    uint64_t seed; /* its own */
-    End end;       /* END_TOKEN, END_STOP, END_LENGTH, END_CONTEXT; of no meaning with an error or choices */
-    Buffer ids;    /* int32_t [completion_tokens]: what was written, without the end token */
-    Buffer text;   /* bytes as ./run writes them: without the stop text, special tokens left out. Not always
+    size_t sample;  /* 0 .. request->samples - 1 */
+    uint64_t seed;  /* its own */
+    End end;        /* END_TOKEN, END_STOP, END_LENGTH, END_CONTEXT; of no meaning with an error or choices */
+    Buffer ids;     /* int32_t [completion_tokens]: what was written, without the end token */
+    Buffer text;    /* bytes as ./run writes them: without the stop text, special tokens left out. Not always
                       UTF-8. In a conversation it begins with the thought that the template opens, if any */
-    size_t shown;  /* bytes of `text` that came from the template (such a beginning) and not from `ids` */
-    Buffer logged; /* LoggedToken [completion_tokens][1 + top_logprobs]: the token itself, then the likeliest
+    Buffer thought; /* of a conversation with --think hide: what `text` is without */
+    size_t shown;   /* bytes of `text` that came from the template (such a beginning) and not from `ids` */
+    Buffer logged;  /* LoggedToken [completion_tokens][1 + top_logprobs]: the token itself, then the likeliest
                       in descending order; empty without request->logprobs */
     const ChoiceSum *sums; /* [request->choice_count]; NULL without choices */
     size_t best;           /* the likeliest choice, the first of equal ones */

@@ -6,6 +6,17 @@ const char *const cache_names[CACHE_TYPES] = {
     [CACHE_F32] = "f32", [CACHE_BF16] = "bf16", [CACHE_Q8] = "q8",
     [CACHE_Q6] = "q6",   [CACHE_Q4] = "q4",     [CACHE_FULL] = "full"};
 
+const char *const *kind_words(Kind kind, size_t *count) {
+    static const char *const thinks[] = {[THINK_ON] = "on", [THINK_OFF] = "off", [THINK_HIDE] = "hide"};
+    static const char *const formats[FORMATS] = {"man", "bash", "zsh", "fish"};
+    switch (kind) {
+    case CACHE: *count = CACHE_TYPES; return cache_names;
+    case THINK: *count = THINK_DEFAULT; return thinks;
+    case FORMAT: *count = FORMATS; return formats;
+    default: *count = 0; return NULL;
+    }
+}
+
 /* ---- the table ------------------------------------------------------------------------------ */
 
 enum {
@@ -53,6 +64,10 @@ const Option option_table[OPTION_COUNT] = {
                   "one that ends with \\ goes on in the next; or one turn, -p"},
     [OPT_SYSTEM] = {NULL, NULL, "--system", "TEXT", STRING, CHAT | LINES, FIELD(system), 0, 0,
                     "what the model is told before the first turn (default: the template's)"},
+
+    [OPT_THINK] = {NULL, NULL, "--think", "HOW", THINK, CHAT | LINES | BATCH, FIELD(think), 0, 0,
+                   "on, off: the template's own switch for thoughts; hide: thoughts are made but not written "
+                   "(default: the template's)"},
 
     [OPT_ECHO] = {"The text", NULL, "--echo", NULL, FLAG, GENERATE, 0, 0, 0,
                   "write the prompt before the generated text"},
@@ -161,5 +176,6 @@ const Rule rule_table[] = {
     {false, {OPT_CHAT, OPT_NO_BOS}, 2, "the chat template says where special tokens are"},
     {false, {OPT_PARALLEL, OPT_PROFILE}, 2, "stages are timed with one text"},
     {true, {OPT_SYSTEM, OPT_CHAT}, 2, "the chat template has a place for it"},
+    {true, {OPT_THINK, OPT_CHAT, OPT_BATCH}, 3, "it is about conversations"},
 };
 const size_t rule_count = sizeof rule_table / sizeof *rule_table;

@@ -34,6 +34,7 @@ typedef enum {
     OPT_NO_BOS,
     OPT_CHAT,
     OPT_SYSTEM,
+    OPT_THINK,
     OPT_ECHO,
     OPT_TOKENS,
     OPT_CONTEXT,
@@ -83,6 +84,9 @@ typedef struct {
     size_t list[MAX_COUNTS], count;
 } Counts;
 
+/* What is done about thoughts, as --think takes it. */
+typedef enum { THINK_ON, THINK_OFF, THINK_HIDE, THINK_DEFAULT } Think;
+
 typedef struct {
     /* how the option was written ("-n", "--tokens"); NULL: it was not given */
     const char *given[OPTION_COUNT];
@@ -107,11 +111,12 @@ typedef struct {
     uint64_t seed;
     int64_t threads;
     CacheType cache, against; /* of -k; of --against */
-    int format;               /* of --generate, an index of format_names */
+    Think think;
+    int format; /* of --generate, an index of format_names */
 } Options;
 
 /* TEXTS and COUNTS are lists: of texts, where the option may come again, and of numbers behind commas. */
-typedef enum { FLAG, INTEGER, NUMBER, SEED, STRING, TEXTS, COUNTS, CACHE, FORMAT } Kind;
+typedef enum { FLAG, INTEGER, NUMBER, SEED, STRING, TEXTS, COUNTS, CACHE, THINK, FORMAT } Kind;
 
 typedef struct {
     const char *heading;       /* in the help, before this option */
@@ -153,6 +158,9 @@ extern const char *const cache_names[CACHE_TYPES];
 
 /* What --generate writes (manual.c). */
 enum { FORMATS = 4 };
-extern const char *const format_names[FORMATS];
+
+/* The words that an option of this kind takes, of which the value is the index; *count of them. NULL: it takes
+ * other values. */
+const char *const *kind_words(Kind kind, size_t *count);
 
 #endif

@@ -53,9 +53,7 @@ static bool take_token(void *owner, const float *logits) {
     }
     if (!r->model->tokenizer)
         return true;
-    size_t n;
-    const char *bytes = token_text(r, r->sequence->count - 1, &n);
-    return text_token(&r->text, bytes, n) && !r->text.lost;
+    return run_token(r) && !r->text.lost;
 }
 
 /* The logits after the last token of a prompt. */
@@ -96,6 +94,7 @@ bool has_slot(const Batch *b) {
 
 static void close_slot(Slot *slot) {
     text_close(&slot->run.text);
+    hider_close(&slot->run.hider);
     sampler_close(slot->run.sampler);
     slot->job = NULL;
 }
@@ -171,8 +170,7 @@ static void leave_prefix(Batch *b, const Slot *slot) {
         if (!b->prefixes[i].sequence || (oldest->sequence && b->prefixes[i].used < oldest->used))
             oldest = &b->prefixes[i];
     drop_prefix(oldest);
-    if (sequence_mark(q))
-        oldest->sequence = sequence_fork(b->state, q, q->rows);
+    oldest->sequence = sequence_fork(b->state, q, q->rows);
     oldest->used = ++b->uses;
 }
 
@@ -272,8 +270,14 @@ static bool open_sample(Slot *slot) {
         r->turn_end = template_turn_end(t);
         r->text.thought_begin = t->marks.begin;
         r->text.thought_end = t->marks.end;
-        text_echo(&r->text, shown.text, shown.bytes);
-        reply->shown = shown.bytes;
+        if (slot->batch->options->think == THINK_HIDE) {
+            r->hider = (Hider){.marks = &t->marks,
+                               .place = shown.bytes ? IN_THOUGHT : BEFORE_THOUGHT,
+                               .thought = &reply->thought};
+        } else {
+            text_echo(&r->text, shown.text, shown.bytes);
+            reply->shown = shown.bytes;
+        }
     }
     slot->g = run_generation(r, job->request.limit, job->request.ignore_end);
     slot->g.logits = job->logits;
@@ -318,7 +322,7 @@ static void end_part(Slot *slot) {
     Job *job = slot->job;
     if (!job->request.choice_count) {
         Reply *reply = slot_reply(slot);
-        text_end(&slot->run.text);
+        run_end_text(&slot->run);
         reply->end = slot->g.end;
         reply->completion_tokens = slot->run.written;
         slot->batch->written += slot->run.written;
@@ -345,11 +349,12 @@ static void end_text(Slot *slot) {
     }
     if (slot->g.end == END_NON_FINITE)
         job_fail(job, "the logits are non-finite; --check looks for damage in the checkpoint");
-    else if (slot->run.text.lost || (slot->reads && !sequence_mark(job->sequence)))
+    else if (slot->run.text.lost)
         job_fail(job, "out of memory");
-    else if (slot->reads)
+    else if (slot->reads) {
+        sequence_mark(job->sequence);
         job->state = JOB_RUNS;
-    else if (job->state == JOB_RUNS)
+    } else if (job->state == JOB_RUNS)
         end_part(slot);
     if (!slot->in_job)
         sequence_close(slot->run.sequence);

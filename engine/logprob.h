@@ -9,7 +9,7 @@
  * logits[id] - log_sum_exp(). */
 double log_sum_exp(const Kernels *ops, const float *logits, size_t vocab);
 
-/* The logarithm of the probability of token `id` (0 .. vocab-1), in nats; at most 0, but for rounding. */
+/* The logarithm of the probability of token `id` (0 .. vocab-1), in nats; at most 0. */
 static inline double log_probability(const Kernels *ops, const float *logits, size_t vocab, int32_t id) {
     return (double)logits[id] - log_sum_exp(ops, logits, vocab);
 }

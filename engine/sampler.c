@@ -144,23 +144,27 @@ static size_t bucket_of(float x) {
     return (size_t)(int)(steps < REST ? steps : REST);
 }
 
+/* Whether any of sixteen numbers is in least .. most. */
+static bool any_of_sixteen(const float *x, float least, float most) {
+    int any = 0;
+    for (int i = 0; i < 16; i++)
+        any |= (x[i] <= most) & (x[i] >= least);
+    return any;
+}
+
 /* list = the tokens of the buckets from .. to - 1. Returns how many. Nothing here is decided by a branch that
  * the processor could guess wrong, except for sixteen tokens at a time: most have no likely one. */
 static size_t list_tokens(const Choice *c, size_t from, size_t to, Token *list) {
     float most = -((float)from / STEPS), least = to < BUCKETS ? -((float)to / STEPS) : -INFINITY;
-    size_t n = 0, i = 0;
-    for (; i < c->vocab; i++) {
-        for (; i % 16 == 0 && i + 16 <= c->vocab; i += 16) {
-            int any = 0;
-            for (size_t j = i; j < i + 16; j++)
-                any |= (c->x[j] <= most) & (c->x[j] >= least);
-            if (any)
-                break;
+    size_t n = 0;
+    for (size_t begin = 0; begin < c->vocab; begin += 16) {
+        size_t end = min(begin + 16, c->vocab);
+        if (end == begin + 16 && !any_of_sixteen(c->x + begin, least, most))
+            continue;
+        for (size_t i = begin; i < end; i++) {
+            list[n] = (Token){magnitude(c->x[i]), (int32_t)i};
+            n += bucket_of(c->x[i]) - from < to - from;
         }
-        if (i == c->vocab)
-            break;
-        list[n] = (Token){magnitude(c->x[i]), (int32_t)i};
-        n += bucket_of(c->x[i]) - from < to - from;
     }
     return n;
 }
