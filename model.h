@@ -26,10 +26,10 @@
  *                    into Config and Layer. C code never asks for a family. New arithmetic becomes a
  *                    Config field, which run.c, mla.c or engine/ reads.
  *   a cache type     CacheType below, engine/cache.c (its tile type, bytes of a row), kernels/kernels.h
- *                    and tile.h (TileType: layout, rows in and out, queries), cli/options.c (its name)
+ *                    and tile.h (TileType: layout, rows in and out, queries), cli/table.c (its name)
  *   a weight type    kernels/kernels.h (Type: layout), kernels/matmul.h (product, read_row),
  *                    exporter/quantize.py (packing), engine/checkpoint.c (what is accepted)
- *   an option        one entry in the table of cli/options.c, and the mode in cli/ that reads it
+ *   an option        one entry in the table of cli/table.c, and the mode in cli/ that reads it
  *
  * Files include only what stands further left: kernels <- model.h <- engine <- mla.c, tokenizer.c <- run.c
  * <- cli. The one exception is main(), at the end of run.c, which calls cli/. */

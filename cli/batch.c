@@ -138,12 +138,34 @@ static int print_stats(const Batch *b) {
         snprintf(errors, sizeof errors, ", %zu of them an error", b->errors);
     if (b->shared)
         snprintf(shared, sizeof shared, " and %zu shared", b->shared);
-    log_info("%zu answers%s; prompts %zu tokens%s, texts %zu tokens, in %.2f s: %.1f tokens/s; seed %llu",
-             b->answers, errors, b->read, shared, b->written, time, (double)b->written / time,
-             (unsigned long long)b->jobs.seed);
+    if (b->options->choices.count)
+        log_info("%zu answers%s; prompts %zu tokens%s, in %.2f s", b->answers, errors, b->read, shared, time);
+    else
+        log_info("%zu answers%s; prompts %zu tokens%s, texts %zu tokens, in %.2f s: %.1f tokens/s; seed %llu",
+                 b->answers, errors, b->read, shared, b->written, time, (double)b->written / time,
+                 (unsigned long long)b->jobs.seed);
     if (b->interrupted || interrupted())
         return interrupt_status();
     return b->errors ? FAILED : b->status;
+}
+
+static size_t half_of_memory(void) {
+    return (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE) / 2;
+}
+
+/* Sequences: of texts that run, of prompts whose texts wait, of prefixes and the session; fewer where half of
+ * the memory does not hold their constant parts. */
+static size_t sequences_for(const Batch *b) {
+    const Config *cfg = &b->model->config;
+    size_t constant = SEQUENCE_SLOTS * constant_floats(cfg, cfg->num_hidden_layers) * sizeof(float);
+    size_t sequences = 2 * b->parallel + PREFIXES + 1;
+    return constant ? max(4, min(sequences, half_of_memory() / constant)) : sequences;
+}
+
+/* Bytes of a row in the cache; 1 where no layer has any. */
+static size_t row_bytes(const Batch *b) {
+    const Config *cfg = &b->model->config;
+    return max(cache_token_bytes(cfg, b->options->cache, cfg->num_hidden_layers), 1);
 }
 
 /* Pages for as many texts as may run, as far as half of the memory holds them; but enough for a text of a
@@ -151,12 +173,9 @@ static int print_stats(const Batch *b) {
  * makes it fewer, for tests. False: reported. */
 static bool pool_pages(const Batch *b, size_t context, size_t sequences, size_t *pages) {
     enum { MORE = 4 };
-    const Config *cfg = &b->model->config;
     const char *forced = getenv("MLA_PAGES");
-    size_t memory = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
-    size_t page = cache_token_bytes(cfg, b->options->cache, cfg->num_hidden_layers) * TILE_ROWS;
     size_t least = cache_pages(context) + cache_pages(b->saved.count) + MORE;
-    *pages = max(least, min(memory / 2 / page, sequences * cache_pages(context)));
+    *pages = max(least, min(half_of_memory() / row_bytes(b) / TILE_ROWS, sequences * cache_pages(context)));
     if (!forced || !*forced)
         return true;
     char *end;
@@ -169,21 +188,14 @@ static bool pool_pages(const Batch *b, size_t context, size_t sequences, size_t 
     return true;
 }
 
-/* Without -c a context is what the model was made for, as far as half of the memory holds it. */
-static size_t default_rows(const Batch *b) {
-    const Config *cfg = &b->model->config;
-    size_t memory = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
-    return max(memory / 2 / cache_token_bytes(cfg, b->options->cache, cfg->num_hidden_layers), TILE_ROWS);
-}
-
 static int open_cache(Batch *b) {
     const Options *o = b->options;
-    size_t context = context_rows(b->model, o, default_rows(b));
+    /* without -c what the model was made for, as far as half of the memory holds it */
+    size_t context = context_rows(b->model, o, max(half_of_memory() / row_bytes(b), TILE_ROWS));
     if (!context)
         return WRONG_USAGE;
     b->parallel = o->parallel.count ? o->parallel.list[0] : PARALLEL;
-    size_t sequences = 2 * b->parallel + PREFIXES + 1;
-    size_t pages;
+    size_t sequences = sequences_for(b), pages;
     if (!pool_pages(b, context, sequences, &pages))
         return FAILED;
     StateOptions so = {.cache = o->cache,

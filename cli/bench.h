@@ -6,7 +6,8 @@
 #include "model.h"
 
 /* Bytes a second of a plain loop with so many threads over memory that is in no cache. The fastest of some
- * times counts: another program that takes its share makes memory look slower than it is. 0: out of memory. */
+ * times counts: another program that takes its share makes memory look slower than it is. 0: out of memory.
+ * */
 double read_bandwidth(int threads);
 
 /* Sorts x[0 .. n). */

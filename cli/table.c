@@ -174,6 +174,7 @@ const Rule rule_table[] = {
     {false, {OPT_SESSION, OPT_FROM}, 2, "one goes on from FILE and writes it, the other leaves it as it is"},
     {false, {OPT_CHAT, OPT_SPECIAL}, 2, "the chat template says where special tokens are"},
     {false, {OPT_CHAT, OPT_NO_BOS}, 2, "the chat template says where special tokens are"},
+    {false, {OPT_PARALLEL, OPT_PROFILE}, 2, "stages are timed with one text"},
     {true, {OPT_SYSTEM, OPT_CHAT}, 2, "the chat template has a place for it"},
     {true, {OPT_THINK, OPT_CHAT, OPT_BATCH}, 3, "it is about conversations"},
 };

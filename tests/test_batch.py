@@ -4,6 +4,7 @@ The judge of a line is ./run with that prompt and seed and nothing beside it; of
 the whole text (--logits) and numpy's logarithms; of what comes behind a session, a run with --session on
 a copy."""
 
+import json
 import os
 import random
 import re
@@ -87,10 +88,39 @@ def test_every_cache_type(cache):
     assert batch(lines, *SAMPLED, "-s", 0, "-k", cache, "--parallel", 5) == want
 
 
-@pytest.mark.parametrize("name", ["v32", "glm52"])
-def test_sparse_models_by_ids(name, export):
-    """Models without a tokenizer take no lines of text, and say so for each."""
-    done = run("--prompts", "-", stdin=b"a\nb\n", model=export(MODELS / name, "f32"))
+@pytest.mark.parametrize("pages", ["", "9"], ids=["much memory", "few pages"])
+@pytest.mark.parametrize("name", ["v2_236b", "v32", "glm52", "kimi_linear"])
+def test_every_kind_of_attention(name, pages, export):
+    """Sparse ones, and linear ones, whose sequences have a constant part that forks and rewinds take along.
+    Prompts by ids, short ones and long ones, with samples."""
+    model = export(MODELS / name, "mixed")
+    r = random.Random(6)
+    prompts = [[r.randrange(30) for _ in range(n)] for n in (1, 20, 113, 112, 260, 150, 3)]
+    options = ["-n", 7, "-t", 1, "--repeat-penalty", 1.3, "--ignore-eos", "-c", 420]
+    lines = [{"ids": ids, "seed": 50 + i} for i, ids in enumerate(prompts)]
+    for parallel in (1, 5):
+        done = run(
+            *("--batch", "-", *options, "--samples", 3, "--parallel", parallel),
+            stdin="".join(json.dumps(line) + "\n" for line in lines).encode(),
+            model=model,
+            env={**os.environ, "MLA_PAGES": pages},
+        )
+        assert done.returncode == 0, done.stderr
+        got = [json.loads(line)["ids"] for line in done.stdout.splitlines()]
+        want = [
+            [
+                int(i)
+                for i in text("--ids", " ".join(map(str, ids)), *options, "-s", seed, model=model).split()
+            ]
+            for n, ids in enumerate(prompts)
+            for seed in range(50 + n, 53 + n)
+        ]
+        assert got == want
+
+
+def test_a_model_without_tokenizer(export):
+    """It takes no lines of text, and says so for each."""
+    done = run("--prompts", "-", stdin=b"a\nb\n", model=export(MODELS / "v32", "f32"))
     assert (done.returncode, done.stdout) == (FAILED, b"\n\n")
     assert done.stderr.count(b"no tokenizer") == 2
 
@@ -382,6 +412,20 @@ def test_a_full_disk():
     assert done.returncode == FAILED and b"No space left" in done.stderr
 
 
+def test_bench_with_many_texts():
+    """A line for each number of texts at each context that the model allows."""
+    lines = text("--bench", "--parallel", "1,3", "-c", "64", "--csv").decode().splitlines()
+    names, *rows = (line.split(",") for line in lines)
+    rows = [dict(zip(names, map(float, row), strict=True)) for row in rows]
+    assert [(row["texts"], row["context"]) for row in rows] == [(1, 0), (3, 0)]
+    one, three = rows
+    assert one["rows_per_expert"] == 1 <= three["rows_per_expert"] <= 3
+    assert 1 < three["bytes"] / one["bytes"] < 3 and 2.9 < three["multiply_adds"] / one["multiply_adds"] < 3.1
+    for row in rows:
+        bound = min(row["read_bound"], row["product_bound"])
+        assert row["share"] == pytest.approx(row["tokens_per_s"] / bound, rel=0.01)
+
+
 # ---- which options go together
 
 TOGETHER = [
@@ -409,6 +453,7 @@ TOGETHER = [
     (["--from", "x", "--session", "y"], "--from", "--session"),
     (["--from", "x", "--logits", "y"], "--from", "--logits"),
     (["--chat", "--samples", "2"], "--chat", "--samples"),
+    (["--bench", "--parallel", "1,2", "--profile"], "--profile", "--parallel"),
 ]
 
 

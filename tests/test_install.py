@@ -122,7 +122,7 @@ def test_man_page_is_in_order(installed):
     assert done.returncode == 0 and done.stderr == ""
     words = re.sub(r"\s+", " ", done.stdout)
     assert r"interpret \n \t \\ \xHH" in words and 'mla model.bin -p "Once upon a time"' in words
-    for variable in ("MLA_ISA", "MLA_PATH", "MLA_CHUNK", "OMP_NUM_THREADS"):
+    for variable in ("MLA_ISA", "MLA_PATH", "MLA_CHUNK", "MLA_PAGES", "OMP_NUM_THREADS"):
         assert variable in words
 
 
