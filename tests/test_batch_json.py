@@ -57,7 +57,8 @@ OPTIONS = [
     ({"max_tokens": 5}, ["-n", 5]),
     ({"max_tokens": 9, "temperature": 0.7, "seed": 2**64 - 1}, ["-n", 9, "-t", 0.7, "-s", 2**64 - 1]),
     ({"temperature": 1, "top_k": 3, "seed": 5}, ["-n", 12, "-t", 1, "--top-k", 3, "-s", 5]),
-    ({"temperature": 1, "top_p": 0.3, "min_p": 0.1, "seed": 5.0}, ["-n", 12, "-t", 1, "--top-p", 0.3, "--min-p", 0.1, "-s", 5]),
+    ({"temperature": 1, "top_p": 0.3, "seed": 5.0}, ["-n", 12, "-t", 1, "--top-p", 0.3, "-s", 5]),
+    ({"temperature": 1, "min_p": 0.1, "top_p": 1}, ["-n", 12, "-t", 1, "--top-p", 1, "--min-p", 0.1]),
     ({"repeat_penalty": 1.5, "temperature": 0}, ["-n", 12, "-t", 0, "--repeat-penalty", 1.5]),
     ({"stop": "there", "temperature": 0}, ["-n", 12, "-t", 0, "--stop", "there"]),
     ({"stop": ["girl", "a"], "temperature": 0}, ["-n", 12, "-t", 0, "--stop", "girl", "--stop", "a"]),
@@ -70,7 +71,7 @@ OPTIONS = [
 def test_keys_are_options(keys, options):
     """Each key does what the option with its name does; what is not given is as on the command line."""
     given = ["-s", 7, "-n", 12]
-    alone = text("-p", PROMPT, *given[:2], *options, "-q")
+    alone = text("-p", PROMPT, *given[:2], *map(str, options), "-q")
     got = answer({"prompt": PROMPT, "seed": 7, **keys}, options=given)
     assert got["text"].encode() == alone
     assert got["finish_reason"] == ("stop" if "stop" in keys else "length")
@@ -222,7 +223,7 @@ def test_files(tmp_path):
 
 def test_text_that_is_not_utf8(chat_model):
     """`text` has U+FFFD where the bytes are no UTF-8, and `ids` say what was written."""
-    model, judge = chat_model
+    model, _ = chat_model
     seen = 0
     for seed in range(20):
         request = {"prompt": "a", "temperature": 1000, "seed": seed, "max_tokens": 30, "ignore_eos": True}
@@ -369,8 +370,10 @@ ASKS_NOTHING = {
     "frequency_penalty": 0, "presence_penalty": 0.0, "stop": None, "seed": None, "temperature": 0,
 }  # fmt: skip
 CHAT_NOTHING = {
-    "tools": [], "tool_choice": "none", "parallel_tool_calls": True, "functions": None, "function_call": "auto",
-    "response_format": {"type": "text"}, "modalities": ["text"], "audio": None, "prediction": None, "store": False,
+    "tools": [], "tool_choice": "none", "parallel_tool_calls": True, "functions": None,
+    "function_call": "auto",
+    "response_format": {"type": "text"}, "modalities": ["text"], "audio": None, "prediction": None,
+    "store": False,
     "reasoning_effort": None, "service_tier": "auto", "logprobs": False, "top_logprobs": None,
     "safety_identifier": "x", "prompt_cache_key": "x", "max_completion_tokens": 8,
 }  # fmt: skip
