@@ -11,10 +11,11 @@ import subprocess
 import compare
 import numpy as np
 import pytest
-from support import FAILED, MODEL, make, refused, run, text
+from support import FAILED, MODEL, Checkpoint, make, refused, run, text
 from test_chat import BOS, TEMPLATES, Judge, quick_export, source
 
 PROMPT = "Once upon a time"
+BEGIN = Checkpoint(MODEL).config["bos_token_id"]
 GREEDY = {"max_tokens": 8, "temperature": 0}
 
 
@@ -82,7 +83,7 @@ def test_prompts():
     """A text, ids, or what escapes say; ids give the text of these ids."""
     ids = text("--tokenize", PROMPT, "-q").decode().split()
     bos = answer({"prompt": "", **GREEDY})
-    by_ids = answer({"ids": [1, *map(int, ids)], **GREEDY})
+    by_ids = answer({"ids": [BEGIN, *map(int, ids)], **GREEDY})
     by_text = answer({"prompt": PROMPT, **GREEDY})
     assert by_ids["text"] == by_text["text"] and by_text["prompt_tokens"] == len(ids) + 1
     assert bos["prompt_tokens"] == 1
@@ -241,7 +242,7 @@ def test_text_that_is_not_utf8(chat_model):
 def test_logprobs(sampling):
     """Of the raw logits, before penalty, temperature and cuts: of each token and of the likeliest."""
     got = answer({"prompt": PROMPT, "max_tokens": 12, "seed": 3, "logprobs": 4, **sampling})
-    ids = [1, *map(int, text("--tokenize", PROMPT).split())]
+    ids = [BEGIN, *map(int, text("--tokenize", PROMPT).split())]
     logits = compare.logits(MODEL, [*ids, *got["ids"]]).astype(np.float64)[len(ids) - 1 : -1]
     largest = logits.max(axis=1, keepdims=True)
     log_softmax = logits - largest - np.log(np.exp(logits - largest).sum(axis=1, keepdims=True))
