@@ -21,6 +21,7 @@
 #include "cli/modes.h"
 #include "cli/output.h"
 #include "engine/checkpoint.h"
+#include "engine/kda_layer.h"
 #include "engine/moe.h"
 #include "engine/rope.h"
 #include "engine/sampler.h"
@@ -40,10 +41,10 @@ static void mlp(const Model *m, State *s, const Layer *L, Thread *t);       /* o
 static void add_branch(const Model *m, State *s, const float *weight, Thread *t);
 static void head(const Model *m, State *s, Thread *t); /* logits = W_head RMSNorm(x) */
 
-/* What every thread of the team runs. attention and mlp add to s->out, which is the residual stream x in
- * most models. With sandwich_norm it is the residual branch, which add_branch norms and adds to x. With
- * shortcut_moe the experts of a pair's first layer add to the branch, which add_branch adds after the
- * second. */
+/* What every thread of the team runs. attention and mlp add to s->out, which is the residual stream x in most
+ * models. With sandwich_norm it is the residual branch, which add_branch norms and adds to x (with
+ * experts_out_norm for the experts alone). With shortcut_moe the experts of a pair's first layer add to the
+ * branch, which add_branch adds after the second. */
 static void forward_thread(const Model *m, State *s, Thread *t) {
     const Config *cfg = &m->config;
     embed(m, s, t);
@@ -56,12 +57,15 @@ static void forward_thread(const Model *m, State *s, Thread *t) {
             atomic_store(&s->stop_before, l + 1);
 
         norm(m, s, L->input_norm, t);
-        mla_attention(m, s, l, t); /* out += attention(norm(x)) */
+        if (layer_is_kda(cfg, (uint32_t)l)) /* out += attention(norm(x)) */
+            kda_attention(m, s, l, t);
+        else
+            mla_attention(m, s, l, t);
         if (cfg->sandwich_norm)
             add_branch(m, s, L->attention_out_norm, t);
         norm(m, s, L->post_norm, t);
         mlp(m, s, L, t); /* out += mlp(norm(x)) */
-        if (cfg->sandwich_norm || (cfg->shortcut_moe && l % 2))
+        if (L->mlp_out_norm || (cfg->shortcut_moe && l % 2))
             add_branch(m, s, L->mlp_out_norm, t);
     }
     if (s->head.count)
@@ -79,8 +83,7 @@ const float *forward(const Model *m, State *s, const Row *rows, size_t n) {
     }
     team_end(&s->team);
     if (atomic_load(&s->stop_before) < m->config.num_hidden_layers) {
-        if (s->branch) /* the next call expects zeros */
-            memset(s->branch, 0, n * s->x_stride * sizeof *s->branch);
+        state_drop(s);
         return NULL;
     }
     state_end(s);

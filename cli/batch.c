@@ -1,6 +1,6 @@
 /* cli/batch.c: many texts in one run (batch.h). A request becomes a job (job.h), whose texts run as soon as
- * there is room (texts.h), in the order of the input; replies are written in that order, each as soon as it is
- * complete.
+ * there is room (texts.h), in the order of the input; replies are written in that order, each as soon as it
+ * is complete.
  *
  * The loop over tokens is in run.c; lines are read and written by the Exchange (request.h). */
 #include "cli/batch.h"
@@ -146,9 +146,9 @@ static int print_stats(const Batch *b) {
     return b->errors ? FAILED : b->status;
 }
 
-/* Pages for as many texts as may run, as far as half of the memory holds them; but enough for a text of a whole
- * context beside the session, a prefix and the copies that forks make. MLA_PAGES in the environment makes it
- * fewer, for tests. False: reported. */
+/* Pages for as many texts as may run, as far as half of the memory holds them; but enough for a text of a
+ * whole context beside the session, a prefix and the copies that forks make. MLA_PAGES in the environment
+ * makes it fewer, for tests. False: reported. */
 static bool pool_pages(const Batch *b, size_t context, size_t sequences, size_t *pages) {
     enum { MORE = 4 };
     const Config *cfg = &b->model->config;

@@ -186,8 +186,7 @@ static int answer_turn(Chat *c, End *end) {
     Run *r = &c->run;
     Sequence *q = r->sequence;
     c->turn = q->count;
-    if (!sequence_mark(q))
-        return log_error(FAILED, "out of memory");
+    sequence_mark(q);
     if (!make_turn(c, PROMPT) || !finish_turn(c) || (!c->turn && !find_prefix(c)))
         return FAILED;
     if (!c->made.ids.bytes)
@@ -274,7 +273,7 @@ static size_t default_rows(const Chat *c) {
         return DEFAULT_CONTEXT;
     size_t memory = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
     size_t row = cache_token_bytes(cfg, c->run.options->cache, cfg->num_hidden_layers);
-    size_t rows = memory / 2 / row;
+    size_t rows = memory / 2 / max(row, 1); /* no layer may have latents */
     return max(rows, DEFAULT_CONTEXT);
 }
 
@@ -322,6 +321,7 @@ static int open_chat(Chat *c, Session *session, Options *o) {
         return FAILED;
     status = run_open(r, session);
     r->turn_end = template_turn_end(&c->template);
+    r->marks = true; /* what follows a prompt may be written anew */
     r->text.thought_begin = c->template.marks.begin;
     r->text.thought_end = c->template.marks.end;
     r->text.newline = true;

@@ -1,5 +1,5 @@
-/* cli/conversation.h: the texts of a conversation -> token ids, in the form that the checkpoint's chat template
- * gives them (template.h). Knows no model's answers: what of them is kept is think.c's business. */
+/* cli/conversation.h: the texts of a conversation -> token ids, in the form that the checkpoint's chat
+ * template gives them (template.h). Knows no model's answers: what of them is kept is think.c's business. */
 #ifndef CONVERSATION_H
 #define CONVERSATION_H
 
@@ -41,9 +41,9 @@ bool conversation_flush(Conversation *c);
  * in turn, a user last. */
 bool conversation_messages(Conversation *c, const Message *messages, size_t n);
 
-/* The prefix of ids [count] that begin a conversation: as far as they agree with the ids of the opening alone.
- * It depends on the conversation and nothing else, and is a stretch of its own (Generation.prefix). False:
- * c->err says why; c's own ids are then the opening's. */
+/* The prefix of ids [count] that begin a conversation: as far as they agree with the ids of the opening
+ * alone. It depends on the conversation and nothing else, and is a stretch of its own (Generation.prefix).
+ * False: c->err says why; c's own ids are then the opening's. */
 bool conversation_prefix(Conversation *c, const Slice *system, const int32_t *ids, size_t count,
                          size_t *prefix);
 

@@ -99,7 +99,15 @@ End run_generate(Run *r) {
     g.logits = r->state->logits;
     g.emit = write_token;
     g.progress = show_progress;
-    generate(r->model, r->state, texts, 1);
+    if (r->marks) { /* the prompt alone, then from its last row's logits */
+        g.limit = 0;
+        generate(r->model, r->state, texts, 1);
+        sequence_mark(r->sequence);
+        g.limit = o->tokens;
+        g.end = g.end == END_LENGTH ? NOT_ENDED : g.end;
+    }
+    if (!g.end)
+        generate(r->model, r->state, texts, 1);
     r->read += g.read;
     r->steps += g.steps;
     r->read_seconds += g.read_seconds;

@@ -21,6 +21,7 @@ typedef struct {
     Text text;          /* on standard output, or collected */
     Hider hider;        /* of thoughts; closed by whoever opens it */
     size_t prefix;      /* of the sequence: Generation.prefix */
+    bool marks;         /* the end of each prompt is marked (engine/sequence.h) */
     int32_t turn_end;   /* ends a text as the model's end tokens do; -1: none */
     int32_t end_tokens[END_TOKENS];
     size_t ids_printed;   /* without tokenizer */

@@ -1,5 +1,5 @@
-/* cli/input.h: the lines of a file or of standard input, one at a time, without waiting for them if the caller
- * has something else to do. */
+/* cli/input.h: the lines of a file or of standard input, one at a time, without waiting for them if the
+ * caller has something else to do. */
 #ifndef INPUT_H
 #define INPUT_H
 

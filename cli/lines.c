@@ -1,7 +1,7 @@
-/* cli/lines.c: a prompt a line and an answer a line (--prompts), and one prompt with several answers or choices
- * (--samples, --choose). In the input nothing but the line feed means anything; in answers line feed, carriage
- * return and backslash are written as \n, \r and \\, so that line i answers line i. When texts run, and beside
- * which others, is batch.c's business. */
+/* cli/lines.c: a prompt a line and an answer a line (--prompts), and one prompt with several answers or
+ * choices (--samples, --choose). In the input nothing but the line feed means anything; in answers line feed,
+ * carriage return and backslash are written as \n, \r and \\, so that line i answers line i. When texts run,
+ * and beside which others, is batch.c's business. */
 #include <stdlib.h>
 #include <string.h>
 

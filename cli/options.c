@@ -1,7 +1,7 @@
-/* cli/options.c: the command line (options.h) by the table (table.c), with the habits of GNU programs: -n20, --tokens=20, -- before
- * a model whose name begins with -. Parsing is strict: a value that is not entirely what the option takes,
- * an option that cannot have an effect, two options of which only one could, a name that is cut short: all
- * are refused. Opens no file and knows no model. */
+/* cli/options.c: the command line (options.h) by the table (table.c), with the habits of GNU programs: -n20,
+ * --tokens=20, -- before a model whose name begins with -. Parsing is strict: a value that is not entirely
+ * what the option takes, an option that cannot have an effect, two options of which only one could, a name
+ * that is cut short: all are refused. Opens no file and knows no model. */
 #include "cli/options.h"
 
 #include <ctype.h>

@@ -71,8 +71,8 @@ typedef struct {
     bool lost;         /* there was no memory for all of it */
 } Text;
 
-/* On standard output, or into `collected` if it is not NULL. False: out of memory. The stop texts must outlive
- * t. */
+/* On standard output, or into `collected` if it is not NULL. False: out of memory. The stop texts must
+ * outlive t. */
 bool text_open(Text *t, const Slice *stops, size_t stop_count, Buffer *collected);
 void text_close(Text *t);
 

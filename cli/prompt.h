@@ -32,7 +32,8 @@ int32_t *tokenize(const Model *m, const Options *o, Slice text, size_t *count);
 
 /* Ids of a prompt behind `before` tokens of a session: as the options say with a begin token, of which *begin
  * is the number; an empty text has it even where the tokenizer would not add one, because there must be
- * something to go on from. text NULL: no text. *count may still be 0: empty_prompt(). NULL: one line in err. */
+ * something to go on from. text NULL: no text. *count may still be 0: empty_prompt(). NULL: one line in err.
+ * */
 int32_t *prompt_ids(const Model *m, const Options *o, const Slice *text, size_t before, size_t *count,
                     size_t *begin, char *err, size_t err_bytes);
 

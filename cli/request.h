@@ -30,8 +30,8 @@ typedef enum {
                            assistant in turn, a user last */
 } PromptKind;
 
-/* What is asked for. The scheduler fills it with the defaults of the command line, then next() overwrites what
- * the line says. Texts and lists belong to the request: request_keep(). */
+/* What is asked for. The scheduler fills it with the defaults of the command line, then next() overwrites
+ * what the line says. Texts and lists belong to the request: request_keep(). */
 typedef struct Request {
     size_t line; /* its number in the input, from 1; next() sets it */
     PromptKind kind;
@@ -119,7 +119,8 @@ typedef struct {
      * other and live until the last one was written: then reply[-sample] is the first. Writes whole lines
      * with output_line(), which flushes. */
     void (*write)(void *owner, const Request *r, const Reply *reply);
-    /* How many requests there are, as far as known; 0: unknown. For the display of progress. NULL: unknown. */
+    /* How many requests there are, as far as known; 0: unknown. For the display of progress. NULL: unknown.
+     * */
     size_t (*count)(void *owner);
 } Exchange;
 

@@ -10,7 +10,8 @@
  *   then                a CRC-32 for each page
  *   round up to 4096    = header.data_offset: the pages, each header.page_bytes: 128 rows of all layers, as
  *                       the cache holds them. There are as many as the rows need; the last may be filled
- *                       in part
+ *                       in part; its rows behind the last one are zeros
+ *   then                the constant part of the sequence, in f32 (engine/cache.h), if header.constant is 1
  *   header.file_bytes   end of file
  *
  * Everything is little-endian. The header's checksum covers all that stands before the pages, theirs
@@ -72,7 +73,9 @@ typedef struct SessionHeader {
     uint32_t pages;
     uint32_t conversation; /* its turns of --chat, all of them whole; 0: a text */
     uint32_t header_bytes; /* a multiple of 8; 0: FIRST_HEADER_BYTES */
-    uint32_t reserved[7];  /* 0 */
+    uint32_t constant;     /* 1: there is a constant part */
+    uint32_t constant_checksum;
+    uint32_t reserved[5]; /* 0 */
 } SessionHeader;
 
 _Static_assert(sizeof(SessionHeader) == FIRST_HEADER_BYTES, "the struct is the file format");
@@ -91,6 +94,13 @@ static uint64_t fingerprint(const Model *m) {
 static size_t page_bytes(const Model *m, CacheType type) {
     return cache_token_bytes(&m->config, type, m->config.num_hidden_layers) * TILE_ROWS;
 }
+
+/* Of the model's constant part; 0: it has none. */
+static size_t constant_bytes(const Model *m) {
+    return constant_floats(&m->config, m->config.num_hidden_layers) * sizeof(float);
+}
+
+static uint64_t constant_offset(const SessionHeader *h) { return h->data_offset + h->pages * h->page_bytes; }
 
 static uint32_t header_bytes(const SessionHeader *h) {
     return h->header_bytes ? h->header_bytes : FIRST_HEADER_BYTES;
@@ -344,8 +354,8 @@ static int check_head(const Session *s, Options *o) {
 
     bool sizes = h->page_bytes == page_bytes(s->model, o->cache) && h->pages == cache_pages(h->rows) &&
                  h->logits == (h->rows == h->tokens ? cfg->vocab_size : 0) &&
-                 (h->file_bytes - h->data_offset) / h->page_bytes == h->pages &&
-                 (h->file_bytes - h->data_offset) % h->page_bytes == 0;
+                 h->constant == (h->rows && constant_bytes(s->model)) &&
+                 h->file_bytes == constant_offset(h) + h->constant * constant_bytes(s->model);
     if (!sizes || !h->tokens || h->rows > h->tokens || h->rows > cfg->max_position_embeddings)
         return damaged(s, "its sizes contradict each other");
     const int32_t *ids = head_ids(h, s->head);
@@ -411,7 +421,7 @@ static int check_room(const Session *s, const State *state) {
     struct statvfs disk;
     size_t rows = state->context, logits = s->model->config.vocab_size;
     uint64_t most = data_offset(sizeof(SessionHeader), rows + 1, logits, cache_pages(rows)) +
-                    cache_pages(rows) * page_bytes(s->model, state->cache->type);
+                    cache_pages(rows) * page_bytes(s->model, state->cache->type) + constant_bytes(s->model);
     if (fstatvfs(s->lock, &disk) || !disk.f_blocks || (uint64_t)disk.f_bavail * disk.f_frsize >= most)
         return DONE;
     return log_error(
@@ -428,6 +438,20 @@ static int read_page(const Session *s, const Sequence *q, size_t i) {
     if (!read_at(s->file, page, (size_t)h->page_bytes, h->data_offset + i * h->page_bytes))
         return errno;
     return crc32(0, page, (size_t)h->page_bytes) == head_page_checksums(h, s->head)[i] ? 0 : PAGE_DAMAGED;
+}
+
+/* The constant part takes its place. A number that is not finite would make all text after it such. */
+static int read_constant(const Session *s, Sequence *q) {
+    const SessionHeader *h = s->header;
+    size_t bytes = constant_bytes(s->model);
+    float *part = sequence_new_constant(q);
+    if (!read_at(s->file, part, bytes, constant_offset(h)))
+        return cannot_read(s);
+    if (crc32(0, part, bytes) != h->constant_checksum)
+        return damaged(s, "the checksum of its constant part is wrong");
+    return all_finite(part, bytes / sizeof *part)
+               ? DONE
+               : damaged(s, "its constant part holds a number that is infinite or not one");
 }
 
 int session_load(Session *s, Sequence *q, State *state) {
@@ -450,7 +474,10 @@ int session_load(Session *s, Sequence *q, State *state) {
         return damaged(s, "the checksum of a page is wrong");
     if (error)
         return log_error(FAILED, "%s: cannot read it: %s", s->name, strerror(error));
+    if (h->constant && (status = read_constant(s, q)))
+        return status;
     q->rows = h->rows;
+    sequence_mark(q);
     memcpy(state->logits, head_logits(h, s->head), h->logits * sizeof *state->logits);
     log_info("session %u tokens, %.1f MB, read in %.3f s", h->tokens, (double)h->file_bytes / 1e6,
              seconds() - start);
@@ -475,9 +502,10 @@ static uint8_t *make_head(const Session *s, const SavedText *text, const Sequenc
         .logits = q->rows == q->count ? m->config.vocab_size : 0,
         .pages = (uint32_t)cache_pages(q->rows),
         .conversation = text->turns,
+        .constant = q->rows && constant_bytes(m),
     };
     h.data_offset = data_offset(header_bytes(&h), h.tokens, h.logits, h.pages);
-    h.file_bytes = h.data_offset + h.pages * h.page_bytes;
+    h.file_bytes = constant_offset(&h) + h.constant * constant_bytes(m);
     memcpy(h.model_name, m->config.name, sizeof h.model_name);
     memcpy(h.cache, cache_names[type], strlen(cache_names[type]));
     uint8_t *head = calloc(1, (size_t)h.data_offset);
@@ -493,10 +521,17 @@ static uint8_t *make_head(const Session *s, const SavedText *text, const Sequenc
 static bool write_session(const Session *s, uint8_t *head, const Sequence *q) {
     SessionHeader *h = (void *)head;
     uint32_t *checksum = head_page_checksums(h, head);
+    sequence_clear_rest(q);
     for (size_t i = 0; i < h->pages; i++) {
         const uint8_t *page = cache_page(q, i);
         checksum[i] = crc32(0, page, (size_t)h->page_bytes);
         if (!write_at(s->lock, page, (size_t)h->page_bytes, h->data_offset + i * h->page_bytes))
+            return false;
+    }
+    if (h->constant) {
+        const float *part = sequence_constant(q);
+        h->constant_checksum = crc32(0, part, constant_bytes(s->model));
+        if (!write_at(s->lock, part, constant_bytes(s->model), constant_offset(h)))
             return false;
     }
     h->checksum = head_checksum(head, h->data_offset);

@@ -1,5 +1,5 @@
-/* cli/session.h: --session FILE and --from FILE. A text that can be saved and continued: its tokens, the cache that holds
- * them, the sampler. */
+/* cli/session.h: --session FILE and --from FILE. A text that can be saved and continued: its tokens, the
+ * cache that holds them, the sampler. */
 #ifndef SESSION_H
 #define SESSION_H
 

@@ -1,8 +1,6 @@
 /* cli/table.c: every option with what it takes, where it has a meaning and its help, and which options go
  * together (table.h). Parses nothing: options.c does. */
-#include "cli/options.h"
-
-#include <stdint.h>
+#include "cli/table.h"
 
 const char *const cache_names[CACHE_TYPES] = {
     [CACHE_F32] = "f32", [CACHE_BF16] = "bf16", [CACHE_Q8] = "q8",

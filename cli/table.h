@@ -1,10 +1,14 @@
-/* cli/table.h: the one table of options, and of which go together (table.c). The parser, --help, the man page and the
- * completions of shells are made from it. */
+/* cli/table.h: the one table of options, and of which go together (table.c). The parser, --help, the man page
+ * and the completions of shells are made from it. */
 #ifndef TABLE_H
 #define TABLE_H
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
+
+#include "cli/slice.h"
+#include "model.h"
 
 typedef enum {
     MODE_GENERATE,
@@ -69,6 +73,48 @@ typedef enum {
     OPTION_COUNT
 } OptionId;
 
+/* Values of an option that may come again. */
+typedef struct {
+    Slice *list; /* [count] */
+    size_t count;
+} Texts;
+
+enum { MAX_COUNTS = 16 };
+typedef struct {
+    size_t list[MAX_COUNTS], count;
+} Counts;
+
+/* What is done about thoughts, as --think takes it. */
+typedef enum { THINK_ON, THINK_OFF, THINK_HIDE, THINK_DEFAULT } Think;
+
+typedef struct {
+    /* how the option was written ("-n", "--tokens"); NULL: it was not given */
+    const char *given[OPTION_COUNT];
+    const char *model;
+    Mode mode;
+    const char *text; /* of -p or --tokenize; text_bytes long and, after -e, perhaps with NULs */
+    size_t text_bytes;
+    const char *system; /* of --system; system_bytes long, as text is */
+    size_t system_bytes;
+    const char *file;   /* of -f or --perplexity */
+    const char *output; /* of --logits */
+    const char *ids;
+    const char *session; /* of --session or --from */
+    const char *prompts; /* of --prompts or --batch */
+    int64_t tokens;      /* -1: until the context is full */
+    int64_t context;     /* 0: not given */
+    Texts stops, choices;
+    Counts parallel; /* count 0: not given */
+    int64_t samples, first;
+    double temperature, top_p, min_p, repeat_penalty; /* -1: the checkpoint's */
+    int64_t top_k;                                    /* -1: the checkpoint's */
+    uint64_t seed;
+    int64_t threads;
+    CacheType cache, against; /* of -k; of --against */
+    Think think;
+    int format; /* of --generate, an index of format_names */
+} Options;
+
 /* TEXTS and COUNTS are lists: of texts, where the option may come again, and of numbers behind commas. */
 typedef enum { FLAG, INTEGER, NUMBER, SEED, STRING, TEXTS, COUNTS, CACHE, THINK, FORMAT } Kind;
 
@@ -109,9 +155,6 @@ extern const size_t rule_count;
 /* Names of the cache types, as -k takes them, indexed by CacheType. */
 enum { CACHE_TYPES = 6 };
 extern const char *const cache_names[CACHE_TYPES];
-
-/* What is done about thoughts, as --think takes it. */
-typedef enum { THINK_ON, THINK_OFF, THINK_HIDE, THINK_DEFAULT } Think;
 
 /* What --generate writes (manual.c). */
 enum { FORMATS = 4 };

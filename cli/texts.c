@@ -159,7 +159,8 @@ static void drop_prefix(Prefix *p) {
     p->sequence = NULL;
 }
 
-/* The text has just read its prefix. Where there is no room for a fork, those that come after read it again. */
+/* The text has just read its prefix. Where there is no room for a fork, those that come after read it again.
+ * */
 static void leave_prefix(Batch *b, const Slot *slot) {
     Sequence *q = slot->g.sequence;
     if (!slot->reads || q->rows != slot->g.prefix || !has_prefix(slot->job) || find_prefix(b, slot->job))
@@ -169,8 +170,7 @@ static void leave_prefix(Batch *b, const Slot *slot) {
         if (!b->prefixes[i].sequence || (oldest->sequence && b->prefixes[i].used < oldest->used))
             oldest = &b->prefixes[i];
     drop_prefix(oldest);
-    if (sequence_mark(q))
-        oldest->sequence = sequence_fork(b->state, q, q->rows);
+    oldest->sequence = sequence_fork(b->state, q, q->rows);
     oldest->used = ++b->uses;
 }
 
@@ -349,11 +349,12 @@ static void end_text(Slot *slot) {
     }
     if (slot->g.end == END_NON_FINITE)
         job_fail(job, "the logits are non-finite; --check looks for damage in the checkpoint");
-    else if (slot->run.text.lost || (slot->reads && !sequence_mark(job->sequence)))
+    else if (slot->run.text.lost)
         job_fail(job, "out of memory");
-    else if (slot->reads)
+    else if (slot->reads) {
+        sequence_mark(job->sequence);
         job->state = JOB_RUNS;
-    else if (job->state == JOB_RUNS)
+    } else if (job->state == JOB_RUNS)
         end_part(slot);
     if (!slot->in_job)
         sequence_close(slot->run.sequence);

@@ -1,5 +1,5 @@
-/* cli/texts.h: the texts of a batch that are computed now: prompts, samples, choices, and the prefixes that they
- * share. Inside batch.c and texts.c; the outside is batch.h. */
+/* cli/texts.h: the texts of a batch that are computed now: prompts, samples, choices, and the prefixes that
+ * they share. Inside batch.c and texts.c; the outside is batch.h. */
 #ifndef TEXTS_H
 #define TEXTS_H
 
