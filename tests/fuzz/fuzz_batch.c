@@ -1,5 +1,5 @@
-/* tests/fuzz/fuzz_batch.c: a --batch file, for the model that MLA_FUZZ_MODEL names. The bytes are also read as
- * one JSON text, which has to be the same when it is written and read again. */
+/* tests/fuzz/fuzz_batch.c: a --batch file, for the model that MLA_FUZZ_MODEL names. The bytes are also read
+ * as one JSON text, which has to be the same when it is written and read again. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
