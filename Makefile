@@ -13,8 +13,8 @@
 # make coverage   a table of the lines that the tests run (clang)
 # make matrix     logits of every compiler, optimisation, instruction set, number of threads and cache type
 #                 against tests/hashes.json (HASHES=--write makes that file anew, with ./run on one thread)
-# make fuzz       hostile checkpoints, sessions, tokenizers and command lines (clang; FUZZ_SECONDS=60 for each;
-#                 what is found stays in build/fuzz)
+# make fuzz       hostile checkpoints, sessions, tokenizers, batches and command lines (clang;
+#                 FUZZ_SECONDS=60 for each; what is found stays in build/fuzz)
 # make install    the program as mla, export.py as mla-export, man page and completions (PREFIX=/usr/local, DESTDIR=)
 # make uninstall  removes what make install made
 # make clean      removes ./run and build
@@ -181,7 +181,7 @@ debug:
 # Kernels in plain C: the sanitizers see all of it. main of run.c under another name: libFuzzer brings its own.
 # What runs too long or takes too much memory is a finding as well.
 FUZZ_SECONDS = 60
-FUZZ_TARGETS = options tokenizer session checkpoint
+FUZZ_TARGETS = options tokenizer session checkpoint batch
 FUZZ_FLAGS   = -max_total_time=$(FUZZ_SECONDS) -timeout=100 -rss_limit_mb=2048 -malloc_limit_mb=1024 \
 	-max_len=262144 -len_control=0 -close_fd_mask=3 -print_final_stats=1
 fuzz: $(PROGRAM)

@@ -1,11 +1,11 @@
-/* cli/batch_json.c: --batch. A JSON object a line, and one a line as the answer, in the same order; lines with
- * nothing but white space are none. A line has the program's own form or OpenAI's (openai.c); an answer has the
- * form of its line. When texts run, and beside which others, is batch.c's business.
+/* cli/batch_json.c: --batch. A JSON object a line, and one a line as the answer, in the same order; lines
+ * with nothing but white space are none. A line has the program's own form or OpenAI's (openai.c); an answer
+ * has the form of its line. When texts run, and beside which others, is batch.c's business.
  *
- *   in    exactly one of prompt (a text), messages, ids; id (a text or a number; else the line's number counts);
- *         max_tokens, temperature, top_p, top_k, min_p, repeat_penalty, seed, stop, ignore_eos, logprobs (how
- *         many of the likeliest), n or samples, or choices (texts to be weighed). What is not given is as on
- *         the command line
+ *   in    exactly one of prompt (a text), messages, ids; id (a text or a number; else the line's number
+ *         counts); max_tokens, temperature, top_p, top_k, min_p, repeat_penalty, seed, stop, ignore_eos,
+ *         logprobs (how many of the likeliest), n or samples, or choices (texts to be weighed). What is not
+ *         given is as on the command line
  *   out   {id, text, ids, finish_reason, completion_tokens, seed, logprobs, prompt_tokens}; with more samples
  *         {id, samples: [{text, ids, ...}], prompt_tokens}; with choices {id, text, best, choices: [{text,
  *         logprob, tokens, logprob_per_token, logprob_per_byte}], prompt_tokens}; or {id, error} */

@@ -39,8 +39,8 @@ Slice json_text(const Json *j, const JsonValue *v);
 /* What a NUMBER says; it is finite. */
 double json_number(const Json *j, const JsonValue *v);
 
-/* Whether v is a NUMBER that is an integer from 0 to 2^64 - 1, whether written 100, 100.0 or 1e2: *number. What
- * is written with a point or an exponent is an integer up to 2^53 only. */
+/* Whether v is a NUMBER that is an integer from 0 to 2^64 - 1, whether written 100, 100.0 or 1e2: *number.
+ * What is written with a point or an exponent is an integer up to 2^53 only. */
 bool json_integer(const Json *j, const JsonValue *v, uint64_t *number);
 
 /* The value of an OBJECT's member; NULL: it has none of this key. */

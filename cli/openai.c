@@ -1,6 +1,6 @@
-/* cli/openai.c: OpenAI's batch form (openai.h), as `vllm run-batch` takes it, too. A request may have every key
- * of the two interfaces; one that asks for something that this program does not do is refused, one that asks
- * for nothing is not.
+/* cli/openai.c: OpenAI's batch form (openai.h), as `vllm run-batch` takes it, too. A request may have every
+ * key of the two interfaces; one that asks for something that this program does not do is refused, one that
+ * asks for nothing is not.
  *
  * The same input gives the same output, byte for byte: ids count the lines, and `created` is 0. */
 #include "cli/openai.h"

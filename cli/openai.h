@@ -14,8 +14,8 @@ typedef struct {
 /* Whether an object has a key of this form. */
 bool openai_recognized(const Json *j, const JsonValue *line);
 
-/* Reads a line into f->request; f->form is its OpenAi. False: request_fail() has said why, and the custom_id is
- * there if the line has one. */
+/* Reads a line into f->request; f->form is its OpenAi. False: request_fail() has said why, and the custom_id
+ * is there if the line has one. */
 bool openai_read(Fields *f, const JsonValue *line);
 
 /* A line of the output: all samples of a request, or its error. */

@@ -159,8 +159,8 @@ extern const char *const cache_names[CACHE_TYPES];
 /* What --generate writes (manual.c). */
 enum { FORMATS = 4 };
 
-/* The words that an option of this kind takes, of which the value is the index; *count of them. NULL: it takes
- * other values. */
+/* The words that an option of this kind takes, of which the value is the index; *count of them. NULL: it
+ * takes other values. */
 const char *const *kind_words(Kind kind, size_t *count);
 
 #endif

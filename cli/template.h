@@ -1,9 +1,10 @@
 /* cli/template.h: the chat template of a checkpoint, as exporter/chat.py has taken it apart.
  *
  * The section holds one form of the template; where it has a switch for thoughts, three, one after the other:
- * as it is by itself, with thoughts on, with thoughts off. They fill the section exactly. A form: little-endian
- * u32 tag, flags, number, the bytes of each piece; then the pieces' texts, one after the other. Special and added tokens are matched in the pieces and never in
- * the texts of the conversation; text between two of them is tokenized as one string.
+ * as it is by itself, with thoughts on, with thoughts off. They fill the section exactly. A form:
+ * little-endian u32 tag, flags, number, the bytes of each piece; then the pieces' texts, one after the other.
+ * Special and added tokens are matched in the pieces and never in the texts of the conversation; text between
+ * two of them is tokenized as one string.
  *
  *   conversation   OPEN, or SYSTEM_BEFORE system SYSTEM_AFTER, then turns with NEXT NUMBER_AFTER between
  *                  them; with COUNT the turn's number stands before NUMBER_AFTER: `number` in the second
@@ -55,8 +56,8 @@ typedef struct {
     ThoughtMarks marks;
 } Template;
 
-/* t = a form, the default one if the section has no other. NULL, or what is wrong with the section: it is input
- * from outside. */
+/* t = a form, the default one if the section has no other. NULL, or what is wrong with the section: it is
+ * input from outside. */
 const char *template_open(const Model *m, Template *t, TemplateForm form);
 /* Finds the tokens in the pieces and the marks. False: out of memory; not reported. */
 bool template_tokens(Template *t, const Model *m);

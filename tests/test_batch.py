@@ -581,6 +581,7 @@ VALUES = {
     **dict.fromkeys("-p -f --prompts --from --session --system --stop --choose --batch".split(), "x"),
     "--ids": "1",
     "-k": "q8",
+    "--think": "on",
 }
 
 
@@ -594,7 +595,7 @@ def test_the_documented_table():
         for use, cell in zip(uses[1:], cells, strict=True):
             words = given(use) if use != "a text" else []
             words += [] if option == use else given(option)
-            if option == "--system" and use != "--chat":
+            if option in ("--system", "--think") and use not in ("--chat", "--batch"):
                 words += ["--chat"] if cell else []
             status = run(*words, model="no such file").returncode
             assert status == (FAILED if cell == "yes" else USAGE), (words, cell)
