@@ -1,12 +1,13 @@
 /* cli/bench.c: --bench. How fast this machine reads memory, then prefill and decode at growing context beside
  * that; --csv for machines, --profile for where the time goes. Steps of a decode are timed one by one and the
  * median is taken, so that a disturbed step does not count; so are short prefills, after one that is not
- * timed. Of the speed of memory the best is taken. */
+ * timed. Of the speed of memory the best is taken. Many texts at a time are measured in bench_parallel.c. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "cli/bench.h"
 #include "cli/cost.h"
 #include "cli/modes.h"
 #include "cli/output.h"
@@ -49,7 +50,7 @@ static int compare_double(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-static double median(double *x, size_t n) {
+double median(double *x, size_t n) {
     qsort(x, n, sizeof *x, compare_double);
     return x[n / 2];
 }
@@ -112,28 +113,35 @@ static uint64_t read_all(const uint64_t *p, size_t n) {
     return a + b + c + d;
 }
 
-/* Reads READ_BYTES of memory that is in no cache, with all threads. The fastest of some times counts, and
- * of all measurements so far: another program that takes its share makes memory look slower than it is. */
-static void measure_bandwidth(Bench *b) {
+double read_bandwidth(int threads) {
     uint64_t *p = malloc(READ_BYTES), sum = 0;
-    Result r = {.test = "bandwidth", .seconds = INFINITY, .bytes = READ_BYTES};
-    b->memory = p;
+    double best = INFINITY;
     if (!p)
-        return;
+        return 0;
     memset(p, 1, READ_BYTES);
     for (int i = 0; i < READ_TIMES; i++) {
         double start = seconds();
 #ifdef _OPENMP
-#pragma omp parallel for num_threads(b->s->threads) schedule(static) reduction(+ : sum)
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(+ : sum)
 #endif
         for (size_t part = 0; part < 64; part++)
             sum += read_all(p + part * (READ_BYTES / 8 / 64), READ_BYTES / 8 / 64);
-        r.seconds = fmin(r.seconds, seconds() - start);
+        best = fmin(best, seconds() - start);
     }
+    (void)threads;                /* without OpenMP */
     volatile uint64_t keep = sum; /* or the loop would not be there */
     (void)keep;
     free(p);
-    b->bandwidth = fmax(b->bandwidth, r.bytes / r.seconds);
+    return READ_BYTES / best;
+}
+
+static void measure_bandwidth(Bench *b) {
+    double bandwidth = read_bandwidth(b->s->threads);
+    Result r = {.test = "bandwidth", .seconds = READ_BYTES / bandwidth, .bytes = READ_BYTES};
+    b->memory = bandwidth > 0;
+    if (!b->memory)
+        return;
+    b->bandwidth = fmax(b->bandwidth, bandwidth);
     print_result(b, &r);
 }
 
@@ -155,12 +163,14 @@ static double compute(Bench *b, size_t n, bool logits) {
     return time;
 }
 
-/* What is read of a cache of `rows` rows: every index key, and the latents of the `attended` rows. */
+/* What is read of a cache of `rows` rows: every index key, and the latents of the `attended` rows; a constant
+ * part is read and written. */
 static double cache_bytes(const Bench *b, size_t rows, size_t attended) {
     const Config *cfg = &b->m->config;
-    size_t latents = cache_row_bytes(cfg, b->s->cache->type) * cfg->num_hidden_layers;
+    size_t latents = cache_row_bytes(cfg, b->s->cache->type) * b->s->cache->layers;
     size_t all = cache_token_bytes(cfg, b->s->cache->type, cfg->num_hidden_layers);
-    return (double)rows * (double)(all - latents) + (double)attended * (double)latents;
+    double constant = 2 * sizeof(float) * (double)b->s->cache->slot_floats;
+    return (double)rows * (double)(all - latents) + (double)attended * (double)latents + constant;
 }
 
 static void start_profile(Bench *b) {
@@ -185,7 +195,8 @@ static void stop_profile(Bench *b, Result *r, size_t times, size_t calls, double
         print_profile(b, times * r->rows);
 }
 
-/* Fills the cache from position `from` to `to` and says how long it took. *bytes: of the cache. */
+/* Fills the cache from position `from` to `to` and says how long it took; from an earlier one, if the rows up
+ * to `from` are not there. *bytes: of the cache. */
 static double prefill(Bench *b, size_t from, size_t to, double *bytes) {
     double time = 0;
     *bytes = 0;
@@ -196,6 +207,7 @@ static double prefill(Bench *b, size_t from, size_t to, double *bytes) {
         *bytes += cache_bytes(b, rows, rows);
         progress("prefill", rows, to);
     }
+    sequence_mark(b->sequence);
     return time;
 }
 
@@ -214,10 +226,10 @@ static void bench_prefill(Bench *b, size_t from, size_t to) {
 
 /* Beside the speed of memory at that moment: on a shared machine it changes. */
 static void bench_decode(Bench *b, size_t context) {
-    double times[DECODE_STEPS] = {0}, all = 0;
+    double times[DECODE_STEPS] = {0}, all = 0, bytes;
     measure_bandwidth(b);
-    sequence_cut(b->sequence, context);
-    compute(b, 1, true); /* pages that are touched for the first time */
+    prefill(b, context, context, &bytes); /* the rows before may be gone */
+    compute(b, 1, true);                  /* pages that are touched for the first time */
     sequence_cut(b->sequence, context);
     start_profile(b);
     for (int i = 0; i < DECODE_STEPS && goes_on(b); i++)
@@ -230,6 +242,8 @@ static void bench_decode(Bench *b, size_t context) {
 int mode_bench(const Model *m, const Options *o) {
     static const size_t prefills[] = {64, 512, 4096}, decodes[] = {0, 4096, 16384};
     const size_t most = 16384 + DECODE_STEPS + 1;
+    if (o->parallel.count)
+        return bench_parallel(m, o);
     size_t limit = context_rows(m, o, most);
     if (!limit)
         return WRONG_USAGE;

@@ -5,9 +5,11 @@
 #include "model.h"
 
 /* Bytes of weights that every forward call reads, each matrix once, and of one expert in one layer: what
- * limits the speed of decoding. */
+ * limits the speed of decoding. And how many numbers there are in their matrices: the multiply-adds of a row,
+ * without attention to cached rows. */
 typedef struct {
     uint64_t always, expert;
+    uint64_t always_products, expert_products;
 } WeightBytes;
 
 WeightBytes weight_bytes(const Model *m);

@@ -8,6 +8,7 @@
 #include "cli/cost.h"
 #include "cli/modes.h"
 #include "cli/output.h"
+#include "cli/template.h"
 #include "engine/cache.h"
 #include "engine/checkpoint.h"
 #include "tokenizer.h"
@@ -27,7 +28,13 @@ static uint64_t attention_parameters(const Config *cfg) {
     uint64_t r = cfg->kv_lora_rank, ql = cfg->q_lora_rank, q = H * (n + p);
     uint64_t queries = ql ? ql * D + ql + q * ql : q * D;
     uint64_t norms = (cfg->sandwich_norm ? 4 : 2) * D + r;
-    return queries + (r + p) * D + H * (n + v) * r + D * H * v + norms;
+    return queries + (r + p) * D + H * (n + v) * r + D * H * v + norms + (cfg->head_gate ? H * D : 0);
+}
+
+static uint64_t kda_parameters(const Config *cfg) {
+    uint64_t D = cfg->hidden_size, H = cfg->kda_heads, d = cfg->kda_head_dim, C = H * d, rank = cfg->kda_rank;
+    uint64_t gate = rank ? rank * (D + C) : C * D; /* of the decay, and of the output */
+    return 3 * C * (D + cfg->kda_taps) + 2 * gate + C + H + H * D + d + D * C + 2 * D;
 }
 
 static uint64_t index_parameters(const Config *cfg) {
@@ -57,8 +64,10 @@ static Parameters parameters(const Model *m, uint32_t layers) {
     bool biased = router_has_bias(m);
     Parameters sum = {vocabulary * (cfg->tie_word_embeddings ? 1 : 2) + D, vocabulary + D};
     for (uint32_t l = 0; l < layers; l++) {
-        uint64_t all = attention_parameters(cfg) + (layer_has_indexer(cfg, l) ? index_parameters(cfg) : 0),
-                 used = all;
+        uint64_t all = layer_is_kda(cfg, l) ? kda_parameters(cfg) : attention_parameters(cfg);
+        all += layer_has_indexer(cfg, l) ? index_parameters(cfg) : 0;
+        all += cfg->experts_out_norm && layer_is_moe(cfg, l) ? D : 0;
+        uint64_t used = all;
         if (layer_is_moe(cfg, l)) {
             uint64_t every = D * choices + cfg->n_shared_experts * expert;
             every += biased ? choices : 0;
@@ -141,6 +150,10 @@ static void print_shape(const Model *m) {
         output_print("%-20s keys and values %u, queries %u\n", "latent", cfg->kv_lora_rank, cfg->q_lora_rank);
     else
         output_print("%-20s keys and values %u, queries direct\n", "latent", cfg->kv_lora_rank);
+    if (cfg->kda_heads)
+        output_print("%-20s %u layers, %u heads of %u, instead of latents\n", "linear attention",
+                     cfg->num_hidden_layers - latent_layers(cfg, cfg->num_hidden_layers), cfg->kda_heads,
+                     cfg->kda_head_dim);
     if (cfg->index_n_heads)
         output_print("%-20s %u heads of %u in %u layers choose %u rows to attend to\n", "indexer",
                      cfg->index_n_heads, cfg->index_head_dim, indexers(cfg, cfg->num_hidden_layers),
@@ -156,11 +169,25 @@ static void print_shape(const Model *m) {
                      cfg->scoring_func == SCORE_SIGMOID ? "sigmoid" : "softmax", cfg->topk_group,
                      cfg->n_group, (double)cfg->routed_scaling_factor);
     }
-    output_print("%-20s theta %g, factor %g", "rope", (double)cfg->rope_theta, (double)cfg->rope_factor);
+    if (cfg->rope_theta > 0)
+        output_print("%-20s theta %g, factor %g", "rope", (double)cfg->rope_theta, (double)cfg->rope_factor);
+    else
+        output_print("%-20s none: nothing is rotated", "rope");
     if (m->query_scale)
         output_print(", queries scaled anew every %u positions", cfg->query_scale_span);
     output_print("\n");
     output_print("%-20s %u\n", "longest context", cfg->max_position_embeddings);
+}
+
+static const char *chat_line(const Model *m) {
+    Template t;
+    if (!m->chat_bytes || !m->tokenizer)
+        return "no: the file has no chat template";
+    if (template_open(m, &t, FORM_DEFAULT))
+        return "no: the chat template is damaged";
+    if (t.forms > 1)
+        return "yes, with thoughts before the answer, which --think switches";
+    return t.piece[THINK_END].text.bytes ? "yes, with thoughts before the answer" : "yes";
 }
 
 static void print_text(const Model *m) {
@@ -173,12 +200,7 @@ static void print_text(const Model *m) {
         output_print(", begin %d%s", cfg->bos_token_id, cfg->add_bos_token ? "" : " (not added by itself)");
     for (uint32_t i = 0; i < cfg->eos_tokens; i++)
         output_print(i ? " %d" : ", end %d", cfg->eos_token_id[i]);
-    const char *damage = chat_damage(m);
-    output_print("\n%-20s %s", "chat",
-                 !m->chat_bytes || !m->tokenizer ? "no: the file has no chat template"
-                 : damage                        ? "no: the chat template is damaged"
-                 : chat_has_thoughts(m)          ? "yes, with thoughts before the answer"
-                                                 : "yes");
+    output_print("\n%-20s %s", "chat", chat_line(m));
     output_print("\n%-20s temperature %g, top-p %g, top-k %u", "sampling", (double)cfg->temperature,
                  (double)cfg->top_p, cfg->top_k);
     if (cfg->min_p > 0)
@@ -198,9 +220,25 @@ static void print_cost(const Config *cfg, const char *what, size_t numbers, size
                  grouped(context, (uint64_t)bytes * cfg->max_position_embeddings), saved);
 }
 
+/* Memory of a sequence where not all of it grows: the constant part and the cache, in bytes. */
+static void print_sequence(const Config *cfg) {
+    static const size_t contexts[] = {32768, 1 << 20};
+    size_t numbers = constant_floats(cfg, cfg->published_layers);
+    char text[2][32];
+    output_print("\n%-36s %12s %12s\n", "constant part of a sequence, f32", grouped(text[0], numbers),
+                 grouped(text[1], numbers * sizeof(float)));
+    output_print("%-36s %20s %20s\n", "constant part and cache, bytes:", "32,768 tokens", "1,048,576 tokens");
+    for (int type = 0; type < CACHE_TYPES; type++) {
+        size_t token = cache_token_bytes(cfg, (CacheType)type, cfg->published_layers);
+        for (int i = 0; i < 2; i++)
+            grouped(text[i], numbers * sizeof(float) + contexts[i] * token);
+        output_print("-k %-33s %20s %20s\n", cache_names[type], text[0], text[1]);
+    }
+}
+
 static void print_cache(const Config *cfg) {
     size_t H = cfg->num_attention_heads, n = cfg->qk_nope_head_dim, p = cfg->qk_rope_head_dim,
-           v = cfg->v_head_dim, layers = cfg->published_layers;
+           v = cfg->v_head_dim, layers = latent_layers(cfg, cfg->published_layers);
     size_t full = layers * H * (n + p + v), latent = layers * (cfg->kv_lora_rank + p), unit = 2 * full;
     size_t keys = (size_t)indexers(cfg, cfg->published_layers) * cfg->index_head_dim;
     char what[64], context[48];
@@ -217,8 +255,11 @@ static void print_cache(const Config *cfg) {
     print_cost(cfg, "MHA, H (n + v)", layers * H * (n + v), 2 * layers * H * (n + v), unit);
     print_cost(cfg, "GQA-8, 8 (n + v)", 8 * layers * (n + v), 2 * 8 * layers * (n + v), unit);
     print_cost(cfg, "MQA, n + v", layers * (n + v), 2 * layers * (n + v), unit);
-    output_print("(%zu layers, H = %zu, n = %zu, p = %zu, v = %zu; saved against full K and V of 2 bytes)\n",
-                 layers, H, n, p, v);
+    output_print(
+        "(%zu layers%s, H = %zu, n = %zu, p = %zu, v = %zu; saved against full K and V of 2 bytes)\n", layers,
+        cfg->kda_heads ? " with latents" : "", H, n, p, v);
+    if (cfg->kda_heads)
+        print_sequence(cfg);
 }
 
 int mode_info(const Model *m, const Options *o) {

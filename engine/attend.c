@@ -13,7 +13,7 @@ Attention attention_open(const Model *m, State *s, size_t layer, Thread *t) {
                        .cfg = &m->config,
                        .L = &m->layers[layer],
                        .s = s,
-                       .layer = layer,
+                       .layer = m->layers[layer].tile,
                        .t = t,
                        .z = &s->scratch[t->id]};
 }
@@ -52,6 +52,8 @@ void head_matmul(const Attention *a, float *y, size_t ldy, const Matrix *w, size
 void store_head(const Attention *a, size_t i, size_t head, float *out) {
     size_t v = a->cfg->v_head_dim, stride = a->s->attention.v_stride;
     memset(out + v, 0, (stride - v) * sizeof *out);
+    for (size_t d = 0; a->L->head_gate.data && d < v; d++)
+        out[d] *= a->s->attention.gate[i * a->s->attention.gate_stride + head];
     a->m->ops->store_row(&a->s->attention.heads, i, head * stride, out, stride);
 }
 
