@@ -29,7 +29,7 @@ def build(commit):
             sys.exit(f"bench: {' '.join(map(str, command))}: {done.stderr.strip()}")
 
     env = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
-    step("git", "rev-parse", "--verify", "--quiet", commit + "^{commit}")
+    step("git", "rev-parse", "--verify", commit + "^{commit}")
     step("git", "worktree", "prune")
     if FOLDER.exists():
         step("git", "-C", FOLDER, "checkout", "--quiet", "--detach", commit)
