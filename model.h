@@ -56,8 +56,8 @@ typedef struct {
     uint32_t published_layers;    /* of the published model */
     uint32_t num_attention_heads; /* H */
     uint32_t q_lora_rank;         /* ql: low rank of the queries; 0: queries come from x directly */
-    uint32_t kv_lora_rank;        /* r: the latent */
-    uint32_t qk_nope_head_dim;    /* n: part of a query or key without position */
+    uint32_t kv_lora_rank;        /* r: the latent; 0: there is none, see num_key_value_heads */
+    uint32_t qk_nope_head_dim;    /* n: part of a query or key without position; 0 without a latent */
     uint32_t qk_rope_head_dim;    /* p: rotated part; the rotated key is shared by all heads */
     uint32_t v_head_dim;          /* v */
     uint32_t intermediate_size;   /* I: hidden width of a dense layer's MLP */
@@ -108,6 +108,10 @@ typedef struct {
     uint32_t top_k;           /* 0: off */
     float min_p;              /* 0: off */
     float repetition_penalty; /* the default of --repeat-penalty; 0: not given, which means 1, off */
+
+    /* G: attention is ordinary, H / G heads share keys [p] and values [v] (engine/full.c): MHA if G is H, MQA
+     * if it is 1, else GQA. 0: it is latent */
+    uint32_t num_key_value_heads;
 } Config;
 
 enum { MLP_ROW = 2048 }; /* a single row computes so many columns of an MLP's hidden vector at once */
@@ -152,6 +156,8 @@ typedef struct {
     Matrix w_uk_t;          /* [r, n] of head 0: the transposed one */
     Matrix w_uv;            /* [v, r] of head 0 */
     Matrix o;               /* [D, H * v'], v' = v rounded up to 32 */
+    Matrix k,
+        v; /* [G * p, D], [G * v, D] in place of kv_a .. w_uv, where attention is ordinary: engine/full.c */
 
     /* sparse attention, in a layer with an indexer */
     Matrix index_q;                           /* [Hi * di, ql] */
@@ -201,7 +207,16 @@ typedef struct {
 
 /* ---- sequences: what the cache holds of a text ---------------------------------------------- */
 
-typedef enum { CACHE_F32, CACHE_BF16, CACHE_Q8, CACHE_Q6, CACHE_Q4, CACHE_FULL } CacheType;
+typedef enum {
+    CACHE_F32,
+    CACHE_BF16,
+    CACHE_Q8,
+    CACHE_Q6,
+    CACHE_Q4,
+    CACHE_FULL, /* of a latent model: keys and values of every head, in f32 */
+    CACHE_FULL_BF16,
+    CACHE_FULL_Q8
+} CacheType;
 
 /* One text: its token ids, and the cache rows of the first `rows` of them. engine/sequence.h opens, cuts,
  * marks and forks sequences.
@@ -321,7 +336,7 @@ typedef struct State {
         float *qa;             /* [T][qa_stride] compressed queries, ql */
         Activations qa_normed; /* [T, ql] */
         float *q;              /* [T][q_stride] queries: H times (n + p) */
-        float *kv;             /* [T][kv_stride] latent and rotated key of the new rows */
+        float *kv;             /* [T][kv_stride] latent and rotated key of the new rows; or keys, values */
         Activations heads;     /* [T, H * v_stride] the heads' outputs, side by side: the input of W_o */
         size_t qa_stride, q_stride, kv_stride;
         size_t v_stride; /* v rounded up to 32 */
@@ -339,9 +354,16 @@ typedef struct State {
     struct {
         uint8_t *queries;    /* [H][chunk / 16] packed, query_bytes each */
         Softmax *softmax;    /* [H][chunk / 16] with out [v][16] */
-        Activations latents; /* [SPAN_ROWS, r] a span of cached rows; CACHE_FULL: the new rows' latents */
+        Activations latents; /* [SPAN_ROWS, r] a span of cached rows; CACHE_FULL..: the new rows' latents */
         float *rope_keys;    /* [SPAN_ROWS][p] */
     } decompressed;
+
+    struct { /* ordinary attention (engine/full.c) */
+        struct Sixteen *sixteens;
+        size_t sixteen_count;
+        Softmax *parts; /* [part_count] with out [v][16] */
+        size_t part_count;
+    } full;
 
     struct {
         float *rows;  /* [context][r + p] the cached rows that one row attends to */

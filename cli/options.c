@@ -16,9 +16,14 @@
 #include "cli/output.h"
 #include "cli/system.h"
 
-const char *const cache_names[CACHE_TYPES] = {
-    [CACHE_F32] = "f32", [CACHE_BF16] = "bf16", [CACHE_Q8] = "q8",
-    [CACHE_Q6] = "q6",   [CACHE_Q4] = "q4",     [CACHE_FULL] = "full"};
+const char *const cache_names[CACHE_TYPES] = {[CACHE_F32] = "f32",
+                                              [CACHE_BF16] = "bf16",
+                                              [CACHE_Q8] = "q8",
+                                              [CACHE_Q6] = "q6",
+                                              [CACHE_Q4] = "q4",
+                                              [CACHE_FULL] = "full",
+                                              [CACHE_FULL_BF16] = "full-bf16",
+                                              [CACHE_FULL_Q8] = "full-q8"};
 
 /* ---- the table ------------------------------------------------------------------------------ */
 
@@ -112,10 +117,10 @@ const Option option_table[OPTION_COUNT] = {
 
     [OPT_THREADS] = {"The machine", "-j", "--threads", "N", INTEGER, ALL, FIELD(threads), 1, 1024,
                      "threads (default: physical cores available to the process)"},
-    [OPT_CACHE] = {NULL, "-k", "--cache", "TYPE", CACHE, WRITE | LOGITS | PERPLEXITY | BENCH, FIELD(cache), 0,
-                   0,
-                   "the cache's number format: f32, bf16, q8, q6, q4, or full: an ordinary key/value cache "
-                   "in f32 (default: the session's, else q8)"},
+    [OPT_CACHE] =
+        {NULL, "-k", "--cache", "TYPE", CACHE, WRITE | LOGITS | PERPLEXITY | BENCH, FIELD(cache), 0, 0,
+         "the cache's number format: f32, bf16, q8, q6, q4; or full, full-bf16, full-q8: keys and "
+         "values of every head instead of the latent, full in f32 (default: the session's, else q8)"},
     [OPT_QUIET] = {NULL, "-q", "--quiet", NULL, FLAG, ALL, 0, 0, 0, "errors alone on standard error"},
     [OPT_HELP] = {NULL, "-h", "--help", NULL, FLAG, ALL, 0, 0, 0, "this text"},
     [OPT_GENERATE] = {NULL, NULL, "--generate", "FORMAT", FORMAT, ALL, FIELD(format), 0, 0,
@@ -187,7 +192,8 @@ static bool parse_value(Options *o, OptionId id, const char *given, const char *
             *(CacheType *)field = (CacheType)index;
             return true;
         }
-        log_error(WRONG_USAGE, "%s takes f32, bf16, q8, q6, q4 or full, not '%s'", given, value);
+        log_error(WRONG_USAGE, "%s takes f32, bf16, q8, q6, q4, full, full-bf16 or full-q8, not '%s'", given,
+                  value);
         return false;
     case FORMAT:
         if (parse_name(value, format_names, FORMATS, field))

@@ -39,6 +39,9 @@ void head_matmul(const Attention *a, float *y, size_t ldy, const Matrix *w, size
 /* One head's output for row i takes its place in the input of W_o. out: [v_stride], overwritten past v. */
 void store_head(const Attention *a, size_t i, size_t head, float *out);
 
+/* A softmax that has attended to nothing yet. */
+void softmax_begin(Softmax *softmax);
+
 /* ---- absorbed: the heads of a row against the latents --------------------------------------- */
 
 /* q_latent = sum_j softmax_j(scale (q_latent . c_j + q_pe . k_pe,j)) c_j, for every absorbed row and head.

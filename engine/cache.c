@@ -1,23 +1,44 @@
 /* engine/cache.c: the sizes of cached rows, and the pool of pages (cache.h). */
 #include "engine/cache.h"
 
+static uint32_t tile_type(CacheType type) {
+    static const uint32_t tile_types[] = {
+        [CACHE_F32] = TILE_F32,        [CACHE_BF16] = TILE_BF16,  [CACHE_Q8] = TILE_Q8,
+        [CACHE_Q6] = TILE_Q6,          [CACHE_Q4] = TILE_Q4,      [CACHE_FULL] = TILE_F32,
+        [CACHE_FULL_BF16] = TILE_BF16, [CACHE_FULL_Q8] = TILE_Q8,
+    };
+    return tile_types[type];
+}
+
+bool cache_fits(const Config *cfg, CacheType type) { return !cfg->num_key_value_heads || type < CACHE_FULL; }
+
+uint32_t cache_groups(const Config *cfg, CacheType type) {
+    return type >= CACHE_FULL ? cfg->num_attention_heads : cfg->num_key_value_heads;
+}
+
 TileShape cache_shape(const Config *cfg, CacheType type) {
-    static const uint32_t tile_type[] = {
-        [CACHE_F32] = TILE_F32, [CACHE_BF16] = TILE_BF16, [CACHE_Q8] = TILE_Q8,
-        [CACHE_Q6] = TILE_Q6,   [CACHE_Q4] = TILE_Q4,     [CACHE_FULL] = TILE_F32};
-    return (TileShape){tile_type[type], cfg->kv_lora_rank, cfg->qk_rope_head_dim};
+    return (TileShape){tile_type(type), cfg->kv_lora_rank, cfg->qk_rope_head_dim};
+}
+
+TileShape cache_key_shape(const Config *cfg, CacheType type) {
+    return (TileShape){tile_type(type), 0, cfg->qk_nope_head_dim + cfg->qk_rope_head_dim};
+}
+
+TileShape cache_value_shape(const Config *cfg, CacheType type) {
+    return (TileShape){tile_type(type), cfg->v_head_dim, 0};
 }
 
 TileShape cache_index_shape(const Config *cfg, CacheType type) {
-    bool exact = type == CACHE_F32 || type == CACHE_FULL;
+    bool exact = tile_type(type) == TILE_F32;
     return (TileShape){exact ? TILE_F32 : TILE_BF16, cfg->index_head_dim, 0};
 }
 
 size_t cache_row_bytes(const Config *cfg, CacheType type) {
-    size_t head = (size_t)cfg->qk_nope_head_dim + cfg->qk_rope_head_dim + cfg->v_head_dim;
-    TileShape shape = cache_shape(cfg, type);
-    return type == CACHE_FULL ? cfg->num_attention_heads * head * sizeof(float)
-                              : tile_bytes(&shape) / TILE_ROWS;
+    TileShape shape = cache_shape(cfg, type), keys = cache_key_shape(cfg, type),
+              values = cache_value_shape(cfg, type);
+    uint32_t groups = cache_groups(cfg, type);
+    size_t bytes = groups ? groups * (tile_bytes(&keys) + tile_bytes(&values)) : tile_bytes(&shape);
+    return bytes / TILE_ROWS;
 }
 
 size_t cache_token_bytes(const Config *cfg, CacheType type, uint32_t layers) {
@@ -32,6 +53,9 @@ void cache_open(Cache *cache, const Config *cfg, CacheType type, size_t page_cou
     cache->type = type;
     cache->shape = cache_shape(cfg, type);
     cache->index_shape = cache_index_shape(cfg, type);
+    cache->groups = cache_groups(cfg, type);
+    cache->keys = cache_key_shape(cfg, type);
+    cache->values = cache_value_shape(cfg, type);
     cache->layers = cfg->num_hidden_layers;
     cache->tile_bytes = cache_row_bytes(cfg, type) * TILE_ROWS;
     cache->page_bytes = cache_token_bytes(cfg, type, cfg->num_hidden_layers) * TILE_ROWS;

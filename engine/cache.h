@@ -1,13 +1,15 @@
-/* engine/cache.h: the latent cache: how many bytes a row takes, and where it lies.
+/* engine/cache.h: the cache: how many bytes a row takes, and where it lies.
  *
  * One row per token and layer: [ c | k_pe ], the latent (r numbers) and the rotated key (p numbers) that
- * all heads share. With CACHE_FULL a row is what attention without MLA keeps: n + p + v numbers for each
- * head (engine/full.c). A layer with an indexer keeps an index key beside it, di numbers in f32
+ * all heads share. Ordinary attention keeps a key and a value for each of G groups of heads instead
+ * (engine/full.c): in a model without latent p + v numbers, and with CACHE_FULL.. n + p + v for each head of
+ * one that has a latent. A layer with an indexer keeps an index key beside it, di numbers in f32
  * (CACHE_F32, CACHE_FULL) or bf16.
  *
  * Rows lie in pages of TILE_ROWS = 128 rows. A page holds its rows for all layers:
  *
- *   [layers][tile_bytes]   a tile of each layer: its 128 rows, as kernels/kernels.h describes tiles
+ *   [layers][tile_bytes]   a tile of each layer: its 128 rows, as kernels/kernels.h describes tiles;
+ *                          ordinary attention: for each group a tile of keys, then a tile of values
  *   then                   a tile of index keys for each layer with an indexer
  *
  * A sequence is a list of pages (engine/sequence.h); several sequences may share a page. The pool is
@@ -27,8 +29,11 @@ enum { MAX_PARTS = 16 };
 
 typedef struct Cache {
     CacheType type;
-    TileShape shape;       /* of the latent rows: {type, r, p}; no meaning with CACHE_FULL */
+    TileShape shape;       /* of the latent rows: {type, r, p}; no meaning where groups is not 0 */
     TileShape index_shape; /* of the index keys: {type, di, 0} */
+    size_t groups;         /* of heads with a key and a value each; 0: rows are latents */
+    TileShape keys;        /* {type, 0, n + p} */
+    TileShape values;      /* {type, v, 0} */
     size_t layers;
     size_t tile_bytes; /* one page of one layer, without index keys */
     size_t page_bytes;
@@ -39,8 +44,18 @@ typedef struct Cache {
     size_t free_count;
 } Cache;
 
-/* How the latent rows [ c | k_pe ] are kept; of no meaning with CACHE_FULL. */
+/* Can the model's rows be kept in this way? CACHE_FULL.. is for models with a latent. */
+bool cache_fits(const Config *cfg, CacheType type);
+
+/* Groups of heads that keep a key and a value each: G of a model without latent, H with CACHE_FULL..; 0: what
+ * is kept is the latent. */
+uint32_t cache_groups(const Config *cfg, CacheType type);
+
+/* How the latent rows [ c | k_pe ] are kept, and keys and values of a group. Keys are the part b of their
+ * tiles, which q4 keeps in 8 bits, as it does the rotated key of a latent. */
 TileShape cache_shape(const Config *cfg, CacheType type);
+TileShape cache_key_shape(const Config *cfg, CacheType type);
+TileShape cache_value_shape(const Config *cfg, CacheType type);
 TileShape cache_index_shape(const Config *cfg, CacheType type);
 
 /* Bytes of one row in one layer, without index keys. */
