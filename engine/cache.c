@@ -21,7 +21,7 @@ TileShape cache_shape(const Config *cfg, CacheType type) {
 }
 
 TileShape cache_key_shape(const Config *cfg, CacheType type) {
-    return (TileShape){tile_type(type), 0, cfg->qk_nope_head_dim + cfg->qk_rope_head_dim};
+    return (TileShape){tile_type(type), cfg->qk_nope_head_dim + cfg->qk_rope_head_dim, 0};
 }
 
 TileShape cache_value_shape(const Config *cfg, CacheType type) {

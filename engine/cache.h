@@ -32,7 +32,7 @@ typedef struct Cache {
     TileShape shape;       /* of the latent rows: {type, r, p}; no meaning where groups is not 0 */
     TileShape index_shape; /* of the index keys: {type, di, 0} */
     size_t groups;         /* of heads with a key and a value each; 0: rows are latents */
-    TileShape keys;        /* {type, 0, n + p} */
+    TileShape keys;        /* {type, n + p, 0} */
     TileShape values;      /* {type, v, 0} */
     size_t layers;
     size_t tile_bytes; /* one page of one layer, without index keys */
@@ -51,8 +51,7 @@ bool cache_fits(const Config *cfg, CacheType type);
  * is kept is the latent. */
 uint32_t cache_groups(const Config *cfg, CacheType type);
 
-/* How the latent rows [ c | k_pe ] are kept, and keys and values of a group. Keys are the part b of their
- * tiles, which q4 keeps in 8 bits, as it does the rotated key of a latent. */
+/* How the latent rows [ c | k_pe ] are kept, and keys and values of a group. */
 TileShape cache_shape(const Config *cfg, CacheType type);
 TileShape cache_key_shape(const Config *cfg, CacheType type);
 TileShape cache_value_shape(const Config *cfg, CacheType type);

@@ -43,8 +43,38 @@ static void store(const Attention *a, size_t i, size_t group, const float *key, 
     const Row *row = &a->s->rows[i];
     const Cache *cache = a->s->cache;
     uint8_t *keys = key_tile(a, row->sequence, row->place / TILE_ROWS, group);
-    a->m->ops->tile_store(&cache->keys, keys, row->place % TILE_ROWS, key, key);
-    a->m->ops->tile_store(&cache->values, value_tile(a, keys), row->place % TILE_ROWS, value, value);
+    a->m->ops->tile_store(&cache->keys, keys, row->place % TILE_ROWS, key, NULL);
+    a->m->ops->tile_store(&cache->values, value_tile(a, keys), row->place % TILE_ROWS, value, NULL);
+}
+
+/* x = R x with R an orthonormal Hadamard matrix in blocks of the largest power of two that divides n: what a
+ * number stands out with is spread over its block, so that few bits with one scale serve them all. */
+static void hadamard(float *x, size_t n) {
+    size_t block = n & -n;
+    for (size_t half = 1; half < block; half *= 2) {
+        for (size_t i = 0; i < n; i++) {
+            if (i & half)
+                continue;
+            float a = x[i], b = x[i + half];
+            x[i] = a + b;
+            x[i + half] = a - b;
+        }
+    }
+    float scale = 1 / sqrtf((float)block);
+    for (size_t i = 0; i < n; i++)
+        x[i] *= scale;
+}
+
+/* Below 8 bits keys and queries are rotated by it, behind rope, which leaves their products as they are.
+ * (Values are rotated in the file: exporter/plan.py.) */
+static bool spreads(const Attention *a) { return a->s->cache->keys.type > TILE_Q8; }
+
+static void spread_queries(const Attention *a) {
+    size_t from, to;
+    share(a->t, a->cfg->num_attention_heads, &from, &to); /* as rotate_queries() does */
+    for (size_t h = from; h < to && spreads(a); h++)
+        for (size_t i = 0; i < a->s->row_count; i++)
+            hadamard(query_of(a, i, h), a->s->cache->keys.d1);
 }
 
 void full_project(const Attention *a) {
@@ -60,6 +90,8 @@ void full_project(const Attention *a) {
         for (size_t g = 0; g < G; g++) {
             float *key = s->attention.kv + i * s->attention.kv_stride + g * p;
             rope(key, s->attention.cosine + i * (p / 2), s->attention.sine + i * (p / 2), p / 2);
+            if (spreads(a))
+                hadamard(key, p);
             store(a, i, g, key, values + i * s->attention.kv_stride + g * v);
         }
     }
@@ -98,8 +130,8 @@ static void store_latents(const Attention *a) {
 static const float *row_of(const Attention *a, const TileShape *shape, const uint8_t *tile, size_t row,
                            float *buffer) {
     if (shape->type == TILE_F32)
-        return (const float *)(const void *)tile + row * (shape->d1 + shape->d2);
-    a->m->ops->tile_load(shape, tile, row, shape->d1 ? buffer : NULL, shape->d2 ? buffer : NULL);
+        return (const float *)(const void *)tile + row * shape->d1;
+    a->m->ops->tile_load(shape, tile, row, buffer, NULL);
     return buffer;
 }
 
@@ -120,7 +152,7 @@ static void define(const Attention *a, size_t i, size_t head, float *out) {
         for (size_t j = 0; j < rows; j++) {
             bool hidden = a->s->sparse.active && !attends_to(a->s, i, begin + j);
             const float *key = row_of(a, &cache->keys, keys, j, a->z->b);
-            score[j] = hidden ? -INFINITY : a->cfg->softmax_scale * ops->dot(q, key, cache->keys.d2);
+            score[j] = hidden ? -INFINITY : a->cfg->softmax_scale * ops->dot(q, key, cache->keys.d1);
             top = fmaxf(top, score[j]);
         }
         /* the sums so far were made with the old maximum: they are multiplied by exp(max - top) */
@@ -192,7 +224,7 @@ static void pack_lanes(const Attention *a, const Sixteen *x, size_t group) {
     const float *query[LANES] = {NULL};
     for (size_t lane = 0; lane < x->lanes; lane++)
         query[lane] = query_of(a, row_of_lane(a, x, lane), head_of_lane(a, x, group, lane));
-    a->m->ops->pack_query(&a->s->cache->keys, a->z->query, query, query);
+    a->m->ops->pack_query(&a->s->cache->keys, a->z->query, query, NULL);
 }
 
 /* Sixteen queries attend to one part of their context. */
@@ -256,6 +288,7 @@ static void attend_all(const Attention *a) {
 void full_attention(const Attention *a) {
     if (a->cfg->kv_lora_rank)
         store_latents(a);
+    spread_queries(a);
     if (a->t->id == 0)
         list_sixteens(a);
     sync_threads(a->t);

@@ -58,8 +58,8 @@ class Entry:
     on a multiple of 32, with zeros behind it.
 
     The rotation of the latent, or of ordinary attention's values, in blocks of `hadamard`: the first
-    `hadamard_rows` rows are rotated together; or, with `hadamard_cols`, each of the source's rows is, multiplied
-    before by the latent norm's weight where `gain` names it.
+    `hadamard_rows` rows are rotated together; or, with `hadamard_cols`, each of the source's rows is,
+    multiplied before by the latent norm's weight where `gain` names it.
     """
 
     name: str

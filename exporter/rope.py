@@ -1,4 +1,5 @@
-"""The rotary positions of a configuration: plain, YaRN, longrope and Llama 3's, and queries that grow with the position.
+"""The rotary positions of a configuration: plain, YaRN, longrope and Llama 3's, and queries that grow with
+the position.
 
 Read from rope_parameters (transformers 5) or rope_scaling and rope_theta (4). The frequencies are computed
 here, in float64, once for all; what multiplies cosine and sine, the softmax scale or queries is folded into
