@@ -1,5 +1,5 @@
-"""Makes the tiny Llama models of tests/models: ordinary attention, each with other sizes and features, and the
-logits that transformers computes in f32.
+"""Makes the tiny Llama models of tests/models: ordinary attention, each with other sizes and features, and
+the logits that transformers computes in f32.
 
     python tests/make_llama_models.py [OUT]        needs torch and transformers
 """

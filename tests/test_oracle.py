@@ -2,10 +2,10 @@
 transformers computed in f32.
 
 Each is run through all forms of attention (absorbed, decompressed, ordinary K/V cache, definition; without a
-latent the kernel's and the definition), in one call and in pieces of 1, 3, 4, 5 and 7 rows: a mistake in any of them, in RoPE, YaRN, a router, a norm's epsilon or in the export
-moves the logits by a thousand times the tolerance. tests/models holds one model for each feature
-(tests/make_sandwich_model.py made the one that transformers has no class for, tests/make_llama_models.py
-those without a latent); MLA_ORACLE may name a
+latent the kernel's and the definition), in one call and in small pieces: a mistake in any of them, in RoPE,
+YaRN, a router, a norm's epsilon or in the export moves the logits by a thousand times the tolerance.
+tests/models holds one model for each feature (tests/make_sandwich_model.py made the one that transformers has
+no class for, tests/make_llama_models.py those without a latent); MLA_ORACLE may name a
 directory with more of the same form (config.json, model.safetensors, expected.npz)."""
 
 import json
@@ -90,7 +90,7 @@ def cases():
                 yield pytest.param(source, path, chunk, id=f"{source.name}-{path}-{chunk}")
 
 
-@pytest.mark.parametrize(("source", "path", "chunk"), cases())
+@pytest.mark.parametrize(("source", "path", "chunk"), list(cases()))
 def test_logits(source, path, chunk, export):
     ids, want = compare.expected(source, None, None)
     options, environment = (ORDINARY if family(source) == "llama" else PATHS)[path]

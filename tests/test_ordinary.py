@@ -1,5 +1,6 @@
-"""Ordinary attention (MHA, GQA, MQA): that it is a special case of MLA, what its caches cost, what it refuses.
-Its logits beside those of transformers: test_oracle.py; calls that are cut and shared: test_sequences.py."""
+"""Ordinary attention (MHA, GQA, MQA): that it is a special case of MLA, what its caches cost, what it
+refuses. Its logits beside those of transformers are in test_oracle.py, calls that are cut and shared in
+test_sequences.py."""
 
 import dataclasses
 import json
@@ -34,9 +35,9 @@ def published(folder):
 
 
 def latent_weights(attention, heads, groups, size):
-    """A GQA layer's weights as those of latent attention. The latent is the values of all groups side by side,
-    and W_uv of a head takes its group's out of it. The rotated keys of all groups are one key, and a head's
-    query is zero but at its group's place. Nothing is left for W_uk: one number, which is zero."""
+    """A GQA layer's weights as those of latent attention. The latent is the values of all groups side by
+    side, and W_uv of a head takes its group's out of it. The rotated keys of all groups are one key, and a
+    head's query is zero but at its group's place. Nothing is left for W_uk: one number, which is zero."""
     of = [head // (heads // groups) for head in range(heads)]  # the group of each head
     q, k, v, o = (attention[f"{letter}_proj.weight"] for letter in "qkvo")
     hidden = q.shape[1]
@@ -69,8 +70,10 @@ def write_latent(folder, out):
     latent = {k: v for k, v in values.items() if k not in ("num_key_value_heads", "head_dim")} | {
         "model_type": "deepseek_v2",
         "architectures": ["DeepseekV2ForCausalLM"],
-        "kv_lora_rank": groups * size, "qk_nope_head_dim": 1,
-        "qk_rope_head_dim": groups * size, "v_head_dim": size,
+        "kv_lora_rank": groups * size,
+        "qk_nope_head_dim": 1,
+        "qk_rope_head_dim": groups * size,
+        "v_head_dim": size,
     }
     for layer in range(values["num_hidden_layers"]):
         at = f"model.layers.{layer}.self_attn."
