@@ -1,5 +1,5 @@
-/* engine/full.c: ordinary attention, which MLA is compared with. Keys and values themselves are kept, for each
- * of G groups of H / G heads:
+/* engine/full.c: ordinary attention, which MLA is compared with. Keys and values themselves are kept, for
+ * each of G groups of H / G heads:
  *
  *     o_h,i = sum_j softmax_j(scale q_h,i . k_g,j) v_g,j     g = h / (H / G), a row's group of head h
  *
@@ -11,9 +11,9 @@
  * then keeps k_h,j = [ W_uk,h c_j | k_pe,j ] and v_h,j = W_uv,h c_j, 5.6 to 71 times the memory.
  *
  * Two ways. The definition is plain loops in f32: one row, one head, one key at a time. --cache full is
- * computed by it, as a second witness that mla.c is compared with; in other types MLA_PATH=definition is. What
- * is fast goes through the attention kernel (kernels/attention.h). Its sixteen lanes are (row, head of the
- * group): heads that share keys read them once, and so do sixteen rows of a prompt. */
+ * computed by it, as a second witness that mla.c is compared with; in other types MLA_PATH=definition is.
+ * What is fast goes through the attention kernel (kernels/attention.h). Its sixteen lanes are (row, head of
+ * the group): heads that share keys read them once, and so do sixteen rows of a prompt. */
 #include "engine/full.h"
 
 #include <math.h>

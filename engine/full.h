@@ -24,8 +24,8 @@ size_t full_sixteens(const Config *cfg, size_t rows);
 void full_project(const Attention *a);
 
 /* The heads' outputs for the call's rows. Every thread of the team calls it, with its heads' queries
- * rotated; the outputs are complete after the next sync_threads. With CACHE_FULL.. it first puts the new rows'
- * keys and values into the cache, made from their latents. */
+ * rotated; the outputs are complete after the next sync_threads. With CACHE_FULL.. it first puts the new
+ * rows' keys and values into the cache, made from their latents. */
 void full_attention(const Attention *a);
 
 #endif

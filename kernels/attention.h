@@ -286,8 +286,8 @@ static void online_softmax(float (*p)[LANES], size_t rows, const int32_t limit[L
  * with it as they are. Weights become integers in 0 .. 255, for each lane in steps of its own: the largest
  * becomes 255. x->weights receives four rows to a vector, the lower row in the lower byte of its lane, as
  * the picture below shows; rows past the last weigh nothing. `fine`: weights are rounded down, and x->finer
- * receives the rest in steps of 1/255. Returns what one step is worth in each lane, or NaN if a row's scale is
- * not finite. x->p is used up. */
+ * receives the rest in steps of 1/255. Returns what one step is worth in each lane, or NaN if a row's scale
+ * is not finite. x->p is used up. */
 static vf quantize_weights(const TileShape *s, const uint8_t *tile, size_t rows, bool fine,
                            AttendScratch *x) {
     vf largest = vf_set1(1e-30f); /* 255 / largest must not overflow */

@@ -53,8 +53,8 @@ static inline size_t multipliers_at(const TileShape *s) {
 static inline size_t scales_at(const TileShape *s) {
     return multipliers_at(s) + (s->type == TILE_Q4 ? groups(s->d1) * SUB_ROWS : 0);
 }
-/* At the end of a sub-tile: for each part that there is the rows' scales, q8: f32, then for each the sums of the
- * integers, int32; q6 and q4: f16. */
+/* At the end of a sub-tile, for each part that there is: the rows' scales in f32, then for each the sums of
+ * the integers, int32, in q8; the scales in f16 in q6 and q4. */
 static inline size_t parts(const TileShape *s) { return s->d2 ? 2 : 1; }
 static inline size_t sub_tile_bytes(const TileShape *s) {
     return scales_at(s) + parts(s) * SUB_ROWS * (s->type == TILE_Q8 ? 8 : sizeof(uint16_t));
@@ -302,8 +302,8 @@ static vi unpack_part(const TileShape *s, const uint8_t *sub, int part, int8_t *
 static void unpack_sub_tile(const TileShape *s, const uint8_t *from, uint8_t *sub) {
     TileShape q8 = {TILE_Q8, s->d1, s->d2};
     vi sum[2];
-    /* a's last group may reach into b's place, b's into the scales', and where there is no b, a's into the next
-     * sub-tile's: each is filled later */
+    /* a's last group may reach into b's place, b's into the scales', and where there is no b, a's into the
+     * next sub-tile's: each is filled later */
     for (int part = 0; part < (int)parts(s); part++)
         sum[part] = unpack_part(s, from, part, (int8_t *)sub + part_at(&q8, part));
     for (int part = 0; part < (int)parts(s); part++) {
