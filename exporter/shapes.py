@@ -132,6 +132,7 @@ SHAPES = {
         "num_hidden_layers": 95,
         "num_attention_heads": 64,
         "num_key_value_heads": 8,
+        "head_dim": 128,
         "intermediate_size": 22016,
         "vocab_size": 102400,
         "max_position_embeddings": 4096,

@@ -288,8 +288,8 @@ static void online_softmax(float (*p)[LANES], size_t rows, const int32_t limit[L
  * the picture below shows; rows past the last weigh nothing. `fine`: weights are rounded down, and x->finer
  * receives the rest in steps of 1/255. Returns what one step is worth in each lane, or NaN if a row's scale
  * is not finite. x->p is used up. */
-static vf quantize_weights(const TileShape *s, const uint8_t *tile, size_t rows, bool fine,
-                           AttendScratch *x) {
+OP vf quantize_weights(const TileShape *s, const uint8_t *tile, size_t rows, const bool fine,
+                       AttendScratch *x) {
     vf largest = vf_set1(1e-30f); /* 255 / largest must not overflow */
     bool finite = true;
     for (size_t r = 0; r < rows; r++) {
@@ -381,7 +381,8 @@ static void int8_values(const TileShape *s, const uint8_t *tile, bool unpacked, 
         s = &q8;
         tile = x->unpacked;
     }
-    vf step = quantize_weights(s, tile, rows, fine, x), fine_step = vf_mul(step, vf_set1(1.0f / 255));
+    vf step = fine ? quantize_weights(s, tile, rows, true, x) : quantize_weights(s, tile, rows, false, x);
+    vf fine_step = vf_mul(step, vf_set1(1.0f / 255));
     uint8_t keep[64]; /* [4 groups][4 dimensions][4 rows] */
     for (size_t i = 0; i < 64; i++)
         keep[i] = i / 16 * 4 + i % 4 < rows % SUB_ROWS ? 0xff : 0;
