@@ -4,6 +4,7 @@ writers of sessions, checkpoints and published models. Fixtures are in conftest.
 import contextlib
 import fcntl
 import functools
+import itertools
 import json
 import os
 import re
@@ -181,6 +182,10 @@ def config_fields():
 
 
 CONFIG_BYTES = struct.calcsize("<" + "".join(form for _, form in config_fields()))
+# The first files ended before this field; from it on, zeros at the end are left out.
+OLDEST_CONFIG_BYTES = struct.calcsize(
+    "<" + "".join(form for _, form in itertools.takewhile(lambda field: field[0] != "min_p", config_fields()))
+)
 
 
 class Checkpoint:
@@ -196,7 +201,7 @@ class Checkpoint:
             value = struct.unpack_from("<" + form, config, at - 64)
             self.config[name] = list(value) if len(value) > 1 else value[0]
             at += struct.calcsize("<" + form)
-        assert CONFIG_BYTES - 8 <= config_bytes <= CONFIG_BYTES == at - 64
+        assert OLDEST_CONFIG_BYTES <= config_bytes <= CONFIG_BYTES == at - 64
         at = 64 + config_bytes
         at = -(-at // 64) * 64 + tokenizer
         at = -(-at // 64) * 64 + chat

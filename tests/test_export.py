@@ -24,6 +24,7 @@ from support import (
     CONFIG_BYTES,
     F32,
     MODELS,
+    OLDEST_CONFIG_BYTES,
     Q4,
     Q8,
     VECTOR,
@@ -490,6 +491,8 @@ def test_random(monkeypatch, exported):
 # Sums of the published tensors' sizes; they agree with the sizes that the models are known by (15.7B, 236B,
 # 671B, ...), and for OpenSeek-Small with the length of its published file.
 TOTALS = {
+    # embedding and head, 95 layers, norms; a layer: queries and output, 8 groups of keys and values, MLP
+    "deepseek-67b": 2 * 102400 * 8192 + 95 * (2 * 8192 + 2 * 1024 + 3 * 22016 + 2) * 8192 + 8192,
     "deepseek-v2-lite": 15_706_484_224,
     "deepseek-v2": 235_741_434_880,
     "deepseek-v3": 671_026_419_200,
@@ -715,7 +718,7 @@ def whole_config(file):
 def test_file_of_a_model_without_new_fields(source, exported):
     """Fields that were added to Config later are in the file only where they say something: the session of
     an older file goes on with the same model exported again."""
-    folder, first = source(), CONFIG_BYTES - 8  # of the first files: up to top_k
+    folder, first = source(), OLDEST_CONFIG_BYTES  # of the first files: up to top_k
     assert struct.unpack_from("<I", exported(folder).file, 32) == (first,)
     for keys, config_bytes in (({"min_p": 0.1}, first + 4), ({"repetition_penalty": 1.1}, first + 8)):
         (folder / "generation_config.json").write_text(json.dumps(keys))
@@ -744,17 +747,17 @@ def with_config(file, config):
 @pytest.mark.parametrize(
     "shape, says",
     [
-        (lambda config: config[:-8], None),
+        (lambda config: config[:OLDEST_CONFIG_BYTES], None),
         (lambda config: config + bytes(4), None),
         (lambda config: config + bytes(100), None),
         (lambda config: config + bytes(96) + b"\1\0\0\0", "does not know: build a newer run"),
-        (lambda config: config[:-12], "damaged header"),
+        (lambda config: config[: OLDEST_CONFIG_BYTES - 4], "damaged header"),
         (lambda config: config[:-2], "damaged header"),
         (lambda config: config + bytes(1 << 16), "damaged header"),
-        (lambda config: config[:-8] + struct.pack("<ff", 1.5, 0), "min_p"),
-        (lambda config: config[:-8] + struct.pack("<ff", np.nan, 0), "min_p"),
-        (lambda config: config[:-8] + struct.pack("<ff", 0, -1), "repetition_penalty"),
-        (lambda config: config[:-8] + struct.pack("<ff", 0, np.inf), "repetition_penalty"),
+        (lambda config: config[:OLDEST_CONFIG_BYTES] + struct.pack("<ff", 1.5, 0), "min_p"),
+        (lambda config: config[:OLDEST_CONFIG_BYTES] + struct.pack("<ff", np.nan, 0), "min_p"),
+        (lambda config: config[:OLDEST_CONFIG_BYTES] + struct.pack("<ff", 0, -1), "repetition_penalty"),
+        (lambda config: config[:OLDEST_CONFIG_BYTES] + struct.pack("<ff", 0, np.inf), "repetition_penalty"),
     ],
 )
 def test_config_of_another_version(shape, says, exported, tmp_path):
@@ -788,7 +791,7 @@ def test_sampling_defaults_of_the_file(exported, tmp_path):
     text = ["--ids", "1 2 3", "-n", 40, "-t", 2, "--top-p", 1, "-s", 7, "-q"]
 
     def run(min_p, penalty, *options):
-        path.write_bytes(with_config(file, config[:-8] + struct.pack("<ff", min_p, penalty)))
+        path.write_bytes(with_config(file, config[:OLDEST_CONFIG_BYTES] + struct.pack("<ff", min_p, penalty)))
         return compare.run(path, *text, *options)
 
     plain, small, penal = run(0, 0), run(0.3, 0), run(0, 1.5)
