@@ -7,9 +7,16 @@
 #include "engine/checkpoint.h"
 #include "engine/util.h"
 
-uint64_t weight_bytes(const Model *m, size_t n) {
+size_t expert_layers(const Config *cfg) {
+    size_t n = 0;
+    for (uint32_t l = 0; l < cfg->num_hidden_layers; l++)
+        n += layer_is_moe(cfg, l);
+    return n;
+}
+
+WeightBytes weight_bytes(const Model *m) {
     const Config *cfg = &m->config;
-    uint64_t always = 0, experts = 0;
+    uint64_t always = 0, experts = 0, always_products = 0, expert_products = 0;
     for (size_t i = 0; i < m->tensor_count; i++) {
         const TensorInfo *t = &m->tensors[i];
         size_t length = strnlen(t->name, sizeof t->name);
@@ -17,11 +24,12 @@ uint64_t weight_bytes(const Model *m, size_t n) {
         bool decompression = length > 5 && !memcmp(t->name + length - 5, ".w_uk", 5);
         if (lookup || decompression || !strncmp(t->name, "mtp.", 4))
             continue;
-        if (strstr(t->name, ".experts."))
-            experts += t->bytes;
-        else
-            always += t->bytes;
+        bool expert = strstr(t->name, ".experts.");
+        uint64_t products = t->cols > 1 ? (uint64_t)t->count * t->rows * t->cols : 0; /* a vector has one */
+        *(expert ? &experts : &always) += t->bytes;
+        *(expert ? &expert_products : &always_products) += products;
     }
-    size_t E = cfg->n_routed_experts, chosen = n * cfg->num_experts_per_tok;
-    return E ? always + experts / E * min(chosen, E) : always;
+    size_t count = cfg->n_routed_experts * expert_layers(cfg);
+    return (WeightBytes){always, count ? experts / count : 0, always_products,
+                         count ? expert_products / count : 0};
 }

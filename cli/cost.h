@@ -4,8 +4,17 @@
 
 #include "model.h"
 
-/* Bytes of weights that a forward call of n rows reads, each matrix once: what limits the speed of
- * decoding. Rows are taken to choose different experts, as far as there are enough. */
-uint64_t weight_bytes(const Model *m, size_t n);
+/* Bytes of weights that every forward call reads, each matrix once, and of one expert in one layer: what
+ * limits the speed of decoding. And how many numbers there are in their matrices: the multiply-adds of a row,
+ * without attention to cached rows. */
+typedef struct {
+    uint64_t always, expert;
+    uint64_t always_products, expert_products;
+} WeightBytes;
+
+WeightBytes weight_bytes(const Model *m);
+
+/* Layers that have experts. */
+size_t expert_layers(const Config *cfg);
 
 #endif

@@ -8,6 +8,7 @@
 #include "cli/cost.h"
 #include "cli/modes.h"
 #include "cli/output.h"
+#include "cli/template.h"
 #include "engine/cache.h"
 #include "engine/checkpoint.h"
 #include "tokenizer.h"
@@ -27,9 +28,16 @@ static uint64_t attention_parameters(const Config *cfg) {
     uint64_t r = cfg->kv_lora_rank, ql = cfg->q_lora_rank, q = H * (n + p), G = cfg->num_key_value_heads;
     uint64_t queries = ql ? ql * D + ql + q * ql : q * D;
     uint64_t norms = (cfg->sandwich_norm ? 4 : 2) * D + r;
+    uint64_t gates = cfg->head_gate ? H * D : 0;
     if (G)
         return queries + G * (p + v) * D + D * H * v + norms;
-    return queries + (r + p) * D + H * (n + v) * r + D * H * v + norms;
+    return queries + (r + p) * D + H * (n + v) * r + D * H * v + norms + gates;
+}
+
+static uint64_t kda_parameters(const Config *cfg) {
+    uint64_t D = cfg->hidden_size, H = cfg->kda_heads, d = cfg->kda_head_dim, C = H * d, rank = cfg->kda_rank;
+    uint64_t gate = rank ? rank * (D + C) : C * D; /* of the decay, and of the output */
+    return 3 * C * (D + cfg->kda_taps) + 2 * gate + C + H + H * D + d + D * C + 2 * D;
 }
 
 static uint64_t index_parameters(const Config *cfg) {
@@ -59,8 +67,10 @@ static Parameters parameters(const Model *m, uint32_t layers) {
     bool biased = router_has_bias(m);
     Parameters sum = {vocabulary * (cfg->tie_word_embeddings ? 1 : 2) + D, vocabulary + D};
     for (uint32_t l = 0; l < layers; l++) {
-        uint64_t all = attention_parameters(cfg) + (layer_has_indexer(cfg, l) ? index_parameters(cfg) : 0),
-                 used = all;
+        uint64_t all = layer_is_kda(cfg, l) ? kda_parameters(cfg) : attention_parameters(cfg);
+        all += layer_has_indexer(cfg, l) ? index_parameters(cfg) : 0;
+        all += cfg->experts_out_norm && layer_is_moe(cfg, l) ? D : 0;
+        uint64_t used = all;
         if (layer_is_moe(cfg, l)) {
             uint64_t every = D * choices + cfg->n_shared_experts * expert;
             every += biased ? choices : 0;
@@ -132,6 +142,10 @@ static void print_attention(const Config *cfg) {
         output_print("%-20s keys and values %u, queries %u\n", "latent", cfg->kv_lora_rank, cfg->q_lora_rank);
     else
         output_print("%-20s keys and values %u, queries direct\n", "latent", cfg->kv_lora_rank);
+    if (cfg->kda_heads)
+        output_print("%-20s %u layers, %u heads of %u, instead of latents\n", "linear attention",
+                     cfg->num_hidden_layers - latent_layers(cfg, cfg->num_hidden_layers), cfg->kda_heads,
+                     cfg->kda_head_dim);
 }
 
 static void print_shape(const Model *m) {
@@ -168,11 +182,25 @@ static void print_shape(const Model *m) {
                      cfg->scoring_func == SCORE_SIGMOID ? "sigmoid" : "softmax", cfg->topk_group,
                      cfg->n_group, (double)cfg->routed_scaling_factor);
     }
-    output_print("%-20s theta %g, factor %g", "rope", (double)cfg->rope_theta, (double)cfg->rope_factor);
+    if (cfg->rope_theta > 0)
+        output_print("%-20s theta %g, factor %g", "rope", (double)cfg->rope_theta, (double)cfg->rope_factor);
+    else
+        output_print("%-20s none: nothing is rotated", "rope");
     if (m->query_scale)
         output_print(", queries scaled anew every %u positions", cfg->query_scale_span);
     output_print("\n");
     output_print("%-20s %u\n", "longest context", cfg->max_position_embeddings);
+}
+
+static const char *chat_line(const Model *m) {
+    Template t;
+    if (!m->chat_bytes || !m->tokenizer)
+        return "no: the file has no chat template";
+    if (template_open(m, &t, FORM_DEFAULT))
+        return "no: the chat template is damaged";
+    if (t.forms > 1)
+        return "yes, with thoughts before the answer, which --think switches";
+    return t.piece[THINK_END].text.bytes ? "yes, with thoughts before the answer" : "yes";
 }
 
 static void print_text(const Model *m) {
@@ -185,12 +213,7 @@ static void print_text(const Model *m) {
         output_print(", begin %d%s", cfg->bos_token_id, cfg->add_bos_token ? "" : " (not added by itself)");
     for (uint32_t i = 0; i < cfg->eos_tokens; i++)
         output_print(i ? " %d" : ", end %d", cfg->eos_token_id[i]);
-    const char *damage = chat_damage(m);
-    output_print("\n%-20s %s", "chat",
-                 !m->chat_bytes || !m->tokenizer ? "no: the file has no chat template"
-                 : damage                        ? "no: the chat template is damaged"
-                 : chat_has_thoughts(m)          ? "yes, with thoughts before the answer"
-                                                 : "yes");
+    output_print("\n%-20s %s", "chat", chat_line(m));
     output_print("\n%-20s temperature %g, top-p %g, top-k %u", "sampling", (double)cfg->temperature,
                  (double)cfg->top_p, cfg->top_k);
     if (cfg->min_p > 0)
@@ -219,7 +242,7 @@ static size_t row_numbers(const Config *cfg, CacheType type) {
 /* Attention without a latent, at 2 bytes a number: this model's, where it has none, and others with heads of
  * the same size. The rotated part is left out where it stands apart, as other models have none of it. */
 static void print_others(const Config *cfg, size_t unit) {
-    size_t H = cfg->num_attention_heads, layers = cfg->published_layers,
+    size_t H = cfg->num_attention_heads, layers = latent_layers(cfg, cfg->published_layers),
            head = (cfg->num_key_value_heads ? cfg->qk_rope_head_dim : cfg->qk_nope_head_dim) +
                   (size_t)cfg->v_head_dim;
     const char *sizes = cfg->num_key_value_heads ? "p + v" : "n + v";
@@ -234,9 +257,26 @@ static void print_others(const Config *cfg, size_t unit) {
     print_cost(cfg, what, layers * head, 2 * layers * head, unit);
 }
 
+/* Memory of a sequence where not all of it grows: the constant part and the cache, in bytes. */
+static void print_sequence(const Config *cfg) {
+    static const size_t contexts[] = {32768, 1 << 20};
+    size_t numbers = constant_floats(cfg, cfg->published_layers);
+    char text[2][32];
+    output_print("\n%-36s %12s %12s\n", "constant part of a sequence, f32", grouped(text[0], numbers),
+                 grouped(text[1], numbers * sizeof(float)));
+    output_print("%-36s %20s %20s\n", "constant part and cache, bytes:", "32,768 tokens", "1,048,576 tokens");
+    for (int type = 0; type < CACHE_TYPES; type++) {
+        size_t token = cache_token_bytes(cfg, (CacheType)type, cfg->published_layers);
+        for (int i = 0; i < 2; i++)
+            grouped(text[i], numbers * sizeof(float) + contexts[i] * token);
+        output_print("-k %-33s %20s %20s\n", cache_names[type], text[0], text[1]);
+    }
+}
+
 static void print_cache(const Config *cfg) {
     size_t n = cfg->qk_nope_head_dim, p = cfg->qk_rope_head_dim, v = cfg->v_head_dim,
-           layers = cfg->published_layers, unit = 2 * layers * cfg->num_attention_heads * (n + p + v);
+           layers = latent_layers(cfg, cfg->published_layers),
+           unit = 2 * layers * cfg->num_attention_heads * (n + p + v);
     size_t keys = (size_t)indexers(cfg, cfg->published_layers) * cfg->index_head_dim;
     char what[64], context[48];
     snprintf(context, sizeof context, "%u tokens", cfg->max_position_embeddings);
@@ -252,12 +292,15 @@ static void print_cache(const Config *cfg) {
     }
     output_print("without a latent, 2 bytes a number:\n");
     print_others(cfg, unit);
-    output_print("(%zu layers, H = %u", layers, cfg->num_attention_heads);
+    output_print("(%zu layers%s, H = %u", layers, cfg->kda_heads ? " with latents" : "",
+                 cfg->num_attention_heads);
     if (cfg->num_key_value_heads)
         output_print(", G = %u, p = %zu, v = %zu", cfg->num_key_value_heads, p, v);
     else
         output_print(", n = %zu, p = %zu, v = %zu", n, p, v);
     output_print("; saved against full K and V of 2 bytes)\n");
+    if (cfg->kda_heads)
+        print_sequence(cfg);
 }
 
 int mode_info(const Model *m, const Options *o) {
@@ -273,7 +316,10 @@ int mode_info(const Model *m, const Options *o) {
         print_number("  published model", published.total, "");
         print_number("  active per token", published.active, "");
     }
-    print_number("read per token", weight_bytes(m, 1), " bytes of weights");
+    WeightBytes bytes = weight_bytes(m);
+    print_number("read per token",
+                 bytes.always + bytes.expert * expert_layers(&m->config) * m->config.num_experts_per_tok,
+                 " bytes of weights");
     print_shape(m);
     print_text(m);
     print_cache(cfg);

@@ -149,9 +149,14 @@ def read_rope(keys: Keys, family: Family, nope: int, p: int, positions: int) -> 
     """The rotary positions of a model whose heads have `nope` numbers without position and `p` rotated ones;
     `positions`: max_position_embeddings. ExportError where they are of a kind that is not supported."""
     block = _block(keys)
-    keys.one_of("partial_rotary_factor", 1.0)
+    if family.partial_says_nothing:
+        keys.get("partial_rotary_factor", None)
+        block.get("partial_rotary_factor", None)
+    else:
+        keys.one_of("partial_rotary_factor", 1.0)
     partial = [p / (nope + p)] if family.partial_of_head else []
-    block.one_of("partial_rotary_factor", 1.0, *partial)
+    if not family.partial_says_nothing:
+        block.one_of("partial_rotary_factor", 1.0, *partial)
     kinds = {kind: kind for kind in ("default", "yarn", "longrope", "llama3")} | {"deepseek_yarn": "yarn"}
     kind = block.one_of("type", *kinds)
     kind = kinds[block.one_of("rope_type", kind, *kinds)]

@@ -124,6 +124,22 @@ def _glm5(**keys: Any) -> dict[str, Any]:
     )
 
 
+def _ling(**keys: Any) -> dict[str, Any]:
+    return _deepseek(
+        model_type="bailing_hybrid",
+        architectures=["BailingMoeV3ForCausalLM"],
+        head_dim=128,
+        kda_lower_bound=-5,
+        kda_safe_gate=True,
+        no_kda_lora=True,
+        short_conv_kernel_size=4,
+        rope_theta=6000000,
+        vocab_size=157184,
+        eos_token_id=156895,
+        **keys,
+    )
+
+
 SHAPES = {
     # before it there was ordinary attention
     "deepseek-67b": {
@@ -395,5 +411,73 @@ SHAPES = {
         routed_scaling_factor=2.5,
         bos_token_id=0,
         eos_token_id=1,
+    ),
+    "ling-3.0-tiny": _ling(
+        hidden_size=1536,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        q_lora_rank=256,
+        intermediate_size=4608,
+        max_position_embeddings=131072,
+        layer_group_size=4,
+        **_experts(128, 512, 1, 8, 2.5, 1, (8, 4)),
+    ),
+    "ling-3.0-flash": _ling(
+        hidden_size=2560,
+        num_hidden_layers=42,
+        num_attention_heads=32,
+        intermediate_size=9216,
+        max_position_embeddings=262144,
+        layer_group_size=6,
+        expert_swiglu_limit_list=[0] * 35 + [4] * 7,
+        share_expert_swiglu_limit_list=[0] * 34 + [5] * 6 + [7] * 2,
+        **_experts(512, 768, 1, 8, 2.5, 2, (8, 4)),
+    ),
+    "kimi-linear-48b": _deepseek(
+        model_type="kimi_linear",
+        hidden_size=2304,
+        num_hidden_layers=27,
+        num_attention_heads=32,
+        intermediate_size=9216,
+        vocab_size=163840,
+        max_position_embeddings=1048576,
+        rms_norm_eps=1e-5,
+        mla_use_nope=True,
+        linear_attn_config={
+            "head_dim": 128,
+            "num_heads": 32,
+            "short_conv_kernel_size": 4,
+            "full_attn_layers": [4, 8, 12, 16, 20, 24, 27],
+            "kda_layers": [i for i in range(1, 27) if i % 4],
+        },
+        bos_token_id=163584,
+        eos_token_id=163586,
+        **_experts(256, 1024, 1, 8, 2.446, 1),
+    ),
+    "sarvam-105b": _deepseek(
+        model_type="sarvam_mla",
+        hidden_size=4096,
+        num_hidden_layers=32,
+        num_attention_heads=64,
+        intermediate_size=16384,
+        vocab_size=262144,
+        max_position_embeddings=131072,
+        rope_scaling=_yarn(40, 1.0),
+        bos_token_id=0,
+        eos_token_id=1,
+        **_experts(128, 2048, 1, 8, 2.5, 1),
+    ),
+    "ax-k1": _deepseek(
+        model_type="axk1",
+        hidden_size=7168,
+        num_hidden_layers=61,
+        num_attention_heads=64,
+        q_lora_rank=1536,
+        intermediate_size=18432,
+        vocab_size=163840,
+        max_position_embeddings=32768,
+        bos_token_id=163691,
+        eos_token_id=163691,
+        **_experts(192, 2048, 1, 8, 2.5, 1, (8, 4)),
     ),
 }

@@ -7,7 +7,8 @@
  *   matmul.h     weights in panels times rows
  *   tile.h       tiles of cached rows: rows in and out
  *   attention.h  queries against tiles
- *   index.h      index queries against tiles of index keys */
+ *   index.h      index queries against tiles of index keys
+ *   delta.h      linear attention */
 #include <stdbool.h>
 
 #include "kernels/kernels.h"
@@ -18,6 +19,7 @@
 #include "kernels/tile.h"
 #include "kernels/attention.h"
 #include "kernels/index.h"
+#include "kernels/delta.h"
 
 #define TEXT_OF(name) #name
 #define TEXT(name)    TEXT_OF(name)
@@ -46,6 +48,10 @@ static const Kernels kernels = {
     .softmax_merge = softmax_merge,
     .softmax_finish = softmax_finish,
     .index_scores = index_scores,
+    .convolve = convolve,
+    .set_length = set_length,
+    .decay = decay,
+    .delta = delta,
 };
 
 extern const Kernels *JOIN(kernels_, ISA_NAME);

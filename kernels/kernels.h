@@ -157,6 +157,18 @@ typedef struct {
     float *out;       /* [dv][16]: sum of exp(score - max) * value; not read of a lane that has no row yet */
 } Softmax;
 
+/* ---- linear attention ----------------------------------------------------------------------- */
+/* Rows of one head for the delta rule (engine/kda.c): [rows][stride] each; of q, k and decay the first `keys`
+ * numbers of a row count. */
+enum { DELTA_COLUMNS = 32 };
+
+typedef struct {
+    const float *q, *k, *decay; /* decay: what a key's row of the memory is multiplied by */
+    float *v;                   /* values; become the outputs */
+    const float *beta, *kq;     /* [rows] how much is learned; k . q */
+    size_t rows, stride, keys;
+} DeltaRows;
+
 /* ---- the functions -------------------------------------------------------------------------- */
 typedef struct {
     const char *name; /* portable, avx2, avxvnni, avx512, neon */
@@ -172,8 +184,9 @@ typedef struct {
     /* y = x / sqrt(mean(x^2) + eps) * w. y may be x. */
     void (*rmsnorm)(float *y, const float *x, const float *w, size_t n, float eps);
 
-    /* h = silu(gate) * up. h may be gate or up. (relu squared is a plain loop in engine/moe.c.) */
-    void (*swiglu)(float *h, const float *gate, const float *up, size_t n);
+    /* h = min(silu(gate), limit) * max(-limit, min(up, limit)); limit INFINITY: none. h may be gate or up.
+     * (relu squared is a plain loop in engine/moe.c.) */
+    void (*swiglu)(float *h, const float *gate, const float *up, size_t n, float limit);
 
     /* In place: softmax and sigmoid (routers, sampling). */
     void (*softmax)(float *x, size_t n);
@@ -245,11 +258,28 @@ typedef struct {
     /* -- the indexer of a sparse attention -- */
 
     /* score[j] = sum over h of weight[h] * relu(query_h . key_j) for rows j = 0 .. rows - 1 of a tile of
-     * index keys, F32 or BF16 with d2 = 0. `query`: the heads in groups of sixteen, each group made by
+     * index keys, F32, BF16 or Q8 with d2 = 0. `query`: the heads in groups of sixteen, each group made by
      * pack_query() of the same shape. weight: [heads rounded up to 16], finite past `heads`. scratch:
      * [16][d1]. */
     void (*index_scores)(float *score, const TileShape *shape, const void *query, const float *weight,
                          size_t heads, const void *keys, size_t rows, float *scratch);
+
+    /* -- linear attention -- */
+
+    /* y = silu(sum over j < taps of w[j * ld ..] * u[j]), n numbers; j in order, one fma each. */
+    void (*convolve)(float *y, const float *const *u, const float *w, size_t ld, size_t taps, size_t n);
+
+    /* x = x * length / sqrt(sum x^2 + eps) */
+    void (*set_length)(float *x, size_t n, float length, float eps);
+
+    /* y = exp(g), g = lower * sigmoid(exp(rate) * (z + bias)), or with lower 0 g = -exp(rate) * log(1 + exp(z
+     * + bias)). NaN if z + bias is infinite. */
+    void (*decay)(float *y, const float *z, const float *bias, float rate, float lower, size_t n);
+
+    /* The delta rule for 32 columns of values, x->v + column .. column + 31 of each row, one row after
+     * another: S = decay S; r = beta (v - S^T k); v = S^T q + (k . q) r; S = S + k r^T. S is [keys][32]:
+     * `from` before the first row, `to` behind the last one; they may be the same. */
+    void (*delta)(float *to, const float *from, const DeltaRows *x, size_t column);
 } Kernels;
 
 size_t tile_bytes(const TileShape *shape);  /* of a whole tile of 128 rows; a multiple of 64 */

@@ -4,7 +4,6 @@ writers of sessions, checkpoints and published models. Fixtures are in conftest.
 import contextlib
 import fcntl
 import functools
-import itertools
 import json
 import os
 import re
@@ -122,10 +121,10 @@ def start(*options, **how):
     )
 
 
-SESSION_HEADER = "<8sIIQQQQ64s8sQQ7I28s"
+SESSION_HEADER = "<8sIIQQQQ64s8sQQ9I20s"
 SESSION_FIELDS = (
     "magic version checksum file_bytes data_offset page_bytes model model_name cache seed random tokens rows "
-    "cut logits pages conversation header_bytes reserved"
+    "cut logits pages conversation header_bytes constant constant_checksum reserved"
 ).split()
 TEMPORARY = ".session.tmp"
 
@@ -176,15 +175,15 @@ def config_fields():
     for kind, names in re.findall(r"(char|uint32_t|int32_t|float) ([^;]*);", body):
         for name, count in re.findall(r"(\w+)(?:\[(\d+)\])?", names):
             fields.append(
-                (name, {"char": "64s", "uint32_t": "I", "int32_t": (count or "") + "i", "float": "f"}[kind])
+                (name, {"char": "64s", "uint32_t": count + "I", "int32_t": count + "i", "float": "f"}[kind])
             )
     return fields
 
 
 CONFIG_BYTES = struct.calcsize("<" + "".join(form for _, form in config_fields()))
-# The first files ended before this field; from it on, zeros at the end are left out.
-OLDEST_CONFIG_BYTES = struct.calcsize(
-    "<" + "".join(form for _, form in itertools.takewhile(lambda field: field[0] != "min_p", config_fields()))
+# without what was added later and is 0
+FIRST_CONFIG_BYTES = struct.calcsize(
+    "<" + "".join(form for _, form in config_fields()[: [name for name, _ in config_fields()].index("min_p")])
 )
 
 
@@ -201,10 +200,12 @@ class Checkpoint:
             value = struct.unpack_from("<" + form, config, at - 64)
             self.config[name] = list(value) if len(value) > 1 else value[0]
             at += struct.calcsize("<" + form)
-        assert OLDEST_CONFIG_BYTES <= config_bytes <= CONFIG_BYTES == at - 64
+        assert FIRST_CONFIG_BYTES <= config_bytes <= CONFIG_BYTES == at - 64
         at = 64 + config_bytes
         at = -(-at // 64) * 64 + tokenizer
+        self.tokenizer = file[at - tokenizer : at]
         at = -(-at // 64) * 64 + chat
+        self.chat = file[at - chat : at]
         at = -(-at // 64) * 64
         keys = "name offset bytes type count rows cols scale checksum codebook".split()
         self.infos = [

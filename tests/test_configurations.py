@@ -426,36 +426,29 @@ GROUP = {"config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "float
 @pytest.mark.parametrize(
     "config, says",
     [
-        ({QUANT: {"quant_method": "awq", "bits": 4}}, ["AWQ", "4 bits"]),
         ({QUANT: {"quant_method": "gptq", "bits": 8, "desc_act": False}}, ["GPTQ", "8 bits"]),
         ({QUANT: {"quant_method": "bitsandbytes", "load_in_4bit": True}}, ["bitsandbytes", "4 bits"]),
         ({QUANT: {"quant_method": "bitsandbytes", "load_in_8bit": True}}, ["bitsandbytes", "8 bits"]),
         ({QUANT: {"load_in_8bit": True, "load_in_4bit": False}}, ["bitsandbytes", "8 bits"]),
-        ({QUANT: {"quant_method": "AWQ", "bits": 4}}, ["AWQ", "4 bits"]),
         ({QUANT: {"quant_method": "mxfp4"}}, ["MXFP4"]),
         ({QUANT: {"quant_method": "nvfp4"}}, ["NVFP4"]),
-        ({QUANT: {"quant_method": "modelopt", "quant_algo": "NVFP4"}}, ["NVFP4", "ModelOpt"]),
-        ({QUANT: {"quant_method": "modelopt", "quant_algo": "FP8"}}, ["FP8", "ModelOpt"]),
         ({QUANT: {"quant_algo": "W4A8_AWQ", "producer": {"name": "modelopt"}}}, ["W4A8_AWQ", "ModelOpt"]),
         ({QUANT: {"quant_method": "modelopt"}}, ["ModelOpt"]),
         ({QUANT: {"quant_method": "torchao"}}, ["torchao"]),
         ({QUANT: {"quant_method": "fbgemm_fp8"}}, ["FBGEMM"]),
         ({QUANT: {"quant_method": "auto-round", "bits": 4}}, ["AutoRound"]),
         (
-            {QUANT: {"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized", **GROUP}},
-            ["NVFP4"],
-        ),
-        ({QUANT: {"quant_method": "compressed-tensors", "format": "int-quantized", **GROUP}}, ["W8A8"]),
-        (
             {
                 QUANT: {
                     "quant_method": "compressed-tensors",
                     "format": "mixed-precision",
-                    "config_groups": {"a": {"format": "mxfp4-pack-quantized", "weights": {}}},
+                    "config_groups": {"a": {"format": "mxfp8-quantized", "weights": {}}},
                 }
             },
-            ["MXFP4"],
+            ["MXFP8"],
         ),
+        ({QUANT: {"quant_method": "awq", "bits": 4, "version": "gemv"}}, ["version", "gemv"]),
+        ({QUANT: {"quant_method": "awq", "bits": 8}}, ["bits"]),
         ({"quantization": {"group_size": 64, "bits": 4}}, ["MLX", "4 bits"]),
         (
             {
@@ -475,10 +468,11 @@ def test_forms_that_the_configuration_names(config, says, source, exported):
 @pytest.mark.parametrize(
     "algorithm, says",
     [
-        ("NVFP4", "NVFP4"),
-        ("FP8", "FP8"),
         ("FP8_PB_WO", "FP8_PB_WO"),
         ("MIXED_PRECISION", "MIXED_PRECISION"),
+        ("NVFP4_AWQ", "NVFP4_AWQ"),
+        ("NVFP4", None),
+        ("FP8", None),
         (None, None),
     ],
 )
@@ -502,18 +496,7 @@ WORDS = np.zeros((9, 100), np.int32)
 @pytest.mark.parametrize(
     "stored, form",
     [
-        (
-            {
-                ".weight": ("U8", BYTES),
-                ".weight_scale": np.zeros((100, 4), np.uint8),
-                ".weight_scale_2": ("F32", np.float32(1)),
-            },
-            "NVFP4",
-        ),
-        ({".weight_packed": ("U8", BYTES), ".weight_global_scale": np.ones(1, np.float32)}, "NVFP4"),
-        ({".weight_packed": ("U8", BYTES), ".weight_scale": ("U8", BYTES)}, "MXFP4"),
         ({"_blocks": ("U8", BYTES), "_scales": ("U8", BYTES)}, "MXFP4"),
-        ({".qweight": ("I32", WORDS), ".qzeros": ("I32", WORDS), ".scales": ("F16", HALF)}, "AWQ"),
         (
             {
                 ".qweight": ("I32", WORDS),
@@ -533,7 +516,6 @@ WORDS = np.zeros((9, 100), np.int32)
             "bitsandbytes",
         ),
         ({".weight": ("I8", BYTES), ".SCB": np.ones(100, np.float32)}, "bitsandbytes"),
-        ({".weight": ("I8", BYTES), ".weight_scale": np.ones(100, np.float32)}, "8-bit integers"),
         ({".weight": ("F8_E5M2", BYTES)}, "E5M2"),
         ({".weight": ("F4", BYTES), ".weight_scale": ("F8_E8M0", BYTES)}, "4 bits"),
         ({".weight": ("F6_E2M3", BYTES)}, "6 bits"),

@@ -656,7 +656,7 @@ def test_a_name_in_place_of_a_directory(tmp_path):
 def test_processors_that_count():
     """Under taskset, or in a container, not all processors are ours."""
     ask = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
-    ask += "from exporter.stream import processors; print(processors())"
+    ask += "from exporter.workers import processors; print(processors())"
     done = subprocess.run([sys.executable, "-c", ask], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "1\n", done.stderr
 

@@ -24,7 +24,7 @@ ORDINARY = {"kernel": (["-k", "f32"], {}), "definition": (["-k", "f32"], {"MLA_P
 
 # Families of the oracle that are not computed: their attention or layers have a feature that no field of the
 # checkpoint describes.
-UNSUPPORTED = {"bailing_hybrid", "kimi_linear"}
+UNSUPPORTED = {"deepseek_v4", "glm5_next", "llama"}
 
 # One such feature each, put into a configuration that is otherwise supported.
 FEATURES = {
@@ -38,9 +38,11 @@ FEATURES = {
 # What a type of weights may cost on random models: the median difference, in units of the spread (rounding
 # moves some rows to other experts; two models that have nothing to do with each other are 0.95 apart).
 COST = {"bf16": 0.04, "q8": 0.1, "mixed": 0.3}
+# A memory goes on with what rounding did to it.
+OF_MEMORY = 1.5
 
-CHUNKS = {"one call": {}, **{f"{rows} rows": {"MLA_CHUNK": str(rows)} for rows in (1, 3, 4, 5, 7)}}
-FEW = ("one call", "1 rows", "7 rows")  # of the ways of a latent
+# Around the four taps of a convolution and the rows of a small call, too.
+CHUNKS = {"one call": {}} | {f"{rows} rows a call": {"MLA_CHUNK": str(rows)} for rows in (1, 3, 4, 5, 7)}
 
 
 def sources():
@@ -79,6 +81,10 @@ def test_models_are_there():
         "llama_gqa",
         "llama_mqa",
         "llama_rope3",
+        "kimi_linear",
+        "ling_flash",
+        "sarvam",
+        "axk1",
     } <= {path.name for path in MODELS.iterdir()}
 
 
@@ -86,7 +92,7 @@ def cases():
     for source in SUPPORTED:
         ordinary = family(source) == "llama"
         for path in ORDINARY if ordinary else PATHS:
-            for chunk in CHUNKS if ordinary else FEW:
+            for chunk in CHUNKS:
                 yield pytest.param(source, path, chunk, id=f"{source.name}-{path}-{chunk}")
 
 
@@ -105,7 +111,8 @@ def test_weight_types(source, type, export):
     rounding."""
     ids, want = compare.expected(source, None, None)
     got = compare.logits(export(source, type), ids)
-    assert np.median(np.abs(got - want)) <= COST[type] * want.std()
+    allowed = COST[type] * (OF_MEMORY if family(source) in ("kimi_linear", "bailing_hybrid") else 1)
+    assert np.median(np.abs(got - want)) <= allowed * want.std()
 
 
 # What rounding the queries, weights and cached rows of attention may cost beside the definition, which reads

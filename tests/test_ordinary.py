@@ -5,7 +5,6 @@ test_sequences.py."""
 import dataclasses
 import json
 import re
-from concurrent.futures import ThreadPoolExecutor
 
 import compare
 import numpy as np
@@ -15,8 +14,9 @@ from support import FAILED, MODELS, refused, run, safetensors, text
 from exporter import config as model_config
 from exporter.plan import interleave, make_plan
 from exporter.sources import Safetensors
-from exporter.stream import Progress, source_tensors
-from exporter.writer import Output, write_checkpoint
+from exporter.stream import Packer, Progress, source_tensors
+from exporter.workers import Workers
+from exporter.writer import Front, Output, write_checkpoint
 
 GROUPED = MODELS / "llama_gqa"  # heads of 32, as many as q8_0 has to a block
 
@@ -92,8 +92,9 @@ def write_latent(folder, out):
         inv_freq=np.tile(ordinary.inv_freq, groups),
     )
     entries = make_plan(config, "f32", opened)
-    with Output(str(out)) as file, ThreadPoolExecutor(1) as pool:
-        write_checkpoint(file, config, b"", b"", entries, source_tensors(entries, opened, pool, Progress(1)))
+    with Output(str(out)) as file, Workers(Packer(entries, opened), 1) as workers:
+        pieces = source_tensors(entries, workers, Progress(1))
+        write_checkpoint(file, Front(config.packed(), b"", b""), entries, pieces)
 
 
 @pytest.mark.parametrize("path", ["absorbed", "decompressed", "definition"])

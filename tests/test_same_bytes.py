@@ -20,6 +20,8 @@ STORIES = ROOT / "demo" / "stories.bin"
 TINY = MODELS / "v2_236b"  # low-rank queries, expert groups, sizes that are no multiples of 32
 TYPES = ["f32", "bf16", "q8", "q4"]  # of it
 FEATURES = [
+    "kimi_linear",
+    "ling_flash",
     "longcat",
     "mistral4",
     "plm",
