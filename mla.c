@@ -170,7 +170,7 @@ static void finish_row(const Attention *a, size_t i) {
     float *c = s->attention.kv + i * s->attention.kv_stride, *k_pe = c + r;
     a->m->ops->rmsnorm(c, c, a->L->kv_a_norm, r, cfg->latent_norm_eps);
     rope(k_pe, s->attention.cosine + i * pairs, s->attention.sine + i * pairs, pairs);
-    if (s->cache->type != CACHE_FULL)
+    if (!s->cache->groups)
         a->m->ops->tile_store(&s->cache->shape, cache_tile(row->sequence, row->place / TILE_ROWS, a->layer),
                               row->place % TILE_ROWS, c, k_pe);
     if (cfg->head_gate)
@@ -285,11 +285,14 @@ static void decompressed(const Attention *a, const Run *run) {
 void mla_attention(const Model *m, State *s, size_t layer, Thread *t) {
     Attention a = attention_open(m, s, layer, t);
     profile_stage(s, t, STAGE_DENSE);
-    project(&a);
+    if (a.cfg->num_key_value_heads)
+        full_project(&a);
+    else
+        project(&a);
     profile_stage(s, t, STAGE_ATTENTION);
     choose_rows(m, s, layer, t); /* sparse attention; nothing in other models */
     rotate_queries(&a); /* each thread those of its heads; q_pe of others is read after the next barrier */
-    if (s->cache->type == CACHE_FULL) {
+    if (s->cache->groups) {
         full_attention(&a);
     } else if (s->forced_path == PATH_DEFINITION) {
         sync_threads(t);

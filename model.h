@@ -57,8 +57,8 @@ typedef struct {
     uint32_t published_layers;    /* of the published model */
     uint32_t num_attention_heads; /* H */
     uint32_t q_lora_rank;         /* ql: low rank of the queries; 0: queries come from x directly */
-    uint32_t kv_lora_rank;        /* r: the latent */
-    uint32_t qk_nope_head_dim;    /* n: part of a query or key without position */
+    uint32_t kv_lora_rank;        /* r: the latent; 0: there is none, see num_key_value_heads */
+    uint32_t qk_nope_head_dim;    /* n: part of a query or key without position; 0 without a latent */
     uint32_t qk_rope_head_dim;    /* p: rotated part; the rotated key is shared by all heads */
     uint32_t v_head_dim;          /* v */
     uint32_t intermediate_size;   /* I: hidden width of a dense layer's MLP */
@@ -121,6 +121,10 @@ typedef struct {
     uint32_t kda_rank;       /* low rank of decay and output gate; 0: they come from x directly */
     float kda_lower_bound;   /* of the logarithm of a decay, below 0; 0: it has none, another formula */
     uint32_t kda_layers[32]; /* bit i of word j: layer 32 j + i */
+
+    /* G: attention is ordinary, H / G heads share keys [p] and values [v] (engine/full.c): MHA if G is H, MQA
+     * if it is 1, else GQA. 0: it is latent */
+    uint32_t num_key_value_heads;
 } Config;
 
 enum { MLP_ROW = 2048 }; /* a single row computes so many columns of an MLP's hidden vector at once */
@@ -196,6 +200,7 @@ typedef struct {
     size_t tile;            /* which tile of a page is this layer's: layers of latent attention before it */
     Kda kda;                /* instead of all these, in a layer that is one */
     Matrix o;               /* [D, H * v'], v' = v rounded up to 32; or the same with d, in a KDA layer */
+    Matrix k, v;            /* [G * p, D], [G * v, D] in place of kv_a .. w_uv: ordinary attention, full.c */
 
     /* sparse attention, in a layer with an indexer */
     Matrix index_q;                           /* [Hi * di, ql] */
@@ -246,7 +251,16 @@ typedef struct {
 
 /* ---- sequences: what the cache holds of a text ---------------------------------------------- */
 
-typedef enum { CACHE_F32, CACHE_BF16, CACHE_Q8, CACHE_Q6, CACHE_Q4, CACHE_FULL } CacheType;
+typedef enum {
+    CACHE_F32,
+    CACHE_BF16,
+    CACHE_Q8,
+    CACHE_Q6,
+    CACHE_Q4,
+    CACHE_FULL, /* of a latent model: keys and values of every head, in f32 */
+    CACHE_FULL_BF16,
+    CACHE_FULL_Q8
+} CacheType;
 
 enum { MARKS = 2 };       /* of a sequence with a constant part, at a time */
 enum { REPLAY_ROWS = 8 }; /* rows of a small call */
@@ -395,7 +409,7 @@ typedef struct State {
         float *qa;             /* [T][qa_stride] compressed queries, ql */
         Activations qa_normed; /* [T, ql] */
         float *q;              /* [T][q_stride] queries: H times (n + p) */
-        float *kv;             /* [T][kv_stride] latent and rotated key of the new rows */
+        float *kv;             /* [T][kv_stride] latent and rotated key of the new rows; or keys, values */
         float *gate;           /* [T][gate_stride] sigmoid of each head's gate, where the model has them */
         size_t gate_stride;
         Activations heads; /* [T, H * v_stride] the heads' outputs, side by side: the input of W_o */
@@ -416,9 +430,16 @@ typedef struct State {
     struct {
         uint8_t *queries;    /* [H][chunk / 16] packed, query_bytes each */
         Softmax *softmax;    /* [H][chunk / 16] with out [v][16] */
-        Activations latents; /* [SPAN_ROWS, r] a span of cached rows; CACHE_FULL: the new rows' latents */
+        Activations latents; /* [SPAN_ROWS, r] a span of cached rows; CACHE_FULL..: the new rows' latents */
         float *rope_keys;    /* [SPAN_ROWS][p] */
     } decompressed;
+
+    struct { /* ordinary attention (engine/full.c) */
+        struct Sixteen *sixteens;
+        size_t sixteen_count;
+        Softmax *parts; /* [part_count] with out [v][16] */
+        size_t part_count;
+    } full;
 
     struct {
         float *rows;  /* [context][r + p] the cached rows that one row attends to */

@@ -65,7 +65,7 @@ typedef struct SessionHeader {
     uint64_t page_bytes;
     uint64_t model;        /* fingerprint() */
     char model_name[64];   /* Config.name, for people */
-    char cache[8];         /* as -k takes it, NUL-padded */
+    char cache[8];         /* as -k takes it, its first eight bytes, NUL-padded */
     uint64_t seed, random; /* the sampler: what it began with, its state */
     uint32_t tokens, rows;
     uint32_t cut; /* bytes at the end of the text that a stop text kept from being written */
@@ -507,7 +507,7 @@ static uint8_t *make_head(const Session *s, const SavedText *text, const Sequenc
     h.data_offset = data_offset(header_bytes(&h), h.tokens, h.logits, h.pages);
     h.file_bytes = constant_offset(&h) + h.constant * constant_bytes(m);
     memcpy(h.model_name, m->config.name, sizeof h.model_name);
-    memcpy(h.cache, cache_names[type], strlen(cache_names[type]));
+    memcpy(h.cache, cache_names[type], strnlen(cache_names[type], sizeof h.cache));
     uint8_t *head = calloc(1, (size_t)h.data_offset);
     if (!head)
         return NULL;

@@ -2,9 +2,14 @@
  * together (table.h). Parses nothing: options.c does. */
 #include "cli/table.h"
 
-const char *const cache_names[CACHE_TYPES] = {
-    [CACHE_F32] = "f32", [CACHE_BF16] = "bf16", [CACHE_Q8] = "q8",
-    [CACHE_Q6] = "q6",   [CACHE_Q4] = "q4",     [CACHE_FULL] = "full"};
+const char *const cache_names[CACHE_TYPES] = {[CACHE_F32] = "f32",
+                                              [CACHE_BF16] = "bf16",
+                                              [CACHE_Q8] = "q8",
+                                              [CACHE_Q6] = "q6",
+                                              [CACHE_Q4] = "q4",
+                                              [CACHE_FULL] = "full",
+                                              [CACHE_FULL_BF16] = "full-bf16",
+                                              [CACHE_FULL_Q8] = "full-q8"};
 
 const char *const *kind_words(Kind kind, size_t *count) {
     static const char *const thinks[] = {[THINK_ON] = "on", [THINK_OFF] = "off", [THINK_HIDE] = "hide"};
@@ -146,10 +151,10 @@ const Option option_table[OPTION_COUNT] = {
 
     [OPT_THREADS] = {"The machine", "-j", "--threads", "N", INTEGER, ALL, FIELD(threads), 1, 1024,
                      "threads (default: physical cores available to the process)"},
-    [OPT_CACHE] = {NULL, "-k", "--cache", "TYPE", CACHE, READ | LOGITS | PERPLEXITY | BENCH, FIELD(cache), 0,
-                   0,
-                   "the cache's number format: f32, bf16, q8, q6, q4, or full: an ordinary key/value cache "
-                   "in f32 (default: the session's, else q8)"},
+    [OPT_CACHE] =
+        {NULL, "-k", "--cache", "TYPE", CACHE, READ | LOGITS | PERPLEXITY | BENCH, FIELD(cache), 0, 0,
+         "the cache's number format: f32, bf16, q8, q6, q4; or full, full-bf16, full-q8: keys and "
+         "values of every head instead of the latent, full in f32 (default: the session's, else q8)"},
     [OPT_QUIET] = {NULL, "-q", "--quiet", NULL, FLAG, ALL, 0, 0, 0, "errors alone on standard error"},
     [OPT_HELP] = {NULL, "-h", "--help", NULL, FLAG, ALL, 0, 0, 0, "this text"},
     [OPT_GENERATE] = {NULL, NULL, "--generate", "FORMAT", FORMAT, ALL, FIELD(format), 0, 0,

@@ -153,7 +153,7 @@ extern const Rule rule_table[];
 extern const size_t rule_count;
 
 /* Names of the cache types, as -k takes them, indexed by CacheType. */
-enum { CACHE_TYPES = 6 };
+enum { CACHE_TYPES = 8 };
 extern const char *const cache_names[CACHE_TYPES];
 
 /* What --generate writes (manual.c). */

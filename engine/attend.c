@@ -57,7 +57,7 @@ void store_head(const Attention *a, size_t i, size_t head, float *out) {
     a->m->ops->store_row(&a->s->attention.heads, i, head * stride, out, stride);
 }
 
-static void softmax_begin(Softmax *softmax) {
+void softmax_begin(Softmax *softmax) {
     for (int lane = 0; lane < LANES; lane++) {
         softmax->max[lane] = -INFINITY;
         softmax->sum[lane] = 0;

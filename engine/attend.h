@@ -40,6 +40,9 @@ void head_matmul(const Attention *a, float *y, size_t ldy, const Matrix *w, size
  * out: [v_stride], overwritten. */
 void store_head(const Attention *a, size_t i, size_t head, float *out);
 
+/* A softmax that has attended to nothing yet. */
+void softmax_begin(Softmax *softmax);
+
 /* ---- absorbed: the heads of a row against the latents --------------------------------------- */
 
 /* q_latent = sum_j softmax_j(scale (q_latent . c_j + q_pe . k_pe,j)) c_j, for every absorbed row and head.

@@ -17,23 +17,44 @@ size_t constant_floats(const Config *cfg, uint32_t layers) {
     return count ? count * kda_layer_floats(cfg) : 0;
 }
 
+static uint32_t tile_type(CacheType type) {
+    static const uint32_t tile_types[] = {
+        [CACHE_F32] = TILE_F32,        [CACHE_BF16] = TILE_BF16,  [CACHE_Q8] = TILE_Q8,
+        [CACHE_Q6] = TILE_Q6,          [CACHE_Q4] = TILE_Q4,      [CACHE_FULL] = TILE_F32,
+        [CACHE_FULL_BF16] = TILE_BF16, [CACHE_FULL_Q8] = TILE_Q8,
+    };
+    return tile_types[type];
+}
+
+bool cache_fits(const Config *cfg, CacheType type) { return !cfg->num_key_value_heads || type < CACHE_FULL; }
+
+uint32_t cache_groups(const Config *cfg, CacheType type) {
+    return type >= CACHE_FULL ? cfg->num_attention_heads : cfg->num_key_value_heads;
+}
+
 TileShape cache_shape(const Config *cfg, CacheType type) {
-    static const uint32_t tile_type[] = {
-        [CACHE_F32] = TILE_F32, [CACHE_BF16] = TILE_BF16, [CACHE_Q8] = TILE_Q8,
-        [CACHE_Q6] = TILE_Q6,   [CACHE_Q4] = TILE_Q4,     [CACHE_FULL] = TILE_F32};
-    return (TileShape){tile_type[type], cfg->kv_lora_rank, cfg->qk_rope_head_dim};
+    return (TileShape){tile_type(type), cfg->kv_lora_rank, cfg->qk_rope_head_dim};
+}
+
+TileShape cache_key_shape(const Config *cfg, CacheType type) {
+    return (TileShape){tile_type(type), cfg->qk_nope_head_dim + cfg->qk_rope_head_dim, 0};
+}
+
+TileShape cache_value_shape(const Config *cfg, CacheType type) {
+    return (TileShape){tile_type(type), cfg->v_head_dim, 0};
 }
 
 TileShape cache_index_shape(const Config *cfg, CacheType type) {
-    bool exact = type == CACHE_F32 || type == CACHE_FULL;
+    bool exact = tile_type(type) == TILE_F32;
     return (TileShape){exact ? TILE_F32 : type == CACHE_BF16 ? TILE_BF16 : TILE_Q8, cfg->index_head_dim, 0};
 }
 
 size_t cache_row_bytes(const Config *cfg, CacheType type) {
-    size_t head = (size_t)cfg->qk_nope_head_dim + cfg->qk_rope_head_dim + cfg->v_head_dim;
-    TileShape shape = cache_shape(cfg, type);
-    return type == CACHE_FULL ? cfg->num_attention_heads * head * sizeof(float)
-                              : tile_bytes(&shape) / TILE_ROWS;
+    TileShape shape = cache_shape(cfg, type), keys = cache_key_shape(cfg, type),
+              values = cache_value_shape(cfg, type);
+    uint32_t groups = cache_groups(cfg, type);
+    size_t bytes = groups ? groups * (tile_bytes(&keys) + tile_bytes(&values)) : tile_bytes(&shape);
+    return bytes / TILE_ROWS;
 }
 
 size_t cache_token_bytes(const Config *cfg, CacheType type, uint32_t layers) {
@@ -50,6 +71,9 @@ void cache_open(Cache *cache, const Model *m, CacheType type, size_t page_count,
     cache->type = type;
     cache->shape = cache_shape(cfg, type);
     cache->index_shape = cache_index_shape(cfg, type);
+    cache->groups = cache_groups(cfg, type);
+    cache->keys = cache_key_shape(cfg, type);
+    cache->values = cache_value_shape(cfg, type);
     cache->layers = latent_layers(cfg, cfg->num_hidden_layers);
     cache->tile_bytes = cache_row_bytes(cfg, type) * TILE_ROWS;
     cache->page_bytes = cache_token_bytes(cfg, type, cfg->num_hidden_layers) * TILE_ROWS;
@@ -63,19 +87,14 @@ void cache_open(Cache *cache, const Model *m, CacheType type, size_t page_count,
 }
 
 void cache_clear_rows(const Cache *cache, uint8_t *page, size_t from) {
-    const Config *cfg = &cache->model->config;
-    const Kernels *ops = cache->model->ops;
-    size_t width[2] = {(size_t)cfg->qk_nope_head_dim + cfg->qk_rope_head_dim, cfg->v_head_dim};
     uint8_t *at = page, *end = page + cache->page_bytes, *index = page + cache->layers * cache->tile_bytes;
-    for (size_t i = 0; at < index && cache->type == CACHE_FULL; i++) { /* each head's keys, then values */
-        size_t row = width[i % 2] * sizeof(float);
-        memset(at + from * row, 0, (TILE_ROWS - from) * row);
-        at += TILE_ROWS * row;
-    }
-    while (at < end) {
-        const TileShape *shape = at < index ? &cache->shape : &cache->index_shape;
+    for (size_t i = 0; at < end; i++) { /* of ordinary attention each group's keys, then its values */
+        const TileShape *shape = at >= index      ? &cache->index_shape
+                                 : !cache->groups ? &cache->shape
+                                 : i % 2          ? &cache->values
+                                                  : &cache->keys;
         for (size_t row = from; row < TILE_ROWS; row++)
-            ops->tile_copy(shape, at, row, cache->zeros, 0);
+            cache->model->ops->tile_copy(shape, at, row, cache->zeros, 0);
         at += tile_bytes(shape);
     }
 }

@@ -1,14 +1,16 @@
-/* engine/cache.h: the latent cache: how many bytes a row takes, and where it lies; and the constant parts of
+/* engine/cache.h: the cache: how many bytes a row takes, and where it lies; and the constant parts of
  * sequences.
  *
  * One row per token and layer: [ c | k_pe ], the latent (r numbers) and the rotated key (p numbers) that
- * all heads share. With CACHE_FULL a row is what attention without MLA keeps: n + p + v numbers for each
- * head (engine/full.c). A layer with an indexer keeps an index key beside it, di numbers in f32
- * (CACHE_F32, CACHE_FULL), bf16 (CACHE_BF16) or q8.
+ * all heads share. Ordinary attention keeps a key and a value for each of G groups of heads instead
+ * (engine/full.c): in a model without latent p + v numbers, and with CACHE_FULL.. n + p + v for each head of
+ * one that has a latent. A layer with an indexer keeps an index key beside it, di numbers in f32
+ * (CACHE_F32, CACHE_FULL), bf16 (CACHE_BF16, CACHE_FULL_BF16) or q8.
  *
  * Rows lie in pages of TILE_ROWS = 128 rows. A page holds its rows for all layers:
  *
- *   [layers][tile_bytes]   a tile of each layer with latents: its 128 rows (kernels/kernels.h)
+ *   [layers][tile_bytes]   a tile of each layer with latents: its 128 rows (kernels/kernels.h);
+ *                          ordinary attention: for each group a tile of keys, then a tile of values
  *   then                   a tile of index keys for each layer with an indexer
  *
  * A sequence is a list of pages (engine/sequence.h); several sequences may share a page. The pool is
@@ -38,8 +40,11 @@ enum { SEQUENCE_SLOTS = MARKS + 3 };
 typedef struct Cache {
     const Model *model;
     CacheType type;
-    TileShape shape;       /* of the latent rows: {type, r, p}; no meaning with CACHE_FULL */
+    TileShape shape;       /* of the latent rows: {type, r, p}; no meaning where groups is not 0 */
     TileShape index_shape; /* of the index keys: {type, di, 0} */
+    size_t groups;         /* of heads with a key and a value each; 0: rows are latents */
+    TileShape keys;        /* {type, n + p, 0} */
+    TileShape values;      /* {type, v, 0} */
     size_t layers;         /* that have latents */
     size_t tile_bytes;     /* one page of one layer, without index keys */
     size_t page_bytes;
@@ -63,8 +68,17 @@ uint32_t latent_layers(const Config *cfg, uint32_t layers);
 /* Floats of a sequence's constant part in the first `layers` layers: 0 in most models. */
 size_t constant_floats(const Config *cfg, uint32_t layers);
 
-/* How the latent rows [ c | k_pe ] are kept; of no meaning with CACHE_FULL. */
+/* Can the model's rows be kept in this way? CACHE_FULL.. is for models with a latent. */
+bool cache_fits(const Config *cfg, CacheType type);
+
+/* Groups of heads that keep a key and a value each: G of a model without latent, H with CACHE_FULL..; 0: what
+ * is kept is the latent. */
+uint32_t cache_groups(const Config *cfg, CacheType type);
+
+/* How the latent rows [ c | k_pe ] are kept, and keys and values of a group. */
 TileShape cache_shape(const Config *cfg, CacheType type);
+TileShape cache_key_shape(const Config *cfg, CacheType type);
+TileShape cache_value_shape(const Config *cfg, CacheType type);
 TileShape cache_index_shape(const Config *cfg, CacheType type);
 
 /* Bytes of one row in one layer, without index keys. */

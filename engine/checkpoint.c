@@ -211,11 +211,16 @@ static void read_attention(Reader *r, Layer *L, const char *prefix) {
     } else {
         L->q = matrix(r, join(name, prefix, "q"), H * (n + p), D);
     }
-    L->kv_a = matrix(r, join(name, prefix, "kv_a"), latent + p, D);
-    L->kv_a_norm = vector(r, join(name, prefix, "kv_a_norm"), latent);
-    L->w_uk = matrix_of_kind(r, join(name, prefix, "w_uk"), ANY_MATRIX, H, n, latent);
-    L->w_uk_t = matrix_of_kind(r, join(name, prefix, "w_uk_t"), ANY_MATRIX, H, latent, n);
-    L->w_uv = matrix_of_kind(r, join(name, prefix, "w_uv"), ANY_MATRIX, H, v, latent);
+    if (cfg->num_key_value_heads) {
+        L->k = matrix(r, join(name, prefix, "k"), cfg->num_key_value_heads * p, D);
+        L->v = matrix(r, join(name, prefix, "v"), cfg->num_key_value_heads * v, D);
+    } else {
+        L->kv_a = matrix(r, join(name, prefix, "kv_a"), latent + p, D);
+        L->kv_a_norm = vector(r, join(name, prefix, "kv_a_norm"), latent);
+        L->w_uk = matrix_of_kind(r, join(name, prefix, "w_uk"), ANY_MATRIX, H, n, latent);
+        L->w_uk_t = matrix_of_kind(r, join(name, prefix, "w_uk_t"), ANY_MATRIX, H, latent, n);
+        L->w_uv = matrix_of_kind(r, join(name, prefix, "w_uv"), ANY_MATRIX, H, v, latent);
+    }
     if (cfg->head_gate)
         L->head_gate = matrix_of_kind(r, join(name, prefix, "head_gate"), F32_MATRIX, 1, H, D);
     L->o = matrix(r, join(name, prefix, "o"), D, H * round_up(v, 32));
@@ -336,6 +341,7 @@ static const char *float_error(const Config *cfg) {
 
 /* Limits far above any published model, so that no product of two fields comes near overflowing. */
 static const char *config_error(const Config *cfg) {
+    uint32_t latent = !cfg->num_key_value_heads;
     struct {
         const char *name;
         uint32_t value, least, most;
@@ -344,9 +350,10 @@ static const char *config_error(const Config *cfg) {
         {"num_hidden_layers", cfg->num_hidden_layers, 1, MAX_LAYERS},
         {"published_layers", cfg->published_layers, cfg->num_hidden_layers, MAX_LAYERS},
         {"num_attention_heads", cfg->num_attention_heads, 1, 1 << 12},
-        {"q_lora_rank", cfg->q_lora_rank, 0, 1 << 17},
-        {"kv_lora_rank", cfg->kv_lora_rank, 1, 1 << 14},
-        {"qk_nope_head_dim", cfg->qk_nope_head_dim, 1, 1 << 12},
+        {"q_lora_rank", cfg->q_lora_rank, 0, latent << 17},
+        {"num_key_value_heads", cfg->num_key_value_heads, 0, cfg->num_attention_heads},
+        {"kv_lora_rank", cfg->kv_lora_rank, latent, latent << 14}, /* without a latent: none of it */
+        {"qk_nope_head_dim", cfg->qk_nope_head_dim, latent, latent << 12},
         {"qk_rope_head_dim", cfg->qk_rope_head_dim, 2, 1 << 12},
         {"v_head_dim", cfg->v_head_dim, 1, 1 << 12},
         {"intermediate_size", cfg->intermediate_size, 1, 1 << 20},
@@ -372,6 +379,8 @@ static const char *config_error(const Config *cfg) {
             return fields[i].name;
     if (cfg->qk_rope_head_dim % 2)
         return "qk_rope_head_dim";
+    if (!latent && cfg->num_attention_heads % cfg->num_key_value_heads)
+        return "num_key_value_heads";
     for (uint32_t i = 0; i < cfg->eos_tokens; i++)
         if (cfg->eos_token_id[i] < 0 || (uint32_t)cfg->eos_token_id[i] >= cfg->vocab_size)
             return "eos_token_id";

@@ -46,6 +46,9 @@
  *     q_a                [ql, D]
  *     q_a_norm           vector ql
  *     q_b                [H * (n + p), ql]
+ *   if num_key_value_heads is G and not 0, in place of kv_a .. w_uv these two:
+ *     k                  [G * p, D]
+ *     v                  [G * v, D]
  *   kv_a                 [r + p, D]
  *   kv_a_norm            vector r
  *   w_uk                 H matrices [n, r]   head h: no-position key = w_uk[h] c
@@ -83,7 +86,7 @@
  *
  * "H matrices" is one entry with count = H: H matrices of the same shape, one after the other, each padded
  * by itself. Rows of rotated parts (in q, q_b and kv_a) are in interleaved pairs: (x[2i], x[2i + 1]) is pair
- * i; within a head the n no-position rows come first. */
+ * i, in k, too; within a head the n no-position rows come first. */
 #ifndef CHECKPOINT_H
 #define CHECKPOINT_H
 

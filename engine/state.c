@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "engine/cache.h"
+#include "engine/full.h"
 #include "engine/kda.h"
 #include "engine/sampler.h"
 #include "engine/sequence.h"
@@ -119,6 +120,16 @@ static void reserve_cache(Reserve *r, const Model *m, const StateOptions *o) {
         cache_open(cache, m, o->cache, all, cache->slots ? 1 + o->sequences * SEQUENCE_SLOTS : 0);
 }
 
+/* For ordinary attention; beside it, latents have their own (below). */
+static void reserve_full(Reserve *r, const Config *cfg) {
+    State *s = r->s;
+    if (!s->cache || !s->cache->groups)
+        return;
+    s->full.sixteens = reserve(r, full_sixteens(cfg, s->chunk), sizeof *s->full.sixteens);
+    s->full.part_count = max(256, div_up(cache_pages(s->context), FULL_PART_PAGES));
+    reserve_softmax(r, &s->full.parts, s->full.part_count, cfg->v_head_dim);
+}
+
 static void reserve_attention(Reserve *r, const Model *m) {
     const Config *cfg = &m->config;
     State *s = r->s;
@@ -133,7 +144,9 @@ static void reserve_attention(Reserve *r, const Model *m) {
     s->attention.qa_normed = reserve_activations(r, m, chunk, cfg->q_lora_rank, false);
     s->attention.q_stride = round_up(H * (nope + p), PANEL);
     s->attention.q = reserve(r, chunk * s->attention.q_stride, sizeof(float));
-    s->attention.kv_stride = round_up(latent + p, PANEL);
+    size_t G = cfg->num_key_value_heads;
+    s->attention.kv_stride =
+        G ? round_up(G * p, PANEL) + round_up(G * v, PANEL) : round_up(latent + p, PANEL);
     s->attention.kv = reserve(r, chunk * s->attention.kv_stride, sizeof(float));
     s->attention.v_stride = round_up(v, 32);
     s->attention.gate_stride = cfg->head_gate ? round_up(H, PANEL) : 0;
@@ -244,12 +257,19 @@ static void reserve_moe(Reserve *r, const Model *m) {
 static void reserve_scratch(Reserve *r, const Model *m) {
     const Config *cfg = &m->config;
     State *s = r->s;
-    size_t rows = max(s->chunk, TILE_ROWS), nope = cfg->qk_nope_head_dim, v = cfg->v_head_dim,
-           latent = cfg->kv_lora_rank;
-    _Static_assert(TILE_ROWS * LINEAR_ADD_COLUMNS >= MLP_ROW, "a single row's stretch of an MLP fits");
-    size_t floats = max(rows * round_up(max(LINEAR_ADD_COLUMNS, max(max(nope, v), latent)), 32),
-                        round_up(cfg->hidden_size, BLOCK));
     uint32_t p = cfg->qk_rope_head_dim;
+    size_t rows = max(s->chunk, TILE_ROWS), nope = cfg->qk_nope_head_dim, v = cfg->v_head_dim,
+           latent = cfg->kv_lora_rank, key = round_up(nope, PANEL) + p;
+    size_t query = most_bytes(query_bytes, cfg->kv_lora_rank, p), attend = 0;
+    _Static_assert(TILE_ROWS * LINEAR_ADD_COLUMNS >= MLP_ROW, "a single row's stretch of an MLP fits");
+    size_t floats = max(rows * round_up(max(LINEAR_ADD_COLUMNS, max(max(key, v), latent)), 32),
+                        round_up(cfg->hidden_size, BLOCK));
+    if (s->cache && s->cache->groups) { /* one query of either kind at a time */
+        query = max(query, query_bytes(&s->cache->keys));
+        attend = max(attend_scratch_bytes(&s->cache->keys), attend_scratch_bytes(&s->cache->values));
+    } else if (s->cache) {
+        attend = attend_scratch_bytes(&s->cache->shape);
+    }
 
     s->scratch = reserve(r, (size_t)s->threads, sizeof *s->scratch);
     for (int i = 0; i < s->threads && s->scratch; i++) {
@@ -258,10 +278,10 @@ static void reserve_scratch(Reserve *r, const Model *m) {
         z->a = reserve(r, 1, bytes);
         z->b = z->a ? z->a + floats : NULL;
         z->acts = reserve_activations(r, m, s->chunk, max(nope, latent), false);
-        z->query = reserve(r, 1, most_bytes(query_bytes, cfg->kv_lora_rank, p));
+        z->query = reserve(r, 1, query);
         z->keys = reserve(r, 1, most_bytes(tile_bytes, cfg->qk_nope_head_dim, p));
         z->values = reserve(r, 1, most_bytes(tile_bytes, cfg->v_head_dim, 0));
-        z->attend = reserve(r, 1, attend_scratch_bytes(&s->cache->shape));
+        z->attend = reserve(r, 1, attend);
         z->sample = reserve(r, 1, sampler_scratch_bytes(cfg->vocab_size));
     }
 }
@@ -309,6 +329,7 @@ static void reserve_all(Reserve *r, const Model *m, const StateOptions *o) {
     s->rows = reserve(r, s->chunk, sizeof *s->rows);
     s->plan = reserve(r, s->chunk, sizeof *s->plan);
     reserve_attention(r, m);
+    reserve_full(r, cfg);
     reserve_moe(r, m);
     reserve_scratch(r, m);
     reserve_sparse(r, cfg);
@@ -329,6 +350,14 @@ State *state_open(const Model *m, const StateOptions *o, char *err, size_t err_b
         return NULL;
     }
     if (!read_environment(s, err, err_bytes)) {
+        state_close(s);
+        return NULL;
+    }
+    if (!cache_fits(&m->config, o->cache)) {
+        snprintf(err, err_bytes,
+                 "%s: has no latent, all that it keeps is keys and values: use -k f32, bf16, "
+                 "q8, q6 or q4",
+                 m->path);
         state_close(s);
         return NULL;
     }

@@ -101,6 +101,7 @@ class ModelConfig:
     kda_rank: U32 = 0
     kda_lower_bound: F32 = 0.0
     kda_layers: Layers = field(default_factory=lambda: [0] * MASK_WORDS)
+    num_key_value_heads: U32 = 0  # 0: latent attention
     # A new field of the file is added here, with the default 0, which means "as before".
 
     # tensors of their own in the file
@@ -246,16 +247,37 @@ def _layers(keys: Keys, family: Family) -> int:
     return 2 * pairs
 
 
-def _sizes(keys: Keys, family: Family) -> dict[str, int]:
-    """The fields that are sizes of layers and heads."""
-    heads = ("num_attention_heads", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim")
-    others = ("hidden_size", "intermediate_size", "vocab_size", "max_position_embeddings")
-    f = {key: keys.integer(key) for key in heads + others}
+def _latent_heads(keys: Keys, family: Family, of_hidden: int) -> dict[str, int]:
+    """The sizes of latent attention; of_hidden: hidden_size / num_attention_heads."""
+    f = {key: keys.integer(key) for key in ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim")}
     if f["qk_rope_head_dim"] % 2:
         keys.fail("qk_rope_head_dim", "it must be even: rotations turn pairs")
-    absent = max(1, f["hidden_size"] // f["num_attention_heads"]) if family.v_from_hidden else REQUIRED
-    f["v_head_dim"] = keys.integer("v_head_dim", absent)
+    f["v_head_dim"] = keys.integer("v_head_dim", of_hidden if family.v_from_hidden else REQUIRED)
     f["q_lora_rank"] = keys.integer("q_lora_rank", 0, least=0)
+    return f
+
+
+def _grouped_heads(keys: Keys, heads: int, of_hidden: int) -> dict[str, int]:
+    """The sizes of ordinary attention: a whole head is rotated, and there is no latent."""
+    size = keys.integer("head_dim", of_hidden, most=LIMITS["v_head_dim"])
+    if size % 2:
+        keys.fail("head_dim", f"a head of {size} was found, and rotations turn pairs: it must be even")
+    groups = keys.integer("num_key_value_heads", heads, most=heads)
+    if heads % groups:
+        keys.fail("num_key_value_heads", f"it must divide the {heads} heads")
+    none = dict.fromkeys(("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim"), 0)
+    return none | {"qk_rope_head_dim": size, "v_head_dim": size, "num_key_value_heads": groups}
+
+
+def _sizes(keys: Keys, family: Family) -> dict[str, int]:
+    """The fields that are sizes of layers and heads."""
+    names = ("hidden_size", "intermediate_size", "vocab_size", "max_position_embeddings")
+    f = {key: keys.integer(key) for key in ("num_attention_heads", *names)}
+    heads, of_hidden = f["num_attention_heads"], max(1, f["hidden_size"] // f["num_attention_heads"])
+    if family.groups:
+        f |= _grouped_heads(keys, heads, of_hidden)
+    else:
+        f |= _latent_heads(keys, family, of_hidden)
     f["num_hidden_layers"] = f["published_layers"] = _layers(keys, family)
     return f
 

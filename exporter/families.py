@@ -17,6 +17,7 @@ from .keys import Keys
 
 HALVES, PAIRS = {"rope_interleave": False}, {"rope_interleave": True}
 MINICPM3 = {"rope_theta": 10000.0, "scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256}
+LLAMA = {"rope_theta": 10000.0, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6}
 MISTRAL4 = {"scoring_func": "softmax", "norm_topk_prob": True, "routed_scaling_factor": 1.0}
 # "noaux_tc" with softmax: a router of softmax that has a correction bias
 LONGCAT = {
@@ -50,6 +51,7 @@ class Family:
     bias_may_lack: bool = False  # a router without a tensor for its correction bias has none
     norms_experts: bool = False  # what a mixture of experts gives is normed before it is added
     pairs_of_layers: bool = False  # num_layers counts pairs, with experts beside the first one's MLP
+    groups: bool = False  # no latent: groups of heads share keys and values, and the whole head is rotated
 
 
 FAMILIES = (
@@ -77,6 +79,7 @@ FAMILIES = (
     Family(("pangu_ultra_moe",), ("PanguUltraMoE",), PAIRS | PANGU),
     Family(("minicpm3",), ("MiniCPM3",), HALVES | MINICPM3, v_from_hidden=True),
     Family(("mistral4",), ("Mistral4",), PAIRS | MISTRAL4, scales_softmax=True, partial_of_head=True),
+    Family(("llama",), ("Llama",), HALVES | LLAMA, groups=True),
     Family(("longcat_flash",), ("LongcatFlash",), PAIRS | LONGCAT, scales_softmax=True, pairs_of_layers=True),
 )
 UNKNOWN = Family((), (), scales_softmax=None)

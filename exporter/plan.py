@@ -58,8 +58,9 @@ class Entry:
     transposed matrix if `transposed`. `spread` = (groups, width): each group of `width` source columns begins
     on a multiple of 32, with zeros behind it.
 
-    The latent's rotation, in blocks of `hadamard`: the first `hadamard_rows` rows are rotated together; or,
-    where `gain` names the latent norm's weight, each of the source's rows is multiplied by it and rotated.
+    The rotation of the latent, or of ordinary attention's values, in blocks of `hadamard`: the first
+    `hadamard_rows` rows are rotated together; or, with `hadamard_cols`, each of the source's rows is,
+    multiplied before by the latent norm's weight where `gain` names it.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Entry:
     align: int = FOLLOWS
     hadamard: int = 0  # size of its blocks; 0: not rotated
     hadamard_rows: int = 0
+    hadamard_cols: bool = False
     gain: str = ""
 
     def ranges(self) -> list[tuple[int, int]]:
@@ -142,9 +144,10 @@ class Entry:
 
     def rotate_columns(self, source: Source, values: np.ndarray) -> np.ndarray:
         """W diag(gain) R^T"""
-        if not self.gain:
+        if not self.hadamard_cols:
             return values
-        return hadamard(values * source.rows(self.gain, 0, 1).reshape(-1), self.hadamard)
+        gain = source.rows(self.gain, 0, 1).reshape(-1) if self.gain else np.float32(1)
+        return hadamard(values * gain, self.hadamard)
 
 
 def hadamard_block(r: int) -> int:
@@ -240,6 +243,9 @@ class Plan:
         cfg = self.config
         D, H, ql, r = cfg.hidden_size, cfg.num_attention_heads, cfg.q_lora_rank, cfg.kv_lora_rank
         n, p, v = cfg.qk_nope_head_dim, cfg.qk_rope_head_dim, cfg.v_head_dim
+        if cfg.num_key_value_heads:
+            self.grouped_attention(name, source)
+            return
         q: dict[str, Any] = self.rotated(n, p) | {"times": cfg.query_factor}
         if ql:
             self.matrix(name + "q_a", "attention", ql, D, source + "q_a_proj.weight")
@@ -261,18 +267,41 @@ class Plan:
             # rotation leaves rms alone.
             ones, block = np.ones(r, np.float32), hadamard_block(r)
             kv_a |= {"hadamard": block, "hadamard_rows": r}
-            kv_b |= {"hadamard": block, "gain": gain}
+            kv_b |= {"hadamard": block, "hadamard_cols": True, "gain": gain}
         self.matrix(name + "kv_a", "attention", r + p, D, source + "kv_a_proj_with_mqa.weight", **kv_a)
         self.vector(name + "kv_a_norm", r, gain, constant=ones, times=cfg.latent_factor)
         self.matrix(name + "w_uk", "w_uk", n, r, **kv_b)
         self.matrix(name + "w_uk_t", "w_uk", r, n, transposed=True, **kv_b)
         self.matrix(name + "w_uv", "attention", v, r, first=n, **kv_b)
-        # each head's values begin on a block of 32 columns, so that threads quantize what their heads found
-        # without waiting
         if cfg.head_gate:
             self.matrix(name + "head_gate", F32, H, D, source + "g_proj.weight")
-        o: dict[str, Any] = {"shape": (D, H * v), "spread": (H, v), "times": cfg.residual_factor}
-        self.matrix(name + "o", "attention", D, H * (-(-v // 32) * 32), source + "o_proj.weight", **o)
+        self.output(name, source)
+
+    def output(self, name: str, source: str, **keys: Any) -> None:
+        """Each head's values begin on a block of 32 columns, so that threads quantize what their heads found
+        without waiting."""
+        cfg = self.config
+        D, H, v = cfg.hidden_size, cfg.num_attention_heads, cfg.v_head_dim
+        keys |= {"shape": (D, H * v), "spread": (H, v), "times": cfg.residual_factor}
+        self.matrix(name + "o", "attention", D, H * (-(-v // 32) * 32), source + "o_proj.weight", **keys)
+
+    def grouped_attention(self, name: str, source: str) -> None:
+        """Keys and values of groups of heads, no latent."""
+        cfg = self.config
+        D, H, G = cfg.hidden_size, cfg.num_attention_heads, cfg.num_key_value_heads
+        p, v = cfg.qk_rope_head_dim, cfg.v_head_dim
+        rotated: dict[str, Any] = self.rotated(0, p)
+        values: dict[str, Any] = {}
+        output: dict[str, Any] = {}
+        if self.rotation:
+            # o W_v x = (o R^T) (R W_v x), and a weighted sum of rotated values is the rotated sum
+            block = hadamard_block(v)
+            values = {"hadamard": block, "hadamard_rows": G * v}
+            output = {"hadamard": block, "hadamard_cols": True}
+        self.matrix(name + "q", "attention", H * p, D, source + "q_proj.weight", **rotated)
+        self.matrix(name + "k", "attention", G * p, D, source + "k_proj.weight", **rotated)
+        self.matrix(name + "v", "attention", G * v, D, source + "v_proj.weight", **values)
+        self.output(name, source, **output)
 
     def kda(self, name: str, source: str) -> None:
         """Linear attention, with the names of Kimi-Linear and Ling-3.0."""

@@ -141,6 +141,26 @@ def _ling(**keys: Any) -> dict[str, Any]:
 
 
 SHAPES = {
+    # before it there was ordinary attention
+    "deepseek-67b": {
+        "model_type": "llama",
+        "hidden_size": 8192,
+        "num_hidden_layers": 95,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "intermediate_size": 22016,
+        "vocab_size": 102400,
+        "max_position_embeddings": 4096,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "tie_word_embeddings": False,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000,
+        "rope_scaling": None,
+        "bos_token_id": 100000,
+        "eos_token_id": 100001,
+    },
     "deepseek-v2-lite": _deepseek(
         hidden_size=2048,
         num_hidden_layers=27,

@@ -113,7 +113,8 @@ static inline Activations activations_view(const Activations *x, size_t at, size
  *   TILE_F32   [128 rows][d1 + d2] f32
  *   TILE_BF16  [128 rows][d1 + d2] bf16, rounded to nearest even
  *
- * Q8, Q6 and Q4 tiles are 8 sub-tiles of 16 rows. Dimensions past the end are 0. (512, 64) is (d1, d2):
+ * Q8, Q6 and Q4 tiles are 8 sub-tiles of 16 rows. Dimensions past the end are 0. Where d2 is 0 there are no
+ * numbers of b. (512, 64) is (d1, d2):
  *
  *   TILE_Q8    units: 64 bytes = [16 rows][4 dimensions] int8; a's ceil(d1 / 4), then b's ceil(d2 / 4)
  *              then [16] each: f32 scale of a, f32 scale of b, int32 sum of a's integers, of b's integers
@@ -235,7 +236,7 @@ typedef struct {
 
     /* Makes a query out of sixteen lanes: lane i reads a[i] [d1] and b[i] [d2]; a[i] == NULL leaves the
      * lane empty. `query` has query_bytes(shape) bytes, 64-byte aligned. F32, BF16: [d1 + d2][16] f32. Q8,
-     * Q6, Q4: int8 per lane with a scale for each part. */
+     * Q6, Q4: int8 per lane with a scale for each part; two of them where d2 is 0 (attention.h, is_fine). */
     void (*pack_query)(const TileShape *shape, void *query, const float *const a[LANES],
                        const float *const b[LANES]);
 

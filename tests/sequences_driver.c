@@ -164,12 +164,12 @@ static bool obey(char *line) {
 
 int main(int argc, char **argv) {
     static char line[1 << 17];
-    static const char *const types[] = {"f32", "bf16", "q8", "q6", "q4", "full"};
+    static const char *const types[] = {"f32", "bf16", "q8", "q6", "q4", "full", "full-bf16", "full-q8"};
     char err[1024];
     StateOptions o = {.sequences = SEQUENCES, .max_logits = SEQUENCES, .threads = 2};
     if (argc != 4 || !model_open(&m, argv[1], err, sizeof err))
         return 1;
-    while (o.cache < CACHE_FULL && strcmp(types[o.cache], argv[2]))
+    while (o.cache < CACHE_FULL_Q8 && strcmp(types[o.cache], argv[2]))
         o.cache++;
     o.context = strtoul(argv[3], NULL, 10);
     s = state_open(&m, &o, err, sizeof err);

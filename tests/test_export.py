@@ -508,6 +508,8 @@ def test_random_with_a_tokenizer(monkeypatch, exported, tmp_path, capsys):
 # Sums of the published tensors' sizes; they agree with the sizes that the models are known by (15.7B, 236B,
 # 671B, ...), and for OpenSeek-Small with the length of its published file.
 TOTALS = {
+    # embedding and head, 95 layers, norms; a layer: queries and output, 8 groups of keys and values, MLP
+    "deepseek-67b": 2 * 102400 * 8192 + 95 * (2 * 8192 + 2 * 1024 + 3 * 22016 + 2) * 8192 + 8192,
     "deepseek-v2-lite": 15_706_484_224,
     "deepseek-v2": 235_741_434_880,
     "deepseek-v3": 671_026_419_200,

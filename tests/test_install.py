@@ -142,7 +142,10 @@ def test_bash(installed):
     assert bash_offers(script, "mla", "m.bin", "--to") == ["--tokens", "--top-k", "--top-p", "--tokenize"]
     assert bash_offers(script, "mla", "-k", "q") == ["q8", "q6", "q4"]
     assert bash_offers(script, "mla", "--cache", "=", "q") == ["q8", "q6", "q4"]
-    assert bash_offers(script, "mla", "--cache", "=") == ["f32", "bf16", "q8", "q6", "q4", "full"]
+    assert bash_offers(script, "mla", "--cache", "=") == [
+        *("f32", "bf16", "q8", "q6", "q4"),
+        *("full", "full-bf16", "full-q8"),
+    ]
     assert bash_offers(script, "mla", "-p", "--to") == []  # a value is no option
     assert bash_offers(script, "mla", "demo") == []  # files: bash does it, by -o default
     for name, letter in options().items():

@@ -1,10 +1,11 @@
 """The arithmetic of every model family, judged by transformers: tiny random models with the logits that
 transformers computed in f32.
 
-Each is run through all forms of attention (absorbed, decompressed, ordinary K/V cache, definition), in one
-call and row by row: a mistake in any of them, in RoPE, YaRN, a router, a norm's epsilon or in the export
-moves the logits by a thousand times the tolerance. tests/models holds one model for each feature
-(tests/make_sandwich_model.py made the one that transformers has no class for); MLA_ORACLE may name a
+Each is run through all forms of attention (absorbed, decompressed, ordinary K/V cache, definition; without a
+latent the kernel's and the definition), in one call and in small pieces: a mistake in any of them, in RoPE,
+YaRN, a router, a norm's epsilon or in the export moves the logits by a thousand times the tolerance.
+tests/models holds one model for each feature (tests/make_sandwich_model.py made the one that transformers has
+no class for, tests/make_llama_models.py those without a latent); MLA_ORACLE may name a
 directory with more of the same form (config.json, model.safetensors, expected.npz)."""
 
 import json
@@ -17,6 +18,9 @@ import compare
 import numpy as np
 import pytest
 from support import MODELS, PATHS, TOLERANCE
+
+# Models without a latent have one way and its definition.
+ORDINARY = {"kernel": (["-k", "f32"], {}), "definition": (["-k", "f32"], {"MLA_PATH": "definition"})}
 
 # Families of the oracle that are not computed: their attention or layers have a feature that no field of the
 # checkpoint describes.
@@ -73,6 +77,10 @@ def test_models_are_there():
         "mistral4",
         "longcat",
         "sandwich",
+        "llama_mha",
+        "llama_gqa",
+        "llama_mqa",
+        "llama_rope3",
         "kimi_linear",
         "ling_flash",
         "sarvam",
@@ -80,12 +88,18 @@ def test_models_are_there():
     } <= {path.name for path in MODELS.iterdir()}
 
 
-@pytest.mark.parametrize("chunk", CHUNKS)
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("source", SUPPORTED, ids=lambda source: source.name)
+def cases():
+    for source in SUPPORTED:
+        ordinary = family(source) == "llama"
+        for path in ORDINARY if ordinary else PATHS:
+            for chunk in CHUNKS:
+                yield pytest.param(source, path, chunk, id=f"{source.name}-{path}-{chunk}")
+
+
+@pytest.mark.parametrize(("source", "path", "chunk"), list(cases()))
 def test_logits(source, path, chunk, export):
     ids, want = compare.expected(source, None, None)
-    options, environment = PATHS[path]
+    options, environment = (ORDINARY if family(source) == "llama" else PATHS)[path]
     got = compare.logits(export(source, "f32"), ids, *options, **environment, **CHUNKS[chunk])
     assert compare.relative_difference(got, want) <= TOLERANCE
 

@@ -71,7 +71,7 @@ def with_header(raw, size, more=b""):
 # ---- going on
 
 
-@pytest.mark.parametrize("cache", ["f32", "bf16", "q8", "q6", "q4", "full"])
+@pytest.mark.parametrize("cache", ["f32", "bf16", "q8", "q6", "q4", "full", "full-bf16", "full-q8"])
 @pytest.mark.parametrize("options", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_as_if_it_had_never_stopped(options, cache, session):
     """In three pieces, each with another number of threads, across the end of the first page of 128 rows.
