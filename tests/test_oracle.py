@@ -24,7 +24,7 @@ ORDINARY = {"kernel": (["-k", "f32"], {}), "definition": (["-k", "f32"], {"MLA_P
 
 # Families of the oracle that are not computed: their attention or layers have a feature that no field of the
 # checkpoint describes.
-UNSUPPORTED = {"deepseek_v4", "glm5_next", "llama"}
+UNSUPPORTED = {"deepseek_v4", "glm5_next"}
 
 # One such feature each, put into a configuration that is otherwise supported.
 FEATURES = {
