@@ -106,7 +106,8 @@ def test_every_kind_of_attention(name, pages, export):
             env={**os.environ, "MLA_PAGES": pages},
         )
         assert done.returncode == 0, done.stderr
-        got = [json.loads(line)["ids"] for line in done.stdout.splitlines()]
+        replies = [json.loads(line) for line in done.stdout.splitlines()]
+        got = [sample["ids"] for reply in replies for sample in reply["samples"]]
         want = [
             [
                 int(i)
