@@ -96,7 +96,7 @@ def test_every_kind_of_attention(name, pages, export):
     model = export(MODELS / name, "mixed")
     r = random.Random(6)
     prompts = [[r.randrange(30) for _ in range(n)] for n in (1, 20, 113, 112, 260, 150, 3)]
-    options = ["-n", 7, "-t", 1, "--repeat-penalty", 1.3, "--ignore-eos", "-c", 420]
+    options = ["-n", 7, "-t", 1, "--repeat-penalty", "1.3", "--ignore-eos", "-c", 420]
     lines = [{"ids": ids, "seed": 50 + i} for i, ids in enumerate(prompts)]
     for parallel in (1, 5):
         done = run(
@@ -106,7 +106,8 @@ def test_every_kind_of_attention(name, pages, export):
             env={**os.environ, "MLA_PAGES": pages},
         )
         assert done.returncode == 0, done.stderr
-        got = [json.loads(line)["ids"] for line in done.stdout.splitlines()]
+        replies = [json.loads(line) for line in done.stdout.splitlines()]
+        got = [sample["ids"] for reply in replies for sample in reply["samples"]]
         want = [
             [
                 int(i)
