@@ -390,7 +390,9 @@ typedef struct State {
     atomic_size_t stop_before; /* the layer at which all threads leave an interrupted call */
     Profile *profile;          /* NULL: time is not measured */
     Team team;
-    Scratch *scratch; /* [threads] */
+    double work;       /* of this call, for the team: a row without context is 1 */
+    double place_work; /* attending to a further cached row */
+    Scratch *scratch;  /* [threads] */
 
     Row *rows; /* [T] this call's */
     size_t row_count;

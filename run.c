@@ -75,7 +75,7 @@ static void forward_thread(const Model *m, State *s, Thread *t) {
 
 const float *forward(const Model *m, State *s, const Row *rows, size_t n) {
     state_begin(s, rows, n);
-    team_begin(&s->team, n);
+    team_begin(&s->team, n, s->work);
 #pragma omp parallel num_threads(s->team.asked)
     {
         Thread t = team_join(&s->team);

@@ -8,12 +8,12 @@
 #include <string.h>
 
 #include "cli/bench.h"
-#include "cli/cost.h"
 #include "cli/modes.h"
 #include "cli/output.h"
 #include "cli/prompt.h"
 #include "cli/system.h"
 #include "engine/cache.h"
+#include "engine/cost.h"
 #include "engine/sequence.h"
 #include "engine/util.h"
 #include "kernels/clock.h"

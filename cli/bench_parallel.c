@@ -13,12 +13,12 @@
 #include <string.h>
 
 #include "cli/bench.h"
-#include "cli/cost.h"
 #include "cli/modes.h"
 #include "cli/output.h"
 #include "cli/prompt.h"
 #include "cli/system.h"
 #include "engine/cache.h"
+#include "engine/cost.h"
 #include "engine/sequence.h"
 #include "engine/util.h"
 #include "kernels/clock.h"
@@ -52,7 +52,7 @@ static const Matrix *usual_matrix(const Model *m) {
 static double product_seconds(const Parallel *b, const Matrix *w, const Activations *x, size_t times) {
     State *s = b->s;
     double start = seconds();
-    team_begin(&s->team, x->rows);
+    team_begin(&s->team, x->rows, x->rows);
 #pragma omp parallel num_threads(s->team.asked)
     {
         Thread t = team_join(&s->team);

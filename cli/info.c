@@ -5,12 +5,12 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "cli/cost.h"
 #include "cli/modes.h"
 #include "cli/output.h"
 #include "cli/template.h"
 #include "engine/cache.h"
 #include "engine/checkpoint.h"
+#include "engine/cost.h"
 #include "tokenizer.h"
 
 /* ---- parameters, of `layers` layers; each one counted once, although W_uk is stored twice --- */

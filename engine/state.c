@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "engine/cache.h"
+#include "engine/cost.h"
 #include "engine/full.h"
 #include "engine/kda.h"
 #include "engine/sampler.h"
@@ -366,6 +367,7 @@ State *state_open(const Model *m, const StateOptions *o, char *err, size_t err_b
     s->max_logits = o->max_logits;
     s->threads = o->threads;
     team_open(&s->team, s->threads);
+    s->place_work = attention_work(m);
     s->chunk = min(s->chunk, s->context * s->sequence_count);
 
     Reserve r = {.s = s};
@@ -410,6 +412,7 @@ void state_begin(State *s, const Row *rows, size_t n) {
     s->row_count = n;
     s->absorbed.count = s->head.count = 0;
     s->sparse.active = false;
+    s->work = 0;
     atomic_store(&s->stop_before, SIZE_MAX);
     memcpy(s->rows, rows, n * sizeof *rows);
     for (size_t i = 0; i < n; i++) {
@@ -423,6 +426,7 @@ void state_begin(State *s, const Row *rows, size_t n) {
         s->sparse.active |= row->place >= s->sparse.threshold;
         sequence_reserve(row->sequence, (size_t)row->place + 1); /* no page is missing: StateOptions.pages */
         add_to_run(s, i);
+        s->work += 1 + s->place_work * (double)min(row->place, s->sparse.threshold);
         if (row->logits)
             s->head.row[s->head.count++] = (uint32_t)i;
     }

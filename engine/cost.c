@@ -1,9 +1,10 @@
-/* cli/cost.c: what a call of forward reads (cost.h), from the table of tensors alone. What it keeps in the
+/* engine/cost.c: what a call of forward reads (cost.h), from the table of tensors alone. What it keeps in the
  * cache is arithmetic on Config: engine/cache.h. */
-#include "cli/cost.h"
+#include "engine/cost.h"
 
 #include <string.h>
 
+#include "engine/cache.h"
 #include "engine/checkpoint.h"
 #include "engine/util.h"
 
@@ -32,4 +33,13 @@ WeightBytes weight_bytes(const Model *m) {
     size_t count = cfg->n_routed_experts * expert_layers(cfg);
     return (WeightBytes){always, count ? experts / count : 0, always_products,
                          count ? expert_products / count : 0};
+}
+
+double attention_work(const Model *m) {
+    const Config *cfg = &m->config;
+    WeightBytes w = weight_bytes(m);
+    double experts = (double)w.expert_products * cfg->num_experts_per_tok * (double)expert_layers(cfg);
+    double head = (double)cfg->qk_nope_head_dim + cfg->qk_rope_head_dim + cfg->v_head_dim;
+    double row = head * cfg->num_attention_heads * latent_layers(cfg, cfg->num_hidden_layers);
+    return row / ((double)w.always_products + experts);
 }

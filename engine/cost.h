@@ -1,4 +1,4 @@
-/* cli/cost.h: what a call of forward reads, for --info and --bench. */
+/* engine/cost.h: what a call of forward reads and multiplies, for --info, --bench and the team of threads. */
 #ifndef COST_H
 #define COST_H
 
@@ -13,6 +13,9 @@ typedef struct {
 } WeightBytes;
 
 WeightBytes weight_bytes(const Model *m);
+
+/* Multiply-adds of attention to one cached row, as a part of all others of a row. */
+double attention_work(const Model *m);
 
 /* Layers that have experts. */
 size_t expert_layers(const Config *cfg);
