@@ -40,8 +40,8 @@ void pace_open(Pace *p, int threads);
 /* The number of threads for the next call, of `rows` rows (at least 1). */
 int pace_threads(Pace *p, size_t rows);
 
-/* What that call took: seconds, and the seconds that its threads slept at barriers, added up. `work`: what was
- * computed, in any unit. A row behind a long context is more work than the first one; without that, fewer
+/* What that call took: seconds, and the seconds that its threads slept at barriers, added up. `work`: what
+ * was computed, in any unit. A row behind a long context is more work than the first one; without that, fewer
  * threads at the beginning of a prompt would seem to be faster than all of them at its end. */
 void pace_took(Pace *p, size_t rows, double work, double seconds, double slept);
 

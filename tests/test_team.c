@@ -111,8 +111,8 @@ static void check_busy(void) {
     check_slowdown("more-threads-than-cores", (Machine){2, 0, 0.2, 0, 0, 1e-3}, 8, 2, 2000, 1.15);
 }
 
-/* Protects: a long prompt, whose later rows cost more and whose threads sleep a quarter of the time, is read with
- * all threads. */
+/* Protects: a long prompt, whose later rows cost more and whose threads sleep a quarter of the time, is read
+ * with all threads. */
 static void check_growing_calls(void) {
     Machine m = {2, 0, 0, 0.5, 0, 1e-3};
     Pace p;
