@@ -263,8 +263,8 @@ def test_a_longer_header(size, put_away, session, tiny):
     for raw in (
         with_header(put_away, size, b"\1"),
         with_header(put_away, size, b"\1" + bytes(size - 193)),
-        with_fields(with_header(put_away, size), reserved=bytes(27) + b"\1"),
-        with_fields(put_away, reserved=b"\1" + bytes(27)),
+        with_fields(with_header(put_away, size), reserved=bytes(19) + b"\1"),
+        with_fields(put_away, reserved=b"\1" + bytes(19)),
     ):
         session.write_bytes(raw)
         refused(run("-n", 1, "--session", session, model=tiny), FAILED, "session", "newer version")
