@@ -72,7 +72,7 @@ FLAGS_avxvnni  = $(FLAGS_avx2) -mavxvnni
 FLAGS_avx512   = -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c -mprefer-vector-width=512
 FLAGS_neon     = -march=armv8.2-a+dotprod
 
-KERNELS   = $(BUILD)/kernels/dispatch.o $(BUILD)/kernels/team.o $(BUILD)/kernels/pace.o $(ISAS:%=$(BUILD)/kernels/kernels_%.o)
+KERNELS   = $(patsubst %,$(BUILD)/kernels/%.o,dispatch tune team pace) $(ISAS:%=$(BUILD)/kernels/kernels_%.o)
 SOURCES   = run.c mla.c tokenizer.c kernels/linear.c $(wildcard engine/*.c) $(wildcard cli/*.c)
 OBJECTS   = $(SOURCES:%.c=$(BUILD)/%.o) $(KERNELS)
 LINK      = $(CC) $(CFLAGS) $(OPENMP) $(LDFLAGS) -pthread -o $@

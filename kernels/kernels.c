@@ -38,6 +38,7 @@ static const Kernels kernels = {
     .store_row = store_row,
     .gather = gather,
     .matmul = matmul,
+    .many_rows = &many_rows,
     .read_row = read_row,
     .tile_store = tile_store,
     .tile_load = tile_load,

@@ -33,7 +33,8 @@
  *                 byte = weight + 128, weight in -127 .. 127
  *             Q4: 8 units of 64 bytes. Unit u of half h (u = 0 .. 3, at index 4h + u) = [16 rows][4 bytes],
  *                 byte j: low nibble = column 32h + 4u + j, high nibble = column 32h + 16 + 4u + j;
- *                 a nibble is an index into the tensor's codebook of 16 int8 values in -127 .. 127
+ *                 a nibble is an index into the tensor's codebook of 16 int8 values in -127 .. 127;
+ *                 AVX2 is faster where all are in -64 .. 63, as export.py makes them
  *           weight = integer * scale(row, 32 columns) * Matrix.scale
  *           1088 or 576 bytes a block: 8.5 or 4.5 bits a weight
  *
@@ -212,6 +213,10 @@ typedef struct {
      * blocks of 32 columns in order, acc = fma((float)integer sum, weight scale * activation scale, acc);
      * the matrix's scale multiplies at the end. */
     void (*matmul)(float *y, size_t ldy, const Matrix *w, size_t panel, size_t panels, const Activations *x);
+
+    /* From how many rows of x on matmul() unpacks panels first, where it can (matmul.h). It changes speed
+     * alone; tune.c sets it. */
+    size_t *many_rows;
 
     /* out[0 .. cols) = row `row` of W (an embedding). */
     void (*read_row)(float *out, const Matrix *w, size_t row);

@@ -135,8 +135,14 @@ static Weights make_weights(uint32_t type, size_t rows, size_t cols) {
     if (type == TYPE_Q8) /* padding is weight 0: byte 128, scale 0 */
         for (size_t b = 0; b < bytes; b += 1088)
             memset(w.panels + b + 64, 128, 1024);
+    bool narrow = below(2); /* a codebook of 7 bits may have a way of its own */
     for (int i = 0; i < 16; i++)
-        w.codebook[i] = (int8_t)(i == 0 ? -127 : i == 15 ? 127 : (int)below(255) - 127);
+        w.codebook[i] = (int8_t)(narrow    ? (i == 0    ? -64
+                                              : i == 15 ? 63
+                                                        : (int)below(128) - 64)
+                                 : i == 0  ? -127
+                                 : i == 15 ? 127
+                                           : (int)below(255) - 127);
     for (size_t r = 0; r < rows; r++)
         for (size_t c = 0; c < cols; c++)
             w.value[r * cols + c] = place(&w, r, c);
@@ -300,12 +306,12 @@ static bool product_is_right(const Weights *w, const Rows *x, const float *y, si
 }
 
 /* Protects: every product of weights and activations, of each type, at any number of rows and any range of
- * panels. */
+ * panels, with panels unpacked first and without. */
 static void check_matmul(const Kernels *ops) {
     for (uint32_t type = TYPE_F32; type < TYPE_COUNT; type++) {
         bool right = true, same = true, inside = true;
         for (int round = 0; round < 120; round++) {
-            bool large = round >= 116;
+            bool large = round >= 108;
             size_t rows = large ? 1 + below(600) : 1 + below(40),
                    cols = large ? 1 + below(3000) : 1 + below(200), n = 1 + below(40);
             Weights w = make_weights(type, rows, cols);
@@ -313,10 +319,12 @@ static void check_matmul(const Kernels *ops) {
                    ldy = 16 * panels + below(3) * 5;
             Rows x = make_rows(n, cols);
             float *v = malloc(n * cols * 4), *y = guarded(n * ldy * 4), *p = guarded(n * ldy * 4);
-            for (size_t i = 0; i < n * cols; i++)
-                v[i] = uniform(-3, 3);
+            for (size_t i = 0; i < n * cols; i++) /* now and then only numbers that become -127 and 127 */
+                v[i] = round % 7 ? uniform(-3, 3) : below(2) ? 3 : -3;
             put_all(sets[0], &x, v);
+            *ops->many_rows = round % 3 ? 1 : SIZE_MAX;
             ops->matmul(y, ldy, matrix(&w), panel, panels, &x.a);
+            *sets[0]->many_rows = SIZE_MAX;
             sets[0]->matmul(p, ldy, matrix(&w), panel, panels, &x.a);
             right &= product_is_right(&w, &x, y, ldy, panel, panels);
             same &= !memcmp(y, p, n * ldy * 4);
@@ -339,21 +347,23 @@ static void check_matmul(const Kernels *ops) {
 /* Protects: one row's result does not depend on the rows computed with it (a draft is checked in a batch,
  * a prompt comes in chunks). */
 static void check_matmul_batches(const Kernels *ops) {
+    enum { ROWS = 80 };
     bool same = true;
     for (uint32_t type = TYPE_F32; type < TYPE_COUNT; type++) {
         size_t cols = 200, n = 39;
-        Weights w = make_weights(type, 48, cols);
-        float v[39 * 200], all[39 * 48], one[48];
+        Weights w = make_weights(type, ROWS, cols);
+        float v[39 * 200], all[39 * ROWS], one[ROWS];
         for (size_t i = 0; i < n * cols; i++)
             v[i] = uniform(-3, 3);
         Rows x = make_rows(n, cols);
         put_all(ops, &x, v);
-        ops->matmul(all, 48, matrix(&w), 0, 3, &x.a);
+        *ops->many_rows = 2;
+        ops->matmul(all, ROWS, matrix(&w), 0, ROWS / 16, &x.a);
         for (size_t r = 0; r < n; r++) {
             Rows alone = make_rows(1, cols);
             put_all(ops, &alone, v + r * cols);
-            ops->matmul(one, 48, matrix(&w), 0, 3, &alone.a);
-            same &= !memcmp(one, all + r * 48, sizeof one);
+            ops->matmul(one, ROWS, matrix(&w), 0, ROWS / 16, &alone.a);
+            same &= !memcmp(one, all + r * ROWS, sizeof one);
             free_rows(&alone);
         }
         free_rows(&x);
@@ -431,7 +441,9 @@ static void check_exp(const Kernels *ops) {
     char detail[128];
     snprintf(detail, sizeof detail, "worst: sigmoid %.2f, silu %.2f, softmax %.2f ulp", worst_sigmoid,
              worst_silu, worst_softmax);
-    report(ops->name, "exp-ulp", worst_sigmoid <= 2.5 && worst_silu <= 3.5 && worst_softmax <= 4, detail);
+    /* softmax: 1 for e^x, 1 for those in the sum, 1/2 for the quotient and for each of 8 additions */
+    bool close = worst_sigmoid <= 2.5 && worst_silu <= 3.5 && worst_softmax <= 6.5;
+    report(ops->name, "exp-ulp", close, detail);
     report(ops->name, "exp-same-bytes", same, "differs from portable");
     report(ops->name, "exp-ends", ends, "exp(-infinity) is not 0");
 }
