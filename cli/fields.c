@@ -260,8 +260,9 @@ static bool read_message(Fields *f, const JsonValue *v, Message *message) {
         {"audio", read_nothing},
     };
     MessageText text = {{NULL, 0}, {NULL, 0}};
-    f->form = &text;
-    if (!read_fields(f, v, keys, sizeof keys / sizeof *keys))
+    Fields inner = *f;
+    inner.form = &text;
+    if (!read_fields(&inner, v, keys, sizeof keys / sizeof *keys))
         return false;
     if (!text.role.text || !text.content.text)
         return request_fail(f->request, "%sa message has a \"role\" and a \"content\"", f->where);

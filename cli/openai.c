@@ -166,15 +166,16 @@ bool openai_read(Fields *f, const JsonValue *line) {
         {"custom_id", read_custom_id}, {"method", read_method}, {"url", read_url}, {"body", read_body}};
     Reading r = {.line = f->form};
     const JsonValue *id = json_member(f->json, line, "custom_id");
-    f->form = &r;
-    f->key = "custom_id"; /* first: an error, too, has it */
-    if (!id || !read_custom_id(f, id))
+    Fields inner = *f;
+    inner.form = &r;
+    inner.key = "custom_id"; /* first: an error, too, has it */
+    if (!id || !read_custom_id(&inner, id))
         return id ? false : request_fail(f->request, "\"custom_id\" is missing");
-    if (!read_fields(f, line, keys, COUNT_OF(keys)))
+    if (!read_fields(&inner, line, keys, COUNT_OF(keys)))
         return false;
     if (!r.url || !r.body)
         return request_fail(f->request, "\"%s\" is missing", r.url ? "body" : "url");
-    return r.line->chat ? read_chat_body(f, r.body) : read_completion_body(f, r.body);
+    return r.line->chat ? read_chat_body(&inner, r.body) : read_completion_body(&inner, r.body);
 }
 
 /* ---- writing -------------------------------------------------------------------------------- */

@@ -264,7 +264,7 @@ static void finish_lanes(const Attention *a, const Sixteen *x, size_t group, Sof
  * another read the same part of the same group's cache. */
 static void attend_all(const Attention *a) {
     State *s = a->s;
-    size_t count = s->full.sixteen_count, items = count * s->cache->groups, most_parts = 0, task, from, to;
+    size_t count = s->full.sixteen_count, items = count * s->cache->groups, most_parts = 1, task, from, to;
     for (size_t i = 0; i < count; i++)
         most_parts = max(most_parts, parts_of(a, &s->full.sixteens[i]));
     size_t most = s->full.part_count / most_parts;

@@ -124,7 +124,9 @@ class Output:
         file = FileIO(os.open(self.temporary, flags, 0o666), "rb+")
         try:
             begin = os.pread(file.fileno(), len(PARTIAL_MAGIC), 0)
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode) or begin not in (b"", PARTIAL_MAGIC):
+            # it begins as a checkpoint between its last byte and its new name
+            ours = begin in (b"", PARTIAL_MAGIC, MAGIC)
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode) or not ours:
                 raise ExportError(f"{self.temporary}: exists and is no unfinished checkpoint; remove it")
             lock(file, self.temporary)
             if not self.resume:

@@ -341,7 +341,7 @@ static void tile_read(const TileShape *s, const void *tile, size_t row, int part
 static void tile_load(const TileShape *s, const void *tile, size_t row, float *a, float *b) {
     if (a)
         tile_read(s, tile, row, 0, 0, s->d1, a);
-    if (b)
+    if (b && s->d2) /* else it has no scale either */
         tile_read(s, tile, row, 1, 0, s->d2, b);
 }
 

@@ -11,7 +11,6 @@ import contextlib
 import json
 import math
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -538,16 +537,18 @@ def test_forms_that_the_tensors_show(stored, form, source, exported):
 
 def limited(*arguments):
     """(exit status, the line on standard error, seconds of CPU, bytes of memory at most) of export.py."""
-    process = subprocess.Popen(
-        [sys.executable, str(compare.ROOT / "export.py"), *map(str, arguments)],
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (20, 20)),
+    # in a small process between: a child's memory begins with that of the process that forked it
+    measure = (
+        "import resource, subprocess, sys\n"
+        "resource.setrlimit(resource.RLIMIT_CPU, (20, 20))\n"
+        "status = subprocess.call(sys.argv[1:])\n"
+        "used = resource.getrusage(resource.RUSAGE_CHILDREN)\n"
+        "print(status, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024)\n"
     )
-    line = process.stderr.read()
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return process.returncode, line, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024
+    export = [sys.executable, str(compare.ROOT / "export.py"), *map(str, arguments)]
+    done = subprocess.run([sys.executable, "-c", measure, *export], capture_output=True, text=True)
+    status, seconds, memory = done.stdout.split()
+    return int(status), done.stderr, float(seconds), int(memory)
 
 
 def cheap(*arguments):

@@ -28,6 +28,7 @@ SMALL = {
     "hidden_size": 16,
     "intermediate_size": 16,
     "moe_intermediate_size": 16,
+    "moe_shared_expert_intermediate_size": 16,
     "kv_lora_rank": 16,
     "q_lora_rank": 16,
     "qk_nope_head_dim": 8,
@@ -120,7 +121,9 @@ def write_safetensors(path, tensors):
 def small_source(folder, model):
     """The Hugging Face directory of a model like tests/models/MODEL, only smaller."""
     values = json.loads((model / "config.json").read_text())
-    values |= {key: size for key, size in SMALL.items() if values.get(key)} | {
+    hybrid = "linear_attn_config" in values or "layer_group_size" in values
+    kept = {"num_hidden_layers"} if hybrid else set()  # of which kind a layer is, lists say
+    values |= {key: size for key, size in SMALL.items() if values.get(key) and key not in kept} | {
         "bos_token_id": 273,
         "eos_token_id": 274,
     }
@@ -130,6 +133,10 @@ def small_source(folder, model):
         for key, factors in rope.items()
         if isinstance(factors, list)
     }
+    for key in ("qk_head_dim", "q_head_dim"):  # the sum of two
+        values.pop(key, None)
+    if values.get("kv_lora_rank") and not hybrid:  # a latent's heads have no such size
+        values.pop("head_dim", None)
     values.pop("quantization_config", None)  # FP8 is the source's matter: the checkpoint knows nothing of it
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(values))
