@@ -260,7 +260,7 @@ void kda_head(const KdaInputs *x, size_t head, Activations *heads, size_t first,
         }
         ops->sigmoid(beta, rows.rows);
         for (size_t i = 0; i < rows.rows; i++)
-            beta[i] += given[i] - given[i]; /* an infinity shall not be lost */
+            beta[i] += 0 * given[i]; /* an infinity shall not be lost */
         for (size_t column = 0; column < wide; column += DELTA_COLUMNS)
             ops->delta(to + column * d, (t ? to : from) + column * d, &rows, column);
         for (size_t i = 0; heads && i < rows.rows; i++)
