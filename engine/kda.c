@@ -252,7 +252,7 @@ void kda_head(const KdaInputs *x, size_t head, Activations *heads, size_t first,
                           .rows = min(x->rows - t, PIECE),
                           .stride = wide,
                           .keys = d};
-        float given[PIECE];
+        float given[PIECE] = {0};
         for (size_t i = 0; i < rows.rows; i++) {
             make_ready(x, head, t + i, i, &rows, buffer);
             given[i] = beta[i] = x->in[(t + i) * x->stride + kda_part(cfg, KDA_BETA) + head];
