@@ -408,3 +408,30 @@ PATHS = {
     "full": (["-k", "full"], {}),
     "definition": (["-k", "f32"], {"MLA_PATH": "definition"}),
 }
+
+
+def mutated(draw, whole, words, changes=(1, 1, 2, 6), most=30):
+    """The bytes with a few changes: bytes taken out (at most `most`), one of `words` put in, a byte replaced,
+    or a piece copied over another. draw: a random.Random."""
+    whole = bytearray(whole)
+    for _ in range(draw.choice(changes)):
+        at = draw.randrange(len(whole) + 1)
+        kind = draw.randrange(4)
+        if kind == 0:
+            del whole[at : at + draw.choice((1, 2, most))]
+        elif kind == 1:
+            whole[at:at] = draw.choice(words)
+        elif kind == 2 and at < len(whole):
+            whole[at] = draw.randrange(256)
+        else:
+            piece = whole[draw.randrange(len(whole) + 1) :][: draw.randrange(2 * most)]
+            whole[at : at + draw.randrange(most)] = piece
+    return bytes(whole)
+
+
+def copy_model(folder, name="v2lite"):
+    """A directory with a model of tests/models, and no tokenizer."""
+    folder.mkdir()
+    for file in ("config.json", "model.safetensors"):
+        shutil.copy(MODELS / name / file, folder / file)
+    return folder

@@ -11,7 +11,7 @@ import subprocess
 import compare
 import numpy as np
 import pytest
-from support import FAILED, MODEL, Checkpoint, make, refused, run, text
+from support import FAILED, MODEL, Checkpoint, make, mutated, refused, run, text
 from test_chat import BOS, TEMPLATES, Judge, quick_export, source
 
 PROMPT = "Once upon a time"
@@ -465,24 +465,6 @@ WORDS = [b"{", b"}", b"[", b"]", b",", b":", b'"', b"\\u", b"null", b"-1", b"1e9
 WORDS += [b'"n":3,', b'"max_tokens":3,', b'"id":null,', b"99999999999", b"0.5", b'"prompt":"x",', b"true"]
 
 
-def mutated(draw):
-    whole = bytearray(lines(*draw.choices(SEEDS, k=draw.randrange(1, 4))))
-    for _ in range(draw.choice((1, 1, 2, 6))):
-        at = draw.randrange(len(whole) + 1)
-        kind = draw.randrange(4)
-        if kind == 0:
-            del whole[at : at + draw.choice((1, 2, 30))]
-        elif kind == 1:
-            whole[at:at] = draw.choice(WORDS)
-        elif kind == 2 and at < len(whole):
-            whole[at] = draw.randrange(256)
-        else:
-            whole[at : at + draw.randrange(20)] = whole[draw.randrange(len(whole) + 1) :][
-                : draw.randrange(40)
-            ]
-    return bytes(whole)
-
-
 def test_mutated_files():
     """Changed files in the build with sanitizers: an answer or an error a line, never a crash, a hang or a
     line that is not JSON. MLA_MUTATIONS=10000 for more."""
@@ -490,7 +472,7 @@ def test_mutated_files():
     options = ["--batch", "-", "-s", "1", "-n", "2", "-c", "200", "-q", "--parallel", "3", "-j", "1"]
     command = [make("debug", "run"), MODEL, *options]
     for _ in range(int(os.environ.get("MLA_MUTATIONS", 60))):
-        whole = mutated(draw)
+        whole = mutated(draw, lines(*draw.choices(SEEDS, k=draw.randrange(1, 4))), WORDS)
         done = subprocess.run(command, input=whole, capture_output=True, timeout=60)
         assert done.returncode in (0, FAILED) and b"Sanitizer" not in done.stderr, (whole, done.stderr)
         for line in done.stdout.splitlines():

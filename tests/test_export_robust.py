@@ -22,7 +22,7 @@ import time
 import compare
 import numpy as np
 import pytest
-from support import MODELS, ROOT
+from support import MODELS, ROOT, copy_model
 from tokenizers import Tokenizer as Library
 
 from exporter import command
@@ -56,11 +56,7 @@ def refused(done, *says):
 @pytest.fixture
 def source(tmp_path):
     """A directory with a tiny model, and no tokenizer."""
-    folder = tmp_path / "source"
-    folder.mkdir()
-    for name in ("config.json", "model.safetensors"):
-        shutil.copy(MODELS / "v2lite" / name, folder / name)
-    return folder
+    return copy_model(tmp_path / "source")
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import pytest
 from compare import BUILD
-from support import make
+from support import make, mutated
 
 PROGRAM = BUILD / "json_driver"
 
@@ -445,23 +445,6 @@ WORDS = [b"{", b"}", b"[", b"]", b",", b":", b'"', b"\\", b"\\u", b"d800", b"nul
 WORDS += [b"1e", b".", b" ", b"\n", b"\xff", b"\xe2\x82", b"\x00", b'"a":', b"\\ud83d\\ude00", b"9" * 30]
 
 
-def mutated(draw, text):
-    """The text with a few bytes changed, taken out or put in."""
-    text = bytearray(text[:2000])
-    for _ in range(draw.choice((1, 1, 2, 5))):
-        at = draw.randrange(len(text) + 1)
-        kind = draw.randrange(4)
-        if kind == 0:
-            del text[at : at + draw.choice((1, 1, 4))]
-        elif kind == 1:
-            text[at:at] = draw.choice(WORDS)
-        elif kind == 2 and at < len(text):
-            text[at] = draw.randrange(256)
-        else:
-            text[at : at + draw.randrange(8)] = text[draw.randrange(len(text) + 1) :][: draw.randrange(8)]
-    return bytes(text)
-
-
 @pytest.mark.parametrize("name", ["plain", "debug"])
 def test_mutated(name):
     """Whatever is changed in a text, the reader and Python agree on whether it is JSON, and on what it says.
@@ -471,7 +454,7 @@ def test_mutated(name):
     count = int(os.environ.get("MLA_MUTATIONS", 10000))
     line = b'{"prompt": "a\\u00e9", "ids": [1, 2, 3], "stop": ["x", "\xe2\x82\xac"], "t": 0.7}'
     seeds = [*ACCEPTED, *REFUSED, line]
-    texts = [mutated(draw, draw.choice(seeds)) for _ in range(count)]
+    texts = [mutated(draw, draw.choice(seeds)[:2000], WORDS, (1, 1, 2, 5), 4) for _ in range(count)]
     accepted = 0
     for text, got in zip(texts, read(*texts, program=program), strict=True):
         try:

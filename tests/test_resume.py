@@ -9,14 +9,13 @@ the source    a file that changes while it is read is one line and no checkpoint
 import os
 import random
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
-from support import MODELS, ROOT
+from support import ROOT, copy_model
 
 from exporter import command, sources, writer
 from exporter.writer import PARTIAL_MAGIC
@@ -26,21 +25,14 @@ EXPORT = [sys.executable, str(ROOT / "export.py")]
 
 @pytest.fixture
 def source(tmp_path):
-    folder = tmp_path / "source"
-    folder.mkdir()
-    for name in ("config.json", "model.safetensors"):
-        shutil.copy(MODELS / "v2lite" / name, folder / name)
-    return folder
+    return copy_model(tmp_path / "source")
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The bytes that the source gives."""
     folder = tmp_path_factory.mktemp("whole")
-    (folder / "source").mkdir()
-    for name in ("config.json", "model.safetensors"):
-        shutil.copy(MODELS / "v2lite" / name, folder / "source" / name)
-    assert command.main([str(folder / "source"), str(folder / "model.bin")]) == 0
+    assert command.main([str(copy_model(folder / "source")), str(folder / "model.bin")]) == 0
     return (folder / "model.bin").read_bytes()
 
 
