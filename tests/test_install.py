@@ -175,7 +175,7 @@ def test_zsh(installed, tmp_path):
         "mla -k bf": "mla -k bf16 ",
         "mla --generate=fi": "mla --generate=fish ",
         "mla --stop a --sto": "mla --stop a --stop=",  # may come again
-        "mla -p a --prom": "mla -p a --prom",  # may not
+        "mla -c 9 --conte": "mla -c 9 --conte",  # may not
     }
     master, slave = pty.openpty()
     shell = subprocess.Popen(
