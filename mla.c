@@ -156,7 +156,7 @@ static void finish_gates(const Attention *a, size_t i) {
     size_t H = a->cfg->num_attention_heads;
     float *gate = a->s->attention.gate + i * a->s->attention.gate_stride, lost = 0;
     for (size_t h = 0; h < H; h++)
-        lost += gate[h] - gate[h]; /* NaN: an infinity, which shall not end in the sigmoid */
+        lost += gate[h] - gate[h]; /* NaN if a gate is infinite: sigmoid would hide it */
     a->m->ops->sigmoid(gate, H);
     gate[0] += lost;
 }

@@ -118,7 +118,7 @@ static bool read_line(BatchJson *b, Request *r, Slice line) {
     if (!object)
         return request_fail(r, "line %zu is not JSON: %s, at byte %zu", r->line, why, at + 1);
     if (object->type != JSON_OBJECT)
-        return request_fail(r, "line %zu is no JSON object", r->line);
+        return request_fail(r, "line %zu is not a JSON object", r->line);
     b->openai = origin->is_openai = openai_recognized(&b->json, object);
     if (!b->openai)
         return read_own(&f, object);

@@ -449,9 +449,8 @@ static int read_constant(const Session *s, Sequence *q) {
         return cannot_read(s);
     if (crc32(0, part, bytes) != h->constant_checksum)
         return damaged(s, "the checksum of its constant part is wrong");
-    return all_finite(part, bytes / sizeof *part)
-               ? DONE
-               : damaged(s, "its constant part holds a number that is infinite or not one");
+    return all_finite(part, bytes / sizeof *part) ? DONE
+                                                  : damaged(s, "its constant part holds a non-finite number");
 }
 
 int session_load(Session *s, Sequence *q, State *state) {

@@ -218,8 +218,8 @@ static void make_ready(const KdaInputs *x, size_t head, size_t t, size_t i, cons
                x->kda->rate[head], cfg->kda_lower_bound, d);
 }
 
-/* A head's output becomes the input of W_o: RMSNorm(o) sigmoid(gate). Infinities in the gate shall not be
- * lost in its sigmoid. */
+/* A head's output becomes the input of W_o: RMSNorm(o) sigmoid(gate). An infinite gate must
+ * give NaN: sigmoid would make an ordinary number of it. */
 static void finish_row(const KdaInputs *x, size_t head, size_t t, float *o, float *gate, Activations *heads,
                        size_t row) {
     const Config *cfg = x->cfg;
@@ -260,7 +260,7 @@ void kda_head(const KdaInputs *x, size_t head, Activations *heads, size_t first,
         }
         ops->sigmoid(beta, rows.rows);
         for (size_t i = 0; i < rows.rows; i++)
-            beta[i] += 0 * given[i]; /* an infinity shall not be lost */
+            beta[i] += 0 * given[i]; /* NaN if it was infinite: sigmoid would hide it */
         for (size_t column = 0; column < wide; column += DELTA_COLUMNS)
             ops->delta(to + column * d, (t ? to : from) + column * d, &rows, column);
         for (size_t i = 0; heads && i < rows.rows; i++)

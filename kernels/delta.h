@@ -53,7 +53,7 @@ static void decay(float *y, const float *z, const float *bias, float rate, float
         vf x = vf_add(load_left(z + i, n - i), load_left(bias + i, n - i));
         vf g = lower < 0 ? vf_mul(vf_set1(lower), vf_sigmoid(vf_mul(r, x)))
                          : vf_sub(vf_set1(0.0f), vf_mul(r, softplus(x)));
-        /* an infinity in z shall not be lost */
+        /* NaN if z is infinite: what follows would hide it */
         store_left(y + i, n - i, vf_add(vf_exp(g), vf_sub(x, x)));
     }
 }

@@ -180,7 +180,7 @@ WRONG = [
     ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]}, "last message"),
     ({"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "a"}]}, "first one"),
     (b"", None),
-    (b"[1]", "no JSON object"),
+    (b"[1]", "not a JSON object"),
     (b"{", "not JSON"),
     (b'{"prompt": "a", "prompt": "b"}', "twice"),
     (b'{"prompt": "\\ud800"}', "surrogate"),
