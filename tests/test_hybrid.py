@@ -238,7 +238,7 @@ def test_what_a_session_holds(export, tmp_path):
     refused(run(*more, model=model), FAILED, "damaged", "constant part")
     strange = raw[:-4] + b"\0\0\x80\x7f"
     file.write_bytes(with_fields(strange, constant_checksum=zlib.crc32(strange[-size:])))
-    refused(run(*more, model=model), FAILED, "damaged", "infinite")
+    refused(run(*more, model=model), FAILED, "damaged", "non-finite")
     file.write_bytes(with_fields(raw[:-size], constant=0, file_bytes=len(raw) - size))
     refused(run(*more, model=model), FAILED, "damaged", "sizes")
 
