@@ -32,9 +32,10 @@ void select_row(const Model *m, const State *s, size_t layer, size_t i, uint8_t 
  * selected_tiles(line). Every thread of the team calls it; returns when all is done. */
 void select_latents(const Model *m, State *s, size_t layer, size_t first, size_t count, Thread *t);
 
-/* Place `line` for the tiles of one row: as many places as rows in a round, or threads. */
+/* Place `line` for the tiles of one row: as many places as rows in a round, or threads. NULL: the model's
+ * attention is not sparse. */
 static inline uint8_t *selected_tiles(const State *s, size_t line) {
-    return s->sparse.tiles + line * s->sparse.tile_count * s->cache->tile_bytes;
+    return s->sparse.tiles ? s->sparse.tiles + line * s->sparse.tile_count * s->cache->tile_bytes : NULL;
 }
 
 #endif
