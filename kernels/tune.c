@@ -10,7 +10,7 @@
 
 /* FEWEST_ROWS: below it unpacking first pays only where weights are in the cache already, as they are
  * here, but not in a model. */
-enum { COLUMNS = 512, PANELS = 4, FEWEST_ROWS = 32, MOST_ROWS = 64, TRIALS = 5 };
+enum { COLUMNS = 512, PANELS = 4, FEWEST_ROWS = 32, MOST_ROWS = 64, TRIALS = 5, WARM_TRIALS = 100 };
 
 static double product(const Kernels *ops, size_t many_rows, const Activations *x) {
     static _Alignas(64) uint8_t panels[PANELS * (COLUMNS / BLOCK) * Q4_BLOCK]; /* numbers do not matter */
@@ -41,8 +41,9 @@ static bool unpacking_pays(const Kernels *ops, size_t n) {
 void tune(const Kernels *ops) {
     const double begun = seconds();
     size_t n = FEWEST_ROWS;
-    /* not judged: vectors of 512 bits are slow until the processor has powered them, some 20 us */
-    while (seconds() - begun < 5e-5)
+    /* not judged: vectors of 512 bits are slow until the processor has powered them, some 20 us. A number of
+     * trials ends it too, because a clock may go backwards. */
+    for (int i = 0; i < WARM_TRIALS && seconds() - begun < 5e-5; i++)
         unpacking_pays(ops, 1);
     /* out of time, as portable C soon is: the number that would be tried next */
     while (n <= MOST_ROWS && seconds() - begun < 2e-3 && !unpacking_pays(ops, n))
