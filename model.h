@@ -112,7 +112,7 @@ typedef struct {
 
     uint32_t experts_out_norm; /* 1: what a mixture of experts gives is normed before it is added */
     uint32_t head_gate;        /* 1: the output of each head of latent attention has a gate */
-    uint32_t swiglu_limits;    /* 1: Mlp.limit of experts is in the file */
+    uint32_t swiglu_limits;    /* LIMIT_..: Mlp.limit of experts is in the file */
 
     /* linear attention instead of latent attention, in the layers of kda_layers: engine/kda.c */
     uint32_t kda_heads;      /* 0: no layer has it */
@@ -125,6 +125,21 @@ typedef struct {
     /* G: attention is ordinary, H / G heads share keys [p] and values [v] (engine/full.c): MHA if G is H, MQA
      * if it is 1, else GQA. 0: it is latent */
     uint32_t num_key_value_heads;
+
+    /* hyper-connections: several residual streams (engine/hyper.c) */
+    uint32_t hc_mult; /* streams; 0: one, the plain residual */
+    uint32_t hc_sinkhorn_iters;
+    float hc_eps;
+
+    /* DeepSeek-V4 (engine/window.c): one row of d = n + p numbers is key and value of all heads, v is d, there
+     * is no latent; a token sees the last sliding_window rows and, in CSA and HCA layers, compressed ones */
+    uint32_t sliding_window;        /* 0: the model has none of it */
+    uint32_t o_groups, o_lora_rank; /* W_o: first each group of heads by itself, to so many numbers */
+    uint32_t csa_ratio, hca_ratio;  /* tokens for a compressed row; 0 where no layer is of the kind */
+    uint32_t csa_layers[32];        /* bit i of word j: layer 32 j + i */
+    uint32_t hca_layers[32];        /* the others are sliding */
+    float compress_rope_theta;      /* for people: compress_inv_freq holds its effect */
+    uint32_t num_hash_layers;       /* layers below it take their experts from a table of the token */
 } Config;
 
 enum { MLP_ROW = 2048 }; /* a single row computes so many columns of an MLP's hidden vector at once */
@@ -135,8 +150,9 @@ enum {
     MAX_TAPS = 16
 }; /* engine/checkpoint.c refuses more */
 enum { ACT_SILU, ACT_RELU2 };
-enum { SCORE_SOFTMAX, SCORE_SIGMOID };
+enum { SCORE_SOFTMAX, SCORE_SIGMOID, SCORE_SQRT_SOFTPLUS };
 enum { GROUP_MAX, GROUP_TOP2_SUM };
+enum { LIMIT_NONE, LIMIT_SILU, LIMIT_GATE }; /* of what silu gives, or of what it is given */
 
 static inline bool layer_is_moe(const Config *cfg, uint32_t layer) {
     return cfg->n_routed_experts && layer >= cfg->first_k_dense_replace && layer % cfg->moe_layer_freq == 0;
@@ -149,6 +165,14 @@ static inline size_t router_rows(const Config *cfg) {
 
 static inline bool layer_is_kda(const Config *cfg, uint32_t layer) {
     return cfg->kda_layers[layer / 32] >> layer % 32 & 1;
+}
+
+static inline bool layer_is_csa(const Config *cfg, uint32_t layer) {
+    return cfg->csa_layers[layer / 32] >> layer % 32 & 1;
+}
+
+static inline bool layer_is_hca(const Config *cfg, uint32_t layer) {
+    return cfg->hca_layers[layer / 32] >> layer % 32 & 1;
 }
 
 /* Whether the output of a layer's MLP is normed before it is added. */
@@ -182,6 +206,21 @@ typedef struct {
     const float *norm;       /* [d] of a head's output */
 } Kda;
 
+/* What makes one compressed row of several tokens (engine/compress.c). d: numbers of a row; w: 2 d in CSA
+ * (a half for the next row, a half for this one), d in HCA; R: csa_ratio or hca_ratio. */
+typedef struct {
+    Matrix kv, gate;   /* [w, D] */
+    const float *ape;  /* [R][w] added to the gate by place within the window */
+    const float *norm; /* [d] */
+} Compressor;
+
+/* Hyper-connection of a branch (engine/hyper.c). S: hc_mult; the head's own has S outputs and one scale. */
+typedef struct {
+    Matrix fn;          /* [2 S + S S, S D] f32; of the head [S, S D] */
+    const float *base;  /* [2 S + S S]; of the head [S] */
+    const float *scale; /* [3]; of the head [1] */
+} Hyper;
+
 /* One layer's weights. Matrices are [outputs, inputs]. */
 typedef struct {
     const float *input_norm; /* [D] */
@@ -202,7 +241,17 @@ typedef struct {
     Matrix o;               /* [D, H * v'], v' = v rounded up to 32; or the same with d, in a KDA layer */
     Matrix k, v;            /* [G * p, D], [G * v, D] in place of kv_a .. w_uv: ordinary attention, full.c */
 
-    /* sparse attention, in a layer with an indexer */
+    /* attention of a model with sliding_window; q_a, q_a_norm, q_b and o as above, o being [D, o_groups *
+     * o_lora_rank] there */
+    Matrix window_kv;            /* [d, D] */
+    const float *window_kv_norm; /* [d] */
+    const float *sinks;          /* [H] a logit without a value, for each head */
+    Matrix o_a;            /* [o_lora_rank, H / o_groups * d] of group 0; head_matrix() gives the others */
+    Compressor compressor; /* of a CSA or HCA layer */
+    Compressor index_compressor;      /* of a CSA layer: its rows are the index keys */
+    Hyper attention_hyper, mlp_hyper; /* with hc_mult */
+
+    /* sparse attention, in a layer with an indexer (a CSA layer has index_q and index_weights alone) */
     Matrix index_q;                           /* [Hi * di, ql] */
     Matrix index_k;                           /* [di, D] */
     const float *index_k_norm, *index_k_bias; /* [di] */
@@ -215,7 +264,10 @@ typedef struct {
     Mlp mlp;                  /* a dense layer's (with shortcut_moe every layer's), or the shared experts' */
     Matrix router;            /* [E + Z, D] */
     const float *router_bias; /* [E + Z] added to the scores for choosing, not for weighing */
-    Mlp *experts;             /* [E]; NULL in a dense layer */
+    const float
+        *token_experts; /* [V][num_experts_per_tok] in a hash layer, in place of router_bias: the experts
+                                 * of each token, whole numbers */
+    Mlp *experts;       /* [E]; NULL in a dense layer */
 } Layer;
 
 /* The matrices of one head lie one after the other. */
@@ -229,6 +281,8 @@ typedef struct {
     Config config;
     const Kernels *ops;
     const float *inv_freq;            /* [p / 2] */
+    const float *compress_inv_freq;   /* [p / 2] in CSA and HCA layers */
+    Hyper head_hyper;                 /* with hc_mult */
     const float *query_scale;         /* [max_position_embeddings / query_scale_span, rounded up] */
     Matrix embed;                     /* [V, D] */
     Matrix head;                      /* [V, D] */
