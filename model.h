@@ -148,7 +148,7 @@ enum {
     MAX_GROUPS = 64,
     MAX_LAYERS = 1024,
     MAX_TAPS = 16
-}; /* engine/checkpoint.c refuses more */
+}; /* engine/config.c refuses more */
 enum { ACT_SILU, ACT_RELU2 };
 enum { SCORE_SOFTMAX, SCORE_SIGMOID, SCORE_SQRT_SOFTPLUS };
 enum { GROUP_MAX, GROUP_TOP2_SUM };
