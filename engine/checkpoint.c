@@ -132,12 +132,26 @@ static void read_mlp(Reader *r, Mlp *mlp, const char *prefix, size_t width) {
     mlp->down = matrix(r, join(name, prefix, "down"), D, width);
 }
 
-static void read_experts(Reader *r, Layer *L, const char *prefix) {
+/* The table of a hash layer. */
+static const float *read_token_experts(Reader *r, const char *name) {
+    const Config *cfg = &r->m->config;
+    size_t n = (size_t)cfg->vocab_size * cfg->num_experts_per_tok;
+    const float *table = vector(r, name, n);
+    for (size_t i = 0; table && i < n; i++)
+        if (!(table[i] >= 0 && table[i] < (float)cfg->n_routed_experts && table[i] == truncf(table[i])))
+            fail(r, "tensor %s names an expert that the model does not have: %s", name, export_again);
+    return table;
+}
+
+static void read_experts(Reader *r, Layer *L, const char *prefix, uint32_t layer) {
     const Config *cfg = &r->m->config;
     char name[64], expert[64];
     size_t choices = router_rows(cfg);
     L->router = matrix_of_kind(r, join(name, prefix, "router"), F32_MATRIX, 1, choices, cfg->hidden_size);
-    L->router_bias = vector(r, join(name, prefix, "router_bias"), choices);
+    if (layer < cfg->num_hash_layers)
+        L->token_experts = read_token_experts(r, join(name, prefix, "token_experts"));
+    else
+        L->router_bias = vector(r, join(name, prefix, "router_bias"), choices);
     if (cfg->n_shared_experts)
         read_mlp(r, &L->mlp, join(name, prefix, "shared."),
                  (size_t)cfg->n_shared_experts * cfg->moe_intermediate_size);
@@ -225,27 +239,88 @@ static void read_attention(Reader *r, Layer *L, const char *prefix) {
     L->o = matrix(r, join(name, prefix, "o"), D, H * round_up(v, 32));
 }
 
+/* names: of kv, gate, ape, norm. d: numbers of a row; w: what a token gives to one or two of them. */
+static void read_compressor(Reader *r, Compressor *c, const char *prefix, const char *const names[4],
+                            size_t ratio, size_t w, size_t d) {
+    char name[64];
+    c->kv = matrix(r, join(name, prefix, names[0]), w, r->m->config.hidden_size);
+    c->gate = matrix(r, join(name, prefix, names[1]), w, r->m->config.hidden_size);
+    c->ape = vector(r, join(name, prefix, names[2]), ratio * w);
+    c->norm = vector(r, join(name, prefix, names[3]), d);
+}
+
+static void read_csa(Reader *r, Layer *L, const char *prefix, size_t d) {
+    static const char *const rows[] = {"compress_kv", "compress_gate", "compress_ape", "compress_norm"},
+                             *const keys[] = {"index_compress_kv", "index_compress_gate",
+                                              "index_compress_ape", "index_compress_norm"};
+    const Config *cfg = &r->m->config;
+    char name[64];
+    size_t Hi = cfg->index_n_heads, di = cfg->index_head_dim;
+    read_compressor(r, &L->compressor, prefix, rows, cfg->csa_ratio, 2 * d, d);
+    L->index_q = matrix(r, join(name, prefix, "index_q"), Hi * di, cfg->q_lora_rank);
+    read_compressor(r, &L->index_compressor, prefix, keys, cfg->csa_ratio, 2 * di, di);
+    L->index_weights =
+        matrix_of_kind(r, join(name, prefix, "index_weights"), F32_MATRIX, 1, Hi, cfg->hidden_size);
+}
+
+/* Attention of a model with sliding_window. */
+static void read_window(Reader *r, Layer *L, const char *prefix, uint32_t layer) {
+    static const char *const rows[] = {"compress_kv", "compress_gate", "compress_ape", "compress_norm"};
+    const Config *cfg = &r->m->config;
+    char name[64];
+    size_t D = cfg->hidden_size, H = cfg->num_attention_heads, ql = cfg->q_lora_rank, G = cfg->o_groups,
+           d = (size_t)cfg->qk_nope_head_dim + cfg->qk_rope_head_dim;
+    L->q_a = matrix(r, join(name, prefix, "q_a"), ql, D);
+    L->q_a_norm = vector(r, join(name, prefix, "q_a_norm"), ql);
+    L->q_b = matrix(r, join(name, prefix, "q_b"), H * d, ql);
+    L->window_kv = matrix(r, join(name, prefix, "kv"), d, D);
+    L->window_kv_norm = vector(r, join(name, prefix, "kv_norm"), d);
+    L->sinks = vector(r, join(name, prefix, "sinks"), H);
+    if (layer_is_csa(cfg, layer))
+        read_csa(r, L, prefix, d);
+    else if (layer_is_hca(cfg, layer))
+        read_compressor(r, &L->compressor, prefix, rows, cfg->hca_ratio, d, d);
+    L->o_a = matrix_of_kind(r, join(name, prefix, "o_a"), ANY_MATRIX, G, cfg->o_lora_rank, H / G * d);
+    L->o = matrix(r, join(name, prefix, "o"), D, G * cfg->o_lora_rank);
+}
+
+/* A hyper-connection with `outputs` weights: the tensors "prefix" "fn", "base", "scale". */
+static void read_hyper(Reader *r, Hyper *h, const char *prefix, size_t outputs, size_t scales) {
+    const Config *cfg = &r->m->config;
+    char name[64];
+    h->fn = matrix_of_kind(r, join(name, prefix, "fn"), F32_MATRIX, 1, outputs,
+                           (size_t)cfg->hc_mult * cfg->hidden_size);
+    h->base = vector(r, join(name, prefix, "base"), outputs);
+    h->scale = vector(r, join(name, prefix, "scale"), scales);
+}
+
 /* `layer`: its number, which says of what kind it is. */
 static void read_layer(Reader *r, Layer *L, const char *prefix, uint32_t layer, bool indexer) {
     const Config *cfg = &r->m->config;
     char name[64];
-    size_t D = cfg->hidden_size;
+    size_t D = cfg->hidden_size, S = cfg->hc_mult;
     bool moe = layer_is_moe(cfg, layer);
 
+    if (S)
+        read_hyper(r, &L->attention_hyper, join(name, prefix, "attention_hc_"), 2 * S + S * S, 3);
     L->input_norm = vector(r, join(name, prefix, "input_norm"), D);
     if (layer < cfg->published_layers && layer_is_kda(cfg, layer))
         read_kda(r, L, prefix);
+    else if (cfg->sliding_window)
+        read_window(r, L, prefix, layer);
     else
         read_attention(r, L, prefix);
-    if (indexer)
+    if (indexer && !cfg->sliding_window)
         read_indexer(r, L, prefix);
     if (cfg->sandwich_norm)
         L->attention_out_norm = vector(r, join(name, prefix, "attention_out_norm"), D);
+    if (S)
+        read_hyper(r, &L->mlp_hyper, join(name, prefix, "mlp_hc_"), 2 * S + S * S, 3);
     L->post_norm = vector(r, join(name, prefix, "post_norm"), D);
     if (!moe || cfg->shortcut_moe)
         read_mlp(r, &L->mlp, prefix, cfg->intermediate_size);
     if (moe)
-        read_experts(r, L, prefix);
+        read_experts(r, L, prefix, layer);
     if (layer_norms_mlp(cfg, layer))
         L->mlp_out_norm = vector(r, join(name, prefix, "mlp_out_norm"), D);
 }
@@ -291,6 +366,16 @@ static void read_layers(Reader *r, const float *limits) {
     }
 }
 
+/* Published ones are at most 1; quarter turns must fit their integers (rope.c). */
+static const float *read_frequencies(Reader *r, const char *name) {
+    size_t pairs = r->m->config.qk_rope_head_dim / 2;
+    const float *f = vector(r, name, pairs);
+    for (size_t i = 0; f && i < pairs; i++)
+        if (!(fabsf(f[i]) <= 64))
+            fail(r, "tensor %s has a value that no model can have: %s", name, export_again);
+    return f;
+}
+
 static void read_tensors(Reader *r) {
     Model *m = r->m;
     const Config *cfg = &m->config;
@@ -298,15 +383,15 @@ static void read_tensors(Reader *r) {
     m->embed = matrix(r, "embed", cfg->vocab_size, cfg->hidden_size);
     m->head = cfg->tie_word_embeddings ? m->embed : matrix(r, "head", cfg->vocab_size, cfg->hidden_size);
     m->norm = vector(r, "norm", cfg->hidden_size);
-    m->inv_freq = vector(r, "inv_freq", cfg->qk_rope_head_dim / 2);
-    for (uint32_t i = 0; m->inv_freq && i < cfg->qk_rope_head_dim / 2; i++)
-        /* published ones are at most 1; quarter turns must fit their integers (rope.c) */
-        if (!(fabsf(m->inv_freq[i]) <= 64))
-            fail(r, "tensor inv_freq has a value that no model can have: %s", export_again);
+    m->inv_freq = read_frequencies(r, "inv_freq");
+    if (cfg->csa_ratio || cfg->hca_ratio)
+        m->compress_inv_freq = read_frequencies(r, "compress_inv_freq");
     if (cfg->query_scale_span)
         m->query_scale = read_query_scale(r);
     if (cfg->swiglu_limits)
         limits = vector(r, "swiglu_limits", 2 * (size_t)cfg->published_layers);
+    if (cfg->hc_mult)
+        read_hyper(r, &m->head_hyper, "hc_head_", cfg->hc_mult, 1);
     read_layers(r, limits);
     if (cfg->mtp_layers && !r->failed)
         read_mtp(r);
