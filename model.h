@@ -149,8 +149,9 @@ enum {
     MAX_LAYERS = 1024,
     MAX_TAPS = 16,
     MAX_STREAMS = 16,
-    MAX_RATIO = 4096 /* tokens of a compressed row */
-};                   /* engine/config.c refuses more */
+    MAX_CSA_RATIO = 64, /* tokens of a compressed row */
+    MAX_HCA_RATIO = 1024
+}; /* engine/config.c refuses more */
 enum { ACT_SILU, ACT_RELU2 };
 enum { SCORE_SOFTMAX, SCORE_SIGMOID, SCORE_SQRT_SOFTPLUS };
 enum { GROUP_MAX, GROUP_TOP2_SUM };

@@ -147,9 +147,9 @@ static const char *kinds_error(const Config *cfg) {
     }
     if (kda && cfg->sliding_window)
         return "kda_layers";
-    if (csa ? cfg->csa_ratio < 2 || cfg->csa_ratio > MAX_RATIO : cfg->csa_ratio != 0)
+    if (csa ? cfg->csa_ratio < 1 || cfg->csa_ratio > MAX_CSA_RATIO : cfg->csa_ratio != 0)
         return "csa_ratio";
-    if (hca ? cfg->hca_ratio < 2 || cfg->hca_ratio > MAX_RATIO : cfg->hca_ratio != 0)
+    if (hca ? cfg->hca_ratio < 1 || cfg->hca_ratio > MAX_HCA_RATIO : cfg->hca_ratio != 0)
         return "hca_ratio";
     if (cfg->sliding_window && csa != (cfg->index_n_heads != 0)) /* the indexer is that of CSA layers */
         return "index_n_heads";
@@ -159,7 +159,7 @@ static const char *kinds_error(const Config *cfg) {
 static const char *window_error(const Config *cfg) {
     if (!cfg->sliding_window)
         return cfg->csa_ratio ? "csa_ratio" : cfg->hca_ratio ? "hca_ratio" : kinds_error(cfg);
-    if (cfg->sliding_window > 1 << 24)
+    if (cfg->sliding_window > 1 << 14)
         return "sliding_window";
     if (cfg->v_head_dim != cfg->qk_nope_head_dim + cfg->qk_rope_head_dim)
         return "v_head_dim";
@@ -171,8 +171,6 @@ static const char *window_error(const Config *cfg) {
         return "query_scale_span";
     if (cfg->sandwich_norm)
         return "sandwich_norm";
-    if (cfg->index_skip_topk_offset)
-        return "index_skip_topk_offset";
     return kinds_error(cfg);
 }
 
@@ -185,7 +183,9 @@ static const char *index_error(const Config *cfg) {
         return "index_head_dim";
     if (cfg->index_topk < 1)
         return "index_topk";
-    if (cfg->index_topk_freq < 1 || (cfg->sliding_window && cfg->index_topk_freq != 1))
+    if (cfg->sliding_window) /* CSA layers have one each */
+        return NULL;
+    if (cfg->index_topk_freq < 1)
         return "index_topk_freq";
     /* the first layer has none before it to share with */
     return layer_has_indexer(cfg, 0) ? NULL : "index_skip_topk_offset";
