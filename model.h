@@ -79,7 +79,7 @@ typedef struct {
     /* 1: layers come in pairs; experts run beside the first one's MLP and are added after the second */
     uint32_t shortcut_moe;
     uint32_t n_group, topk_group; /* experts are chosen from the topk_group best of n_group groups */
-    uint32_t scoring_func;        /* SCORE_SOFTMAX or SCORE_SIGMOID */
+    uint32_t scoring_func;        /* SCORE_.. */
     uint32_t group_score;         /* GROUP_MAX or GROUP_TOP2_SUM: of a group's experts */
     uint32_t norm_topk_prob;      /* 1: the chosen weights are divided by their sum */
     float routed_scaling_factor;  /* and multiplied by this */
@@ -188,8 +188,8 @@ static inline bool layer_has_indexer(const Config *cfg, uint32_t layer) {
     return cfg->index_n_heads && past % cfg->index_topk_freq == 0;
 }
 
-/* ACT_SILU: down(silu(gate x) * up x). ACT_RELU2: down(relu(up x)^2), without gate. With a limit silu is at
- * most that, and up x lies between -limit and limit. */
+/* ACT_SILU: down(silu(gate x) * up x). ACT_RELU2: down(relu(up x)^2), without gate. With a limit silu (or
+ * with LIMIT_GATE gate x) is at most that, and up x lies between -limit and limit. */
 typedef struct {
     Matrix gate; /* [I or M, D] */
     Matrix up;   /* [I or M, D] */
@@ -552,7 +552,7 @@ typedef struct State {
         float *weight;        /* [T][num_experts_per_tok] */
         ExpertBatch *batches; /* [E + 1] */
         size_t batch_count;
-        uint32_t *expert_rows; /* [E + Z] rows that chose each expert */
+        uint32_t *expert_rows; /* [E + Z + 1] rows that chose each expert; the last is nobody (moe.c) */
         uint32_t *next;        /* [E + Z] where the next of them goes in row[] */
         uint32_t *row;         /* [T * (num_experts_per_tok + 1)] the batches' rows */
         float *row_weight;

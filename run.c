@@ -134,7 +134,7 @@ static void norm(const Model *m, State *s, const Hyper *h, const float *weight, 
 
 /* y = normed. A dense layer: out += W_down (silu(W_gate y) * W_up y). A mixture of experts (engine/moe.c):
  *
- *     score  = softmax or sigmoid of W_router y                 (scoring_func)
+ *     score  = softmax, sigmoid or sqrt(log(1 + e^.)) of W_router y   (scoring_func)
  *     chosen = the num_experts_per_tok experts with the best score + bias. With groups, only experts of the
  *              topk_group best groups may be chosen; a group is as good as its best score + bias, or as
  *              the sum of its two best (group_score). Of equal ones the lower number is taken

@@ -259,7 +259,7 @@ static void reserve_moe(Reserve *r, const Model *m) {
     s->moe.chosen = reserve(r, chunk * K, sizeof *s->moe.chosen);
     s->moe.weight = reserve(r, chunk * K, sizeof *s->moe.weight);
     s->moe.batches = reserve(r, E + 1, sizeof *s->moe.batches);
-    s->moe.expert_rows = reserve(r, router_rows(cfg), sizeof *s->moe.expert_rows);
+    s->moe.expert_rows = reserve(r, router_rows(cfg) + 1, sizeof *s->moe.expert_rows);
     s->moe.next = reserve(r, router_rows(cfg), sizeof *s->moe.next);
     s->moe.row = reserve(r, rows, sizeof *s->moe.row);
     s->moe.row_weight = reserve(r, rows, sizeof *s->moe.row_weight);
