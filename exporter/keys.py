@@ -32,6 +32,7 @@ LIMITS = {
     "num_heads": 1 << 12,  # of linear attention
     "head_dim": 1 << 12,
     "short_conv_kernel_size": 16,
+    "hc_mult": 8,
 }
 
 # What some refused keys mean, for a better message than "unknown".

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .sources import ITEM_BYTES, Groups, Integers, Source, Tensor
+from .sources import ITEM_BYTES, Groups, Integers, Source, Tensor, steps
 from .weight_formats import WHOLE, Block
 
 # Scales of activations: how other programs round what flows through the model, and no part of it.
@@ -21,6 +21,8 @@ OF_ACTIVATIONS = (
     "activation_scale", ".input_scale", ".output_scale", ".qscale_act", ".k_scale", ".v_scale",
     ".input_global_scale",
 )  # fmt: skip
+
+TABLES = (".tid2eid",)  # which hold whole numbers, and no weights
 
 # The sixteen numbers of E2M1 by their codes, doubled: integers. The highest bit is the sign; -0 is 0 here.
 E2M1 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)
@@ -61,6 +63,25 @@ class Scaled(Tensor):
             return 0.0
         first, last = (int(row) for row in self.scale_rows(np.array([low, high - 1])))
         return super().largest(low, high) * self.scale.largest(first, last + 1)
+
+
+class Table(Tensor):
+    """Whole numbers from 0 on, in 32 or 64 bits."""
+
+    def stored(self, low: int, high: int) -> np.ndarray:
+        return self.raw(low, high).view("<i4" if self.dtype == "I32" else "<i8")
+
+    def floats(self, low: int, high: int) -> np.ndarray:
+        return self.stored(low, high).astype(np.float32)
+
+    def largest(self, low: int, high: int) -> float:
+        most = 0
+        for begin, end in steps(self, low, high):
+            numbers = self.stored(begin, end)
+            if numbers.min(initial=0) < 0:
+                self.fail(f": {numbers.min()} is in it, and whole numbers from 0 on were expected")
+            most = max(most, int(numbers.max(initial=0)))
+        return float(most)
 
 
 class Stored(NamedTuple):
@@ -272,6 +293,8 @@ def decode(source: Source, block: Block) -> None:
             _packed(source, name.removesuffix("_packed"), source.tensors.pop(name))
         elif name.endswith(".qweight"):
             _awq(source, name.removesuffix(".qweight"), source.tensors.pop(name))
+        elif name.endswith(TABLES) and tensor.dtype in ("I32", "I64"):
+            source.tensors[name] = Table(tensor.shard, name, tensor.dtype, tensor.shape, tensor.offset)
         elif tensor.dtype == "U8" and f"{name}_scale_2" in source.tensors:
             scale, whole = source.part(tensor, name, "_scale"), source.part(tensor, name, "_scale_2")
             source.tensors[name] = Floats4(name, tensor, scale, _number(whole))
