@@ -28,6 +28,7 @@
 #include "engine/sequence.h"
 #include "engine/state.h"
 #include "engine/util.h"
+#include "engine/window.h"
 #include "kernels/clock.h"
 #include "kernels/linear.h"
 #include "model.h"
@@ -57,8 +58,11 @@ static void forward_thread(const Model *m, State *s, Thread *t) {
             atomic_store(&s->stop_before, l + 1);
 
         norm(m, s, L->input_norm, t);
-        if (layer_is_kda(cfg, (uint32_t)l)) /* out += attention(norm(x)) */
+        LayerKind kind = layer_kind(cfg, (uint32_t)l); /* out += attention(norm(x)) */
+        if (kind == LAYER_KDA)
             kda_attention(m, s, l, t);
+        else if (kind >= LAYER_SLIDING)
+            window_attention(m, s, l, t);
         else
             mla_attention(m, s, l, t);
         if (cfg->sandwich_norm)
@@ -105,6 +109,7 @@ static void embed(const Model *m, State *s, Thread *t) {
                 x[d] *= cfg->embed_scale;
         rope_angles(s->attention.cosine + i * pairs, s->attention.sine + i * pairs, m->inv_freq, pairs,
                     s->rows[i].position);
+        window_angles(m, s, i);
     }
     sync_threads(t);
 }
