@@ -478,13 +478,22 @@ typedef struct State {
     size_t run_count;
     Row *plan; /* [chunk] where generate() plans its calls */
 
-    float *x;        /* [T][x_stride] the residual stream */
-    size_t x_stride; /* D rounded up to 64 */
-    /* [T][x_stride] the residual branch, a second sum. sandwich_norm: the output of attention or MLP before
-     * its norm; shortcut_moe: of the experts, until the end of the pair. Else NULL. Zeros at other times. */
+    float *x;          /* [T][x_stride] the residual stream; with hc_mult as many, [hc_mult][D] */
+    size_t x_stride;   /* D rounded up to 64; with hc_mult hc_mult * D */
+    size_t out_stride; /* D rounded up to 64 */
+    /* [T][out_stride] the residual branch, a second sum. sandwich_norm, hc_mult: the output of attention or
+     * MLP before it is added to x; shortcut_moe: of the experts, until the end of the pair. Else NULL. Zeros
+     * at other times. */
     float *branch;
-    float *out, *experts_out; /* where attention and dense MLPs add, and where experts add: x or branch */
+    float *out, *experts_out; /* [T][out_stride] where attention and dense MLPs add, and where experts add: x
+                               * or branch */
     Activations normed;       /* [T, D] RMSNorm of x: what attention and MLPs read */
+
+    struct {            /* hyper-connections (engine/hyper.c); NULL in a model without */
+        float *sums;    /* [T][hyper_sum_floats()] */
+        float *weights; /* [T][hc_mult * (2 + hc_mult) rounded up to 16] of the present branch */
+        float *plain;   /* [hc_mult * (2 + hc_mult)][hc_mult * D] fn, for the definition; else NULL */
+    } hyper;
 
     struct {                   /* for every path of attention */
         float *cosine, *sine;  /* [T][p / 2] of each row's position */

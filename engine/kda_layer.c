@@ -90,6 +90,6 @@ void kda_attention(const Model *m, State *s, size_t layer, Thread *t) {
             compute_task(m, s, layer, task, z->kda);
     sync_threads(t);
     profile_stage(s, t, STAGE_DENSE);
-    linear_add(m->ops, s->out, s->x_stride, &m->layers[layer].o, &s->kda.heads, NULL, NULL, z->a, t);
+    linear_add(m->ops, s->out, s->out_stride, &m->layers[layer].o, &s->kda.heads, NULL, NULL, z->a, t);
     sync_threads(t);
 }

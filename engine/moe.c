@@ -230,7 +230,7 @@ static void add_zero_experts(const Model *m, State *s, const Thread *t) {
     to = min(to * PANEL, D);
     for (size_t i = 0; i < s->row_count * K && from < to; i++)
         if (s->moe.chosen[i] >= cfg->n_routed_experts)
-            m->ops->axpy(s->experts_out + i / K * s->x_stride + from, s->moe.weight[i],
+            m->ops->axpy(s->experts_out + i / K * s->out_stride + from, s->moe.weight[i],
                          s->normed.f + i / K * s->normed.stride + from, to - from);
 }
 
@@ -253,7 +253,7 @@ void run_batches(const Model *m, State *s, const Layer *L, Thread *t) {
         const ExpertBatch *batch = &s->moe.batches[i];
         float *shared = L->mlp_out_norm ? s->branch : s->out,
               *out = batch->mlp == &L->mlp ? shared : s->experts_out;
-        linear_add(m->ops, out, s->x_stride, &batch->mlp->down, &batch->hidden, s->moe.row + batch->first,
+        linear_add(m->ops, out, s->out_stride, &batch->mlp->down, &batch->hidden, s->moe.row + batch->first,
                    s->moe.row_weight + batch->first, s->scratch[t->id].a, t);
     }
     if (L->experts && m->config.zero_expert_num)

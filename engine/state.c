@@ -12,6 +12,7 @@
 #include "engine/compress.h"
 #include "engine/cost.h"
 #include "engine/full.h"
+#include "engine/hyper.h"
 #include "engine/indexer.h"
 #include "engine/kda.h"
 #include "engine/sampler.h"
@@ -199,6 +200,18 @@ static void reserve_kda(Reserve *r, const Model *m) {
         s->scratch[i].kda = reserve(r, kda_scratch_floats(cfg), sizeof(float));
 }
 
+/* For several residual streams; in a model with one nothing. */
+static void reserve_hyper(Reserve *r, const Config *cfg) {
+    State *s = r->s;
+    size_t S = cfg->hc_mult, outputs = S * (2 + S);
+    if (!S)
+        return;
+    s->hyper.sums = reserve(r, s->chunk * hyper_sum_floats(cfg), sizeof(float));
+    s->hyper.weights = reserve(r, s->chunk * round_up(outputs, PANEL), sizeof(float));
+    if (s->path_is_forced && s->forced_path == PATH_DEFINITION)
+        s->hyper.plain = reserve(r, outputs * S * cfg->hidden_size, sizeof(float));
+}
+
 /* For sparse attention; without indexer nothing. */
 static void reserve_sparse(Reserve *r, const Config *cfg) {
     State *s = r->s;
@@ -362,12 +375,14 @@ static bool read_environment(State *s, char *err, size_t err_bytes) {
 static void reserve_all(Reserve *r, const Model *m, const StateOptions *o) {
     const Config *cfg = &m->config;
     State *s = r->s;
-    s->x_stride = round_up(cfg->hidden_size, BLOCK);
+    s->out_stride = round_up(cfg->hidden_size, BLOCK);
+    s->x_stride = round_up(max(cfg->hc_mult, 1) * (size_t)cfg->hidden_size, BLOCK);
     s->x = reserve(r, s->chunk * s->x_stride, sizeof(float));
-    if (cfg->sandwich_norm || cfg->experts_out_norm || cfg->shortcut_moe)
-        s->branch = reserve(r, s->chunk * s->x_stride, sizeof(float));
-    s->out = cfg->sandwich_norm ? s->branch : s->x;
+    if (cfg->sandwich_norm || cfg->experts_out_norm || cfg->shortcut_moe || cfg->hc_mult)
+        s->branch = reserve(r, s->chunk * s->out_stride, sizeof(float));
+    s->out = cfg->sandwich_norm || cfg->hc_mult ? s->branch : s->x;
     s->experts_out = s->branch ? s->branch : s->x;
+    reserve_hyper(r, cfg);
     bool f32 = cfg->n_routed_experts || cfg->index_n_heads || cfg->kda_heads || cfg->head_gate;
     s->normed = reserve_activations(r, m, s->chunk, cfg->hidden_size, f32);
     s->rows = reserve(r, s->chunk, sizeof *s->rows);
@@ -482,7 +497,7 @@ void state_begin(State *s, const Row *rows, size_t n) {
 
 void state_drop(State *s) {
     if (s->branch) /* the next call expects zeros */
-        memset(s->branch, 0, s->row_count * s->x_stride * sizeof *s->branch);
+        memset(s->branch, 0, s->row_count * s->out_stride * sizeof *s->branch);
     for (size_t i = 0; i < s->run_count; i++)
         cache_release_slot(s->cache, s->runs[i].to);
 }

@@ -486,7 +486,7 @@ static void project_out(const Window *w) {
         a->m->ops->store_row(&s->window.low_rows, i, 0, a->z->a, G * rank);
     }
     sync_threads(a->t);
-    linear_add(a->m->ops, s->out, s->x_stride, &a->L->o, &s->window.low_rows, NULL, NULL, a->z->a, a->t);
+    linear_add(a->m->ops, s->out, s->out_stride, &a->L->o, &s->window.low_rows, NULL, NULL, a->z->a, a->t);
     sync_threads(a->t);
 }
 
