@@ -29,6 +29,7 @@
 #include "engine/sequence.h"
 #include "engine/state.h"
 #include "engine/util.h"
+#include "engine/window.h"
 #include "kernels/clock.h"
 #include "kernels/linear.h"
 #include "model.h"
@@ -60,8 +61,11 @@ static void forward_thread(const Model *m, State *s, Thread *t) {
             atomic_store(&s->stop_before, l + 1);
 
         norm(m, s, &L->attention_hyper, L->input_norm, t);
-        if (layer_is_kda(cfg, (uint32_t)l)) /* out += attention(norm(x)) */
+        LayerKind kind = layer_kind(cfg, (uint32_t)l); /* out += attention(norm(x)) */
+        if (kind == LAYER_KDA)
             kda_attention(m, s, l, t);
+        else if (kind >= LAYER_SLIDING)
+            window_attention(m, s, l, t);
         else
             mla_attention(m, s, l, t);
         if (cfg->sandwich_norm || cfg->hc_mult)
@@ -110,6 +114,7 @@ static void embed(const Model *m, State *s, Thread *t) {
             memcpy(x + k * cfg->hidden_size, x, cfg->hidden_size * sizeof *x);
         rope_angles(s->attention.cosine + i * pairs, s->attention.sine + i * pairs, m->inv_freq, pairs,
                     s->rows[i].position);
+        window_angles(m, s, i);
     }
     sync_threads(t);
 }

@@ -16,6 +16,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "engine/cache.h"
 #include "engine/config.h"
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "checkpoints are little-endian and used in place");
@@ -356,7 +357,7 @@ static void read_layers(Reader *r, const float *limits) {
         snprintf(prefix, sizeof prefix, "layers.%u.", l);
         read_layer(r, L, prefix, l, layer_has_indexer(cfg, l));
         L->tile = tiles;
-        tiles += !layer_is_kda(cfg, l);
+        tiles += layer_has_tiles(cfg, l);
         if (!L->experts || !limits)
             continue;
         const float *routed = limits + l, *shared = routed + cfg->published_layers;
