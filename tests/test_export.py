@@ -792,18 +792,20 @@ def test_file_of_a_model_without_new_fields(source, exported):
 
 
 def with_config(file, config):
-    """The checkpoint `file` with the bytes `config` as its Config."""
-    data, old, tokenizer, count, chat = struct.unpack_from("<QIIII", file, 24)
-    up = lambda n: -(-n // 64) * 64
+    """The checkpoint `file` with the bytes `config` as its Config; its tensors move by whole pages if that
+    needs room."""
+    size, data, old, tokenizer, count, chat = struct.unpack_from("<QQIIII", file, 16)
+    up = lambda n, to=64: -(-n // to) * to
     old_at, new_at = up(64 + old), up(64 + len(config))
     sections = up(tokenizer) + up(chat) + 128 * count
-    assert new_at + sections <= data
-    front = bytearray(data)
+    moved = max(0, up(new_at + sections, 4096) - data)
+    front = bytearray(data + moved)
     front[:64] = file[:64]
     front[64 : 64 + len(config)] = config
     front[new_at : new_at + sections] = file[old_at : old_at + sections]
-    struct.pack_into("<I", front, 32, len(config))
-    struct.pack_into("<I", front, 12, 0)
+    for at in range(new_at + sections - 128 * count, new_at + sections, 128):
+        struct.pack_into("<Q", front, at + 56, struct.unpack_from("<Q", front, at + 56)[0] + moved)
+    struct.pack_into("<IQQI", front, 12, 0, size + moved, data + moved, len(config))
     struct.pack_into("<I", front, 12, zlib.crc32(front))
     return bytes(front) + file[data:]
 
