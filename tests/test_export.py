@@ -565,7 +565,28 @@ TOTALS |= {
     "ax-k1": mixtures(7168, 163840, 61, 1, 18432, 192, 2048, bias=0, norms=3)
     + 61 * latent(7168, 64, 1536, 0),
 }
+
+
+def window(D, H, ql, g, E, M, kinds, topk=6, V=129280, hashed=3):
+    """All of a model with rows of 512 numbers; kinds: how many layers are sliding, CSA and HCA. Four streams,
+    64 index heads of 128, 1024 numbers for each of g groups of heads."""
+    streams = 24 * 4 * D + 24 + 3
+    attention = ql * D + ql + H * 512 * ql + 512 * D + 512 + H + 1024 * H * 512 + D * g * 1024
+    experts = E * D + (E + 1) * 3 * D * M
+    csa = (2 * 1024 + 2 * 256 + 64) * D + 4 * (1024 + 256) + 512 + 128 + 64 * 128 * ql
+    hca = 2 * 512 * D + 128 * 512 + 512
+    layers = sum(kinds)
+    chosen = (layers - hashed) * E + hashed * V * topk
+    every = layers * (2 * streams + 2 * D + attention + experts) + chosen
+    return 2 * V * D + D + (4 * 4 * D + 4 + 1) + every + kinds[1] * csa + kinds[2] * hca
+
+
+TOTALS |= {
+    "deepseek-v4-flash": window(4096, 64, 1024, 8, 256, 2048, (2, 21, 20)),
+    "deepseek-v4-pro": window(7168, 128, 1536, 16, 384, 3072, (0, 30, 31)),
+}
 PUBLISHED = {
+    "deepseek-v4-flash": 284e9,
     "ling-3.0-tiny": 7.9e9,
     "ling-3.0-flash": 124e9,
     "kimi-linear-48b": 49e9,
