@@ -38,6 +38,7 @@ DEEPSEEK_V4 = {
     "topk_method": "noaux_tc",
     "first_k_dense_replace": 0,
     "rope_theta": 10000.0,
+    "swiglu_limit": 10.0,
 }
 
 

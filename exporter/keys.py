@@ -32,7 +32,10 @@ LIMITS = {
     "num_heads": 1 << 12,  # of linear attention
     "head_dim": 1 << 12,
     "short_conv_kernel_size": 16,
-    "hc_mult": 8,
+    "hc_mult": 16,
+    "hc_sinkhorn_iters": 1000,
+    "sliding_window": 1 << 14,
+    "o_lora_rank": 1 << 17,
 }
 
 # What some refused keys mean, for a better message than "unknown".

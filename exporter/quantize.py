@@ -56,7 +56,8 @@ def multiplier(largest: float, kind: int) -> float:
 def kept_multiplier(tensor: Tensor, ranges: list[tuple[int, int]], kind: int) -> float | None:
     """The multiplier with which the rows in `ranges` [(first, last + 1)] of `tensor`, integers with one scale
     for each 32 of a row or a multiple of that, can be packed as they are: every integer is one that `kind`
-    has, and every scale a half. None where that is not so, and its numbers must be rounded."""
+    has, and every scale a half: scales that are powers of two may lie 2^38 apart. None where that is not so,
+    and its numbers must be rounded."""
     if not tensor.group or tensor.group % GROUP or tensor.bits not in {Q8: (4, 8), Q4: (4,)}.get(kind, ()):
         return None
 
@@ -83,7 +84,7 @@ def kept_multiplier(tensor: Tensor, ranges: list[tuple[int, int]], kind: int) ->
         return 1.0
     if not 0 < largest < np.inf:
         return None
-    factor = 2.0 ** np.clip(np.floor(np.log2(largest)) - 8, -126, 127)
+    factor = 2.0 ** np.clip(np.floor(np.log2(largest)) - 14, -126, 127)
     all_fit = all(piece and fits(piece.scale, np.float32(factor)) for piece in pieces())
     return float(factor) if all_fit else None
 

@@ -2,9 +2,10 @@
 
 The forms: FP8 E4M3 with scales by block, channel or tensor; compressed-tensors' integers of four and eight
 bits, with zero points or without; AWQ's; floats of four bits, E2M1, as NVFP4 (of ModelOpt and of
-compressed-tensors) and as MXFP4. The names and types of the tensors tell which; weight_formats.py says of
-what the configuration names whether it is among them. Integers, and E2M1 doubled, stand in groups with one
-scale, so that quantize.py can carry them over where a type of the checkpoint has them.
+compressed-tensors), as MXFP4 and as DeepSeek-V4 has them. The names and types of the tensors tell which;
+weight_formats.py says of what the configuration names whether it is among them. Integers, and E2M1 doubled,
+stand in groups with one scale, so that quantize.py can carry them over where a type of the checkpoint has
+them.
 """
 
 import math
@@ -208,7 +209,7 @@ class Bytes(Grouped):
 
 class Floats4(Grouped):
     """E2M1, two columns in a byte, the first one lower, with scales for groups of a row: of NVFP4 in E4M3,
-    times one number for the whole tensor; of MXFP4 in E8M0."""
+    times one number for the whole tensor; of MXFP4 and of DeepSeek-V4's experts in E8M0."""
 
     bits, codebook = 4, E2M1
 
@@ -216,7 +217,7 @@ class Floats4(Grouped):
         """factor: what the scales of NVFP4 are multiplied by, and 1."""
         shape = weight.shape[0] if weight.shape else 0, 2 * weight.cols
         kinds = ("F8_E4M3", "F8_E8M0")
-        if len(weight.shape) != 2 or weight.dtype != "U8" or scale.dtype not in kinds:
+        if len(weight.shape) != 2 or weight.dtype not in ("U8", "I8") or scale.dtype not in kinds:
             weight.fail(f" is {weight.dtype} {list(weight.shape)}, and bytes in a matrix were expected")
         if len(scale.shape) != 2 or scale.shape[0] != shape[0]:
             scale.fail(f" has shape {list(scale.shape)}, and the bytes {list(weight.shape)}")
@@ -229,6 +230,12 @@ class Floats4(Grouped):
         with np.errstate(all="ignore"):  # what is not finite is found by whoever looks at all numbers
             scale = self.scale.floats(low, high) * self.factor * np.float32(0.5)  # E2M1 is doubled
         return Stored(np.take(E2M1, codes).astype(np.int16), None, scale)
+
+    def integers(self, low: int, high: int) -> Groups | None:
+        """A group of zeros gets the scale 0, whatever it has: a scale that nothing needs may be any."""
+        codes, scale = self.differences(low, high)
+        used = codes.reshape(*scale.shape, self.group).any(axis=2) | ~np.isfinite(scale)
+        return Groups(codes.astype(np.int8), np.where(used, scale, np.float32(0)))
 
 
 class Awq(Grouped):
@@ -300,6 +307,9 @@ def decode(source: Source, block: Block) -> None:
             source.tensors[name] = Floats4(name, tensor, scale, _number(whole))
         elif tensor.dtype == "I8" and f"{name}_scale" in source.tensors:
             scale = source.part(tensor, name, "_scale")
+            if scale.dtype == "F8_E8M0":  # DeepSeek-V4's experts
+                source.tensors[name] = Floats4(name, tensor, scale, 1.0)
+                continue
             source.tensors[name] = Bytes(tensor, scale, source.tensors.pop(f"{name}_zero_point", None))
     for name, tensor in list(source.tensors.items()):
         if tensor.dtype == "F8_E4M3" and name in source.tensors and not name.endswith("_scale"):

@@ -156,11 +156,20 @@ def source_tensors(entries: list[Entry], workers: Workers, progress: Progress) -
         yield itertools.islice(done, sum(1 for _ in slabs(entry)))
 
 
-def random_vector(entry: Entry) -> np.ndarray:
+# What stands in a random vector whose name ends so; in others, which are norms, 1. A router's bias is there,
+# and prefers none.
+RANDOM_VECTORS = {"router_bias": 2.0**-10, "_bias": 0.0, "_base": 0.0, "sinks": 0.0, "_ape": 0.0}
+
+
+def random_vector(entry: Entry, random: np.random.Generator) -> np.ndarray:
     if entry.constant is not None:
         return entry.constant
-    # a router's bias is there, and prefers none; the others are norms
-    value = 2.0**-10 if entry.name.endswith("router_bias") else 0.0 if entry.name.endswith("_bias") else 1.0
+    if entry.below:  # a table of experts, different ones for each token
+        rows, cols = entry.shape
+        first, step = random.integers(entry.below, size=(rows, 1)), max(1, entry.below // cols)
+        table = (first + step * np.arange(cols)) % entry.below
+        return table.astype(np.float32).reshape(-1)
+    value = next((value for end, value in RANDOM_VECTORS.items() if entry.name.endswith(end)), 1.0)
     return np.full(entry.rows, value, np.float32)
 
 
@@ -177,7 +186,7 @@ def random_tensors(entries: list[Entry], seed: int, progress: Progress) -> Itera
 
     def pieces(entry: Entry) -> Iterator[Piece]:
         if entry.type == VECTOR:
-            yield Piece(1.0, b"", random_vector(entry))
+            yield Piece(1.0, b"", random_vector(entry, random))
             return
         key = entry.type, entry.cols
         if key not in panels:

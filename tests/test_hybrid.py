@@ -179,8 +179,10 @@ def test_as_transformers_saves_it(changed, exported):
         ("Mistral Large 4", {"model_type": "mistral_large4"}),
         ("Ling-2.6", {"model_type": "bailing_hybrid", "architectures": ["BailingMoeV2_5ForCausalLM"]}),
         ("Ling-2.6", {"model_type": "bailing_hybrid"}),
-        ("DeepSeek-V4", {"model_type": "deepseek_v4"}),
-        ("DeepSeek-V4", {"architectures": ["DeepseekV41ForCausalLM"]}),
+        ("DeepSeek-V4.1", {"model_type": "deepseek_v41"}),
+        ("DeepSeek-V4.1", {"architectures": ["DeepseekV41ForCausalLM"]}),
+        # whatever it calls itself: layers that share compressed rows
+        ("DeepSeek-V4.1", {"model_type": "deepseek_v4", "kv_source_layer_ids": [2, 8, 14, 20]}),
         ("GLM-5.3-Flash", {"model_type": "glm5_next"}),
         ("LongCat-Flash-Lite", {"model_type": "longcat_flash", "ngram_vocab_size_ratio": 78}),
         ("Instella-MoE", {"model_type": "instella_moe"}),
