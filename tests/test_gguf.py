@@ -61,7 +61,7 @@ def test_layers_that_share_an_indexer(directory, tmp_path, exported):
     assert exported(path, "--type", "f32").names["layers.1.index_q"]
 
 
-@pytest.mark.parametrize("architecture", ["kimi-linear", "bailingmoe3", "llama", "deepseek4"])
+@pytest.mark.parametrize("architecture", ["kimi-linear", "bailingmoe3", "llama", "deepseek41"])
 def test_other_architectures(architecture, tmp_path, exported):
     """What is not read is named before anything else is said of the file."""
     message = exported(gguf_converted.write(tmp_path, "v2lite", "deepseek2", said=architecture))
