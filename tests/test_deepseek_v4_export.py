@@ -239,7 +239,10 @@ def test_scales_that_are_missing_or_misshapen(ending, x, v4, exported):
 
 def test_random(monkeypatch, tmp_path):
     """The published kinds of layers, and a table that names different experts, all of which are there."""
-    small = {"hidden_size": 64, "vocab_size": 50, "moe_intermediate_size": 32, "q_lora_rank": 32}
+    small = {
+        "hidden_size": 64, "vocab_size": 50, "moe_intermediate_size": 32, "q_lora_rank": 32,
+        "n_routed_experts": 16, "o_lora_rank": 32,
+    }  # fmt: skip
     for shape, csa, hca in (("deepseek-v4-flash", 0b0100, 0b1000), ("deepseek-v4-pro", 0b0100, 0b1011)):
         monkeypatch.setitem(SHAPES, shape, SHAPES[shape] | small)
         assert command.main(["--random", shape, str(tmp_path / "x.bin"), "--layers", "4"]) == 0
@@ -247,7 +250,7 @@ def test_random(monkeypatch, tmp_path):
         assert (got.config["csa_layers"][0] & 15, got.config["hca_layers"][0] & 15) == (csa, hca)
         table = got.read("layers.2.token_experts").reshape(50, 6)
         assert all(len(set(row)) == 6 for row in table) and table.min() >= 0
-        assert table.max() < got.config["n_routed_experts"] and len(np.unique(table)) > 100
+        assert table.max() < 16 and len(np.unique(table)) > 10
         assert got.names["layers.1.experts.3.up"]["type"] == 4
 
 

@@ -5,10 +5,13 @@ nothing sensible; what is judged with it is which numbers become which.
 The names of transformers are those of its conversion_mapping.py, the packing is that of the published
 inference/convert.py, both written down here a second time."""
 
+import json
 import re
 
 import numpy as np
 from support import safetensors, to_bf16
+
+from exporter.sources import E4M3
 
 CONFIG = {
     "architectures": ["DeepseekV4ForCausalLM"],
@@ -190,6 +193,24 @@ def fp4_numbers(packed, scale):
     return x
 
 
+def numbers(found):
+    """{name without the ending of a matrix: float32, or int32 of a table} of what tensors() gives."""
+    out = {}
+    for name, (kind, bits) in found.items():
+        stem = name.removesuffix(".weight")
+        if kind == "BF16":
+            out[stem] = (bits.astype(np.uint32) << 16).view(np.float32)
+        elif kind in ("F32", "I32"):
+            out[stem] = bits
+        elif kind == "I8":
+            out[stem] = fp4_numbers(bits, found[f"{stem}.scale"][1]).astype(np.float32)
+        elif kind == "F8_E4M3":
+            scale = 2.0 ** (found[f"{stem}.scale"][1].astype(float) - 127)
+            blocks = np.kron(scale, np.ones((128, 128)))[: bits.shape[0], : bits.shape[1]]
+            out[stem] = (E4M3[bits] * blocks).astype(np.float32)
+    return out
+
+
 def own_config(c):
     """As transformers saves it."""
     kinds = {0: "sliding_attention", 4: "compressed_sparse_attention", 128: "heavily_compressed_attention"}
@@ -237,8 +258,6 @@ def own_tensors(c, found):
 
 def write(folder, config, found):
     """A directory of Hugging Face. What is None in the configuration is left out."""
-    import json
-
     folder.mkdir(exist_ok=True)
     values = {key: value for key, value in config.items() if value is not None}
     (folder / "config.json").write_text(json.dumps(values))
