@@ -113,7 +113,7 @@ uninstall:
 # ---- tests ------------------------------------------------------------------------------------------------
 # The parts alone: programs that print a line `ok NAME` or `FAIL NAME` for each case, and drivers behind a pipe.
 C_TESTS   = $(BUILD)/test_kernels $(BUILD)/test_attention $(BUILD)/test_team
-DRIVERS   = $(patsubst %,$(BUILD)/%_driver,tokenizer rope logprob sampler json sequences session system)
+DRIVERS   = $(patsubst %,$(BUILD)/%_driver,tokenizer rope logprob sampler json sequences session system hyper)
 TESTS     = $(C_TESTS) $(DRIVERS)
 LINK_TEST = $(Q)$(LINK) $^ -lm
 
@@ -137,6 +137,9 @@ $(BUILD)/sampler_driver: $(BUILD)/tests/sampler_driver.o $(BUILD)/engine/sampler
 	$(SAY) link $@
 	$(LINK_TEST)
 $(BUILD)/system_driver: $(BUILD)/tests/system_driver.o $(BUILD)/cli/system.o $(KERNELS)
+	$(SAY) link $@
+	$(LINK_TEST)
+$(BUILD)/hyper_driver: $(BUILD)/tests/hyper_driver.o $(filter $(BUILD)/engine/%,$(OBJECTS)) $(KERNELS) $(BUILD)/kernels/linear.o
 	$(SAY) link $@
 	$(LINK_TEST)
 $(BUILD)/sequences_driver $(BUILD)/session_driver: $(BUILD)/%: $(BUILD)/tests/%.o \

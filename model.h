@@ -79,7 +79,7 @@ typedef struct {
     /* 1: layers come in pairs; experts run beside the first one's MLP and are added after the second */
     uint32_t shortcut_moe;
     uint32_t n_group, topk_group; /* experts are chosen from the topk_group best of n_group groups */
-    uint32_t scoring_func;        /* SCORE_SOFTMAX or SCORE_SIGMOID */
+    uint32_t scoring_func;        /* SCORE_.. */
     uint32_t group_score;         /* GROUP_MAX or GROUP_TOP2_SUM: of a group's experts */
     uint32_t norm_topk_prob;      /* 1: the chosen weights are divided by their sum */
     float routed_scaling_factor;  /* and multiplied by this */
@@ -147,8 +147,11 @@ enum {
     MAX_EXPERTS = 1024,
     MAX_GROUPS = 64,
     MAX_LAYERS = 1024,
-    MAX_TAPS = 16
-}; /* engine/checkpoint.c refuses more */
+    MAX_TAPS = 16,
+    MAX_STREAMS = 16,
+    MAX_CSA_RATIO = 64, /* tokens of a compressed row */
+    MAX_HCA_RATIO = 1024
+}; /* engine/config.c refuses more */
 enum { ACT_SILU, ACT_RELU2 };
 enum { SCORE_SOFTMAX, SCORE_SIGMOID, SCORE_SQRT_SOFTPLUS };
 enum { GROUP_MAX, GROUP_TOP2_SUM };
@@ -175,18 +178,38 @@ static inline bool layer_is_hca(const Config *cfg, uint32_t layer) {
     return cfg->hca_layers[layer / 32] >> layer % 32 & 1;
 }
 
+/* What a layer's attention is; mla.c, engine/full.c, engine/kda_layer.c, and the last three engine/window.c. */
+typedef enum {
+    LAYER_LATENT,
+    LAYER_ORDINARY,
+    LAYER_KDA,
+    LAYER_SLIDING, /* the last rows alone */
+    LAYER_CSA,     /* and compressed rows, of which an indexer chooses */
+    LAYER_HCA      /* and all compressed rows, which stand for more tokens each */
+} LayerKind;
+
+static inline LayerKind layer_kind(const Config *cfg, uint32_t layer) {
+    if (layer_is_kda(cfg, layer))
+        return LAYER_KDA;
+    if (cfg->sliding_window)
+        return layer_is_csa(cfg, layer) ? LAYER_CSA : layer_is_hca(cfg, layer) ? LAYER_HCA : LAYER_SLIDING;
+    return cfg->num_key_value_heads ? LAYER_ORDINARY : LAYER_LATENT;
+}
+
 /* Whether the output of a layer's MLP is normed before it is added. */
 static inline bool layer_norms_mlp(const Config *cfg, uint32_t layer) {
     return cfg->sandwich_norm || (cfg->experts_out_norm && layer_is_moe(cfg, layer));
 }
 
 static inline bool layer_has_indexer(const Config *cfg, uint32_t layer) {
+    if (cfg->sliding_window)
+        return cfg->index_n_heads && layer_is_csa(cfg, layer);
     uint32_t past = layer + 1 > cfg->index_skip_topk_offset ? layer + 1 - cfg->index_skip_topk_offset : 0;
     return cfg->index_n_heads && past % cfg->index_topk_freq == 0;
 }
 
-/* ACT_SILU: down(silu(gate x) * up x). ACT_RELU2: down(relu(up x)^2), without gate. With a limit silu is at
- * most that, and up x lies between -limit and limit. */
+/* ACT_SILU: down(silu(gate x) * up x). ACT_RELU2: down(relu(up x)^2), without gate. With a limit silu (or
+ * with LIMIT_GATE gate x) is at most that, and up x lies between -limit and limit. */
 typedef struct {
     Matrix gate; /* [I or M, D] */
     Matrix up;   /* [I or M, D] */
@@ -236,7 +259,7 @@ typedef struct {
     Matrix w_uk_t;          /* [r, n] of head 0: the transposed one */
     Matrix w_uv;            /* [v, r] of head 0 */
     Matrix head_gate;       /* [H, D]; no data: heads have no gates */
-    size_t tile;            /* which tile of a page is this layer's: layers of latent attention before it */
+    size_t tile;            /* which tile of a page is this layer's: layers with tiles before it */
     Kda kda;                /* instead of all these, in a layer that is one */
     Matrix o;               /* [D, H * v'], v' = v rounded up to 32; or the same with d, in a KDA layer */
     Matrix k, v;            /* [G * p, D], [G * v, D] in place of kv_a .. w_uv: ordinary attention, full.c */
@@ -319,14 +342,14 @@ typedef enum {
 enum { MARKS = 2 };       /* of a sequence with a constant part, at a time */
 enum { REPLAY_ROWS = 8 }; /* rows of a small call */
 
-/* What a sequence keeps that does not grow with its rows (engine/kda.c): a slot of the cache. Slots are never
+/* What a sequence keeps that does not grow with its rows (engine/cache.h): a slot of the cache. Slots are never
  * changed once a call is complete, so several places of several sequences may hold one. */
 typedef struct {
     uint32_t slot;   /* behind all rows */
     uint32_t before; /* behind `before_rows` rows: at the start of the last call, if that was small */
     size_t before_rows;
     size_t replay_rows;   /* of that call; their inputs are kept */
-    float *replay;        /* [2][layers][REPLAY_ROWS][kda_replay_floats()]; NULL: no constant part */
+    float *replay;        /* [2][REPLAY_ROWS * replay_floats()]; NULL: no constant part */
     int replay_now;       /* which of the two */
     uint32_t mark[MARKS]; /* [mark_count] the latest is the last */
     size_t mark_rows[MARKS], mark_count;
@@ -408,6 +431,7 @@ typedef struct {
     float *index_keys;    /* the index kernel's own */
     void *sample;         /* what engine/sampler.h works in */
     float *kda;           /* the rows of a piece, of one head (engine/kda.c) */
+    uint8_t *ring;        /* the last rows of a text (engine/window.c) */
 } Scratch;
 
 /* Where the time of a forward call goes (--bench --profile). */
@@ -450,15 +474,26 @@ typedef struct State {
 
     Row *rows; /* [T] this call's */
     size_t row_count;
+    ConstantRun *runs; /* [run_count] the sequences of the call; NULL: the model has no constant part */
+    size_t run_count;
     Row *plan; /* [chunk] where generate() plans its calls */
 
-    float *x;        /* [T][x_stride] the residual stream */
-    size_t x_stride; /* D rounded up to 64 */
-    /* [T][x_stride] the residual branch, a second sum. sandwich_norm: the output of attention or MLP before
-     * its norm; shortcut_moe: of the experts, until the end of the pair. Else NULL. Zeros at other times. */
+    float *x;          /* [T][x_stride] the residual stream; with hc_mult as many, [hc_mult][D] */
+    size_t x_stride;   /* D rounded up to 64; with hc_mult hc_mult * D */
+    size_t out_stride; /* D rounded up to 64 */
+    /* [T][out_stride] the residual branch, a second sum. sandwich_norm, hc_mult: the output of attention or
+     * MLP before it is added to x; shortcut_moe: of the experts, until the end of the pair. Else NULL. Zeros
+     * at other times. */
     float *branch;
-    float *out, *experts_out; /* where attention and dense MLPs add, and where experts add: x or branch */
+    float *out, *experts_out; /* [T][out_stride] where attention and dense MLPs add, and where experts add: x
+                               * or branch */
     Activations normed;       /* [T, D] RMSNorm of x: what attention and MLPs read */
+
+    struct {            /* hyper-connections (engine/hyper.c); NULL in a model without */
+        float *sums;    /* [T][hyper_sum_floats()] */
+        float *weights; /* [T][hc_mult * (2 + hc_mult) rounded up to 16] of the present branch */
+        float *plain;   /* [hc_mult * (2 + hc_mult)][hc_mult * D] fn, for the definition; else NULL */
+    } hyper;
 
     struct {                   /* for every path of attention */
         float *cosine, *sine;  /* [T][p / 2] of each row's position */
@@ -506,6 +541,7 @@ typedef struct State {
 
     struct {                  /* sparse attention (engine/indexer.c); NULL in a model without indexer */
         size_t threshold;     /* up to so many rows attention is dense: index_topk, or SIZE_MAX */
+        size_t ratio;         /* tokens for a row that is chosen: 1, or csa_ratio */
         size_t absorbed_from; /* rows from this place on are absorbed, however many there are */
         bool active;          /* some row of this call attends to more */
         float *key;           /* [T][key_stride] di */
@@ -522,9 +558,7 @@ typedef struct State {
         bool *needed; /* [chunk / 16][pages of a span] whether any of the sixteen attends to the page */
     } sparse;
 
-    struct {               /* linear attention (engine/kda.c); NULL in a model without */
-        ConstantRun *runs; /* [run_count] the sequences of the call */
-        size_t run_count;
+    struct {       /* linear attention (engine/kda.c); NULL in a model without */
         float *in; /* [T][in_stride] what its matrices give */
         size_t in_stride;
         float *low; /* [T][low_stride] low rank of decay, then of gate */
@@ -534,13 +568,30 @@ typedef struct State {
         float *plain;                    /* the definition's own */
     } kda;
 
+    struct {       /* windows of rows and compressed rows (engine/window.c); NULL in a model without */
+        float *in; /* [T][in_stride] what the matrices of rows and compressors give: window_part() */
+        size_t in_stride;
+        float *cosine, *sine; /* [T][p / 2] in layers with compressed rows */
+        float *ones;          /* [d] */
+        float *closed;        /* [T][closed_stride] the windows that a row closes, d and di numbers */
+        size_t closed_stride;
+        Softmax *parts; /* [part_count] with out [d][16] */
+        size_t part_count;
+        Activations groups; /* o_groups times [chunk, H / o_groups * d] the heads' outputs */
+        float *low;         /* [T][low_stride] o_groups times o_lora_rank rounded up to 16 */
+        size_t low_stride;
+        Activations low_rows; /* [T, o_groups * o_lora_rank] the same: the input of W_o */
+        float *rows;          /* [rows of a context][d] the definition's own, and its [rows] scores */
+        float *score;
+    } window;
+
     struct {                  /* router and MLPs (engine/moe.c) */
         float *scores;        /* [T][E + Z rounded up to 16] */
         uint32_t *chosen;     /* [T][num_experts_per_tok] best first */
         float *weight;        /* [T][num_experts_per_tok] */
         ExpertBatch *batches; /* [E + 1] */
         size_t batch_count;
-        uint32_t *expert_rows; /* [E + Z] rows that chose each expert */
+        uint32_t *expert_rows; /* [E + Z + 1] rows that chose each expert; the last is nobody (moe.c) */
         uint32_t *next;        /* [E + Z] where the next of them goes in row[] */
         uint32_t *row;         /* [T * (num_experts_per_tok + 1)] the batches' rows */
         float *row_weight;

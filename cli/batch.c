@@ -157,7 +157,7 @@ static size_t half_of_memory(void) {
  * the memory does not hold their constant parts. */
 static size_t sequences_for(const Batch *b) {
     const Config *cfg = &b->model->config;
-    size_t constant = SEQUENCE_SLOTS * constant_floats(cfg, cfg->num_hidden_layers) * sizeof(float);
+    size_t constant = SEQUENCE_SLOTS * constant_bytes(cfg, b->options->cache, cfg->num_hidden_layers);
     size_t sequences = 2 * b->parallel + PREFIXES + 1;
     return constant ? max(4, min(sequences, half_of_memory() / constant)) : sequences;
 }
@@ -174,8 +174,10 @@ static size_t row_bytes(const Batch *b) {
 static bool pool_pages(const Batch *b, size_t context, size_t sequences, size_t *pages) {
     enum { MORE = 4 };
     const char *forced = getenv("MLA_PAGES");
-    size_t least = cache_pages(context) + cache_pages(b->saved.count) + MORE;
-    *pages = max(least, min(half_of_memory() / row_bytes(b) / TILE_ROWS, sequences * cache_pages(context)));
+    const Config *cfg = &b->model->config;
+    size_t least = cache_pages(cfg, context) + cache_pages(cfg, b->saved.count) + MORE,
+           most = half_of_memory() / row_bytes(b) / cache_page_rows(cfg);
+    *pages = max(least, min(most, sequences * cache_pages(cfg, context)));
     if (!forced || !*forced)
         return true;
     char *end;

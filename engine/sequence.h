@@ -5,7 +5,7 @@
  *     fork   a new sequence that begins like another one: many prompts behind one prefix, several samples
  *
  * Most models keep nothing of a text but its cache rows, so that a sequence can be cut and forked at any row.
- * What a linear attention keeps of it has a constant size and forgets (engine/kda.c): such a model goes back
+ * What a linear attention, or one of windows, keeps of it has a constant size and forgets: such a model goes back
  * to marks, of which a sequence has the last two and its beginning, or to any row of its last call, if that
  * had at most REPLAY_ROWS. Callers therefore ask where a cut went.
  *
@@ -40,9 +40,9 @@ Sequence *sequence_fork(State *s, const Sequence *from, size_t rows);
 void sequence_begin_run(Sequence *q, ConstantRun *run);
 void sequence_end_run(Sequence *q, const ConstantRun *run);
 
-/* Where the inputs of small calls are kept for a layer: [REPLAY_ROWS][kda_replay_floats()]. `number`: layers
- * without latents before it; `which` of two: Constant.replay_now holds the last call. */
-float *sequence_replay(const Sequence *q, size_t number, int which);
+/* Where the inputs of small calls are kept for a layer: [REPLAY_ROWS][floats of the layer]. `which` of two:
+ * Constant.replay_now holds the last call. */
+float *sequence_replay(const Sequence *q, size_t layer, int which);
 
 /* Gives it pages of its own for rows q->rows .. rows - 1. False: no page is free. */
 bool sequence_reserve(Sequence *q, size_t rows);
@@ -50,8 +50,7 @@ bool sequence_reserve(Sequence *q, size_t rows);
 /* What of the last page is behind the last row becomes zeros. */
 void sequence_clear_rest(const Sequence *q);
 
-/* The constant part behind all rows: [constant_floats()], in a model that has one; and a new one, to be
- * filled. */
+/* The constant part behind all rows: constant_bytes(), in a model that has one; and a new one, to be filled. */
 const float *sequence_constant(const Sequence *q);
 float *sequence_new_constant(Sequence *q);
 

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from .errors import ExportError, printable
 
-# The largest that ./run accepts (engine/checkpoint.c), far above any published model.
+# The largest that ./run accepts (engine/config.c), far above any published model.
 LIMITS = {
     "hidden_size": 1 << 17,
     "num_hidden_layers": 1 << 10,

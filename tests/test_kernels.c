@@ -416,10 +416,10 @@ static void check_exp(const Kernels *ops) {
             largest = fmax(largest, x[i]);
         }
         ops->sigmoid(s, N);
-        ops->swiglu(h, x, one, N, INFINITY);
+        ops->swiglu(h, x, one, N, INFINITY, false);
         ops->softmax(p, N);
         sets[0]->sigmoid(ps, N);
-        sets[0]->swiglu(ph, x, one, N, INFINITY);
+        sets[0]->swiglu(ph, x, one, N, INFINITY, false);
         sets[0]->softmax(pp, N);
         same &= !memcmp(s, ps, sizeof s) && !memcmp(h, ph, sizeof h) && !memcmp(p, pp, sizeof p);
         for (int i = 0; i < N; i++)
@@ -499,9 +499,9 @@ static void check_vectors(const Kernels *ops) {
         memcpy(y, x, n * 4);
         sets[0]->rmsnorm(y, x, w, n, 1e-6f);
         same &= !memcmp(y, p, n * 4);
-        ops->swiglu(p, x, w, n, INFINITY);
+        ops->swiglu(p, x, w, n, INFINITY, false);
         memcpy(y, x, n * 4);
-        ops->swiglu(y, y, w, n, INFINITY); /* h may be gate */
+        ops->swiglu(y, y, w, n, INFINITY, false); /* h may be gate */
         same &= !memcmp(y, p, n * 4);
         float *all[4] = {x, w, y, p};
         for (int i = 0; i < 4; i++)
@@ -512,25 +512,56 @@ static void check_vectors(const Kernels *ops) {
     report(ops->name, "vectors-bounds", inside, "wrote outside");
 }
 
-/* Protects: the limits of SwiGLU, after silu; a number that is not finite is not made one. */
+/* Protects: the limits of SwiGLU, after silu and before it; a number that is not finite is not made one. */
 static void check_limits(const Kernels *ops) {
     bool right = true, same = true;
     for (int round = 0; round < 2000; round++) {
         float gate = uniform(-8, 8), up = uniform(-8, 8), limit = uniform(0.1f, 4), h, p;
-        ops->swiglu(&h, &gate, &up, 1, limit);
-        sets[0]->swiglu(&p, &gate, &up, 1, limit);
-        double silu = gate / (1 + exp(-(double)gate)), most = (double)limit;
-        double exact = fmin(silu, most) * fmax(-most, fmin((double)up, most));
+        bool before = round % 2;
+        ops->swiglu(&h, &gate, &up, 1, limit, before);
+        sets[0]->swiglu(&p, &gate, &up, 1, limit, before);
+        double most = (double)limit, x = before ? fmin((double)gate, most) : (double)gate;
+        double silu = x / (1 + exp(-x));
+        double exact = (before ? silu : fmin(silu, most)) * fmax(-most, fmin((double)up, most));
         right &= fabs(h - exact) <= fabs(exact) * 8 * 0x1p-24;
         same &= !memcmp(&h, &p, 4);
     }
-    float one = 1, inf = INFINITY, h;
-    ops->swiglu(&h, &inf, &one, 1, 2);
-    right &= !isfinite(h);
-    ops->swiglu(&h, &one, &inf, 1, 2);
-    right &= !isfinite(h);
+    float one = 1, lost[3] = {INFINITY, -INFINITY, NAN}, h;
+    for (int i = 0; i < 6; i++) {
+        ops->swiglu(&h, &lost[i % 3], &one, 1, 2, i < 3);
+        right &= !isfinite(h);
+        ops->swiglu(&h, &one, &lost[i % 3], 1, 2, i < 3);
+        right &= !isfinite(h);
+    }
     report(ops->name, "swiglu-limits", right, "differ from double precision");
     report(ops->name, "swiglu-limits-same-bytes", same, "differs from portable");
+}
+
+/* Protects: the square root of log(1 + e^x), which weighs experts, over the range of floats and at any length. */
+static void check_sqrt_softplus(const Kernels *ops) {
+    bool right = true, same = true;
+    double worst = 0;
+    for (int round = 0; round < 3000; round++) {
+        size_t n = 1 + below(40);
+        float x[40], y[40], p[40], range = round % 3 == 0 ? 100 : round % 3 == 1 ? 10 : 0.01f;
+        for (size_t i = 0; i < n; i++)
+            x[i] = y[i] = p[i] = uniform(-range, range);
+        ops->sqrt_softplus(y, n);
+        sets[0]->sqrt_softplus(p, n);
+        same &= !memcmp(y, p, n * 4);
+        for (size_t i = 0; i < n; i++)
+            if (x[i] > -87) /* below, e^x is too small for a float of full precision */
+                worst = fmax(worst, ulps(y[i], sqrt(log1p(exp((double)x[i])))));
+            else
+                right &= y[i] >= 0 && y[i] < 1e-18f;
+    }
+    float far[3] = {-1e30f, 1e30f, NAN};
+    ops->sqrt_softplus(far, 3);
+    right &= worst <= 3 && far[0] == 0 && far[1] == 1e15f && isnan(far[2]);
+    char detail[64];
+    snprintf(detail, sizeof detail, "differs from libm, by %.2f ulp at most", worst);
+    report(ops->name, "sqrt-softplus", right, detail);
+    report(ops->name, "sqrt-softplus-same-bytes", same, "differs from portable");
 }
 
 /* Protects: what makes the rows of a linear attention ready, at any length. */
@@ -676,6 +707,7 @@ int main(void) {
     }
     for (size_t i = 0; i < n_sets; i++) {
         check_limits(sets[i]);
+        check_sqrt_softplus(sets[i]);
         check_rows_of_delta(sets[i]);
         check_delta(sets[i]);
     }
