@@ -27,17 +27,16 @@ static uint64_t attention_parameters(const Config *cfg) {
              p = cfg->qk_rope_head_dim, v = cfg->v_head_dim;
     uint64_t r = cfg->kv_lora_rank, ql = cfg->q_lora_rank, q = H * (n + p), G = cfg->num_key_value_heads;
     uint64_t queries = ql ? ql * D + ql + q * ql : q * D;
-    uint64_t norms = (cfg->sandwich_norm ? 4 : 2) * D + r;
     uint64_t gates = cfg->head_gate ? H * D : 0;
     if (G)
-        return queries + G * (p + v) * D + D * H * v + norms;
-    return queries + (r + p) * D + H * (n + v) * r + D * H * v + norms + gates;
+        return queries + G * (p + v) * D + D * H * v;
+    return queries + (r + p) * D + r + H * (n + v) * r + D * H * v + gates;
 }
 
 static uint64_t kda_parameters(const Config *cfg) {
     uint64_t D = cfg->hidden_size, H = cfg->kda_heads, d = cfg->kda_head_dim, C = H * d, rank = cfg->kda_rank;
     uint64_t gate = rank ? rank * (D + C) : C * D; /* of the decay, and of the output */
-    return 3 * C * (D + cfg->kda_taps) + 2 * gate + C + H + H * D + d + D * C + 2 * D;
+    return 3 * C * (D + cfg->kda_taps) + 2 * gate + C + H + H * D + d + D * C;
 }
 
 static uint64_t index_parameters(const Config *cfg) {
@@ -45,18 +44,47 @@ static uint64_t index_parameters(const Config *cfg) {
     return Hi * di * cfg->q_lora_rank + di * D + 2 * di + Hi * D;
 }
 
+/* What makes compressed rows of d numbers: `w` numbers of each of `ratio` tokens. */
+static uint64_t compressor_parameters(const Config *cfg, uint64_t ratio, uint64_t w, uint64_t d) {
+    return 2 * w * cfg->hidden_size + ratio * w + d;
+}
+
+/* Attention of a model with sliding_window. */
+static uint64_t window_parameters(const Config *cfg, uint32_t layer) {
+    uint64_t D = cfg->hidden_size, H = cfg->num_attention_heads, ql = cfg->q_lora_rank, d = cfg->v_head_dim,
+             Hi = cfg->index_n_heads, di = cfg->index_head_dim;
+    uint64_t sum = ql * D + ql + H * d * ql + d * D + d + H; /* queries, rows, sinks */
+    sum += cfg->o_lora_rank * (H * d + cfg->o_groups * D);
+    if (layer_is_hca(cfg, layer))
+        sum += compressor_parameters(cfg, cfg->hca_ratio, d, d);
+    if (layer_is_csa(cfg, layer))
+        sum += compressor_parameters(cfg, cfg->csa_ratio, 2 * d, d) + Hi * di * ql +
+               compressor_parameters(cfg, cfg->csa_ratio, 2 * di, di) + Hi * D;
+    return sum;
+}
+
+/* A layer without its MLPs. */
+static uint64_t layer_parameters(const Config *cfg, uint32_t layer) {
+    uint64_t D = cfg->hidden_size, S = cfg->hc_mult, outputs = S * (2 + S);
+    uint64_t norms = (cfg->sandwich_norm ? 4 : 2) * D, hyper = S ? 2 * (outputs * (S * D + 1) + 3) : 0;
+    if (cfg->sliding_window)
+        return norms + hyper + window_parameters(cfg, layer);
+    return norms + hyper + (layer_is_kda(cfg, layer) ? kda_parameters(cfg) : attention_parameters(cfg)) +
+           (layer_has_indexer(cfg, layer) ? index_parameters(cfg) : 0);
+}
+
 /* Whether the routers have a correction bias. Where they have none it is all zeros; a file cut down to
  * dense layers does not show it. */
 static bool router_has_bias(const Model *m) {
     bool has = false;
     for (uint32_t l = 0; l < m->config.num_hidden_layers; l++) {
-        if (!m->layers[l].experts)
+        if (!m->layers[l].experts || !m->layers[l].router_bias)
             continue;
         for (size_t e = 0; e < router_rows(&m->config); e++)
             has |= m->layers[l].router_bias[e] != 0;
         return has;
     }
-    return m->config.scoring_func == SCORE_SIGMOID;
+    return m->config.scoring_func != SCORE_SOFTMAX;
 }
 
 static Parameters parameters(const Model *m, uint32_t layers) {
@@ -65,15 +93,16 @@ static Parameters parameters(const Model *m, uint32_t layers) {
              matrices = cfg->hidden_act == ACT_RELU2 ? 2 : 3;
     uint64_t expert = matrices * D * cfg->moe_intermediate_size, choices = router_rows(cfg);
     bool biased = router_has_bias(m);
-    Parameters sum = {vocabulary * (cfg->tie_word_embeddings ? 1 : 2) + D, vocabulary + D};
+    uint64_t S = cfg->hc_mult,
+             rest = D + (S ? S * (S * D + 1) + 1 : 0); /* the last norm, and what reads streams */
+    Parameters sum = {vocabulary * (cfg->tie_word_embeddings ? 1 : 2) + rest, vocabulary + rest};
     for (uint32_t l = 0; l < layers; l++) {
-        uint64_t all = layer_is_kda(cfg, l) ? kda_parameters(cfg) : attention_parameters(cfg);
-        all += layer_has_indexer(cfg, l) ? index_parameters(cfg) : 0;
+        uint64_t all = layer_parameters(cfg, l);
         all += cfg->experts_out_norm && layer_is_moe(cfg, l) ? D : 0;
         uint64_t used = all;
         if (layer_is_moe(cfg, l)) {
             uint64_t every = D * choices + cfg->n_shared_experts * expert;
-            every += biased ? choices : 0;
+            every += biased && l >= cfg->num_hash_layers ? choices : 0; /* tables of tokens are no weights */
             all += every + cfg->n_routed_experts * expert;
             used += every + cfg->num_experts_per_tok * expert;
         }
@@ -129,11 +158,34 @@ static uint32_t indexers(const Config *cfg, uint32_t layers) {
     return count;
 }
 
+static void print_window(const Config *cfg) {
+    uint32_t csa = 0, hca = 0, layers = cfg->num_hidden_layers;
+    for (uint32_t l = 0; l < layers; l++) {
+        csa += layer_is_csa(cfg, l);
+        hca += layer_is_hca(cfg, l);
+    }
+    output_print("%-20s %u heads of %u + %u rotated, keys and values one row of all heads, queries from %u\n",
+                 "attention", cfg->num_attention_heads, cfg->qk_nope_head_dim, cfg->qk_rope_head_dim,
+                 cfg->q_lora_rank);
+    output_print("%-20s the last %u rows, in %u layers nothing else\n", "window", cfg->sliding_window,
+                 layers - csa - hca);
+    if (csa)
+        output_print("%-20s a row for %u tokens in %u layers, of which an indexer chooses\n", "compressed",
+                     cfg->csa_ratio, csa);
+    if (hca)
+        output_print("%-20s a row for %u tokens in %u layers\n", "compressed", cfg->hca_ratio, hca);
+    output_print("%-20s in %u groups, %u numbers each\n", "output", cfg->o_groups, cfg->o_lora_rank);
+}
+
 static void print_attention(const Config *cfg) {
     if (cfg->num_key_value_heads) {
         output_print("%-20s %u heads: query and key %u rotated, value %u\n", "attention",
                      cfg->num_attention_heads, cfg->qk_rope_head_dim, cfg->v_head_dim);
         output_print("%-20s none: %u heads have keys and values\n", "latent", cfg->num_key_value_heads);
+        return;
+    }
+    if (cfg->sliding_window) {
+        print_window(cfg);
         return;
     }
     output_print("%-20s %u heads: query and key %u + %u rotated, value %u\n", "attention",
@@ -149,6 +201,7 @@ static void print_attention(const Config *cfg) {
 }
 
 static void print_shape(const Model *m) {
+    static const char *const scores[] = {"softmax", "sigmoid", "sqrt(softplus)"};
     const Config *cfg = &m->config;
     uint32_t moe = 0;
     for (uint32_t l = 0; l < cfg->num_hidden_layers; l++)
@@ -159,13 +212,18 @@ static void print_shape(const Model *m) {
         output_print("%u pairs with shortcut experts\n", moe);
     else
         output_print("%u dense, %u with experts\n", cfg->num_hidden_layers - moe, moe);
-    output_print("%-20s %u, dense MLP %u%s, vocabulary %u%s\n", "hidden size", cfg->hidden_size,
-                 cfg->intermediate_size, cfg->hidden_act == ACT_RELU2 ? " (relu^2 without gate)" : "",
-                 cfg->vocab_size, cfg->tie_word_embeddings ? " (head tied to embedding)" : "");
+    output_print("%-20s %u, ", "hidden size", cfg->hidden_size);
+    if (moe < cfg->num_hidden_layers || cfg->shortcut_moe)
+        output_print("dense MLP %u%s, ", cfg->intermediate_size,
+                     cfg->hidden_act == ACT_RELU2 ? " (relu^2 without gate)" : "");
+    output_print("vocabulary %u%s\n", cfg->vocab_size,
+                 cfg->tie_word_embeddings ? " (head tied to embedding)" : "");
     if (cfg->embed_scale != 1)
         output_print("%-20s scaled by %g\n", "embedding", (double)cfg->embed_scale);
     if (cfg->sandwich_norm)
         output_print("%-20s before and after attention and MLP\n", "norms");
+    if (cfg->hc_mult)
+        output_print("%-20s %u, hyper-connections between them\n", "residual streams", cfg->hc_mult);
     print_attention(cfg);
     if (cfg->index_n_heads)
         output_print("%-20s %u heads of %u in %u layers choose %u rows to attend to\n", "indexer",
@@ -178,14 +236,18 @@ static void print_shape(const Model *m) {
         if (cfg->zero_expert_num)
             output_print(", or any of %u zero experts (output = input)", cfg->zero_expert_num);
         output_print("\n");
-        output_print("%-20s %s, %u of %u groups, scale %g\n", "router",
-                     cfg->scoring_func == SCORE_SIGMOID ? "sigmoid" : "softmax", cfg->topk_group,
-                     cfg->n_group, (double)cfg->routed_scaling_factor);
+        output_print("%-20s %s, %u of %u groups, scale %g", "router", scores[cfg->scoring_func],
+                     cfg->topk_group, cfg->n_group, (double)cfg->routed_scaling_factor);
+        if (cfg->num_hash_layers)
+            output_print("; in the first %u layers a table of tokens", cfg->num_hash_layers);
+        output_print("\n");
     }
     if (cfg->rope_theta > 0)
         output_print("%-20s theta %g, factor %g", "rope", (double)cfg->rope_theta, (double)cfg->rope_factor);
     else
         output_print("%-20s none: nothing is rotated", "rope");
+    if (cfg->compress_rope_theta > 0)
+        output_print(", theta %g with compressed rows", (double)cfg->compress_rope_theta);
     if (m->query_scale)
         output_print(", queries scaled anew every %u positions", cfg->query_scale_span);
     output_print("\n");
