@@ -133,22 +133,14 @@ static double step(Parallel *b, size_t n) {
 
 /* ---- results -------------------------------------------------------------------------------- */
 
-/* Multiply-adds of attention for one row with `rows` cached ones, absorbed, in all layers. */
-static double attention_products(const Parallel *b, size_t rows) {
-    const Config *cfg = &b->m->config;
-    double row = 2.0 * cfg->kv_lora_rank + cfg->qk_rope_head_dim;
-    return row * cfg->num_attention_heads * (double)cfg->num_hidden_layers *
-           (double)min(rows, b->s->sparse.threshold);
-}
-
 static void print_row(const Parallel *b, size_t n, size_t context, double time, double experts) {
     const Config *cfg = &b->m->config;
     const WeightBytes *w = &b->weights;
     double chosen = (double)(n * cfg->num_experts_per_tok * expert_layers(cfg)),
            rows = experts > 0 ? fmax(chosen / experts, 1) : (double)n,
-           cache = (double)(n * context * cache_token_bytes(cfg, b->s->cache->type, cfg->num_hidden_layers)),
+           cache = (double)n * cache_read_bytes(b->m, b->s->cache->type, context, false),
            bytes = (double)w->always + experts * (double)w->expert + cache,
-           dense = (double)n * ((double)w->always_products + attention_products(b, context)),
+           dense = (double)n * ((double)w->always_products + attention_products(b->m, context)),
            routed = chosen * (double)w->expert_products;
     double speed = product_speed(b, n), expert_speed = product_speed(b, (size_t)rint(rows));
     double reading = bytes / b->bandwidth, multiplying = dense / speed + routed / expert_speed;

@@ -196,8 +196,7 @@ static void print_attention(const Config *cfg) {
         output_print("%-20s keys and values %u, queries direct\n", "latent", cfg->kv_lora_rank);
     if (cfg->kda_heads)
         output_print("%-20s %u layers, %u heads of %u, instead of latents\n", "linear attention",
-                     cfg->num_hidden_layers - latent_layers(cfg, cfg->num_hidden_layers), cfg->kda_heads,
-                     cfg->kda_head_dim);
+                     count_layers(cfg, cfg->num_hidden_layers, LAYER_KDA), cfg->kda_heads, cfg->kda_head_dim);
 }
 
 static void print_shape(const Model *m) {
@@ -295,21 +294,31 @@ static void print_cost(const Config *cfg, const char *what, size_t numbers, size
                  grouped(context, (uint64_t)bytes * cfg->max_position_embeddings), saved);
 }
 
-/* Numbers of a row that a layer keeps, without index keys. */
-static size_t row_numbers(const Config *cfg, CacheType type) {
-    size_t key = (size_t)cfg->qk_nope_head_dim + cfg->qk_rope_head_dim, groups = cache_groups(cfg, type);
-    return groups ? groups * (key + cfg->v_head_dim) : (size_t)cfg->kv_lora_rank + cfg->qk_rope_head_dim;
+/* Numbers that a token adds to the cache in the first `layers` layers, with index keys; of compressed rows the
+ * part that falls to a token. */
+static size_t token_numbers(const Config *cfg, CacheType type, uint32_t layers) {
+    size_t key = (size_t)cfg->qk_nope_head_dim + cfg->qk_rope_head_dim, groups = cache_groups(cfg, type),
+           di = cfg->index_head_dim, csa = count_layers(cfg, layers, LAYER_CSA),
+           hca = count_layers(cfg, layers, LAYER_HCA);
+    if (cfg->sliding_window)
+        return (csa ? csa * (key + di) / cfg->csa_ratio : 0) + (hca ? hca * key / cfg->hca_ratio : 0);
+    size_t row =
+        groups ? groups * (key + cfg->v_head_dim) : (size_t)cfg->kv_lora_rank + cfg->qk_rope_head_dim;
+    return attention_layers(cfg, layers) * row + indexers(cfg, layers) * di;
 }
 
 /* Attention without a latent, at 2 bytes a number: this model's, where it has none, and others with heads of
  * the same size. The rotated part is left out where it stands apart, as other models have none of it. */
 static void print_others(const Config *cfg, size_t unit) {
-    size_t H = cfg->num_attention_heads, layers = latent_layers(cfg, cfg->published_layers),
-           head = (cfg->num_key_value_heads ? cfg->qk_rope_head_dim : cfg->qk_nope_head_dim) +
+    bool window = cfg->sliding_window, grouped_heads = cfg->num_key_value_heads;
+    size_t H = cfg->num_attention_heads, layers = attention_layers(cfg, cfg->published_layers),
+           head = (window          ? cfg->v_head_dim
+                   : grouped_heads ? cfg->qk_rope_head_dim
+                                   : cfg->qk_nope_head_dim) +
                   (size_t)cfg->v_head_dim;
-    const char *sizes = cfg->num_key_value_heads ? "p + v" : "n + v";
+    const char *sizes = window ? "n + p + v" : grouped_heads ? "p + v" : "n + v";
     char what[64];
-    if (!cfg->num_key_value_heads)
+    if (!grouped_heads && !window)
         print_cost(cfg, "full K and V, H (n + p + v)", unit / 2, unit, unit);
     snprintf(what, sizeof what, "MHA, H (%s)", sizes);
     print_cost(cfg, what, layers * H * head, 2 * layers * H * head, unit);
@@ -319,27 +328,33 @@ static void print_others(const Config *cfg, size_t unit) {
     print_cost(cfg, what, layers * head, 2 * layers * head, unit);
 }
 
-/* Memory of a sequence where not all of it grows: the constant part and the cache, in bytes. */
+/* Memory of a sequence where not all of it grows: the constant part and the cache, in bytes. The last rows of
+ * windows are of the cache's type. */
 static void print_sequence(const Config *cfg) {
     static const size_t contexts[] = {32768, 1 << 20};
-    size_t numbers = constant_floats(cfg, cfg->published_layers);
+    uint32_t layers = cfg->published_layers;
+    size_t numbers = constant_floats(cfg, layers), rows = ring_tiles(cfg) * TILE_ROWS,
+           last = rows * cfg->v_head_dim * attention_layers(cfg, layers);
     char text[2][32];
     output_print("\n%-36s %12s %12s\n", "constant part of a sequence, f32", grouped(text[0], numbers),
                  grouped(text[1], numbers * sizeof(float)));
+    if (rows)
+        output_print("%-36s %12s\n", "  and its last rows", grouped(text[0], last));
     output_print("%-36s %20s %20s\n", "constant part and cache, bytes:", "32,768 tokens", "1,048,576 tokens");
-    for (int type = 0; type < CACHE_TYPES; type++) {
-        size_t token = cache_token_bytes(cfg, (CacheType)type, cfg->published_layers);
-        for (int i = 0; i < 2; i++)
-            grouped(text[i], numbers * sizeof(float) + contexts[i] * token);
-        output_print("-k %-33s %20s %20s\n", cache_names[type], text[0], text[1]);
+    for (int i = 0; i < CACHE_TYPES; i++) {
+        CacheType type = (CacheType)i;
+        size_t token = cache_token_bytes(cfg, type, layers);
+        for (int k = 0; k < 2; k++)
+            grouped(text[k], constant_bytes(cfg, type, layers) + contexts[k] * token);
+        if (cache_fits(cfg, type))
+            output_print("-k %-33s %20s %20s\n", cache_names[type], text[0], text[1]);
     }
 }
 
 static void print_cache(const Config *cfg) {
     size_t n = cfg->qk_nope_head_dim, p = cfg->qk_rope_head_dim, v = cfg->v_head_dim,
-           layers = latent_layers(cfg, cfg->published_layers),
+           layers = attention_layers(cfg, cfg->published_layers),
            unit = 2 * layers * cfg->num_attention_heads * (n + p + v);
-    size_t keys = (size_t)indexers(cfg, cfg->published_layers) * cfg->index_head_dim;
     char what[64], context[48];
     snprintf(context, sizeof context, "%u tokens", cfg->max_position_embeddings);
     output_print("\n%-36s %12s %12s %20s %12s\n", "cache, a token:", "numbers", "bytes", context, "saved");
@@ -349,7 +364,7 @@ static void print_cache(const Config *cfg) {
             continue;
         snprintf(what, sizeof what, type == CACHE_FULL ? "-k %s (K and V of each head, f32)" : "-k %s",
                  cache_names[type]);
-        print_cost(cfg, what, layers * row_numbers(cfg, type) + keys,
+        print_cost(cfg, what, token_numbers(cfg, type, cfg->published_layers),
                    cache_token_bytes(cfg, type, cfg->published_layers), unit);
     }
     output_print("without a latent, 2 bytes a number:\n");
@@ -361,7 +376,7 @@ static void print_cache(const Config *cfg) {
     else
         output_print(", n = %zu, p = %zu, v = %zu", n, p, v);
     output_print("; saved against full K and V of 2 bytes)\n");
-    if (cfg->kda_heads)
+    if (constant_bytes(cfg, CACHE_F32, cfg->published_layers))
         print_sequence(cfg);
 }
 

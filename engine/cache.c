@@ -15,8 +15,8 @@ uint32_t count_layers(const Config *cfg, uint32_t layers, LayerKind kind) {
     return count;
 }
 
-uint32_t latent_layers(const Config *cfg, uint32_t layers) {
-    return count_layers(cfg, layers, LAYER_LATENT) + count_layers(cfg, layers, LAYER_ORDINARY);
+uint32_t attention_layers(const Config *cfg, uint32_t layers) {
+    return layers - count_layers(cfg, layers, LAYER_KDA);
 }
 
 static bool kind_has_tiles(LayerKind kind) {

@@ -80,8 +80,8 @@ typedef struct Cache {
 bool layer_has_tiles(const Config *cfg, uint32_t layer);
 /* Of the first `layers` layers, how many are of the kind. */
 uint32_t count_layers(const Config *cfg, uint32_t layers, LayerKind kind);
-/* Of the first `layers` layers, how many keep latents, or keys and values. */
-uint32_t latent_layers(const Config *cfg, uint32_t layers);
+/* Of the first `layers` layers, how many have an attention that is not linear. */
+uint32_t attention_layers(const Config *cfg, uint32_t layers);
 
 /* Floats of a sequence's constant part in the first `layers` layers, without rings: 0 in most models. */
 size_t constant_floats(const Config *cfg, uint32_t layers);

@@ -14,12 +14,18 @@ CONTEXT = 32768  # tokens for which the cache is counted, or as many as the mode
 
 
 def cache_bytes(config: ModelConfig, tokens: int) -> int:
-    """Of `./run -k q8`: for each layer and token a byte for each number of the row and two f32 scales, and
-    where there is an indexer its key in bf16."""
-    layers = config.num_hidden_layers
+    """Of `./run -k q8`: a byte for each number of a row and two f32 scales, a row for each layer and token;
+    where there is an indexer its key in bf16. Of a model with a window: the rows in it, and a row, or a row
+    and an index key, for as many tokens as become one."""
+    layers, key = config.num_hidden_layers, 2 * config.index_head_dim
     row = config.kv_lora_rank + config.qk_rope_head_dim + 8
+    if config.sliding_window:
+        row = config.v_head_dim + 8
+        csa = sum(config.is_csa(i) for i in range(layers)) * (tokens // max(1, config.csa_ratio))
+        hca = sum(config.is_hca(i) for i in range(layers)) * (tokens // max(1, config.hca_ratio))
+        return layers * config.sliding_window * row + csa * (row + key) + hca * row
     indexers = sum(config.has_indexer(i) for i in range(layers)) if config.index_n_heads else 0
-    return tokens * (layers * row + indexers * 2 * config.index_head_dim)
+    return tokens * (layers * row + indexers * key)
 
 
 def size(count: int) -> str:

@@ -147,6 +147,8 @@ def read_window(keys: Keys, f: dict[str, Any]) -> Window:
     if heads % groups:
         keys.fail("o_groups", f"it must divide the {heads} heads")
     limit = keys.number("swiglu_limit")
+    for key, only in (("scoring_func", "sqrtsoftplus"), ("topk_method", "noaux_tc"), ("n_group", 1)):
+        keys.one_of(key, only)
     keys.one_of("expert_dtype", "fp4", "fp8", "bf16")  # the tensors' own types say it
     keys.read.add("router_jitter_noise")  # of training
     keys.read.update(("index_n_heads", "index_head_dim", "index_topk"))  # of CSA layers alone

@@ -157,6 +157,7 @@ GENERATION = (
 # layers for multi-token prediction: models declare them and do not ship them, so the tensors decide.
 PREDICTION = (
     "num_nextn_predict_layers", "index_share_for_mtp_iteration", "mtp_layer_types", "mtp_use_kda",
+    "dspark_block_size", "dspark_noise_token_id", "dspark_target_layer_ids", "dspark_markov_rank",
 )  # fmt: skip
 HARMLESS = frozenset(ORIGIN + TRAINING + CLASSES + GENERATION + PREDICTION)
 
@@ -201,8 +202,8 @@ REFUSED = (
         "DeepSeek-V4.1",
         "compressed rows and selections that layers share, a selection in two steps, embeddings of n-grams "
         "(Engram)",
-        ("deepseek_v41", "deepseek_v4_1"),
-        ("DeepseekV41", "DeepseekV4_1"),
+        ("deepseek_v41",),
+        ("DeepseekV41",),
         ("kv_source_layer_ids", "index_source_layer_ids"),
     ),
     Refused(

@@ -56,7 +56,7 @@ def multiplier(largest: float, kind: int) -> float:
 def kept_multiplier(tensor: Tensor, ranges: list[tuple[int, int]], kind: int) -> float | None:
     """The multiplier with which the rows in `ranges` [(first, last + 1)] of `tensor`, integers with one scale
     for each 32 of a row or a multiple of that, can be packed as they are: every integer is one that `kind`
-    has, and every scale a half: scales that are powers of two may lie 2^38 apart. None where that is not so,
+    has, and every scale a half, but for what is less than 2^-38 of the largest. None where that is not so,
     and its numbers must be rounded."""
     if not tensor.group or tensor.group % GROUP or tensor.bits not in {Q8: (4, 8), Q4: (4,)}.get(kind, ()):
         return None
@@ -68,9 +68,9 @@ def kept_multiplier(tensor: Tensor, ranges: list[tuple[int, int]], kind: int) ->
         for low, high in ranges:
             yield from (tensor.integers(begin, end) for begin, end in steps(tensor, low, high))
 
-    def fits(scale: np.ndarray, factor: np.float32) -> bool:
+    def fits(scale: np.ndarray, factor: np.float32, slack: float) -> bool:
         with np.errstate(all="ignore"):
-            return bool(((scale / factor).astype(np.float16) * factor == scale).all())
+            return bool((np.abs((scale / factor).astype(np.float16) * factor - scale) <= slack).all())
 
     largest, one = 0.0, True
     for piece in pieces():
@@ -79,13 +79,16 @@ def kept_multiplier(tensor: Tensor, ranges: list[tuple[int, int]], kind: int) ->
         if kind == Q4 and not np.take(held, piece.integers.view(np.uint8)).all():
             return None
         scale = piece.scale
-        largest, one = max(largest, float(np.abs(scale).max(initial=0))), one and fits(scale, np.float32(1))
+        largest, one = (
+            max(largest, float(np.abs(scale).max(initial=0))),
+            one and fits(scale, np.float32(1), 0),
+        )
     if one and largest < np.inf:
         return 1.0
     if not 0 < largest < np.inf:
         return None
     factor = 2.0 ** np.clip(np.floor(np.log2(largest)) - 14, -126, 127)
-    all_fit = all(piece and fits(piece.scale, np.float32(factor)) for piece in pieces())
+    all_fit = all(piece and fits(piece.scale, np.float32(factor), largest * 2.0**-38) for piece in pieces())
     return float(factor) if all_fit else None
 
 

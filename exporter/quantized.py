@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .sources import ITEM_BYTES, Groups, Integers, Source, Tensor, steps
+from .sources import ITEM_BYTES, Groups, Integers, Source, Tensor, steps, used
 from .weight_formats import WHOLE, Block
 
 # Scales of activations: how other programs round what flows through the model, and no part of it.
@@ -232,10 +232,8 @@ class Floats4(Grouped):
         return Stored(np.take(E2M1, codes).astype(np.int16), None, scale)
 
     def integers(self, low: int, high: int) -> Groups | None:
-        """A group of zeros gets the scale 0, whatever it has: a scale that nothing needs may be any."""
         codes, scale = self.differences(low, high)
-        used = codes.reshape(*scale.shape, self.group).any(axis=2) | ~np.isfinite(scale)
-        return Groups(codes.astype(np.int8), np.where(used, scale, np.float32(0)))
+        return used(codes.astype(np.int8), scale)
 
 
 class Awq(Grouped):

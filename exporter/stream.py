@@ -84,7 +84,7 @@ def scale_of(entry: Entry, source: Source) -> tuple[float, bool]:
             return kept, True
     largest = max(source.largest(entry.source, low, high) for low, high in entry.ranges())
     if entry.below and largest >= entry.below:
-        what = f"{largest:g} is in it, and whole numbers from 0 to {entry.below - 1} were expected"
+        what = f"{largest:.0f} is in it, and whole numbers from 0 to {entry.below - 1} were expected"
         source.tensors[entry.source].fail(f": {what}")
     if entry.factor is not None:
         largest *= max(1.0, float(np.abs(entry.factor).max()))
