@@ -12,7 +12,8 @@ const char *const cache_names[CACHE_TYPES] = {[CACHE_F32] = "f32",
                                               [CACHE_FULL_Q8] = "full-q8"};
 
 const char *const *kind_words(Kind kind, size_t *count) {
-    static const char *const thinks[] = {[THINK_ON] = "on", [THINK_OFF] = "off", [THINK_HIDE] = "hide"};
+    static const char *const thinks[] = {
+        [THINK_ON] = "on", [THINK_OFF] = "off", [THINK_MAX] = "max", [THINK_HIDE] = "hide"};
     static const char *const formats[FORMATS] = {"man", "bash", "zsh", "fish"};
     switch (kind) {
     case CACHE: *count = CACHE_TYPES; return cache_names;
@@ -71,8 +72,8 @@ const Option option_table[OPTION_COUNT] = {
                     "what the model is told before the first turn (default: the template's)"},
 
     [OPT_THINK] = {NULL, NULL, "--think", "HOW", THINK, CHAT | LINES | BATCH, FIELD(think), 0, 0,
-                   "on, off: the template's own switch for thoughts; hide: thoughts are made but not written "
-                   "(default: the template's)"},
+                   "on, off: the template's own switch for thoughts; max: as many as it can ask for; hide: "
+                   "thoughts are made but not written (default: the template's)"},
 
     [OPT_ECHO] = {"The text", NULL, "--echo", NULL, FLAG, GENERATE, 0, 0, 0,
                   "write the prompt before the generated text"},

@@ -134,7 +134,7 @@ def chat_section(opened: Opened) -> bytes:
     def template() -> Found:
         if opened.directory:
             return find_template(opened.directory, opened.values.get("model_type"))
-        return gguf_template(opened.metadata)
+        return gguf_template(opened.metadata, opened.values.get("model_type"))
 
     return compile_chat(template, warn)
 
