@@ -19,7 +19,6 @@
 #include "engine/sequence.h"
 #include "engine/state.h"
 #include "engine/util.h"
-#include "engine/window.h"
 #include "kernels/clock.h"
 #include "kernels/linear.h"
 
