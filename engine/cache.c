@@ -119,10 +119,9 @@ static size_t common_multiple(size_t a, size_t b) {
 }
 
 size_t cache_page_rows(const Config *cfg) {
-    enum { SUB_ROWS = 16 };
     if (!cfg->sliding_window)
         return TILE_ROWS;
-    return common_multiple(max(cfg->csa_ratio * TILE_ROWS, 1), max(cfg->hca_ratio * SUB_ROWS, 1));
+    return common_multiple(max(cfg->csa_ratio * TILE_ROWS, 1), max(cfg->hca_ratio * HCA_ROWS, 1));
 }
 
 static size_t page_tiles(const Config *cfg) {
@@ -214,8 +213,8 @@ void cache_clear_rows(const Cache *cache, uint8_t *page, size_t from) {
     size_t rows = cache_page_hca_rows(cfg), row_bytes = cache->tile_bytes / TILE_ROWS;
     for (uint8_t *at = page + cache->hca_at; at < page + cache->index_at; at += rows * row_bytes)
         for (size_t j = from / cfg->hca_ratio; j < rows; j++)
-            cache->model->ops->tile_copy(&cache->shape, at + j / 16 * 16 * row_bytes, j % 16, cache->zeros,
-                                         0);
+            cache->model->ops->tile_copy(&cache->shape, at + (j - j % HCA_ROWS) * row_bytes, j % HCA_ROWS,
+                                         cache->zeros, 0);
     for (uint8_t *at = page + cache->index_at; at < page + cache->page_bytes;
          at += tiles * tile_bytes(&cache->index_shape))
         clear_tiles(cache, &cache->index_shape, at, tiles, row);

@@ -50,7 +50,7 @@ bool sequence_reserve(Sequence *q, size_t rows);
 /* What of the last page is behind the last row becomes zeros. */
 void sequence_clear_rest(const Sequence *q);
 
-/* The constant part behind all rows, of constant_bytes(), in a model that has one; a new one, to be filled. */
+/* The constant part behind all rows, constant_bytes() of it, in a model that has one; a new one, to fill. */
 const float *sequence_constant(const Sequence *q);
 float *sequence_new_constant(Sequence *q);
 

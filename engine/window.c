@@ -91,15 +91,28 @@ static size_t far_rows(const Window *w, size_t i) {
     return is_chosen(w, i) ? w->a.cfg->index_topk : rows;
 }
 
-/* Compressed rows that lie side by side: a tile; in an HCA layer a sub-tile. */
-static size_t far_tile_rows(const Window *w) { return w->kind == LAYER_CSA ? TILE_ROWS : 16; }
+/* Where compressed row `number` of a sequence lies: row *at of what is returned. A page has sub-tiles of HCA
+ * layers. */
+static uint8_t *far_row(const Window *w, const Sequence *q, size_t number, size_t *at) {
+    if (w->kind == LAYER_CSA) {
+        *at = number % TILE_ROWS;
+        return cache_tile(q, number / TILE_ROWS, w->a.layer);
+    }
+    size_t rows = cache_page_hca_rows(w->a.cfg), in_page = number % rows;
+    *at = in_page % HCA_ROWS;
+    return cache_hca_rows(q, number / rows, w->layer) + (in_page - *at) * (q->cache->tile_bytes / TILE_ROWS);
+}
 
-/* The tile of compressed rows first, first + 1, ...; `first` is a multiple of far_tile_rows(). */
-static uint8_t *far_tile(const Window *w, const Sequence *q, size_t first) {
+/* The tile of compressed rows first .. first + rows - 1; `first` is a multiple of 128. Sub-tiles are put side
+ * by side in this thread's scratch. */
+static const uint8_t *far_tile(const Window *w, const Sequence *q, size_t first, size_t rows) {
+    size_t row_bytes = q->cache->tile_bytes / TILE_ROWS, at;
     if (w->kind == LAYER_CSA)
-        return cache_tile(q, first / TILE_ROWS, w->a.layer);
-    size_t rows = cache_page_hca_rows(w->a.cfg);
-    return cache_hca_rows(q, first / rows, w->layer) + first % rows * (q->cache->tile_bytes / TILE_ROWS);
+        return far_row(w, q, first, &at);
+    uint8_t *tile = w->a.z->keys;
+    for (size_t j = 0; j < rows; j += HCA_ROWS)
+        memcpy(tile + j * row_bytes, far_row(w, q, first + j, &at), HCA_ROWS * row_bytes);
+    return tile;
 }
 
 /* The run that row i belongs to. */
@@ -162,15 +175,15 @@ static void store_closed(const Window *w, size_t i) {
     for (size_t k = 0; k < w->compressor_count; k++) {
         const Compress *c = &w->compressors[k];
         float *x = s->window.closed + i * s->window.closed_stride + c->closed;
-        size_t number = row->place / c->ratio, in_tile = k ? number % TILE_ROWS : number % far_tile_rows(w);
+        size_t number = row->place / c->ratio, at = number % TILE_ROWS;
         if ((row->place + 1) % c->ratio)
             continue;
         rope_angles(angles, angles + w->pairs, w->a.m->compress_inv_freq, w->pairs,
                     row->position + 1 - (uint32_t)c->ratio);
         norm_and_rotate(w, x, c->weights->norm, c->d, angles, angles + w->pairs);
         uint8_t *tile = k ? cache_index_tile(row->sequence, number / TILE_ROWS, w->layer)
-                          : far_tile(w, row->sequence, number - in_tile);
-        w->a.m->ops->tile_store(k ? &s->cache->index_shape : &s->cache->shape, tile, in_tile, x, NULL);
+                          : far_row(w, row->sequence, number, &at);
+        w->a.m->ops->tile_store(k ? &s->cache->index_shape : &s->cache->shape, tile, at, x, NULL);
     }
 }
 
@@ -282,13 +295,13 @@ static void attend_ring(const Window *w, size_t i, size_t group, const uint8_t *
 /* Another part: compressed rows. selected: copies of those that the indexer has chosen. */
 static void attend_far(const Window *w, size_t i, size_t part, const uint8_t *selected, Softmax *softmax) {
     bool chosen = is_chosen(w, i);
-    size_t step = chosen ? TILE_ROWS : far_tile_rows(w), first = (part - 1) * WINDOW_PART_ROWS,
-           end = min(first + WINDOW_PART_ROWS, far_rows(w, i));
+    size_t first = (part - 1) * WINDOW_PART_ROWS, end = min(first + WINDOW_PART_ROWS, far_rows(w, i));
     softmax_begin(softmax);
-    for (; first < end; first += step) {
+    for (; first < end; first += TILE_ROWS) {
+        size_t rows = min(end - first, TILE_ROWS);
         const uint8_t *tile = chosen ? selected + first / TILE_ROWS * w->a.s->cache->tile_bytes
-                                     : far_tile(w, w->a.s->rows[i].sequence, first);
-        attend(w, tile, min(end - first, step), NULL, softmax);
+                                     : far_tile(w, w->a.s->rows[i].sequence, first, rows);
+        attend(w, tile, rows, NULL, softmax);
     }
 }
 
@@ -414,11 +427,11 @@ static size_t read_rows(const Window *w, size_t i, const uint8_t *ring) {
         w->a.m->ops->tile_load(&cache->shape, ring + j % all / TILE_ROWS * cache->tile_bytes, j % TILE_ROWS,
                                s->window.rows + T++ * w->d, NULL);
     for (size_t j = 0; j < compressed_rows(w->a.cfg, w->kind, row->place); j++) {
-        size_t in_tile = j % far_tile_rows(w);
+        size_t at;
         if (is_chosen(w, i) && !attends_to(s, i, j))
             continue;
-        w->a.m->ops->tile_load(&cache->shape, far_tile(w, row->sequence, j - in_tile), in_tile,
-                               s->window.rows + T++ * w->d, NULL);
+        const uint8_t *tile = far_row(w, row->sequence, j, &at);
+        w->a.m->ops->tile_load(&cache->shape, tile, at, s->window.rows + T++ * w->d, NULL);
     }
     return T;
 }
