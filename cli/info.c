@@ -294,8 +294,8 @@ static void print_cost(const Config *cfg, const char *what, size_t numbers, size
                  grouped(context, (uint64_t)bytes * cfg->max_position_embeddings), saved);
 }
 
-/* Numbers that a token adds to the cache in the first `layers` layers, with index keys; of compressed rows the
- * part that falls to a token. */
+/* Numbers that a token adds to the cache in the first `layers` layers, with index keys; of compressed rows
+ * the part that falls to a token. */
 static size_t token_numbers(const Config *cfg, CacheType type, uint32_t layers) {
     size_t key = (size_t)cfg->qk_nope_head_dim + cfg->qk_rope_head_dim, groups = cache_groups(cfg, type),
            di = cfg->index_head_dim, csa = count_layers(cfg, layers, LAYER_CSA),

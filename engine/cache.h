@@ -109,6 +109,8 @@ TileShape cache_index_shape(const Config *cfg, CacheType type);
 
 /* Bytes of one row in one layer, without index keys. */
 size_t cache_row_bytes(const Config *cfg, CacheType type);
+enum { MAX_PAGE_ROWS = 1 << 16 }; /* engine/config.c refuses more */
+
 /* Tokens of a page. In models with windows as many as the layers' compressed rows fill whole tiles of 128
  * rows with in CSA layers, and whole sub-tiles of 16 in HCA layers. */
 size_t cache_page_rows(const Config *cfg);

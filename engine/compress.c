@@ -7,12 +7,13 @@
  *     row_w    = rope(RMSNorm(row_w)) at the place of the window's first token
  *
  *     HCA (R = 128)  slots are the window's tokens: u and e have d numbers
- *     CSA (R = 4)    windows overlap: u and e have two halves of d numbers, a and b; slots are the a halves of
- *                    the window before, then the b halves of the window's own tokens. Window 0 has the latter
- *                    alone
+ *     CSA (R = 4)    windows overlap: u and e have two halves of d numbers, a and b; slots are the a halves
+ *                    of the window before, then the b halves of the window's own tokens. Window 0 has the
+ *                    latter alone
  *
- * A token sees the row of every window that is closed, that is whose tokens are all at or before its own place
- * (engine/window.c). CSA's index keys (engine/indexer.c) are made in the same way, with matrices of their own.
+ * A token sees the row of every window that is closed, that is whose tokens are all at or before its own
+ * place (engine/window.c). CSA's index keys (engine/indexer.c) are made in the same way, with matrices of
+ * their own.
  *
  * The tokens of a window join its softmax one after another, as in an online softmax:
  *
@@ -22,9 +23,9 @@
  * numbers each, and in CSA the same once more for the a halves, which the next window begins with. One loop
  * serves prefill and decode, and how calls are cut changes no byte.
  *
- * All of it is in f32, whatever the cache's type. Beside it lie the last rows of the layer, as the cache keeps
- * them, in a ring: the row at place t has place t % (rows of the ring), whole tiles. A call reads one slot of
- * the cache and writes another, so that a call that is broken off has changed nothing. */
+ * All of it is in f32, whatever the cache's type. Beside it lie the last rows of the layer, as the cache
+ * keeps them, in a ring: the row at place t has place t % (rows of the ring), whole tiles. A call reads one
+ * slot of the cache and writes another, so that a call that is broken off has changed nothing. */
 #include "engine/compress.h"
 
 #include <math.h>
@@ -102,6 +103,14 @@ size_t compress_slices(const Model *m, size_t layer) {
     for (size_t i = 0, n = layer_compressors(m, layer, list); i < n; i++)
         slices += div_up(list[i].d, SLICE);
     return slices;
+}
+
+size_t window_rows(const Config *cfg, size_t place) { return min(place + 1, cfg->sliding_window); }
+
+size_t compressed_rows(const Config *cfg, LayerKind kind, size_t place) {
+    return kind == LAYER_CSA   ? (place + 1) / cfg->csa_ratio
+           : kind == LAYER_HCA ? (place + 1) / cfg->hca_ratio
+                               : 0;
 }
 
 /* ---- the definition ------------------------------------------------------------------------- */

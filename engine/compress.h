@@ -13,6 +13,14 @@ enum { WINDOW_ROW, COMPRESS_KV, COMPRESS_GATE, INDEX_KV, INDEX_GATE, WINDOW_PART
 size_t window_part(const Config *cfg, size_t part);
 size_t window_input_floats(const Config *cfg);
 
+/* Rows that the token at `place` sees in one layer: in the window, and compressed ones. */
+size_t window_rows(const Config *cfg, size_t place);
+size_t compressed_rows(const Config *cfg, LayerKind kind, size_t place);
+
+/* Of a compressed context, rows that a thread attends to at once: its parts begin at fixed rows, so that a
+ * row's result depends neither on what is computed beside it nor on the threads. */
+enum { WINDOW_PART_ROWS = 4 * TILE_ROWS };
+
 /* A compressor of a layer. */
 typedef struct {
     const Compressor *weights;
@@ -45,14 +53,14 @@ typedef struct {
     TileShape shape; /* of the ring */
     const uint8_t *ring_from;
     uint8_t *ring_to;
-    /* [rows][closed_stride]: where a row closes a window, what becomes of it, neither normed nor rotated; NULL:
-     * it is not wanted */
+    /* [rows][closed_stride]: where a row closes a window, what becomes of it, neither normed nor rotated;
+     * NULL: it is not wanted */
     float *closed;
     size_t closed_stride;
 } WindowInputs;
 
-/* The work of all compressors of a layer is so many slices, a part of the numbers each, which do not depend on
- * one another. buffer: compress_scratch_floats(); NULL: by the definition. */
+/* The work of all compressors of a layer is so many slices, a part of the numbers each, which do not depend
+ * on one another. buffer: compress_scratch_floats(); NULL: by the definition. */
 size_t compress_slices(const Model *m, size_t layer);
 void compress_slice(const WindowInputs *x, size_t slice, float *buffer);
 

@@ -7,6 +7,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "engine/cache.h"
 #include "engine/kda.h"
 
 /* The comparisons are written so that NaN fails them. */
@@ -150,6 +151,8 @@ static const char *kinds_error(const Config *cfg) {
     if (csa ? cfg->csa_ratio < 1 || cfg->csa_ratio > MAX_CSA_RATIO : cfg->csa_ratio != 0)
         return "csa_ratio";
     if (hca ? cfg->hca_ratio < 1 || cfg->hca_ratio > MAX_HCA_RATIO : cfg->hca_ratio != 0)
+        return "hca_ratio";
+    if (cache_page_rows(cfg) > MAX_PAGE_ROWS) /* ratios with few common factors */
         return "hca_ratio";
     if (cfg->sliding_window && csa != (cfg->index_n_heads != 0)) /* the indexer is that of CSA layers */
         return "index_n_heads";

@@ -15,8 +15,8 @@
  * indexer attends to the rows that the layer before it chose (IndexShare).
  *
  * In DeepSeek-V4's CSA layers the rows are compressed ones, each for four tokens, and so are their index keys
- * (engine/compress.c): row j then stands for a window, and the new row chooses from those that are closed. All
- * else is the same.
+ * (engine/compress.c): row j then stands for a window, and the new row chooses from those that are closed.
+ * All else is the same.
  *
  * The published arithmetic also multiplies scores by Hi^-0.5 di^-0.5, and keys and queries by an
  * orthonormal matrix before it rounds both to 8 bits. Neither changes which rows score highest, except by

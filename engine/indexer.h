@@ -7,11 +7,11 @@
 #include "engine/buffers.h"
 #include "model.h"
 
-/* For the call's rows, in a layer that has an indexer: their index keys go into the cache (those of a CSA layer
- * are there already) and, if the call is sparse (State.sparse.active), the rows that each of them attends to
- * into State.sparse.mask, where they stay for the layers without indexer that follow. In other layers nothing
- * happens. Every thread of the
- * team calls it, when normed and qa_normed are complete; returns when all are done. */
+/* For the call's rows, in a layer that has an indexer: their index keys go into the cache (those of a CSA
+ * layer are there already) and, if the call is sparse (State.sparse.active), the rows that each of them
+ * attends to into State.sparse.mask, where they stay for the layers without indexer that follow. In other
+ * layers nothing happens. Every thread of the team calls it, when normed and qa_normed are complete; returns
+ * when all are done. */
 void choose_rows(const Model *m, State *s, size_t layer, Thread *t);
 
 /* Rows that an indexer chooses from for row i: those up to its own, or the compressed ones that it sees. */

@@ -5,9 +5,9 @@
  *     fork   a new sequence that begins like another one: many prompts behind one prefix, several samples
  *
  * Most models keep nothing of a text but its cache rows, so that a sequence can be cut and forked at any row.
- * What a linear attention, or one of windows, keeps of it has a constant size and forgets: such a model goes back
- * to marks, of which a sequence has the last two and its beginning, or to any row of its last call, if that
- * had at most REPLAY_ROWS. Callers therefore ask where a cut went.
+ * What a linear attention, or one of windows, keeps of it has a constant size and forgets: such a model goes
+ * back to marks, of which a sequence has the last two and its beginning, or to any row of its last call, if
+ * that had at most REPLAY_ROWS. Callers therefore ask where a cut went.
  *
  * A fork shares its full pages with the sequence that it comes from; a page that two sequences hold is
  * copied before one of them writes to it. Here is no file and no option: sessions are in cli/session.c. */
@@ -51,7 +51,7 @@ bool sequence_reserve(Sequence *q, size_t rows);
 /* What of the last page is behind the last row becomes zeros. */
 void sequence_clear_rest(const Sequence *q);
 
-/* The constant part behind all rows: constant_bytes(), in a model that has one; and a new one, to be filled. */
+/* The constant part behind all rows, of constant_bytes(), in a model that has one; a new one, to be filled. */
 const float *sequence_constant(const Sequence *q);
 float *sequence_new_constant(Sequence *q);
 

@@ -19,7 +19,6 @@
 #include "engine/sequence.h"
 #include "engine/state.h"
 #include "engine/util.h"
-#include "engine/window.h"
 #include "kernels/clock.h"
 #include "kernels/linear.h"
 
@@ -230,7 +229,7 @@ static void reserve_sparse(Reserve *r, const Config *cfg) {
     s->sparse.weight = reserve(r, s->chunk * s->sparse.weight_stride, sizeof(float));
     s->sparse.score_rows = max((size_t)s->threads, SCORE_ROWS);
     s->sparse.score = reserve(r, s->sparse.score_rows * s->context, sizeof(float));
-    s->sparse.mask_stride = cache_tiles(s->context) * TILE_ROWS / 64;
+    s->sparse.mask_stride = cache_tiles(div_up(s->context, s->sparse.ratio)) * TILE_ROWS / 64;
     s->sparse.mask = reserve(r, s->chunk * s->sparse.mask_stride, sizeof *s->sparse.mask);
     /* for the rows whose parts are computed together (engine/attend.c), or for a row of each thread */
     s->sparse.tile_count = cache_tiles(min(s->context, cfg->index_topk));

@@ -27,10 +27,10 @@
  * with it: its maximum is the sink, its sum 1, its output 0.
  *
  * The fast path. The lanes of a vector are sixteen heads of one row, for which every row of the cache is read
- * once. The last rows lie in a ring of whole tiles, at place modulo its rows, so that each token finds exactly
- * its window there, in an order that follows from its place alone: a prompt takes the ring along from row to
- * row as decoding does. Then come the compressed rows, in parts of 512, merged in order. So no bit depends on
- * how calls are cut, on threads or on other texts in the call.
+ * once. The last rows lie in a ring of whole tiles, at place modulo its rows, so that each token finds
+ * exactly its window there, in an order that follows from its place alone: a prompt takes the ring along from
+ * row to row as decoding does. Then come the compressed rows, in parts of 512, merged in order. So no bit
+ * depends on how calls are cut, on threads or on other texts in the call.
  *
  * Formulas: DeepSeek-V4's published code; what is rounded there to 8 and 4 bits is not rounded here. */
 #include "engine/window.h"
@@ -79,14 +79,6 @@ void window_definition(float *out, const float *q, const float *rows, size_t T, 
 
 /* ---- what a token sees ---------------------------------------------------------------------- */
 
-size_t window_rows(const Config *cfg, size_t place) { return min(place + 1, cfg->sliding_window); }
-
-size_t compressed_rows(const Config *cfg, LayerKind kind, size_t place) {
-    return kind == LAYER_CSA   ? (place + 1) / cfg->csa_ratio
-           : kind == LAYER_HCA ? (place + 1) / cfg->hca_ratio
-                               : 0;
-}
-
 /* Whether the indexer has chosen for row i: there are more rows than it may see. */
 static bool is_chosen(const Window *w, size_t i) {
     return w->kind == LAYER_CSA &&
@@ -99,10 +91,8 @@ static size_t far_rows(const Window *w, size_t i) {
     return is_chosen(w, i) ? w->a.cfg->index_topk : rows;
 }
 
-/* Compressed rows that lie side by side: a tile, or what a page has of an HCA layer, as far as it fits in one. */
-static size_t far_tile_rows(const Window *w) {
-    return w->kind == LAYER_CSA ? TILE_ROWS : min(cache_page_hca_rows(w->a.cfg), 16);
-}
+/* Compressed rows that lie side by side: a tile; in an HCA layer a sub-tile. */
+static size_t far_tile_rows(const Window *w) { return w->kind == LAYER_CSA ? TILE_ROWS : 16; }
 
 /* The tile of compressed rows first, first + 1, ...; `first` is a multiple of far_tile_rows(). */
 static uint8_t *far_tile(const Window *w, const Sequence *q, size_t first) {

@@ -4,23 +4,15 @@
 
 #include "model.h"
 
-/* s->out += attention(s->normed) for the call's rows in one layer of kind LAYER_SLIDING, LAYER_CSA or LAYER_HCA.
- * Every thread of the team calls it. */
+/* s->out += attention(s->normed) for the call's rows in one layer of kind LAYER_SLIDING, LAYER_CSA or
+ * LAYER_HCA. Every thread of the team calls it. */
 void window_attention(const Model *m, State *s, size_t layer, Thread *t);
 
 /* The angles of row i in layers with compressed rows; nothing in models without. */
 void window_angles(const Model *m, State *s, size_t i);
 
-/* Rows that row i of the call attends to in one layer: in the window, and compressed ones. */
-size_t window_rows(const Config *cfg, size_t place);
-size_t compressed_rows(const Config *cfg, LayerKind kind, size_t place);
-
-/* Of a compressed context, rows that a thread attends to at once: its parts begin at fixed rows, so that a
- * row's result depends neither on what is computed beside it nor on the threads. */
-enum { WINDOW_PART_ROWS = 4 * TILE_ROWS };
-
-/* Attention of one head and one query by the equations of window.c, in f32 and in plain loops. out [d]; q [d];
- * rows [T][d], raw and compressed; score [T]. */
+/* Attention of one head and one query by the equations of window.c, in f32 and in plain loops. out [d]; q
+ * [d]; rows [T][d], raw and compressed; score [T]. */
 void window_definition(float *out, const float *q, const float *rows, size_t T, float sink, float scale,
                        size_t d, float *score);
 

@@ -255,12 +255,12 @@ def test_random(monkeypatch, tmp_path):
 
 
 def test_check(v4, capsys):
-    """--check counts the cache: here a row of 48 bytes and a key of 48 for every 4 tokens, a row for every
+    """--check counts the cache: here a row of 48 bytes and a key of 32 for every 4 tokens, a row for every
     128, and the rows of three windows."""
     assert command.main(["--check", str(v4())]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("context"))
     tokens = 1024
-    size = tokens // 4 * (48 + 48) + tokens // 128 * 48 + 3 * 128 * 48
+    size = tokens // 4 * (48 + 32) + tokens // 128 * 48 + 3 * 128 * 48
     assert f"{size / 1e6:.2f} MB" in line
 
 
