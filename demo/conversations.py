@@ -157,8 +157,8 @@ SMALL_TALK = [
     ("Bye|Bye!|Goodbye.|Good night!|See you!|bye", BYE),
     (
         "What is the capital of France?|What is 2 + 2?|What is 7 times 8?|Who is the president?"
-        "|Who wrote Hamlet?|Write a program in C.|Write a poem.|What is the weather like?|What time is it?|How old are you?"
-        "|What is a transformer?|Translate this into French.|How do I cook rice?|Why is the sky blue?"
+        "|Who wrote Hamlet?|Write a program in C.|Write a poem.|What is the weather like?|What time is it?"
+        "|How old are you?|What is a transformer?|Translate this into French.|How do I cook rice?|Why is the sky blue?"
         "|Explain attention.|What is the meaning of life?|How tall is the highest mountain?|Sing a song."
         "|When did the war end?|What do you think about money?|Fix this bug for me.|Is the earth round?",
         ONLY_STORIES,
@@ -168,8 +168,8 @@ SMALL_TALK = [
 
 class Turn(NamedTuple):
     """What the user says and what is answered. words: those that the answer was asked to have, in small
-    letters; unfinished: the answer is the first half of a story, after which nobody shall learn to stop;
-    given: the answer is part of the question, nothing is learnt from it."""
+    letters; unfinished: the answer is the first half of a story, after which nobody shall learn to
+    stop."""
 
     user: str
     answer: str

@@ -1,9 +1,9 @@
-"""The demonstration model: DeepSeek-V3's architecture (Multi-head Latent Attention, a mixture of experts with a
-sigmoid router, one layer of multi-token prediction) with 11 million parameters. It doubles as an explanation of
-MLA in PyTorch: read Attention first, beside mla.c.
+"""The demonstration model: DeepSeek-V3's architecture (Multi-head Latent Attention, a mixture of experts
+with a sigmoid router, one layer of multi-token prediction) with 11 million parameters. It doubles as an
+explanation of MLA in PyTorch: read Attention first, beside mla.c.
 
-It has no cache and writes no text: it is for training (train.py). What the file that it is written to looks like
-is the business of export.py.
+It has no cache and writes no text: it is for training (train.py). What the file that it is written to looks
+like is the business of export.py.
 """
 
 import math

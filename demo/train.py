@@ -4,16 +4,18 @@
     python demo/train.py stories.txt build/stories --held-out valid.txt
     python export.py build/stories stories.bin --type q8 --mtp
 
-TEXT is stories with a line <|endoftext|> between them; without --held-out, one in thirty is held out to measure
-the loss on. --from DIR begins with the second phase, from the weights and the tokenizer in DIR. OUT becomes a
-Hugging Face directory: export.py reads it, and so does transformers. The model is in model.py, the conversations
-are made in conversations.py. There is no distributed training, no resuming in the middle of a phase and no search
-for hyperparameters here.
+TEXT is stories with a line <|endoftext|> between them; without --held-out, one in thirty is held out to
+measure the loss on. --from DIR begins with the second phase, from the weights and the tokenizer in DIR. OUT
+becomes a Hugging Face directory: export.py reads it, and so does transformers. The model is in model.py,
+the conversations are made in conversations.py. torchrun starts several processes that train together, each
+with --batch windows a step. There is no resuming in the middle of a phase and no search for hyperparameters
+here.
 """
 
 import argparse
 import itertools
 import json
+import os
 import random
 import re
 import time
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 from conversations import SEPARATOR, Conversation, conversations, read_stories
 from model import CONFIG, Model, MoE, T, c
@@ -197,6 +200,19 @@ def losses(model: Model, batches, bf16: bool) -> list[float]:
     return torch.stack(each).mean(0).tolist()
 
 
+def worker() -> int:
+    """Which of the processes this is that train together (torchrun), or 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def average(tensors: list[torch.Tensor]) -> None:
+    """Over the processes that train together, in place."""
+    if dist.is_initialized():
+        whole = nn.utils.parameters_to_vector(tensors)
+        dist.all_reduce(whole)
+        nn.utils.vector_to_parameters(whole / dist.get_world_size(), tensors)
+
+
 def step(model: Model, batch, both, rate: float, args) -> list[float]:
     """One step of both optimizers; the losses."""
     device = device_of(model)
@@ -206,33 +222,37 @@ def step(model: Model, batch, both, rate: float, args) -> list[float]:
     with torch.autocast(device, dtype=torch.bfloat16, enabled=args.bf16):
         next_loss, mtp_loss = model(*(x.to(device) for x in batch))
     (next_loss + MTP_WEIGHT * mtp_loss).backward()
+    balanced = [layer.mlp for layer in model.layers if isinstance(layer.mlp, MoE)]
+    average([p.grad for p in model.parameters()] + [mlp.load for mlp in balanced])
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for optimizer in both:
         optimizer.step()
         optimizer.zero_grad()
-    for layer in model.layers:
-        if isinstance(layer.mlp, MoE):
-            layer.mlp.balance(rate * 2 / 3)
+    for mlp in balanced:
+        mlp.balance(rate * 2 / 3)
     return [next_loss.item(), mtp_loss.item()]
 
 
-def fit(model: Model, batches, rate: float, progress, args, report) -> int:
-    """Trains until progress(steps) is 1; the number of steps. The learning rate goes up to `rate` over 60 steps,
-    stays, then goes down in a line from 40 % of the way on."""
+def fit(model: Model, batches, rate: float, progress, args, report) -> None:
+    """Trains until progress(steps) is 1, and writes the model. The learning rate goes up to `rate` over 60
+    steps, stays, then goes down in a line from 40 % of the way on."""
     both = optimizers(model, rate)
     begin, count, done = time.time(), 0, 0.0
     while done < 1:
         level = min(1, (count + 1) / 60) * min(1, max(0.02, (1 - done) / 0.6))
         now = step(model, next(batches), both, rate * level, args)
         count += 1
-        done = progress(count)
+        reached = [torch.tensor(progress(count))]
+        average(reached)  # their clocks differ
+        done = reached[0].item()
+        if worker():
+            continue
         if count % 20 == 0:
             took = time.time() - begin
             print(f"step {count}, {done:.0%}, {took:.0f} s: loss {now[0]:.3f}, mtp {now[1]:.3f}", flush=True)
-        if count % 100 == 0:
+        if count % 100 == 0 or done >= 1:
             report()
             write(model, args.out)  # a run that is ended early leaves a model too
-    return count
 
 
 def write(model: Model, out: Path) -> None:
@@ -297,9 +317,8 @@ def tell_stories(model: Model, tokenizer: Tokenizer, texts, args) -> None:
     def progress(count: int) -> float:
         return (time.time() - begin) / (60 * args.minutes)
 
-    count = fit(model, batches(), args.rate, progress, args, report)
-    report()
-    print(f"{count} steps on {len(train):,} tokens of stories", flush=True)
+    write_texts(tokenizer, args.out)
+    fit(model, batches(), args.rate, progress, args, report)
 
 
 def held_out_loss(model: Model, ids: torch.Tensor, args) -> str:
@@ -321,7 +340,8 @@ def learn_to_talk(model: Model, tokenizer: Tokenizer, texts, args) -> None:
         made = (encode_conversation(tokenizer, each) for each in conversations(stories, seed))
         return (row for row in made if len(row.ids) <= T)
 
-    talk = conversation_batches(rows(texts[0], args.seed), args.batch * T, args.seed)
+    seed = args.seed + worker()  # other conversations for each
+    talk = conversation_batches(rows(texts[0], seed), args.batch * T, seed)
     held_out = list(itertools.islice(conversation_batches(rows(texts[1], 1), args.batch * T, 1), 6))
 
     def batches():
@@ -335,9 +355,8 @@ def learn_to_talk(model: Model, tokenizer: Tokenizer, texts, args) -> None:
         print("held out: stories:", held_out_loss(model, plain_held_out, args), end="; ")
         print("conversations: loss {:.4f}, mtp {:.4f}".format(*of_talk), flush=True)
 
-    report()
+    write_texts(tokenizer, args.out)
     fit(model, batches(), args.chat_rate, lambda count: count / args.steps, args, report)
-    report()
 
 
 # ---- the command line
@@ -375,25 +394,24 @@ def main() -> None:
     torch.manual_seed(args.seed)
     if args.threads:
         torch.set_num_threads(args.threads)
+    if "RANK" in os.environ:
+        dist.init_process_group("gloo")
     texts = read_texts(args)
     if min(sum(map(len, stories)) for stories in texts) < 20 * T:
         options.error(
             f"{args.text} is too short: some thousand words to train on, and to hold out, are needed"
         )
     model = Model().to("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(args.seed + worker())  # other stories for each
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
     if args.source:
         read(model, args.source)
         tokenizer = Tokenizer.from_file(str(args.source / "tokenizer.json"))
     else:
         tokenizer = train_tokenizer(texts[0])
-        write_texts(tokenizer, args.out)
         tell_stories(model, tokenizer, texts, args)
     tokenizer = with_marks(tokenizer)
-    write_texts(tokenizer, args.out)
     learn_to_talk(model, tokenizer, texts, args)
-    write(model, args.out)
-    print(f"written to {args.out}")
 
 
 if __name__ == "__main__":
