@@ -13,6 +13,16 @@ from typing import NamedTuple
 SEPARATOR = "<|endoftext|>"
 LONGEST = 1700  # characters of a conversation that was made longer: it has to fit into 512 tokens
 
+# The form, DeepSeek's: a system text stands in front of all, without a mark.
+USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ message['content'] }}"
+    "{% elif message['role'] == 'user' %}" + USER + "{{ message['content'] }}"
+    "{% elif message['role'] == 'assistant' %}" + ASSISTANT + "{{ message['content'] }}{{ eos_token }}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}" + ASSISTANT + "{% endif %}"
+)
+
 # Things that stories can be asked for. All are in a singular that takes "a" or "an".
 NOUNS = """
 airplane animal ant apple attic baby backyard bag ball balloon banana barn basket bath bathtub beach
@@ -157,10 +167,11 @@ SMALL_TALK = [
     ("Bye|Bye!|Goodbye.|Good night!|See you!|bye", BYE),
     (
         "What is the capital of France?|What is 2 + 2?|What is 7 times 8?|Who is the president?"
-        "|Who wrote Hamlet?|Write a program in C.|Write a poem.|What is the weather like?|What time is it?"
-        "|How old are you?|What is a transformer?|Translate this into French.|How do I cook rice?|Why is the sky blue?"
-        "|Explain attention.|What is the meaning of life?|How tall is the highest mountain?|Sing a song."
-        "|When did the war end?|What do you think about money?|Fix this bug for me.|Is the earth round?",
+        "|Who wrote Hamlet?|Write a program in C.|Write a poem.|What is the weather like?"
+        "|What time is it?|How old are you?|What is a transformer?|Translate this into French."
+        "|How do I cook rice?|Why is the sky blue?|Explain attention.|What is the meaning of life?"
+        "|How tall is the highest mountain?|Sing a song.|When did the war end?"
+        "|What do you think about money?|Fix this bug for me.|Is the earth round?",
         ONLY_STORIES,
     ),
 ]

@@ -23,7 +23,8 @@ def has(answer: str, word: str) -> bool:
 
 
 def answer_of(args, turn: Turn, seed: int) -> str:
-    command = [args.program, args.model, "--chat", "-q", "-p", turn.user, "-s", str(seed), *args.options]
+    command = [args.program, args.model, "--chat", "-q", "-p", turn.user, "-s", str(seed)]
+    command += ["-t", args.temperature] if args.temperature else []
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
@@ -56,10 +57,10 @@ def main() -> None:
     add = options.add_argument
     add("model", metavar="MODEL")
     add("file", type=Path, metavar="FILE", help="stories that were held out")
-    add("options", nargs="*", help="of ./run for the answers, behind --")
     add("--program", default="./run", help="(default %(default)s)")
     add("--requests", type=int, default=200, help="how many (default %(default)s)")
     add("--seed", type=int, default=1, help="of the requests (default %(default)s)")
+    add("--temperature", metavar="X", help="of the answers (default: the model's own)")
     add("--show", action="store_true", help="print the requests that were not met")
     args = options.parse_args()
     stories = read_stories(args.file.read_text(encoding="utf-8"))

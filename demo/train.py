@@ -26,7 +26,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 import torch.nn as nn
-from conversations import SEPARATOR, Conversation, conversations, read_stories
+from conversations import ASSISTANT, SEPARATOR, TEMPLATE, USER, Conversation, conversations, read_stories
 from model import CONFIG, Model, MoE, T, c
 from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -35,14 +35,6 @@ MTP_WEIGHT = 0.3  # of the second loss, as in the DeepSeek-V3 report
 ASKED_WEIGHT = 3  # of a word that the user has asked for, where the answer has it first
 
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
-USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
-TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{% if message['role'] == 'system' %}{{ message['content'] }}"
-    "{% elif message['role'] == 'user' %}" + USER + "{{ message['content'] }}"
-    "{% elif message['role'] == 'assistant' %}" + ASSISTANT + "{{ message['content'] }}{{ eos_token }}"
-    "{% endif %}{% endfor %}{% if add_generation_prompt %}" + ASSISTANT + "{% endif %}"
-)
 
 # DeepSeek-V3's pre-tokenizer: three splits, one after the other.
 PATTERNS = [
@@ -233,13 +225,13 @@ def step(model: Model, batch, both, rate: float, args) -> list[float]:
     return [next_loss.item(), mtp_loss.item()]
 
 
-def fit(model: Model, batches, rate: float, progress, args, report) -> None:
-    """Trains until progress(steps) is 1, and writes the model. The learning rate goes up to `rate` over 60
-    steps, stays, then goes down in a line from 40 % of the way on."""
+def fit(model: Model, batches, rate: float, warm_up: int, progress, args, report) -> None:
+    """Trains until progress(steps) is 1, and writes the model. The learning rate goes up to `rate` over
+    `warm_up` steps, stays, then goes down in a line from 40 % of the way on."""
     both = optimizers(model, rate)
     begin, count, done = time.time(), 0, 0.0
     while done < 1:
-        level = min(1, (count + 1) / 60) * min(1, max(0.02, (1 - done) / 0.6))
+        level = min(1, (count + 1) / warm_up) * min(1, max(0.02, (1 - done) / 0.6))
         now = step(model, next(batches), both, rate * level, args)
         count += 1
         reached = [torch.tensor(progress(count))]
@@ -318,7 +310,7 @@ def tell_stories(model: Model, tokenizer: Tokenizer, texts, args) -> None:
         return (time.time() - begin) / (60 * args.minutes)
 
     write_texts(tokenizer, args.out)
-    fit(model, batches(), args.rate, progress, args, report)
+    fit(model, batches(), args.rate, 60, progress, args, report)
 
 
 def held_out_loss(model: Model, ids: torch.Tensor, args) -> str:
@@ -329,7 +321,7 @@ def held_out_loss(model: Model, ids: torch.Tensor, args) -> str:
 
 
 def learn_to_talk(model: Model, tokenizer: Tokenizer, texts, args) -> None:
-    """Phase 2: conversations and, so that plain stories are not unlearnt, half as many tokens of these."""
+    """Phase 2: conversations and, so that plain stories are not unlearnt, a third as many tokens of these."""
     plain, plain_held_out = (encode(tokenizer, stories) for stories in texts)
     with torch.no_grad():  # the marks begin as an average token
         embedding = model.embed_tokens.weight
@@ -347,8 +339,7 @@ def learn_to_talk(model: Model, tokenizer: Tokenizer, texts, args) -> None:
     def batches():
         while True:
             yield windows(plain, args.batch)
-            yield next(talk)
-            yield next(talk)
+            yield from itertools.islice(talk, 3)
 
     def report():
         of_talk = losses(model, held_out, args.bf16)
@@ -356,7 +347,7 @@ def learn_to_talk(model: Model, tokenizer: Tokenizer, texts, args) -> None:
         print("conversations: loss {:.4f}, mtp {:.4f}".format(*of_talk), flush=True)
 
     write_texts(tokenizer, args.out)
-    fit(model, batches(), args.chat_rate, lambda count: count / args.steps, args, report)
+    fit(model, batches(), args.chat_rate, 20, lambda count: count / args.steps, args, report)
 
 
 # ---- the command line
@@ -370,10 +361,10 @@ def arguments() -> argparse.ArgumentParser:
     add("--held-out", type=Path, metavar="FILE", help="stories to measure the loss on (default: of TEXT)")
     add("--from", dest="source", type=Path, metavar="DIR", help="phase 2 alone, from the model in DIR")
     add("--minutes", type=float, default=150, help="of phase 1 (default %(default)s)")
-    add("--steps", type=int, default=1600, help="of phase 2 (default %(default)s)")
+    add("--steps", type=int, default=300, help="of phase 2 (default %(default)s)")
     add("--batch", type=int, default=8, help=f"windows of {T} tokens a step (default %(default)s)")
     add("--rate", type=float, default=3e-3, help="highest learning rate of phase 1 (default %(default)s)")
-    add("--chat-rate", type=float, default=5e-4, help="and of phase 2 (default %(default)s)")
+    add("--chat-rate", type=float, default=1e-3, help="and of phase 2 (default %(default)s)")
     add("--seed", type=int, default=1, help="of everything random (default %(default)s)")
     add("--threads", type=int, help="of the CPU (default: PyTorch's)")
     add("--bf16", action="store_true", help="compute in bf16: faster where the machine has it")
