@@ -152,8 +152,10 @@ MODEL     = demo/stories.bin
 bench: $(PROGRAM)
 	$(DIRECT)$(PROGRAM) $(MODEL) --bench --profile
 
+REQUEST   = Tell me a story about a dog and a red ball.
 demo: $(PROGRAM)
-	@$(DIRECT)$(PROGRAM) demo/stories.bin --echo -p "Once upon a time" -s 69
+	@echo "> $(REQUEST)"
+	@$(DIRECT)$(PROGRAM) demo/stories.bin --chat -p "$(REQUEST)" -s 7
 
 # a program in this folder is called with ./
 DIRECT    = $(if $(findstring /,$(PROGRAM)),,./)

@@ -225,16 +225,16 @@ def step(model: Model, batch, both, rate: float, args) -> list[float]:
     return [next_loss.item(), mtp_loss.item()]
 
 
-def fit(model: Model, batches, rate: float, warm_up: int, progress, args, report) -> None:
-    """Trains until progress(steps) is 1, and writes the model. The learning rate goes up to `rate` over
-    `warm_up` steps, stays, then goes down in a line from 40 % of the way on."""
+def fit(model: Model, batches, rate: float, minutes: float, args, report) -> None:
+    """Trains for so many minutes, and writes the model. The learning rate goes up to `rate` over 30 steps,
+    stays, then goes down in a line from 40 % of the time on."""
     both = optimizers(model, rate)
     begin, count, done = time.time(), 0, 0.0
     while done < 1:
-        level = min(1, (count + 1) / warm_up) * min(1, max(0.02, (1 - done) / 0.6))
+        level = min(1, (count + 1) / 30) * min(1, max(0.02, (1 - done) / 0.6))
         now = step(model, next(batches), both, rate * level, args)
         count += 1
-        reached = [torch.tensor(progress(count))]
+        reached = [torch.tensor((time.time() - begin) / (60 * minutes))]
         average(reached)  # their clocks differ
         done = reached[0].item()
         if worker():
@@ -242,7 +242,7 @@ def fit(model: Model, batches, rate: float, warm_up: int, progress, args, report
         if count % 20 == 0:
             took = time.time() - begin
             print(f"step {count}, {done:.0%}, {took:.0f} s: loss {now[0]:.3f}, mtp {now[1]:.3f}", flush=True)
-        if count % 100 == 0 or done >= 1:
+        if count % 200 == 0 or done >= 1:
             report()
             write(model, args.out)  # a run that is ended early leaves a model too
 
@@ -295,9 +295,8 @@ def write_texts(tokenizer: Tokenizer, out: Path) -> None:
 
 
 def tell_stories(model: Model, tokenizer: Tokenizer, texts, args) -> None:
-    """Phase 1: stories alone, for args.minutes; the learning rate follows the clock."""
+    """Phase 1: stories alone."""
     train, held_out = (encode(tokenizer, stories) for stories in texts)
-    begin = time.time()
 
     def batches():
         while True:
@@ -306,11 +305,8 @@ def tell_stories(model: Model, tokenizer: Tokenizer, texts, args) -> None:
     def report():
         print("held out:", held_out_loss(model, held_out, args), flush=True)
 
-    def progress(count: int) -> float:
-        return (time.time() - begin) / (60 * args.minutes)
-
     write_texts(tokenizer, args.out)
-    fit(model, batches(), args.rate, 60, progress, args, report)
+    fit(model, batches(), args.rate, args.minutes, args, report)
 
 
 def held_out_loss(model: Model, ids: torch.Tensor, args) -> str:
@@ -347,7 +343,7 @@ def learn_to_talk(model: Model, tokenizer: Tokenizer, texts, args) -> None:
         print("conversations: loss {:.4f}, mtp {:.4f}".format(*of_talk), flush=True)
 
     write_texts(tokenizer, args.out)
-    fit(model, batches(), args.chat_rate, 20, lambda count: count / args.steps, args, report)
+    fit(model, batches(), args.chat_rate, args.chat_minutes, args, report)
 
 
 # ---- the command line
@@ -361,7 +357,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--held-out", type=Path, metavar="FILE", help="stories to measure the loss on (default: of TEXT)")
     add("--from", dest="source", type=Path, metavar="DIR", help="phase 2 alone, from the model in DIR")
     add("--minutes", type=float, default=150, help="of phase 1 (default %(default)s)")
-    add("--steps", type=int, default=300, help="of phase 2 (default %(default)s)")
+    add("--chat-minutes", type=float, default=40, help="of phase 2 (default %(default)s)")
     add("--batch", type=int, default=8, help=f"windows of {T} tokens a step (default %(default)s)")
     add("--rate", type=float, default=3e-3, help="highest learning rate of phase 1 (default %(default)s)")
     add("--chat-rate", type=float, default=1e-3, help="and of phase 2 (default %(default)s)")
