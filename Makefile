@@ -112,7 +112,7 @@ uninstall:
 # ---- tests ------------------------------------------------------------------------------------------------
 # The parts alone: programs that print a line `ok NAME` or `FAIL NAME` for each case, and drivers behind a pipe.
 C_TESTS   = $(BUILD)/test_kernels $(BUILD)/test_attention $(BUILD)/test_team
-DRIVERS   = $(patsubst %,$(BUILD)/%_driver,tokenizer rope sequences session system)
+DRIVERS   = $(patsubst %,$(BUILD)/%_driver,tokenizer rope sampler sequences session system)
 TESTS     = $(C_TESTS) $(DRIVERS)
 LINK_TEST = $(Q)$(LINK) $^ -lm
 
@@ -124,6 +124,9 @@ $(BUILD)/tokenizer_driver: $(BUILD)/tests/tokenizer_driver.o $(BUILD)/tokenizer.
 	$(SAY) link $@
 	$(LINK_TEST)
 $(BUILD)/rope_driver: $(BUILD)/tests/rope_driver.o $(BUILD)/engine/rope.o
+	$(SAY) link $@
+	$(LINK_TEST)
+$(BUILD)/sampler_driver: $(BUILD)/tests/sampler_driver.o $(BUILD)/engine/sampler.o $(KERNELS)
 	$(SAY) link $@
 	$(LINK_TEST)
 $(BUILD)/system_driver: $(BUILD)/tests/system_driver.o $(BUILD)/cli/system.o $(KERNELS)

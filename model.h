@@ -267,6 +267,7 @@ typedef struct {
     void *attend;         /* the attention kernel's own */
     uint8_t *index_query; /* the packed index queries of one row */
     float *index_keys;    /* the index kernel's own */
+    void *sample;         /* what engine/sampler.h works in */
 } Scratch;
 
 /* Where the time of a forward call goes (--bench --profile). */

@@ -207,7 +207,7 @@ static void next_token(const Model *m, const State *s, Generation *g, const floa
     if (g->end)
         return;
     uint64_t random = sampler_random(g->sampler);
-    int32_t token = sampler_next(g->sampler, logits);
+    int32_t token = sampler_next(g->sampler, logits, s->scratch[0].sample);
     if (token < 0) { /* some logit is non-finite */
         g->end = END_NON_FINITE;
         return;

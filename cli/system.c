@@ -113,8 +113,9 @@ static double smallest_limit(const char *root, const char *mount, char *group, d
 /* CPUs' worth of time that the process may use, at most `cpus`: a container may be given less time than its
  * CPUs have. A line of /proc/self/cgroup is "number:controllers:group", without controllers in version 2. */
 static double cpu_time_limit(const char *root, double cpus) {
-    static const char *const mounts[2][2] = {{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"},
-                                             {"/sys/fs/cgroup/cpu", "/sys/fs/cgroup/cpu,cpuacct"}};
+    static const char *const mounts[2][3] = {
+        {"/sys/fs/cgroup", "/sys/fs/cgroup/unified"},
+        {"/sys/fs/cgroup/cpu", "/sys/fs/cgroup/cpu,cpuacct", "/sys/fs/cgroup/cpuacct,cpu"}};
     char line[4096], list[sizeof line], group[sizeof line];
     FILE *f = open_file(root, "/proc/self/cgroup");
     while (f && fgets(line, sizeof line, f)) {
@@ -123,7 +124,7 @@ static double cpu_time_limit(const char *root, double cpus) {
             continue;
         snprintf(list, sizeof list, ",%.*s,", (int)(path - controllers - 1), controllers + 1);
         bool old = strcmp(list, ",,") != 0;
-        for (size_t i = 0; i < 2 && (!old || strstr(list, ",cpu,")); i++) {
+        for (size_t i = 0; i < (old ? 3 : 2) && (!old || strstr(list, ",cpu,")); i++) {
             snprintf(group, sizeof group, "%.*s", (int)strcspn(path + 1, "\n"), path + 1);
             cpus = smallest_limit(root, mounts[old][i], group, cpus);
         }

@@ -36,8 +36,11 @@ void sampler_forget(Sampler *s);
 uint64_t sampler_random(const Sampler *s);
 void sampler_resume(Sampler *s, uint64_t random);
 
+/* Bytes that sampler_next works in: samplers that are asked one after the other share them. */
+size_t sampler_scratch_bytes(size_t vocab);
+
 /* The next token after `logits` [vocab], or -1 if some logit is not a finite number. Does not call
- * sampler_saw. */
-int32_t sampler_next(Sampler *s, const float *logits);
+ * sampler_saw. scratch: sampler_scratch_bytes(vocab), aligned to 8. */
+int32_t sampler_next(Sampler *s, const float *logits, void *scratch);
 
 #endif

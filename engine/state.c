@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "engine/cache.h"
+#include "engine/sampler.h"
 #include "engine/sequence.h"
 #include "engine/state.h"
 #include "engine/util.h"
@@ -209,6 +210,7 @@ static void reserve_scratch(Reserve *r, const Model *m) {
         z->keys = reserve(r, 1, most_bytes(tile_bytes, cfg->qk_nope_head_dim, p));
         z->values = reserve(r, 1, most_bytes(tile_bytes, cfg->v_head_dim, 0));
         z->attend = reserve(r, 1, attend_scratch_bytes(&s->cache->shape));
+        z->sample = reserve(r, 1, sampler_scratch_bytes(cfg->vocab_size));
     }
 }
 

@@ -5,19 +5,24 @@ models     export(name, type): a model of tests/models as a checkpoint
 sources    source(config, tensors): a tiny model in the form of Hugging Face
            exported(arguments): what export.py makes of it
            write_gguf(model, type): a model of tests/models as a GGUF file
+alone      a mark: no other test runs beside this one, because it measures time
 the lines  a line for each file, and at the end "N passed, N failed", with ", N skipped" where a judge (a
            compiler, qemu, valgrind) is not installed. With MLA_NO_SKIP=1 in the environment a skip is a
            failure: .ci/run installs every judge and sets it."""
 
+import collections
+import contextlib
+import fcntl
 import functools
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import compare
 import pytest
-from support import CONFIG, Checkpoint, make, need, safetensors, tensors
+from support import CONFIG, Checkpoint, locked, make, need, safetensors, tensors
 
 from exporter import command
 
@@ -27,6 +32,18 @@ NO_SKIP = os.environ.get("MLA_NO_SKIP") == "1"
 # in the background.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.fixture(autouse=True)
+def others(request):
+    """Tests share a lock; one with the mark `alone` has it for itself. Who waits for it comes first: nobody
+    takes a share while the queue is held."""
+    kind = fcntl.LOCK_EX if request.node.get_closest_marker("alone") else fcntl.LOCK_SH
+    with contextlib.ExitStack() as queue:
+        queue.enter_context(locked("queue"))
+        with locked("tests", kind):
+            queue.close()
+            yield
 
 
 @pytest.fixture(scope="session")
@@ -128,6 +145,43 @@ def pytest_report_teststatus():
     """A line for each file, with a letter for each test that is no success: not hundreds of dots."""
     category, letter, word = yield
     return category, "" if category.endswith("passed") else letter, word
+
+
+class FileLines:
+    """The line for each file where several processes run one file each (pytest -n): pytest has none then. It
+    is written when the process turns to its next file."""
+
+    def __init__(self, reporter):
+        self.reporter, self.files = reporter, {}  # process: (file, begun, counts)
+
+    def pytest_runtest_logreport(self, report):
+        process, file = getattr(report, "node", None), report.nodeid.split("::")[0]
+        if not process:
+            return
+        if process not in self.files or self.files[process][0] != file:
+            self.write(process)
+            self.files[process] = file, time.monotonic(), collections.Counter()
+        if report.when == "call" or report.outcome != "passed":
+            self.files[process][2][report.outcome] += 1
+
+    def write(self, process):
+        if process in self.files:
+            file, begun, counts = self.files.pop(process)
+            tests = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
+            self.reporter.ensure_newline()
+            self.reporter.write_line(f"{file}: {tests}, {time.monotonic() - begun:.0f} s")
+
+    def pytest_sessionfinish(self):
+        for process in list(self.files):
+            self.write(process)
+
+
+@pytest.hookimpl(trylast=True)  # the terminal's own plugin is there
+def pytest_configure(config):
+    config.addinivalue_line("markers", "alone: no other test runs at the same time")
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter:
+        config.pluginmanager.register(FileLines(reporter))
 
 
 # The last hook of a run: pytest's own summary stands above.

@@ -1,6 +1,8 @@
 """What several test files use: programs and models, a run of ./run and what it may say, readers and
 writers of sessions, checkpoints and published models. Fixtures are in conftest.py."""
 
+import contextlib
+import fcntl
 import functools
 import json
 import os
@@ -43,6 +45,15 @@ def need(tool):
         pytest.skip(f"{tool} is not installed")
 
 
+@contextlib.contextmanager
+def locked(name, how=fcntl.LOCK_EX):
+    """Holds a lock on build/NAME.lock: test files run side by side, in processes of their own."""
+    (ROOT / "build").mkdir(exist_ok=True)
+    with open(ROOT / "build" / f"{name}.lock", "w") as file:
+        fcntl.flock(file, how)
+        yield
+
+
 @functools.cache
 def make(name, target):
     # Variables of an outer `make test CC=...` must not leak into a build whose point is another compiler.
@@ -54,13 +65,14 @@ def make(name, target):
     folder = f"build/{name.replace(' ', '-')}"
     goal = f"{folder}/{target}"
     where = ["debug", f"GOAL={goal}"] if name == "debug" else [goal, f"BUILD={folder}"]
-    done = subprocess.run(
-        ["make", "-j2", f"PROGRAM={folder}/run", *where, *BUILDS[name]],
-        cwd=ROOT,
-        env=env,
-        capture_output=True,
-        text=True,
-    )
+    with locked(folder.replace("/", "-")):
+        done = subprocess.run(
+            ["make", "-j2", f"PROGRAM={folder}/run", *where, *BUILDS[name]],
+            cwd=ROOT,
+            env=env,
+            capture_output=True,
+            text=True,
+        )
     assert done.returncode == 0, f"make for {name} failed:\n{done.stderr}"
     assert "warning:" not in done.stderr, f"make for {name} warns:\n{done.stderr}"
     return ROOT / folder / target

@@ -5,6 +5,9 @@ implementation, and they tie the copy below to the outside. A seed's first numbe
 first token, in descending order of probability, whose cumulative probability is above u times the probability
 of all that remain."""
 
+import struct
+import subprocess
+
 import compare
 import numpy as np
 import pytest
@@ -111,3 +114,64 @@ def test_extreme_temperatures(model, logits):
         <= int(compare.run(model, "--ids", " ".join(map(str, PROMPT)), "-n", 1, "-t", "1000", "-s", 1))
         < len(logits)
     )
+
+
+def adversarial(random, V):
+    """Logits [V] of one of many kinds, among them those that a partial order gets wrong: equal ones, ones on
+    the borders of the batches that are sorted together, ones without difference after the division, signed
+    zeros, and the largest floats."""
+    x = random.standard_normal(V) * random.choice([1e-30, 0.1, 1, 3, 10, 100])
+    kind = random.integers(10)
+    if kind == 0:
+        x[:] = random.choice([0.0, -0.0, 5.5])
+    elif kind == 1:
+        x = np.round(x)
+    elif kind == 2:
+        x = np.sort(x)[:: random.choice([-1, 1])]
+    elif kind == 3:
+        x[random.integers(V)] = random.choice([50, 1e30, 3e38])
+    elif kind == 4:
+        x[random.random(V) < 0.9] = -3e38
+    elif kind == 5:  # the largest is 0: borders of the batches are 8 and 16 below it
+        near = np.float32([0, -8, -16, -104])
+        near = np.concatenate([near, np.nextafter(near, np.float32(-200)), np.nextafter(near, np.float32(9))])
+        x = random.choice(near[near < 0], V)
+        x[random.integers(V)] = 0
+    elif kind == 6:
+        x = random.choice(np.float32([0.0, -0.0, 1e-45, -1e-45, 1e-38]), V)
+    return x.astype(np.float32)
+
+
+def case(random, V):
+    seen = random.integers(V, size=random.choice([0, 1, 7, 64]))
+    seed = int(random.integers(2**63))
+    options = [
+        (0, 1, 2, 5, 40, V - 1, V, V + 5),
+        (1e-40, 0.1, 0.8, 1, 1, 2, 1000, 0),
+        (0, 0.1, 0.5, 0.9, 0.95, 0.999, 1 - 2**-24, 1, 1),
+        (0, 0, 0.01, 0.3, 1),
+        (1, 1, 1.3, 0.5, 1e30),
+    ]
+    top_k, *rest = [random.choice(np.array(values, np.float64)) for values in options]
+    unit = (next(splitmix64(seed)) >> 11) * 2.0**-53
+    return (
+        struct.pack("<dQ3I4f4x", unit, seed, V, len(seen), int(max(top_k, 0)), *rest)
+        + seen.astype(np.int32).tobytes()
+        + adversarial(random, V).tobytes()
+    )
+
+
+@pytest.mark.parametrize("V, cases", [(1, 60), (2, 200), (17, 2000), (1000, 1500), (4099, 300), (129280, 12)])
+def test_partial_order_and_plain_sort(V, cases):
+    """What is sorted only as far as it is needed gives the choice of the definition that sorts everything,
+    for all options together and logits of every kind."""
+    random = np.random.default_rng(V)
+    done = subprocess.run(
+        [compare.BUILD / "sampler_driver"],
+        input=b"".join(case(random, V) for _ in range(cases)),
+        capture_output=True,
+        check=True,
+    )
+    choices = np.array(done.stdout.split(), int).reshape(cases, 2)
+    assert np.array_equal(choices[:, 0], choices[:, 1])
+    assert len(set(choices[:, 0])) >= min(V, cases // 20)  # they differ from case to case

@@ -68,6 +68,11 @@ CGROUPS = {
         {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"},
         8,
     ),
+    "version 1, the names in the other order": (
+        V1.format("/"),
+        {"cpuacct,cpu/cpu.cfs_quota_us": "300000\n", "cpuacct,cpu/cpu.cfs_period_us": "100000\n"},
+        3,
+    ),
     "version 1, parent": (
         V1.format("/a/b"),
         {

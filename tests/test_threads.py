@@ -50,10 +50,11 @@ def test_more_threads_than_cores():
     assert tell("-n", "60", "-j", "8", cores=core)[0] == alone
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("programs", [1, 2])
 def test_beside_busy_programs(programs):
     """A barrier that only spins made two threads up to twenty times slower than one. Both in turn; the bound,
-    for nine of up to 27 pairs, is far below what a machine without further load gives (0.9): other tests may
+    for nine of up to 27 pairs, is far below what a machine without further load gives (0.9): other work may
     be running."""
     cores = set(sorted(os.sched_getaffinity(0))[:2])
     if len(cores) < 2:
