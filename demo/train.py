@@ -30,6 +30,7 @@ from conversations import ASSISTANT, SEPARATOR, TEMPLATE, USER, Conversation, co
 from model import CONFIG, Model, MoE, T, c
 from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 MTP_WEIGHT = 0.3  # of the second loss, as in the DeepSeek-V3 report
 ASKED_WEIGHT = 3  # of a word that the user has asked for, where the answer has it first
@@ -81,8 +82,6 @@ def with_marks(tokenizer: Tokenizer) -> Tokenizer:
     these wrote is written with two tokens from now on."""
     values = json.loads(tokenizer.to_str())
     vocabulary, merges = values["model"]["vocab"], values["model"]["merges"]
-    if USER in vocabulary:
-        return tokenizer
     for mark in (ASSISTANT, USER):
         place = vocabulary.pop("".join(merges.pop()))
         vocabulary[mark] = place
@@ -205,6 +204,13 @@ def average(tensors: list[torch.Tensor]) -> None:
         nn.utils.vector_to_parameters(whole / dist.get_world_size(), tensors)
 
 
+def agreed(number: float) -> float:
+    """The mean over the processes that train together: their clocks differ."""
+    one = [torch.tensor(number)]
+    average(one)
+    return one[0].item()
+
+
 def step(model: Model, batch, both, rate: float, args) -> list[float]:
     """One step of both optimizers; the losses."""
     device = device_of(model)
@@ -225,26 +231,25 @@ def step(model: Model, batch, both, rate: float, args) -> list[float]:
     return [next_loss.item(), mtp_loss.item()]
 
 
-def fit(model: Model, batches, rate: float, minutes: float, args, report) -> None:
-    """Trains for so many minutes, and writes the model. The learning rate goes up to `rate` over 30 steps,
-    stays, then goes down in a line from 40 % of the time on."""
+def fit(model: Model, batches, rate: float, level, args, report, mean=None) -> None:
+    """Trains and writes the model, or the running mean of its weights. level(steps done): the share of the
+    learning rate, 0 at the end."""
     both = optimizers(model, rate)
-    begin, count, done = time.time(), 0, 0.0
-    while done < 1:
-        level = min(1, (count + 1) / 30) * min(1, max(0.02, (1 - done) / 0.6))
-        now = step(model, next(batches), both, rate * level, args)
+    begin, count = time.time(), 0
+    while now_level := agreed(level(count)):
+        now = step(model, next(batches), both, rate * min(now_level, (count + 1) / 20), args)
         count += 1
-        reached = [torch.tensor((time.time() - begin) / (60 * minutes))]
-        average(reached)  # their clocks differ
-        done = reached[0].item()
-        if worker():
-            continue
-        if count % 20 == 0:
+        if mean:
+            mean.update_parameters(model)
+        if worker() == 0 and count % 20 == 0:
             took = time.time() - begin
-            print(f"step {count}, {done:.0%}, {took:.0f} s: loss {now[0]:.3f}, mtp {now[1]:.3f}", flush=True)
-        if count % 200 == 0 or done >= 1:
+            print(f"step {count}, {took:.0f} s: loss {now[0]:.3f}, mtp {now[1]:.3f}", flush=True)
+            write(mean.module if mean else model, args.out)  # a run that is ended early leaves a model too
+        if worker() == 0 and count % 100 == 0:
             report()
-            write(model, args.out)  # a run that is ended early leaves a model too
+    if worker() == 0:
+        report()
+        write(mean.module if mean else model, args.out)
 
 
 def write(model: Model, out: Path) -> None:
@@ -305,8 +310,13 @@ def tell_stories(model: Model, tokenizer: Tokenizer, texts, args) -> None:
     def report():
         print("held out:", held_out_loss(model, held_out, args), flush=True)
 
+    def level(count: int) -> float:  # then down in a line from 40 % of the time on
+        left = 1 - (time.time() - begin) / (60 * args.minutes)
+        return min(1, max(0, left / 0.6))
+
     write_texts(tokenizer, args.out)
-    fit(model, batches(), args.rate, args.minutes, args, report)
+    begin = time.time()
+    fit(model, batches(), args.rate, level, args, report)
 
 
 def held_out_loss(model: Model, ids: torch.Tensor, args) -> str:
@@ -318,11 +328,10 @@ def held_out_loss(model: Model, ids: torch.Tensor, args) -> str:
 
 def learn_to_talk(model: Model, tokenizer: Tokenizer, texts, args) -> None:
     """Phase 2: conversations and, so that plain stories are not unlearnt, a third as many tokens of these."""
+    # The mean of the weights over the last hundred steps or so does what a falling learning rate does, and
+    # tells plain stories better than the model that it began with.
+    mean = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99), use_buffers=True)
     plain, plain_held_out = (encode(tokenizer, stories) for stories in texts)
-    with torch.no_grad():  # the marks begin as an average token
-        embedding = model.embed_tokens.weight
-        for mark in (USER, ASSISTANT):
-            embedding[tokenizer.token_to_id(mark)] = embedding.mean(0)
 
     def rows(stories, seed):
         made = (encode_conversation(tokenizer, each) for each in conversations(stories, seed))
@@ -338,12 +347,15 @@ def learn_to_talk(model: Model, tokenizer: Tokenizer, texts, args) -> None:
             yield from itertools.islice(talk, 3)
 
     def report():
-        of_talk = losses(model, held_out, args.bf16)
-        print("held out: stories:", held_out_loss(model, plain_held_out, args), end="; ")
+        of_talk = losses(mean.module, held_out, args.bf16)
+        print("held out: stories:", held_out_loss(mean.module, plain_held_out, args), end="; ")
         print("conversations: loss {:.4f}, mtp {:.4f}".format(*of_talk), flush=True)
 
+    def level(count: int) -> float:
+        return float(count < args.steps)
+
     write_texts(tokenizer, args.out)
-    fit(model, batches(), args.chat_rate, args.chat_minutes, args, report)
+    fit(model, batches(), args.chat_rate, level, args, report, mean)
 
 
 # ---- the command line
@@ -357,10 +369,10 @@ def arguments() -> argparse.ArgumentParser:
     add("--held-out", type=Path, metavar="FILE", help="stories to measure the loss on (default: of TEXT)")
     add("--from", dest="source", type=Path, metavar="DIR", help="phase 2 alone, from the model in DIR")
     add("--minutes", type=float, default=150, help="of phase 1 (default %(default)s)")
-    add("--chat-minutes", type=float, default=40, help="of phase 2 (default %(default)s)")
+    add("--steps", type=int, default=600, help="of phase 2 (default %(default)s)")
     add("--batch", type=int, default=8, help=f"windows of {T} tokens a step (default %(default)s)")
     add("--rate", type=float, default=3e-3, help="highest learning rate of phase 1 (default %(default)s)")
-    add("--chat-rate", type=float, default=1e-3, help="and of phase 2 (default %(default)s)")
+    add("--chat-rate", type=float, default=8e-4, help="and of phase 2 (default %(default)s)")
     add("--seed", type=int, default=1, help="of everything random (default %(default)s)")
     add("--threads", type=int, help="of the CPU (default: PyTorch's)")
     add("--bf16", action="store_true", help="compute in bf16: faster where the machine has it")
@@ -397,7 +409,12 @@ def main() -> None:
     else:
         tokenizer = train_tokenizer(texts[0])
         tell_stories(model, tokenizer, texts, args)
-    tokenizer = with_marks(tokenizer)
+    if tokenizer.token_to_id(USER) is None:
+        tokenizer = with_marks(tokenizer)
+        with torch.no_grad():  # the marks begin as an average token
+            embedding = model.embed_tokens.weight
+            for mark in (USER, ASSISTANT):
+                embedding[tokenizer.token_to_id(mark)] = embedding.mean(0)
     learn_to_talk(model, tokenizer, texts, args)
 
 
