@@ -5,6 +5,7 @@
 # make format     brings all files into the form that .clang-format and pyproject.toml describe
 # make lint       that form, and the layout of the sources: includes, lengths of files, functions and lines
 # make bench      prefill and decode at growing context, and where the time goes (MODEL=file)
+#                 BASE=commit: beside that commit, in turns, as ratios with their spread (BENCH=options of --bench)
 # make study      the latent cache in each type beside an ordinary K/V cache: memory, speed, perplexity
 #                 (STUDY_TEXT=file: on a text of your own)
 # make debug      build/debug/run, with ASan and UBSan
@@ -12,8 +13,8 @@
 # make coverage   a table of the lines that the tests run (clang)
 # make matrix     logits of every compiler, optimisation, instruction set, number of threads and cache type
 #                 against tests/hashes.json (HASHES=--write makes that file anew, with ./run on one thread)
-# make fuzz       hostile checkpoints, sessions, tokenizers and command lines (clang; FUZZ_SECONDS=60 for each;
-#                 what is found stays in build/fuzz)
+# make fuzz       hostile checkpoints, sessions, tokenizers, batches and command lines (clang;
+#                 FUZZ_SECONDS=60 for each; what is found stays in build/fuzz)
 # make install    the program as mla, export.py as mla-export, man page and completions (PREFIX=/usr/local, DESTDIR=)
 # make uninstall  removes what make install made
 # make clean      removes ./run and build
@@ -32,7 +33,7 @@ PROGRAM   = run
 # x86 (ROUNDING) keeps more digits than a float has unless told not to.
 CFLAGS   ?= -O3
 WARN      = -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion $(if $(OPENMP),,-Wno-unknown-pragmas)
-BASE      = -std=gnu11 -ffp-contract=off $(ROUNDING) -fno-strict-aliasing -pthread -I. $(WARN) -DMLA_VERSION='"$(VERSION)"'
+STANDARD  = -std=gnu11 -ffp-contract=off $(ROUNDING) -fno-strict-aliasing -pthread -I. $(WARN) -DMLA_VERSION='"$(VERSION)"'
 
 # ---- what the compiler can do -----------------------------------------------------------------------------
 # $(BUILD)/compiler.mk says it: found once for each compiler and its flags, and only by goals that compile.
@@ -71,11 +72,11 @@ FLAGS_avxvnni  = $(FLAGS_avx2) -mavxvnni
 FLAGS_avx512   = -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c -mprefer-vector-width=512
 FLAGS_neon     = -march=armv8.2-a+dotprod
 
-KERNELS   = $(BUILD)/kernels/dispatch.o $(BUILD)/kernels/team.o $(BUILD)/kernels/pace.o $(ISAS:%=$(BUILD)/kernels/kernels_%.o)
+KERNELS   = $(patsubst %,$(BUILD)/kernels/%.o,dispatch tune team pace) $(ISAS:%=$(BUILD)/kernels/kernels_%.o)
 SOURCES   = run.c mla.c tokenizer.c kernels/linear.c $(wildcard engine/*.c) $(wildcard cli/*.c)
 OBJECTS   = $(SOURCES:%.c=$(BUILD)/%.o) $(KERNELS)
 LINK      = $(CC) $(CFLAGS) $(OPENMP) $(LDFLAGS) -pthread -o $@
-COMPILE   = $(CC) $(CFLAGS) $(OPENMP) $(BASE) -MMD -MP -c -o $@ $<
+COMPILE   = $(CC) $(CFLAGS) $(OPENMP) $(STANDARD) -MMD -MP -c -o $@ $<
 Q         = $(if $(filter 1,$(V)),,@)
 SAY       = $(if $(filter 1,$(V)),@:,@printf '%-8s %s\n')
 
@@ -112,7 +113,7 @@ uninstall:
 # ---- tests ------------------------------------------------------------------------------------------------
 # The parts alone: programs that print a line `ok NAME` or `FAIL NAME` for each case, and drivers behind a pipe.
 C_TESTS   = $(BUILD)/test_kernels $(BUILD)/test_attention $(BUILD)/test_team
-DRIVERS   = $(patsubst %,$(BUILD)/%_driver,tokenizer rope sampler sequences session system)
+DRIVERS   = $(patsubst %,$(BUILD)/%_driver,tokenizer rope logprob sampler json sequences session system)
 TESTS     = $(C_TESTS) $(DRIVERS)
 LINK_TEST = $(Q)$(LINK) $^ -lm
 
@@ -124,6 +125,12 @@ $(BUILD)/tokenizer_driver: $(BUILD)/tests/tokenizer_driver.o $(BUILD)/tokenizer.
 	$(SAY) link $@
 	$(LINK_TEST)
 $(BUILD)/rope_driver: $(BUILD)/tests/rope_driver.o $(BUILD)/engine/rope.o
+	$(SAY) link $@
+	$(LINK_TEST)
+$(BUILD)/logprob_driver: $(BUILD)/tests/logprob_driver.o $(BUILD)/engine/logprob.o $(KERNELS)
+	$(SAY) link $@
+	$(LINK_TEST)
+$(BUILD)/json_driver: $(BUILD)/tests/json_driver.o $(patsubst %,$(BUILD)/%.o,cli/json cli/slice engine/unicode)
 	$(SAY) link $@
 	$(LINK_TEST)
 $(BUILD)/sampler_driver: $(BUILD)/tests/sampler_driver.o $(BUILD)/engine/sampler.o $(KERNELS)
@@ -153,7 +160,7 @@ lint:
 
 MODEL     = demo/stories.bin
 bench: $(PROGRAM)
-	$(DIRECT)$(PROGRAM) $(MODEL) --bench --profile
+	$(if $(BASE),python3 tests/bench.py $(BASE) $(DIRECT)$(PROGRAM) $(MODEL),$(DIRECT)$(PROGRAM) $(MODEL) --bench --profile) $(BENCH)
 
 REQUEST   = Tell me a story about a dog and a red ball.
 demo: $(PROGRAM)
@@ -176,7 +183,7 @@ debug:
 # Kernels in plain C: the sanitizers see all of it. main of run.c under another name: libFuzzer brings its own.
 # What runs too long or takes too much memory is a finding as well.
 FUZZ_SECONDS = 60
-FUZZ_TARGETS = options tokenizer session checkpoint
+FUZZ_TARGETS = options tokenizer session checkpoint batch
 FUZZ_FLAGS   = -max_total_time=$(FUZZ_SECONDS) -timeout=100 -rss_limit_mb=2048 -malloc_limit_mb=1024 \
 	-max_len=262144 -len_control=0 -close_fd_mask=3 -print_final_stats=1
 fuzz: $(PROGRAM)

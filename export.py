@@ -3,7 +3,8 @@
 of a published shape.
 
     python export.py SOURCE OUT [--type mixed|f32|bf16|q8|q4] [--mtp] [--no-rotation]
-                                [--no-tokenizer] [--no-chat]
+                                [--no-tokenizer] [--no-chat] [--resume]
+    python export.py --check SOURCE
     python export.py --random SHAPE OUT [--layers N] [--type ...] [--seed N]
 
 SOURCE is a directory as on Hugging Face (config.json and *.safetensors; or params.json and
@@ -14,10 +15,12 @@ Refuses what it does not understand, before a weight is read: a configuration th
 ./run does not have, a tensor too many, a tokenizer that cannot be compiled. Never replaces a file that is not
 a checkpoint, and runs no code of a model but its chat template, in a sandbox.
 
-The parts are in exporter/. command.py: options, and the order of the work. sources.py reads safetensors,
-gguf_source.py GGUF; config.py reads the configuration, gguf_config.py and mistral.py put theirs into its
-words; tokenizer.py reads the tokenizer, chat.py the chat template; plan.py lists the checkpoint's tensors;
-stream.py makes them, quantize.py packs them, writer.py writes the file; shapes.py holds the published shapes.
+The parts are in exporter/. command.py: options, and the order of the work; check.py is --check. sources.py
+reads safetensors, quantized.py puts together what quantized tensors are made of, gguf_source.py reads GGUF;
+config.py reads the configuration, gguf_config.py and mistral.py put theirs into its words; tokenizer.py reads
+the tokenizer, chat.py the chat template; plan.py lists the checkpoint's tensors; stream.py makes them in the
+processes of workers.py, quantize.py packs them, writer.py writes the file; shapes.py holds the published
+shapes.
 Needs Python 3.10 and numpy; a chat template needs jinja2.
 """
 

@@ -11,7 +11,7 @@
  *
  *     k_h,j = [ W_uk,h c_j | k_pe,j ]   v_h,j = W_uv,h c_j                          made when needed
  *     o_h   = sum_j softmax_j(scale q_h . k_h,j) v_h,j                              ordinary attention
- *     out   = W_o [ o_1 | ... | o_H ]
+ *     out   = W_o [ o_1 | ... | o_H ]   (with head_gate o_h is multiplied by sigmoid(w_gate,h . x) before)
  *
  * Sizes by their names in config.json: H num_attention_heads, n qk_nope_head_dim, p qk_rope_head_dim,
  * v v_head_dim, r kv_lora_rank. rope turns the pairs (2 d, 2 d + 1); export.py reorders the rows of models
@@ -55,7 +55,8 @@
  *
  *   And sparse attention? engine/indexer.c chooses at most index_topk rows for each new row. The absorbed
  *   form attends to copies of them, gathered into tiles. The decompressed form, whose queries may each have
- *   chosen other rows, attends to all rows under a mask.
+ *   chosen other rows, attends to all rows under a mask. So its work grows with the text, and from some place
+ *   on (State.sparse.absorbed_from, 5803 in V3.2) every row is absorbed.
  *
  * The loops over lanes, pages and threads are in engine/attend.c, the inner loops in kernels/attention.h and
  * kernels/matmul.h, attention with an ordinary cache, for comparison, in engine/full.c. Nothing here knows
@@ -150,6 +151,16 @@ static void definition(const Attention *a) {
 
 /* ---- 2. what goes into the cache ------------------------------------------------------------ */
 
+/* sigmoid(W_gate x) of row i's heads (Ling-3.0): their outputs are multiplied by it. */
+static void finish_gates(const Attention *a, size_t i) {
+    size_t H = a->cfg->num_attention_heads;
+    float *gate = a->s->attention.gate + i * a->s->attention.gate_stride, lost = 0;
+    for (size_t h = 0; h < H; h++)
+        lost += gate[h] - gate[h]; /* NaN if a gate is infinite: sigmoid would hide it */
+    a->m->ops->sigmoid(gate, H);
+    gate[0] += lost;
+}
+
 /* The latent is normed, the key is rotated: row i's [ c | k_pe ]. The queries' low rank is normed, too. */
 static void finish_row(const Attention *a, size_t i) {
     const Config *cfg = a->cfg;
@@ -159,9 +170,11 @@ static void finish_row(const Attention *a, size_t i) {
     float *c = s->attention.kv + i * s->attention.kv_stride, *k_pe = c + r;
     a->m->ops->rmsnorm(c, c, a->L->kv_a_norm, r, cfg->latent_norm_eps);
     rope(k_pe, s->attention.cosine + i * pairs, s->attention.sine + i * pairs, pairs);
-    if (s->cache->type != CACHE_FULL)
+    if (!s->cache->groups)
         a->m->ops->tile_store(&s->cache->shape, cache_tile(row->sequence, row->place / TILE_ROWS, a->layer),
                               row->place % TILE_ROWS, c, k_pe);
+    if (cfg->head_gate)
+        finish_gates(a, i);
     if (cfg->q_lora_rank) {
         float *qa = s->attention.qa + i * s->attention.qa_stride;
         a->m->ops->rmsnorm(qa, qa, a->L->q_a_norm, cfg->q_lora_rank, cfg->latent_norm_eps);
@@ -179,6 +192,8 @@ static void project(const Attention *a) {
     else
         linear(a->m->ops, s->attention.q, s->attention.q_stride, &a->L->q, &s->normed, a->t);
     linear(a->m->ops, s->attention.kv, s->attention.kv_stride, &a->L->kv_a, &s->normed, a->t);
+    if (a->cfg->head_gate)
+        linear(a->m->ops, s->attention.gate, s->attention.gate_stride, &a->L->head_gate, &s->normed, a->t);
     sync_threads(a->t);
     share(a->t, s->row_count, &from, &to);
     for (size_t i = from; i < to; i++)
@@ -270,11 +285,14 @@ static void decompressed(const Attention *a, const Run *run) {
 void mla_attention(const Model *m, State *s, size_t layer, Thread *t) {
     Attention a = attention_open(m, s, layer, t);
     profile_stage(s, t, STAGE_DENSE);
-    project(&a);
+    if (a.cfg->num_key_value_heads)
+        full_project(&a);
+    else
+        project(&a);
     profile_stage(s, t, STAGE_ATTENTION);
     choose_rows(m, s, layer, t); /* sparse attention; nothing in other models */
     rotate_queries(&a); /* each thread those of its heads; q_pe of others is read after the next barrier */
-    if (s->cache->type == CACHE_FULL) {
+    if (s->cache->groups) {
         full_attention(&a);
     } else if (s->forced_path == PATH_DEFINITION) {
         sync_threads(t);

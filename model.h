@@ -16,7 +16,8 @@
  *   page      128 cached rows of a text, in all layers; tile: those of one layer
  *   run       decompressed new rows that follow one another in one sequence (mla.c)
  *   span      up to SPAN_ROWS (4096) cached rows, which a run reads at once
- *   part      one of at most sixteen pieces of a context, which threads attend to side by side (absorbed)
+ *   part      one of at most 64 pieces of a context, which threads may attend to side by side (absorbed)
+ *   constant part   what a linear attention keeps of a text, of the same size at any place; it lies in a slot
  *   panel     16 rows of a matrix; block: 64 columns of a panel; unit: 4 columns (kernels/kernels.h)
  *   expert batch   an expert with all rows of the call that chose it
  *
@@ -25,10 +26,10 @@
  *                    into Config and Layer. C code never asks for a family. New arithmetic becomes a
  *                    Config field, which run.c, mla.c or engine/ reads.
  *   a cache type     CacheType below, engine/cache.c (its tile type, bytes of a row), kernels/kernels.h
- *                    and tile.h (TileType: layout, rows in and out, queries), cli/options.c (its name)
+ *                    and tile.h (TileType: layout, rows in and out, queries), cli/table.c (its name)
  *   a weight type    kernels/kernels.h (Type: layout), kernels/matmul.h (product, read_row),
  *                    exporter/quantize.py (packing), engine/checkpoint.c (what is accepted)
- *   an option        one entry in the table of cli/options.c, and the mode in cli/ that reads it
+ *   an option        one entry in the table of cli/table.c, and the mode in cli/ that reads it
  *
  * Files include only what stands further left: kernels <- model.h <- engine <- mla.c, tokenizer.c <- run.c
  * <- cli. The one exception is main(), at the end of run.c, which calls cli/. */
@@ -56,8 +57,8 @@ typedef struct {
     uint32_t published_layers;    /* of the published model */
     uint32_t num_attention_heads; /* H */
     uint32_t q_lora_rank;         /* ql: low rank of the queries; 0: queries come from x directly */
-    uint32_t kv_lora_rank;        /* r: the latent */
-    uint32_t qk_nope_head_dim;    /* n: part of a query or key without position */
+    uint32_t kv_lora_rank;        /* r: the latent; 0: there is none, see num_key_value_heads */
+    uint32_t qk_nope_head_dim;    /* n: part of a query or key without position; 0 without a latent */
     uint32_t qk_rope_head_dim;    /* p: rotated part; the rotated key is shared by all heads */
     uint32_t v_head_dim;          /* v */
     uint32_t intermediate_size;   /* I: hidden width of a dense layer's MLP */
@@ -108,10 +109,31 @@ typedef struct {
     uint32_t top_k;           /* 0: off */
     float min_p;              /* 0: off */
     float repetition_penalty; /* the default of --repeat-penalty; 0: not given, which means 1, off */
+
+    uint32_t experts_out_norm; /* 1: what a mixture of experts gives is normed before it is added */
+    uint32_t head_gate;        /* 1: the output of each head of latent attention has a gate */
+    uint32_t swiglu_limits;    /* 1: Mlp.limit of experts is in the file */
+
+    /* linear attention instead of latent attention, in the layers of kda_layers: engine/kda.c */
+    uint32_t kda_heads;      /* 0: no layer has it */
+    uint32_t kda_head_dim;   /* d, of keys and of values */
+    uint32_t kda_taps;       /* rows that a convolution reads, the present one included */
+    uint32_t kda_rank;       /* low rank of decay and output gate; 0: they come from x directly */
+    float kda_lower_bound;   /* of the logarithm of a decay, below 0; 0: it has none, another formula */
+    uint32_t kda_layers[32]; /* bit i of word j: layer 32 j + i */
+
+    /* G: attention is ordinary, H / G heads share keys [p] and values [v] (engine/full.c): MHA if G is H, MQA
+     * if it is 1, else GQA. 0: it is latent */
+    uint32_t num_key_value_heads;
 } Config;
 
 enum { MLP_ROW = 2048 }; /* a single row computes so many columns of an MLP's hidden vector at once */
-enum { MAX_EXPERTS = 1024, MAX_GROUPS = 64 }; /* engine/checkpoint.c refuses more */
+enum {
+    MAX_EXPERTS = 1024,
+    MAX_GROUPS = 64,
+    MAX_LAYERS = 1024,
+    MAX_TAPS = 16
+}; /* engine/checkpoint.c refuses more */
 enum { ACT_SILU, ACT_RELU2 };
 enum { SCORE_SOFTMAX, SCORE_SIGMOID };
 enum { GROUP_MAX, GROUP_TOP2_SUM };
@@ -125,17 +147,40 @@ static inline size_t router_rows(const Config *cfg) {
     return (size_t)cfg->n_routed_experts + cfg->zero_expert_num;
 }
 
+static inline bool layer_is_kda(const Config *cfg, uint32_t layer) {
+    return cfg->kda_layers[layer / 32] >> layer % 32 & 1;
+}
+
+/* Whether the output of a layer's MLP is normed before it is added. */
+static inline bool layer_norms_mlp(const Config *cfg, uint32_t layer) {
+    return cfg->sandwich_norm || (cfg->experts_out_norm && layer_is_moe(cfg, layer));
+}
+
 static inline bool layer_has_indexer(const Config *cfg, uint32_t layer) {
     uint32_t past = layer + 1 > cfg->index_skip_topk_offset ? layer + 1 - cfg->index_skip_topk_offset : 0;
     return cfg->index_n_heads && past % cfg->index_topk_freq == 0;
 }
 
-/* ACT_SILU: down(silu(gate x) * up x). ACT_RELU2: down(relu(up x)^2), without gate */
+/* ACT_SILU: down(silu(gate x) * up x). ACT_RELU2: down(relu(up x)^2), without gate. With a limit silu is at
+ * most that, and up x lies between -limit and limit. */
 typedef struct {
     Matrix gate; /* [I or M, D] */
     Matrix up;   /* [I or M, D] */
     Matrix down; /* [D, I or M] */
+    float limit; /* INFINITY: none */
 } Mlp;
+
+/* Linear attention (engine/kda.c): H kda_heads, d kda_head_dim, K kda_taps. */
+typedef struct {
+    Matrix in[3];            /* [H * d, D] what becomes queries, keys and values */
+    const float *filter[3];  /* [K][H * d] of the convolutions; the last tap is the present row's */
+    Matrix decay, decay_low; /* [H * d, D]; with kda_rank [H * d, rank], and [rank, D] before it */
+    Matrix gate, gate_low;   /* the same */
+    const float *rate;       /* [H] logarithm of the rate of decay */
+    const float *decay_bias; /* [H * d] */
+    Matrix beta;             /* [H, D] */
+    const float *norm;       /* [d] of a head's output */
+} Kda;
 
 /* One layer's weights. Matrices are [outputs, inputs]. */
 typedef struct {
@@ -151,7 +196,11 @@ typedef struct {
     Matrix w_uk;            /* [n, r] of head 0; head_matrix() gives the others */
     Matrix w_uk_t;          /* [r, n] of head 0: the transposed one */
     Matrix w_uv;            /* [v, r] of head 0 */
-    Matrix o;               /* [D, H * v'], v' = v rounded up to 32 */
+    Matrix head_gate;       /* [H, D]; no data: heads have no gates */
+    size_t tile;            /* which tile of a page is this layer's: layers of latent attention before it */
+    Kda kda;                /* instead of all these, in a layer that is one */
+    Matrix o;               /* [D, H * v'], v' = v rounded up to 32; or the same with d, in a KDA layer */
+    Matrix k, v;            /* [G * p, D], [G * v, D] in place of kv_a .. w_uv: ordinary attention, full.c */
 
     /* sparse attention, in a layer with an indexer */
     Matrix index_q;                           /* [Hi * di, ql] */
@@ -159,8 +208,9 @@ typedef struct {
     const float *index_k_norm, *index_k_bias; /* [di] */
     Matrix index_weights;                     /* [Hi, D] */
 
-    const float *attention_out_norm, *mlp_out_norm; /* [D] with sandwich_norm, else NULL */
-    const float *post_norm;                         /* [D] before the MLP */
+    const float *attention_out_norm; /* [D] with sandwich_norm, else NULL */
+    const float *mlp_out_norm;       /* [D] where layer_norms_mlp() says so, else NULL */
+    const float *post_norm;          /* [D] before the MLP */
 
     Mlp mlp;                  /* a dense layer's (with shortcut_moe every layer's), or the shared experts' */
     Matrix router;            /* [E + Z, D] */
@@ -201,7 +251,32 @@ typedef struct {
 
 /* ---- sequences: what the cache holds of a text ---------------------------------------------- */
 
-typedef enum { CACHE_F32, CACHE_BF16, CACHE_Q8, CACHE_Q6, CACHE_Q4, CACHE_FULL } CacheType;
+typedef enum {
+    CACHE_F32,
+    CACHE_BF16,
+    CACHE_Q8,
+    CACHE_Q6,
+    CACHE_Q4,
+    CACHE_FULL, /* of a latent model: keys and values of every head, in f32 */
+    CACHE_FULL_BF16,
+    CACHE_FULL_Q8
+} CacheType;
+
+enum { MARKS = 2 };       /* of a sequence with a constant part, at a time */
+enum { REPLAY_ROWS = 8 }; /* rows of a small call */
+
+/* What a sequence keeps that does not grow with its rows (engine/kda.c): a slot of the cache. Slots are never
+ * changed once a call is complete, so several places of several sequences may hold one. */
+typedef struct {
+    uint32_t slot;   /* behind all rows */
+    uint32_t before; /* behind `before_rows` rows: at the start of the last call, if that was small */
+    size_t before_rows;
+    size_t replay_rows;   /* of that call; their inputs are kept */
+    float *replay;        /* [2][layers][REPLAY_ROWS][kda_replay_floats()]; NULL: no constant part */
+    int replay_now;       /* which of the two */
+    uint32_t mark[MARKS]; /* [mark_count] the latest is the last */
+    size_t mark_rows[MARKS], mark_count;
+} Constant;
 
 /* One text: its token ids, and the cache rows of the first `rows` of them. engine/sequence.h opens, cuts,
  * marks and forks sequences.
@@ -218,11 +293,20 @@ typedef struct Sequence {
     size_t rows;    /* ids[0 .. rows) are in the cache; ids[rows .. count) are still to be computed */
     uint32_t *page; /* [pages of a context] number of the page that holds rows 128 j .. 128 j + 127 */
     size_t page_count;
+    Constant constant;
     bool open;
 } Sequence;
 
+/* The rows of one sequence in a call, in a model with constant parts. */
+typedef struct {
+    Sequence *sequence;
+    size_t first, rows; /* rows first .. first + rows - 1 of the call */
+    uint32_t from, to;  /* slots: read, and written */
+} ConstantRun;
+
 /* How a row attends to the cache (mla.c). It depends only on how many ids of the row's own text are read
- * together with it (engine/sequence.h), never on other texts in the same call. */
+ * together with it (engine/sequence.h) and, where attention is sparse, on its place; never on other texts in
+ * the same call. */
 typedef enum { PATH_ABSORBED, PATH_DECOMPRESSED, PATH_DEFINITION } Path;
 
 /* One position of one sequence, to be computed. */
@@ -241,6 +325,7 @@ typedef struct {
     CacheType cache;
     size_t context;      /* cache rows of each sequence */
     uint32_t sequences;  /* open at a time, at most */
+    size_t pages;        /* of all sequences together; 0: enough for a full context of each */
     uint32_t max_logits; /* rows of one call that may ask for logits, at most; at least 1 */
     int threads;
 } StateOptions;
@@ -268,6 +353,7 @@ typedef struct {
     uint8_t *index_query; /* the packed index queries of one row */
     float *index_keys;    /* the index kernel's own */
     void *sample;         /* what engine/sampler.h works in */
+    float *kda;           /* the rows of a piece, of one head (engine/kda.c) */
 } Scratch;
 
 /* Where the time of a forward call goes (--bench --profile). */
@@ -282,8 +368,9 @@ typedef enum {
 
 typedef struct {
     double seconds[STAGE_COUNT];
-    double waited; /* at barriers, part of the above */
-    Stage stage;   /* the current one, since `since` */
+    double waited;  /* at barriers, part of the above */
+    size_t experts; /* expert batches, in all layers */
+    Stage stage;    /* the current one, since `since` */
     double since;
 } Profile;
 
@@ -303,7 +390,9 @@ typedef struct State {
     atomic_size_t stop_before; /* the layer at which all threads leave an interrupted call */
     Profile *profile;          /* NULL: time is not measured */
     Team team;
-    Scratch *scratch; /* [threads] */
+    double work;       /* of this call, for the team: a row without context is 1 */
+    double place_work; /* attending to a further cached row */
+    Scratch *scratch;  /* [threads] */
 
     Row *rows; /* [T] this call's */
     size_t row_count;
@@ -322,8 +411,10 @@ typedef struct State {
         float *qa;             /* [T][qa_stride] compressed queries, ql */
         Activations qa_normed; /* [T, ql] */
         float *q;              /* [T][q_stride] queries: H times (n + p) */
-        float *kv;             /* [T][kv_stride] latent and rotated key of the new rows */
-        Activations heads;     /* [T, H * v_stride] the heads' outputs, side by side: the input of W_o */
+        float *kv;             /* [T][kv_stride] latent and rotated key of the new rows; or keys, values */
+        float *gate;           /* [T][gate_stride] sigmoid of each head's gate, where the model has them */
+        size_t gate_stride;
+        Activations heads; /* [T, H * v_stride] the heads' outputs, side by side: the input of W_o */
         size_t qa_stride, q_stride, kv_stride;
         size_t v_stride; /* v rounded up to 32 */
     } attention;
@@ -333,16 +424,24 @@ typedef struct State {
         size_t count;
         float *q_latent; /* [count][H][r_stride] queries in the latent space, then the latents' sums */
         size_t r_stride;
-        Softmax *parts; /* [part_count] one for each (row, sixteen heads, part), with out [r][16] */
+        Softmax *
+            parts; /* [part_count] for each (row, sixteen heads, part), or two for each thread; out [r][16] */
         size_t part_count;
     } absorbed;
 
     struct {
         uint8_t *queries;    /* [H][chunk / 16] packed, query_bytes each */
         Softmax *softmax;    /* [H][chunk / 16] with out [v][16] */
-        Activations latents; /* [SPAN_ROWS, r] a span of cached rows; CACHE_FULL: the new rows' latents */
+        Activations latents; /* [SPAN_ROWS, r] a span of cached rows; CACHE_FULL..: the new rows' latents */
         float *rope_keys;    /* [SPAN_ROWS][p] */
     } decompressed;
+
+    struct { /* ordinary attention (engine/full.c) */
+        struct Sixteen *sixteens;
+        size_t sixteen_count;
+        Softmax *parts; /* [part_count] with out [v][16] */
+        size_t part_count;
+    } full;
 
     struct {
         float *rows;  /* [context][r + p] the cached rows that one row attends to */
@@ -351,21 +450,35 @@ typedef struct State {
         float *score; /* [context] */
     } definition;
 
-    struct {              /* sparse attention (engine/indexer.c); NULL in a model without indexer */
-        size_t threshold; /* up to so many rows attention is dense: index_topk, or SIZE_MAX */
-        bool active;      /* some row of this call attends to more */
-        float *key;       /* [T][key_stride] di */
-        float *query;     /* [T][query_stride] Hi * di */
-        float *weight;    /* [T][weight_stride] Hi */
+    struct {                  /* sparse attention (engine/indexer.c); NULL in a model without indexer */
+        size_t threshold;     /* up to so many rows attention is dense: index_topk, or SIZE_MAX */
+        size_t absorbed_from; /* rows from this place on are absorbed, however many there are */
+        bool active;          /* some row of this call attends to more */
+        float *key;           /* [T][key_stride] di */
+        float *query;         /* [T][query_stride] Hi * di */
+        float *weight;        /* [T][weight_stride] Hi */
         size_t key_stride, query_stride, weight_stride;
         float *score; /* [score_rows][context] for score_rows rows at a time */
         size_t score_rows;
         uint64_t *mask; /* [T][mask_stride] bit j: the row attends to row j of its sequence */
         size_t mask_stride;
-        uint8_t *tiles; /* absorbed: [rows at a time][tile_count] copies of the chosen latents */
+        uint8_t *tiles; /* absorbed: [rows or threads][tile_count] copies of the chosen latents */
         size_t tile_count;
         uint16_t *lane_mask; /* decompressed: [chunk / 16][SPAN_ROWS] bit i: row i of the sixteen */
+        bool *needed; /* [chunk / 16][pages of a span] whether any of the sixteen attends to the page */
     } sparse;
+
+    struct {               /* linear attention (engine/kda.c); NULL in a model without */
+        ConstantRun *runs; /* [run_count] the sequences of the call */
+        size_t run_count;
+        float *in; /* [T][in_stride] what its matrices give */
+        size_t in_stride;
+        float *low; /* [T][low_stride] low rank of decay, then of gate */
+        size_t low_stride;
+        Activations decay_low, gate_low; /* [T, rank] */
+        Activations heads;               /* [T, heads * d rounded up to 32] the input of W_o */
+        float *plain;                    /* the definition's own */
+    } kda;
 
     struct {                  /* router and MLPs (engine/moe.c) */
         float *scores;        /* [T][E + Z rounded up to 16] */
@@ -427,13 +540,19 @@ typedef enum {
 
 /* A text that generate() goes on with. */
 typedef struct {
-    Sequence *sequence;        /* of its own; its ids that are not in the cache are computed first */
-    struct Sampler *sampler;   /* engine/sampler.h */
-    const float *logits;       /* [V] after the last id; read only if all ids are in the cache */
-    int64_t limit;             /* new tokens, at most; -1: as many as the context has room for */
+    Sequence *sequence;      /* of its own; its ids that are not in the cache are computed first */
+    struct Sampler *sampler; /* engine/sampler.h; NULL with limit 0 */
+    const float *logits;     /* [V] after the last id; read only if all ids are in the cache */
+    size_t prefix;           /* ids before this place that are not in the cache are a stretch of their own */
+    int64_t limit;           /* new tokens, at most; -1: as many as the context has room for */
     const int32_t *end_tokens; /* [end_token_count] */
     size_t end_token_count;
-    bool (*emit)(void *owner); /* a new token is the sequence's last id. False: the text ends here */
+    /* A new token is the sequence's last id; it was chosen from `logits` [V]. False: the text ends here. NULL
+     * with limit 0. */
+    bool (*emit)(void *owner, const float *logits);
+    /* NULL, or called with the logits [V] after each id at or behind place `weigh_from` that is computed */
+    void (*weigh)(void *owner, size_t place, const float *logits);
+    size_t weigh_from;
     /* NULL, or called after each call that read a part of a prompt longer than State.chunk */
     void (*progress)(void *owner, size_t done, size_t all);
     void *owner;
@@ -443,9 +562,15 @@ typedef struct {
     size_t steps;         /* calls for new tokens: the first one comes with the prompt's last row */
     double read_seconds, write_seconds; /* of all calls that it took part in */
     size_t stretch, stretch_rows;       /* first place of the present stretch, and its rows */
+    size_t rows, first_logits;          /* in the present call: its rows; the logits before its first */
 } Generation;
 
-/* Goes on with n texts, at most s->max_logits, until each has its `end`. */
-void generate(const Model *m, State *s, Generation *texts, size_t n);
+/* Goes on with n texts until each has its `end`. */
+void generate(const Model *m, State *s, Generation *const *texts, size_t n);
+
+/* The same in steps, so that texts can come and go between them: once for each text, then one call for all
+ * texts without `end`, whose prompts are read beside texts that are written. False: all have ended. */
+void generate_begin(const Model *m, State *s, Generation *text);
+bool generate_step(const Model *m, State *s, Generation *const *texts, size_t n);
 
 #endif

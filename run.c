@@ -21,6 +21,7 @@
 #include "cli/modes.h"
 #include "cli/output.h"
 #include "engine/checkpoint.h"
+#include "engine/kda_layer.h"
 #include "engine/moe.h"
 #include "engine/rope.h"
 #include "engine/sampler.h"
@@ -40,10 +41,10 @@ static void mlp(const Model *m, State *s, const Layer *L, Thread *t);       /* o
 static void add_branch(const Model *m, State *s, const float *weight, Thread *t);
 static void head(const Model *m, State *s, Thread *t); /* logits = W_head RMSNorm(x) */
 
-/* What every thread of the team runs. attention and mlp add to s->out, which is the residual stream x in
- * most models. With sandwich_norm it is the residual branch, which add_branch norms and adds to x. With
- * shortcut_moe the experts of a pair's first layer add to the branch, which add_branch adds after the
- * second. */
+/* What every thread of the team runs. attention and mlp add to s->out, which is the residual stream x in most
+ * models. With sandwich_norm it is the residual branch, which add_branch norms and adds to x (with
+ * experts_out_norm for the experts alone). With shortcut_moe the experts of a pair's first layer add to the
+ * branch, which add_branch adds after the second. */
 static void forward_thread(const Model *m, State *s, Thread *t) {
     const Config *cfg = &m->config;
     embed(m, s, t);
@@ -56,12 +57,15 @@ static void forward_thread(const Model *m, State *s, Thread *t) {
             atomic_store(&s->stop_before, l + 1);
 
         norm(m, s, L->input_norm, t);
-        mla_attention(m, s, l, t); /* out += attention(norm(x)) */
+        if (layer_is_kda(cfg, (uint32_t)l)) /* out += attention(norm(x)) */
+            kda_attention(m, s, l, t);
+        else
+            mla_attention(m, s, l, t);
         if (cfg->sandwich_norm)
             add_branch(m, s, L->attention_out_norm, t);
         norm(m, s, L->post_norm, t);
         mlp(m, s, L, t); /* out += mlp(norm(x)) */
-        if (cfg->sandwich_norm || (cfg->shortcut_moe && l % 2))
+        if (L->mlp_out_norm || (cfg->shortcut_moe && l % 2))
             add_branch(m, s, L->mlp_out_norm, t);
     }
     if (s->head.count)
@@ -71,7 +75,7 @@ static void forward_thread(const Model *m, State *s, Thread *t) {
 
 const float *forward(const Model *m, State *s, const Row *rows, size_t n) {
     state_begin(s, rows, n);
-    team_begin(&s->team, n);
+    team_begin(&s->team, n, s->work);
 #pragma omp parallel num_threads(s->team.asked)
     {
         Thread t = team_join(&s->team);
@@ -79,8 +83,7 @@ const float *forward(const Model *m, State *s, const Row *rows, size_t n) {
     }
     team_end(&s->team);
     if (atomic_load(&s->stop_before) < m->config.num_hidden_layers) {
-        if (s->branch) /* the next call expects zeros */
-            memset(s->branch, 0, n * s->x_stride * sizeof *s->branch);
+        state_drop(s);
         return NULL;
     }
     state_end(s);
@@ -189,10 +192,13 @@ static bool is_end_token(const Generation *g, int32_t token) {
 }
 
 /* A stretch is all ids of a text that are not in the cache when reading begins: a prompt, or the one token
- * that was written last. It has its paths as a whole (engine/sequence.h), even if it takes several calls. */
+ * that was written last. It has its paths as a whole (engine/sequence.h), even if it takes several calls. A
+ * prefix, which other texts begin with, too, is a stretch of its own. */
 static void begin_stretch(Generation *g) {
-    g->stretch = g->sequence->rows;
-    g->stretch_rows = g->sequence->count - g->sequence->rows;
+    Sequence *q = g->sequence;
+    size_t end = q->rows < g->prefix && g->prefix < q->count ? g->prefix : q->count;
+    g->stretch = q->rows;
+    g->stretch_rows = end - q->rows;
 }
 
 /* Chooses the token after the last id, or ends the text. logits: [V]. */
@@ -221,7 +227,7 @@ static void next_token(const Model *m, const State *s, Generation *g, const floa
     }
     q->ids[q->count++] = token;
     g->written++;
-    if (!g->emit(g->owner))
+    if (!g->emit(g->owner, logits))
         g->end = END_STOP;
     else if ((int64_t)g->written == g->limit)
         g->end = END_LENGTH;
@@ -230,71 +236,94 @@ static void next_token(const Model *m, const State *s, Generation *g, const floa
     begin_stretch(g);
 }
 
-/* s->plan = the rows of the next call: of every text that goes on, the next ids that are not in the cache,
- * as far as there is room; earlier texts first. A text's last id asks for logits. Returns the number of
- * rows. */
-static size_t plan_call(State *s, Generation *texts, size_t n) {
-    size_t count = 0;
-    for (size_t i = 0; i < n && count < s->chunk; i++) {
-        Generation *g = &texts[i];
-        Sequence *q = g->sequence;
-        if (g->end)
-            continue;
-        size_t pending = q->count - q->rows, rows = min(pending, s->chunk - count);
-        sequence_rows(q, s->plan + count, rows, g->stretch, g->stretch_rows);
-        count += rows;
-        s->plan[count - 1].logits = (rows == pending);
+/* Whether the logits after the id at `place` are wanted: the last one's choose the next token. */
+static bool wants_logits(const Generation *g, size_t place) {
+    return place + 1 == g->sequence->count || (g->weigh && place >= g->weigh_from);
+}
+
+/* Adds to s->plan the next ids of a text that are not in the cache, as far as there is room. */
+static void plan_rows(State *s, Generation *g, size_t *count, size_t *logits) {
+    Sequence *q = g->sequence;
+    size_t pending = g->stretch + g->stretch_rows - q->rows, rows = min(pending, s->chunk - *count);
+    g->first_logits = *logits;
+    sequence_rows(q, s->plan + *count, rows, g->stretch, g->stretch_rows);
+    for (g->rows = 0; g->rows < rows; g->rows++) {
+        bool wanted = wants_logits(g, q->rows + g->rows);
+        if (wanted && *logits == s->max_logits)
+            break;
+        s->plan[*count].logits = wanted;
+        *logits += wanted;
+        ++*count;
     }
+}
+
+/* s->plan = the rows of the next call: the last token of every text that is being written, then pieces of
+ * prompts beside them, earlier texts first. Returns the number of rows. */
+static size_t plan_call(State *s, Generation *const *texts, size_t n) {
+    size_t count = 0, logits = 0;
+    for (int reading = 0; reading <= 1; reading++)
+        for (size_t i = 0; i < n; i++)
+            if (!texts[i]->end && reading == (texts[i]->written == 0))
+                plan_rows(s, texts[i], &count, &logits);
     return count;
 }
 
-/* Takes note of the rows of one text that were computed, s->plan[first ..]: for the sampler's penalty, and
- * for the statistics. If the last of them asked for logits, the next token is chosen from *logits, which
- * moves on. Returns the index of the next text's first row. */
-static size_t take_rows(const Model *m, State *s, Generation *g, size_t first, size_t count, double time,
-                        const float **logits) {
-    bool last = false;
-    size_t i = first;
-    for (; i < count && s->plan[i].sequence == g->sequence; i++) {
-        sampler_saw(g->sampler, s->plan[i].token);
-        last = s->plan[i].logits;
-    }
+/* Takes note of the rows of one text that were computed: for the sampler's penalty, and for the statistics.
+ * After the last id the next token is chosen. logits: of the whole call. */
+static void take_rows(const Model *m, State *s, Generation *g, double time, const float *logits) {
+    Sequence *q = g->sequence;
+    size_t first = q->rows - g->rows;
+    logits += g->first_logits * m->config.vocab_size;
     if (g->written) {
         g->steps++;
         g->write_seconds += time;
     } else {
-        g->read += i - first;
+        g->read += g->rows;
         g->read_seconds += time;
         if (g->progress && g->stretch_rows > s->chunk)
-            g->progress(g->owner, g->sequence->rows - g->stretch, g->stretch_rows);
+            g->progress(g->owner, q->rows - g->stretch, g->stretch_rows);
     }
-    if (last) {
-        next_token(m, s, g, *logits);
-        *logits += m->config.vocab_size;
+    for (size_t place = first; place < q->rows; place++) {
+        if (g->sampler)
+            sampler_saw(g->sampler, q->ids[place]);
+        if (g->weigh && place >= g->weigh_from)
+            g->weigh(g->owner, place, logits);
+        if (place + 1 == q->count)
+            next_token(m, s, g, logits);
+        else if (wants_logits(g, place))
+            logits += m->config.vocab_size;
     }
-    return i;
+    if (q->rows == g->stretch + g->stretch_rows)
+        begin_stretch(g); /* behind a prefix, or of the new token */
 }
 
-void generate(const Model *m, State *s, Generation *texts, size_t n) {
+void generate_begin(const Model *m, State *s, Generation *g) {
+    begin_stretch(g);
+    if (!g->stretch_rows)
+        next_token(m, s, g, g->logits);
+}
+
+bool generate_step(const Model *m, State *s, Generation *const *texts, size_t n) {
+    size_t count = plan_call(s, texts, n);
+    if (!count)
+        return false;
+    double start = seconds();
+    bool stopped = s->stop && s->stop();
+    const float *logits = stopped ? NULL : forward(m, s, s->plan, count);
+    double time = seconds() - start;
     for (size_t i = 0; i < n; i++) {
-        begin_stretch(&texts[i]);
-        if (!texts[i].stretch_rows)
-            next_token(m, s, &texts[i], texts[i].logits);
+        if (!texts[i]->end && !logits)
+            texts[i]->end = END_INTERRUPTED;
+        else if (!texts[i]->end && texts[i]->rows)
+            take_rows(m, s, texts[i], time, logits);
     }
-    size_t count;
-    while ((count = plan_call(s, texts, n))) {
-        double start = seconds();
-        bool stopped = s->stop && s->stop();
-        const float *logits = stopped ? NULL : forward(m, s, s->plan, count);
-        double time = seconds() - start;
-        for (size_t i = 0, row = 0; i < n; i++) {
-            if (texts[i].end)
-                continue;
-            if (!logits)
-                texts[i].end = END_INTERRUPTED;
-            else if (row < count && s->plan[row].sequence == texts[i].sequence)
-                row = take_rows(m, s, &texts[i], row, count, time, &logits);
-        }
+    return true;
+}
+
+void generate(const Model *m, State *s, Generation *const *texts, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        generate_begin(m, s, texts[i]);
+    while (generate_step(m, s, texts, n)) {
     }
 }
 
@@ -319,9 +348,12 @@ static bool open_model(Model *m, const char *path) {
 
 int main(int argc, char **argv) {
     static int (*const modes[])(const Model *, const Options *) = {
-        [MODE_GENERATE] = mode_generate,     [MODE_CHAT] = mode_chat,         [MODE_LOGITS] = mode_logits,
-        [MODE_PERPLEXITY] = mode_perplexity, [MODE_TOKENIZE] = mode_tokenize, [MODE_INFO] = mode_info,
-        [MODE_CHECK] = mode_check,           [MODE_BENCH] = mode_bench,
+        [MODE_GENERATE] = mode_generate, [MODE_CHAT] = mode_chat,
+        [MODE_PROMPTS] = mode_lines,     [MODE_SAMPLES] = mode_lines,
+        [MODE_CHOOSE] = mode_lines,      [MODE_BATCH] = mode_batch,
+        [MODE_LOGITS] = mode_logits,     [MODE_PERPLEXITY] = mode_perplexity,
+        [MODE_TOKENIZE] = mode_tokenize, [MODE_INFO] = mode_info,
+        [MODE_CHECK] = mode_check,       [MODE_BENCH] = mode_bench,
     };
     Options o;
     Model m;

@@ -1,18 +1,19 @@
 /* cli/bench.c: --bench. How fast this machine reads memory, then prefill and decode at growing context beside
  * that; --csv for machines, --profile for where the time goes. Steps of a decode are timed one by one and the
  * median is taken, so that a disturbed step does not count; so are short prefills, after one that is not
- * timed. Of the speed of memory the best is taken. */
+ * timed. Of the speed of memory the best is taken. Many texts at a time are measured in bench_parallel.c. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "cli/cost.h"
+#include "cli/bench.h"
 #include "cli/modes.h"
 #include "cli/output.h"
 #include "cli/prompt.h"
 #include "cli/system.h"
 #include "engine/cache.h"
+#include "engine/cost.h"
 #include "engine/sequence.h"
 #include "engine/util.h"
 #include "kernels/clock.h"
@@ -25,7 +26,8 @@ typedef struct {
     size_t context;   /* rows in the cache before */
     size_t rows;      /* computed */
     double seconds;
-    double bytes; /* of weights and cache that had to be read */
+    double bytes;  /* of weights and cache that had to be read */
+    double waited; /* of the seconds, at barriers: thread 0 */
 } Result;
 
 typedef struct {
@@ -34,6 +36,8 @@ typedef struct {
     Row *rows; /* [chunk] */
     Sequence *sequence;
     bool csv, profile;
+    WeightBytes weights;
+    Profile measured; /* since start_profile */
     bool memory;      /* false: none for the read loop */
     bool finite;      /* all logits so far */
     double bandwidth; /* bytes a second of a plain read loop with the same threads, the fastest so far */
@@ -46,7 +50,7 @@ static int compare_double(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-static double median(double *x, size_t n) {
+double median(double *x, size_t n) {
     qsort(x, n, sizeof *x, compare_double);
     return x[n / 2];
 }
@@ -57,10 +61,10 @@ static void print_result(const Bench *b, const Result *r) {
     double speed = (double)r->rows / r->seconds, gb = r->bytes / r->seconds / 1e9,
            part = gb * 1e9 / b->bandwidth;
     if (b->csv) {
-        output_print("%s,%zu,%zu,%.6f,%.3f,%.3f,%.3f\n", r->test, r->context, r->rows, r->seconds, speed, gb,
-                     fmin(part, 1));
+        output_print("%s,%zu,%zu,%.6f,%.3f,%.3f,%.3f,%.3f\n", r->test, r->context, r->rows, r->seconds, speed,
+                     gb, fmin(part, 1), r->waited / r->seconds);
     } else {
-        char share[32], rows[48] = "", rate[32] = "";
+        char share[32], rows[48] = "", rate[32] = "", waiting[32] = "";
         if (part > 1.005)
             strcpy(share, "cached");
         else
@@ -68,15 +72,17 @@ static void print_result(const Bench *b, const Result *r) {
         if (r->rows) {
             snprintf(rows, sizeof rows, "%8zu %6zu", r->context, r->rows);
             snprintf(rate, sizeof rate, "%.2f", speed);
+            snprintf(waiting, sizeof waiting, "%9.0f %%", 100 * r->waited / r->seconds);
         }
-        output_print("%-10s %15s %10.4f %12s %8.2f %9s\n", r->test, rows, r->seconds, rate, gb, share);
+        output_print("%-10s %15s %10.4f %12s %8.2f %9s%s\n", r->test, rows, r->seconds, rate, gb, share,
+                     waiting);
     }
     output_flush();
 }
 
 static void print_profile(const Bench *b, size_t rows) {
     static const char *const names[STAGE_COUNT] = {"attention", "dense", "experts", "head", "other"};
-    const Profile *p = b->s->profile;
+    const Profile *p = &b->measured;
     double all = 0;
     for (int i = 0; i < STAGE_COUNT; i++)
         all += p->seconds[i];
@@ -107,28 +113,35 @@ static uint64_t read_all(const uint64_t *p, size_t n) {
     return a + b + c + d;
 }
 
-/* Reads READ_BYTES of memory that is in no cache, with all threads. The fastest of some times counts, and
- * of all measurements so far: another program that takes its share makes memory look slower than it is. */
-static void measure_bandwidth(Bench *b) {
+double read_bandwidth(int threads) {
     uint64_t *p = malloc(READ_BYTES), sum = 0;
-    Result r = {.test = "bandwidth", .seconds = INFINITY, .bytes = READ_BYTES};
-    b->memory = p;
+    double best = INFINITY;
     if (!p)
-        return;
+        return 0;
     memset(p, 1, READ_BYTES);
     for (int i = 0; i < READ_TIMES; i++) {
         double start = seconds();
 #ifdef _OPENMP
-#pragma omp parallel for num_threads(b->s->threads) schedule(static) reduction(+ : sum)
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(+ : sum)
 #endif
         for (size_t part = 0; part < 64; part++)
             sum += read_all(p + part * (READ_BYTES / 8 / 64), READ_BYTES / 8 / 64);
-        r.seconds = fmin(r.seconds, seconds() - start);
+        best = fmin(best, seconds() - start);
     }
+    (void)threads;                /* without OpenMP */
     volatile uint64_t keep = sum; /* or the loop would not be there */
     (void)keep;
     free(p);
-    b->bandwidth = fmax(b->bandwidth, r.bytes / r.seconds);
+    return READ_BYTES / best;
+}
+
+static void measure_bandwidth(Bench *b) {
+    double bandwidth = read_bandwidth(b->s->threads);
+    Result r = {.test = "bandwidth", .seconds = READ_BYTES / bandwidth, .bytes = READ_BYTES};
+    b->memory = bandwidth > 0;
+    if (!b->memory)
+        return;
+    b->bandwidth = fmax(b->bandwidth, bandwidth);
     print_result(b, &r);
 }
 
@@ -150,32 +163,40 @@ static double compute(Bench *b, size_t n, bool logits) {
     return time;
 }
 
-/* What is read of a cache of `rows` rows: every index key, and the latents of the `attended` rows. */
+/* What is read of a cache of `rows` rows: every index key, and the latents of the `attended` rows; a constant
+ * part is read and written. */
 static double cache_bytes(const Bench *b, size_t rows, size_t attended) {
     const Config *cfg = &b->m->config;
-    size_t latents = cache_row_bytes(cfg, b->s->cache->type) * cfg->num_hidden_layers;
+    size_t latents = cache_row_bytes(cfg, b->s->cache->type) * b->s->cache->layers;
     size_t all = cache_token_bytes(cfg, b->s->cache->type, cfg->num_hidden_layers);
-    return (double)rows * (double)(all - latents) + (double)attended * (double)latents;
+    double constant = 2 * sizeof(float) * (double)b->s->cache->slot_floats;
+    return (double)rows * (double)(all - latents) + (double)attended * (double)latents + constant;
 }
 
-static void start_profile(Bench *b, Profile *p) {
-    if (b->profile) {
-        *p = (Profile){.stage = STAGE_OTHER, .since = seconds()};
-        b->s->profile = p;
-        b->s->team.waited = &p->waited;
-    }
+static void start_profile(Bench *b) {
+    b->measured = (Profile){.stage = STAGE_OTHER, .since = seconds()};
+    b->s->profile = &b->measured;
+    b->s->team.waited = &b->measured.waited;
 }
 
-/* rows: 0 when there is nothing to print. */
-static void stop_profile(Bench *b, size_t rows) {
-    if (b->profile && rows)
-        print_profile(b, rows);
+/* Completes and prints the result of one test that was done `times` times, with `calls` calls altogether.
+ * Weights are read once in a call, experts if some row chose them. */
+static void stop_profile(Bench *b, Result *r, size_t times, size_t calls, double all_seconds) {
     b->s->profile = NULL;
     b->s->team.waited = NULL;
+    r->waited = b->measured.waited / all_seconds * r->seconds;
+    r->bytes += ((double)calls * (double)b->weights.always +
+                 (double)b->measured.experts * (double)b->weights.expert) /
+                (double)times;
+    if (!goes_on(b))
+        return;
+    print_result(b, r);
+    if (b->profile)
+        print_profile(b, times * r->rows);
 }
 
-/* Fills the cache from position `from` to `to` and says how long it took. Weights count once for each
- * call. */
+/* Fills the cache from position `from` to `to` and says how long it took; from an earlier one, if the rows up
+ * to `from` are not there. *bytes: of the cache. */
 static double prefill(Bench *b, size_t from, size_t to, double *bytes) {
     double time = 0;
     *bytes = 0;
@@ -183,54 +204,54 @@ static double prefill(Bench *b, size_t from, size_t to, double *bytes) {
         size_t n = min(to - rows, b->s->chunk);
         time += compute(b, n, rows + n == to);
         rows += n;
-        *bytes += (double)weight_bytes(b->m, n) + cache_bytes(b, rows, rows);
+        *bytes += cache_bytes(b, rows, rows);
         progress("prefill", rows, to);
     }
+    sequence_mark(b->sequence);
     return time;
 }
 
 static void bench_prefill(Bench *b, size_t from, size_t to) {
-    Profile profile;
     Result r = {.test = "prefill", .context = from, .rows = to - from};
     size_t times = r.rows > SHORT_PREFILL ? 1 : SHORT_TIMES;
-    double seconds_of[SHORT_TIMES] = {0};
+    double seconds_of[SHORT_TIMES] = {0}, all = 0;
     if (times > 1)
         prefill(b, from, to, &r.bytes); /* pages that are touched for the first time */
-    start_profile(b, &profile);
+    start_profile(b);
     for (size_t i = 0; i < times; i++)
-        seconds_of[i] = prefill(b, from, to, &r.bytes);
+        all += seconds_of[i] = prefill(b, from, to, &r.bytes);
     r.seconds = median(seconds_of, times);
-    if (goes_on(b))
-        print_result(b, &r);
-    stop_profile(b, goes_on(b) ? times * r.rows : 0);
+    stop_profile(b, &r, times, times * div_up(r.rows, b->s->chunk), all);
 }
 
 /* Beside the speed of memory at that moment: on a shared machine it changes. */
 static void bench_decode(Bench *b, size_t context) {
-    Profile profile;
-    double times[DECODE_STEPS] = {0};
+    double times[DECODE_STEPS] = {0}, all = 0, bytes;
     measure_bandwidth(b);
+    prefill(b, context, context, &bytes); /* the rows before may be gone */
+    compute(b, 1, true);                  /* pages that are touched for the first time */
     sequence_cut(b->sequence, context);
-    compute(b, 1, true); /* pages that are touched for the first time */
-    sequence_cut(b->sequence, context);
-    start_profile(b, &profile);
+    start_profile(b);
     for (int i = 0; i < DECODE_STEPS && goes_on(b); i++)
-        times[i] = compute(b, 1, true);
-    size_t done = goes_on(b) ? DECODE_STEPS : 0;
+        all += times[i] = compute(b, 1, true);
     Result r = {.test = "decode", .context = context, .rows = 1, .seconds = median(times, DECODE_STEPS)};
-    r.bytes = (double)weight_bytes(b->m, 1) + cache_bytes(b, context, min(context, b->s->sparse.threshold));
-    if (done)
-        print_result(b, &r);
-    stop_profile(b, done);
+    r.bytes = cache_bytes(b, context, min(context, b->s->sparse.threshold));
+    stop_profile(b, &r, DECODE_STEPS, DECODE_STEPS, all);
 }
 
 int mode_bench(const Model *m, const Options *o) {
     static const size_t prefills[] = {64, 512, 4096}, decodes[] = {0, 4096, 16384};
     const size_t most = 16384 + DECODE_STEPS + 1;
+    if (o->parallel.count)
+        return bench_parallel(m, o);
     size_t limit = context_rows(m, o, most);
     if (!limit)
         return WRONG_USAGE;
-    Bench b = {.m = m, .csv = o->given[OPT_CSV], .profile = o->given[OPT_PROFILE], .finite = true};
+    Bench b = {.m = m,
+               .csv = o->given[OPT_CSV],
+               .profile = o->given[OPT_PROFILE],
+               .weights = weight_bytes(m),
+               .finite = true};
     b.s = open_state(m, o, limit, 1);
     if (!b.s)
         return FAILED;
@@ -238,10 +259,10 @@ int mode_bench(const Model *m, const Options *o) {
     b.rows = malloc(b.s->chunk * sizeof *b.rows);
     watch_interrupt();
     if (b.csv)
-        output_print("test,context,rows,seconds,tokens_per_s,gb_per_s,of_read_bandwidth\n");
+        output_print("test,context,rows,seconds,tokens_per_s,gb_per_s,of_read_bandwidth,waiting\n");
     else
-        output_print("%-10s %8s %6s %10s %12s %8s %9s\n", "test", "context", "rows", "seconds", "tokens/s",
-                     "GB/s", "of read");
+        output_print("%-10s %8s %6s %10s %12s %8s %9s %10s\n", "test", "context", "rows", "seconds",
+                     "tokens/s", "GB/s", "of read", "waiting");
     if (b.rows)
         measure_bandwidth(&b);
     size_t filled = 0; /* rows that the cache holds after the longest prefill */

@@ -15,6 +15,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "cli/conversation.h"
 #include "cli/generate.h"
 #include "cli/modes.h"
 #include "cli/output.h"
@@ -29,36 +30,18 @@
 
 enum { DEFAULT_CONTEXT = 8192 }; /* rows, at a terminal */
 
-/* Ids of a turn while it is made. */
-typedef struct {
-    Buffer ids;   /* int32_t */
-    Buffer plain; /* the text behind the last special token, not tokenized yet */
-} Ids;
-
 typedef struct {
     Run run;
     Template template;
     Turns turns;
-    Slice user;         /* of the turn that goes on */
-    size_t turn;        /* its first token in the sequence */
-    size_t first_token; /* of its answer */
-    Ids made;
-    Answer answer; /* as the user has seen it */
+    Slice user;                 /* of the turn that goes on */
+    size_t turn;                /* its first token in the sequence */
+    size_t first_token;         /* of its answer */
+    Conversation made, opening; /* the turn; what stands before the first one, alone */
+    Answer answer;              /* as the user has seen it */
 } Chat;
 
-const char *chat_damage(const Model *m) {
-    Template t;
-    return m->chat_bytes ? template_open(m, &t) : NULL;
-}
-
-bool chat_has_thoughts(const Model *m) {
-    Template t;
-    return m->chat_bytes && !template_open(m, &t) && t.piece[THINK_END].text.bytes;
-}
-
 /* ---- texts -> ids; false: reported ---------------------------------------------------------- */
-
-static size_t made_count(const Chat *c) { return c->made.ids.bytes / sizeof(int32_t); }
 
 static bool enough_memory(bool enough) {
     if (!enough)
@@ -66,85 +49,42 @@ static bool enough_memory(bool enough) {
     return enough;
 }
 
-static bool add_text(Chat *c, Slice text) { return enough_memory(append(&c->made.plain, text)); }
-
-/* What is not tokenized yet becomes ids. */
-static bool flush_plain(Chat *c) {
-    Ids *made = &c->made;
-    if (!made->plain.bytes)
-        return true;
-    size_t n;
-    bool begins = !c->turn && !made->ids.bytes;
-    int32_t *ids = tokenize(c->run.model, c->run.options, made->plain.data, made->plain.bytes, begins, &n);
-    bool done = ids && enough_memory(buffer_add(&made->ids, ids, n * sizeof *ids));
-    made->plain.bytes = 0;
-    free(ids);
+static bool reported(const Chat *c, const Conversation *made, bool done) {
+    if (!done)
+        log_error(FAILED, "%s: %s", c->run.model->path, made->err);
     return done;
-}
-
-static bool add_content(Chat *c, Slice text, uint32_t strip_flag) {
-    return add_text(c, c->template.flags & strip_flag ? strip(text) : text);
-}
-
-/* A text and the tokens in it. Their places are counted from `base`; those outside the text do not matter. */
-static bool add_marked(Chat *c, Slice text, const char *base, const Buffer *tokens) {
-    const Mark *marks = tokens->data;
-    for (size_t i = 0; i < tokens->bytes / sizeof *marks; i++) {
-        const char *at = base + marks[i].at;
-        if (marks[i].id < 0 || at < text.text || at + marks[i].bytes > text.text + text.bytes)
-            continue;
-        size_t before = (size_t)(at - text.text);
-        if (!add_text(c, (Slice){text.text, before}) || !flush_plain(c) ||
-            !enough_memory(buffer_add(&c->made.ids, &marks[i].id, sizeof marks[i].id)))
-            return false;
-        text = after(text, before + marks[i].bytes);
-    }
-    return add_text(c, text);
-}
-
-static bool add_piece(Chat *c, int which) {
-    const Piece *piece = &c->template.piece[which];
-    return add_marked(c, piece->text, piece->text.text, &piece->tokens);
-}
-
-static bool add_number(Chat *c) {
-    char digits[24];
-    unsigned long long number = (unsigned long long)c->template.number + c->run.saved.turns - 1;
-    int n = c->template.flags & COUNT ? snprintf(digits, sizeof digits, "%llu", number) : 0;
-    return add_text(c, (Slice){digits, (size_t)n});
-}
-
-static bool add_beginning(Chat *c) {
-    const Options *o = c->run.options;
-    if (c->turn)
-        return add_piece(c, NEXT) && add_number(c) && add_piece(c, NUMBER_AFTER);
-    if (!o->system)
-        return add_piece(c, OPEN);
-    return add_piece(c, SYSTEM_BEFORE) && add_content(c, (Slice){o->system, o->system_bytes}, STRIP_SYSTEM) &&
-           add_piece(c, SYSTEM_AFTER);
 }
 
 /* c->made = the turn, up to PROMPT, ANSWER or BLANK. */
 static bool make_turn(Chat *c, int piece) {
-    c->made.ids.bytes = c->made.plain.bytes = 0;
-    return add_beginning(c) && add_content(c, c->user, STRIP_USER) && add_piece(c, piece);
+    const Options *o = c->run.options;
+    Conversation *made = &c->made;
+    Slice system = {o->system, o->system_bytes};
+    conversation_clear(made, !c->turn);
+    return reported(c, made,
+                    (c->turn ? conversation_next(made, c->run.saved.turns)
+                             : conversation_opening(made, o->system ? &system : NULL)) &&
+                        conversation_content(made, c->user, STRIP_USER) && conversation_piece(made, piece));
+}
+
+/* The end of a turn: all of c->made is ids. */
+static bool finish_turn(Chat *c) { return reported(c, &c->made, conversation_flush(&c->made)); }
+
+/* The opening of the first turn is a stretch of its own, as in a batch, where many conversations share it. */
+static bool find_prefix(Chat *c) {
+    const Options *o = c->run.options;
+    Slice system = {o->system, o->system_bytes};
+    return reported(c, &c->opening,
+                    conversation_prefix(&c->opening, o->system ? &system : NULL, c->made.ids.data,
+                                        conversation_count(&c->made), &c->run.prefix));
 }
 
 /* ---- answers -------------------------------------------------------------------------------- */
 
-/* What the user sees in front of the answer: the beginning of a thought, if the template begins one for the
- * model to go on with. */
-static Slice shown_of_prompt(const Chat *c) {
-    Slice prompt = c->template.piece[PROMPT].text;
-    if (!opens_thought(&c->template.marks, prompt))
-        return (Slice){"", 0};
-    return from_last_begin(&c->template.marks, prompt);
-}
-
 static bool collect_answer(Chat *c) {
     const Sequence *q = c->run.sequence;
     const ThoughtMarks *marks = &c->template.marks;
-    Slice shown = shown_of_prompt(c), mark = {shown.text, min(shown.bytes, marks->begin.bytes)};
+    Slice shown = template_shown(&c->template), mark = {shown.text, min(shown.bytes, marks->begin.bytes)};
     answer_clear(&c->answer);
     if (!answer_add(&c->answer, marks, mark.bytes ? marks->begin_id : -1, mark) ||
         !answer_add(&c->answer, marks, -1, after(shown, mark.bytes)))
@@ -176,7 +116,7 @@ static Slice history_of(const Chat *c) {
 static void replace_turn(Chat *c) {
     Sequence *q = c->run.sequence;
     const int32_t *made = c->made.ids.data;
-    size_t count = made_count(c), same = 0, end = c->turn + count;
+    size_t count = conversation_count(&c->made), same = 0, end = c->turn + count;
     while (same < count && c->turn + same < q->rows && q->ids[c->turn + same] == made[same])
         same++;
     if (count)
@@ -187,15 +127,18 @@ static void replace_turn(Chat *c) {
 
 /* The turn as the history has it: as it is if its text is the same, or made anew. */
 static int keep_turn(Chat *c, End *end) {
-    Slice history = history_of(c), written = after(contents(&c->answer.text), shown_of_prompt(c).bytes);
+    Slice history = history_of(c),
+          written = after(contents(&c->answer.text), template_shown(&c->template).bytes);
     int piece = history.bytes ? ANSWER : BLANK;
     if (!c->run.text.cut &&
         same_text(c->template.piece[PROMPT].text, written, c->template.piece[piece].text, history))
         return DONE;
-    if (!make_turn(c, piece) || !add_marked(c, history, c->answer.text.data, &c->answer.marks) ||
-        !flush_plain(c))
+    if (!make_turn(c, piece) ||
+        !reported(c, &c->made,
+                  conversation_marked(&c->made, history, c->answer.text.data, &c->answer.marks)) ||
+        !finish_turn(c))
         return FAILED;
-    if (c->turn + made_count(c) > c->run.state->context) {
+    if (c->turn + conversation_count(&c->made) > c->run.state->context) {
         *end = END_CONTEXT;
         return DONE;
     }
@@ -226,33 +169,41 @@ static int no_room(const Chat *c, const char *what, size_t tokens) {
         what, tokens, s->context, c->run.model->config.max_position_embeddings);
 }
 
+/* The thought that the template begins for the model, unless thoughts are hidden. */
+static void show_beginning(Chat *c) {
+    Run *r = &c->run;
+    Slice shown = template_shown(&c->template);
+    size_t mark = min(shown.bytes, c->template.marks.begin.bytes);
+    r->hider.place = shown.bytes ? IN_THOUGHT : BEFORE_THOUGHT;
+    if (r->hider.marks || !shown.bytes)
+        return;
+    text_echo(&r->text, shown.text, mark);
+    text_echo(&r->text, shown.text + mark, shown.bytes - mark);
+}
+
 /* Reads the user's turn and writes the answer. */
 static int answer_turn(Chat *c, End *end) {
     Run *r = &c->run;
     Sequence *q = r->sequence;
     c->turn = q->count;
-    if (!sequence_mark(q))
-        return log_error(FAILED, "out of memory");
-    if (!make_turn(c, PROMPT) || !flush_plain(c))
+    sequence_mark(q);
+    if (!make_turn(c, PROMPT) || !finish_turn(c) || (!c->turn && !find_prefix(c)))
         return FAILED;
     if (!c->made.ids.bytes)
         return log_error(FAILED,
                          "%s: a turn without a token: the text is empty, and the chat template adds nothing",
                          r->model->path);
-    if (c->turn + made_count(c) > r->state->context)
-        return no_room(c, "the turn", c->turn + made_count(c));
+    if (c->turn + conversation_count(&c->made) > r->state->context)
+        return no_room(c, "the turn", c->turn + conversation_count(&c->made));
     memcpy(q->ids + q->count, c->made.ids.data, c->made.ids.bytes);
-    q->count += made_count(c);
+    q->count += conversation_count(&c->made);
     c->first_token = q->count;
-    Slice shown = shown_of_prompt(c);
-    size_t mark = min(shown.bytes, c->template.marks.begin.bytes);
-    if (shown.bytes) {
-        text_echo(&r->text, shown.text, mark);
-        text_echo(&r->text, shown.text + mark, shown.bytes - mark);
-    }
+    show_beginning(c);
     r->text.cut = 0;
     *end = run_generate(r);
-    text_end(&r->text);
+    run_end_text(r);
+    if (!enough_memory(!r->text.lost))
+        return FAILED;
     return *end == END_NON_FINITE ? DONE : commit_turn(c, end);
 }
 
@@ -322,7 +273,7 @@ static size_t default_rows(const Chat *c) {
         return DEFAULT_CONTEXT;
     size_t memory = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
     size_t row = cache_token_bytes(cfg, c->run.options->cache, cfg->num_hidden_layers);
-    size_t rows = memory / 2 / row;
+    size_t rows = memory / 2 / max(row, 1); /* no layer may have latents */
     return max(rows, DEFAULT_CONTEXT);
 }
 
@@ -334,35 +285,22 @@ static int check_conversation(const Chat *c, const Session *session) {
         return log_error(FAILED, "%s: the model's chat template takes no system text: leave %s out",
                          c->run.model->path, o->given[OPT_SYSTEM]);
     if (saved->count && !saved->turns)
-        return log_error(FAILED,
-                         "%s: holds a text, no conversation: give --session another name to begin one",
-                         session->name);
+        return log_error(FAILED, "%s: holds a text, no conversation: give %s another file, or leave %s out",
+                         session->name, o->given[session->keep ? OPT_FROM : OPT_SESSION], o->given[OPT_CHAT]);
     if (saved->count && o->system)
         return log_error(FAILED,
                          "%s: the conversation has begun, with its own system text: leave %s out, or give "
-                         "--session another name",
-                         session->name, o->given[OPT_SYSTEM]);
+                         "%s another file",
+                         session->name, o->given[OPT_SYSTEM],
+                         o->given[session->keep ? OPT_FROM : OPT_SESSION]);
     return DONE;
-}
-
-static int open_template(Chat *c) {
-    const Model *m = c->run.model;
-    if (!m->tokenizer || !m->chat_bytes)
-        return log_error(
-            FAILED,
-            "%s: the checkpoint has no %s, so that %s is not possible: export.py says why when it makes one",
-            m->path, m->tokenizer ? "chat template" : "tokenizer", c->run.options->given[OPT_CHAT]);
-    const char *wrong = template_open(m, &c->template);
-    if (wrong)
-        return log_error(FAILED, "%s: the chat template is damaged: %s; export the checkpoint again", m->path,
-                         wrong);
-    return enough_memory(template_tokens(&c->template, m)) ? DONE : FAILED;
 }
 
 /* Everything before the first turn. */
 static int open_chat(Chat *c, Session *session, Options *o) {
     Run *r = &c->run;
-    int status = open_template(c);
+    int status = template_load(&c->template, r->model, o);
+    c->made = c->opening = (Conversation){.model = r->model, .template = &c->template};
     if (!status && !o->given[OPT_PROMPT])
         status = turns_open(&c->turns, o->file);
     if (!status)
@@ -383,9 +321,12 @@ static int open_chat(Chat *c, Session *session, Options *o) {
         return FAILED;
     status = run_open(r, session);
     r->turn_end = template_turn_end(&c->template);
+    r->marks = true; /* what follows a prompt may be written anew */
     r->text.thought_begin = c->template.marks.begin;
     r->text.thought_end = c->template.marks.end;
     r->text.newline = true;
+    if (o->think == THINK_HIDE)
+        r->hider.marks = &c->template.marks;
     return status;
 }
 
@@ -399,8 +340,9 @@ int mode_chat(const Model *m, const Options *given) {
     turns_close(&c.turns);
     template_close(&c.template);
     answer_free(&c.answer);
-    buffer_free(&c.made.ids);
-    buffer_free(&c.made.plain);
+    hider_close(&c.run.hider);
+    conversation_free(&c.made);
+    conversation_free(&c.opening);
     run_close(&c.run);
     session_close(&session);
     return status;

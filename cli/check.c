@@ -7,6 +7,7 @@
 
 #include "cli/modes.h"
 #include "cli/output.h"
+#include "cli/template.h"
 #include "engine/checkpoint.h"
 #include "engine/util.h"
 
@@ -77,7 +78,8 @@ int mode_check(const Model *m, const Options *o) {
 
     int status = DONE;
     uint64_t bytes = 0;
-    const char *wrong = chat_damage(m);
+    Template chat;
+    const char *wrong = m->chat_bytes ? template_open(m, &chat, FORM_DEFAULT) : NULL;
     if (wrong)
         status = log_error(FAILED, "%s: the chat template is damaged: %s; export the checkpoint again",
                            m->path, wrong);

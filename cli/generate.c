@@ -43,17 +43,32 @@ static void write_id(Run *r, int32_t token) {
     output_flush();
 }
 
+bool run_token(Run *r) {
+    size_t n, last = r->sequence->count - 1;
+    const char *bytes = token_text(r, last, &n);
+    Slice shown = hider_add(&r->hider, r->sequence->ids[last], (Slice){bytes, n});
+    r->text.lost |= r->hider.lost;
+    return text_token(&r->text, shown.text, shown.bytes);
+}
+
+void run_end_text(Run *r) {
+    Slice rest = hider_end(&r->hider);
+    if (rest.bytes)
+        text_token(&r->text, rest.text, rest.bytes);
+    text_end(&r->text);
+    r->text.lost |= r->hider.lost;
+}
+
 /* Writes the last token of the sequence. False: a stop text is complete. */
-static bool write_token(void *run) {
+static bool write_token(void *run, const float *logits) {
     Run *r = run;
+    (void)logits;
     r->written++;
     if (!r->model->tokenizer) {
         write_id(r, r->sequence->ids[r->sequence->count - 1]);
         return true;
     }
-    size_t n;
-    const char *bytes = token_text(r, r->sequence->count - 1, &n);
-    return text_token(&r->text, bytes, n);
+    return run_token(r);
 }
 
 static void show_progress(void *run, size_t done, size_t all) {
@@ -61,25 +76,38 @@ static void show_progress(void *run, size_t done, size_t all) {
     progress("prompt", done, all);
 }
 
-End run_generate(Run *r) {
+Generation run_generation(Run *r, int64_t limit, bool endless) {
     const Config *cfg = &r->model->config;
-    int32_t end_tokens[sizeof cfg->eos_token_id / sizeof *cfg->eos_token_id + 1];
     size_t count = 0;
-    if (!r->options->given[OPT_IGNORE_EOS]) {
-        end_tokens[count++] = r->turn_end;
+    if (!endless) {
+        r->end_tokens[count++] = r->turn_end;
         for (uint32_t i = 0; i < cfg->eos_tokens; i++)
-            end_tokens[count++] = cfg->eos_token_id[i];
+            r->end_tokens[count++] = cfg->eos_token_id[i];
     }
-    Generation g = {.sequence = r->sequence,
-                    .sampler = r->sampler,
-                    .logits = r->state->logits,
-                    .limit = r->options->tokens,
-                    .end_tokens = end_tokens,
-                    .end_token_count = count,
-                    .emit = write_token,
-                    .progress = show_progress,
-                    .owner = r};
-    generate(r->model, r->state, &g, 1);
+    return (Generation){.sequence = r->sequence,
+                        .sampler = r->sampler,
+                        .prefix = r->prefix,
+                        .limit = limit,
+                        .end_tokens = r->end_tokens,
+                        .end_token_count = count,
+                        .owner = r};
+}
+
+End run_generate(Run *r) {
+    const Options *o = r->options;
+    Generation g = run_generation(r, o->tokens, o->given[OPT_IGNORE_EOS]), *texts[] = {&g};
+    g.logits = r->state->logits;
+    g.emit = write_token;
+    g.progress = show_progress;
+    if (r->marks) { /* the prompt alone, then from its last row's logits */
+        g.limit = 0;
+        generate(r->model, r->state, texts, 1);
+        sequence_mark(r->sequence);
+        g.limit = o->tokens;
+        g.end = g.end == END_LENGTH ? NOT_ENDED : g.end;
+    }
+    if (!g.end)
+        generate(r->model, r->state, texts, 1);
     r->read += g.read;
     r->steps += g.steps;
     r->read_seconds += g.read_seconds;
@@ -155,27 +183,36 @@ static int print_stats(const Run *r, End end) {
     return end == END_INTERRUPTED ? interrupt_status() : DONE;
 }
 
+void run_remember(Run *r) {
+    const Sequence *q = r->sequence;
+    sampler_forget(r->sampler);
+    for (size_t i = q->rows - min(q->rows, PENALTY_WINDOW); i < q->rows; i++) /* older ones do not count */
+        sampler_saw(r->sampler, q->ids[i]);
+}
+
 void run_rewind(Run *r, size_t rows) {
     rows = sequence_cut(r->sequence, rows);
     r->textless = min(rows, r->textless);
-    sampler_forget(r->sampler);
-    for (size_t i = rows - min(rows, PENALTY_WINDOW); i < rows; i++) /* older ones do not count */
-        sampler_saw(r->sampler, r->sequence->ids[i]);
+    run_remember(r);
 }
 
-/* What was not given on the command line comes from the checkpoint, and the seed from the session or the
- * system. */
-static bool sampling(const Config *cfg, const Options *o, const SavedText *saved, SamplerOptions *s) {
-    *s = (SamplerOptions){
+SamplerOptions given_sampling(const Config *cfg, const Options *o) {
+    SamplerOptions s = {
         .temperature = o->temperature < 0 ? cfg->temperature : (float)o->temperature,
         .top_k = o->top_k < 0 ? cfg->top_k : (uint32_t)o->top_k,
         .top_p = o->top_p < 0 ? cfg->top_p : (float)o->top_p,
         .min_p = o->min_p < 0 ? cfg->min_p : (float)o->min_p,
         .repeat_penalty = o->repeat_penalty < 0 ? cfg->repetition_penalty : (float)o->repeat_penalty,
-        .seed = o->given[OPT_SEED] ? o->seed : saved->seed,
     };
-    if (s->repeat_penalty == 0) /* the checkpoint does not say */
-        s->repeat_penalty = 1;
+    if (s.repeat_penalty == 0) /* the checkpoint does not say */
+        s.repeat_penalty = 1;
+    return s;
+}
+
+/* The seed from the session or the system, unless it is given. */
+static bool sampling(const Config *cfg, const Options *o, const SavedText *saved, SamplerOptions *s) {
+    *s = given_sampling(cfg, o);
+    s->seed = o->given[OPT_SEED] ? o->seed : saved->seed;
     return o->given[OPT_SEED] || saved->count || random_seed(&s->seed);
 }
 
@@ -197,7 +234,7 @@ int run_open(Run *r, Session *session) {
     const Options *o = r->options;
     SamplerOptions so;
     r->turn_end = -1;
-    if (o->stop_count && !m->tokenizer)
+    if (o->stops.count && !m->tokenizer)
         return log_error(FAILED, "%s: %s compares text, and the checkpoint has no tokenizer to make any",
                          m->path, o->given[OPT_STOP]);
     if (!sampling(&m->config, o, &r->saved, &so))
@@ -207,7 +244,7 @@ int run_open(Run *r, Session *session) {
     int status = session_load(session, r->sequence, r->state);
     if (status)
         return status;
-    if (!text_open(&r->text, o->stops, o->stop_bytes, o->stop_count) || !open_sampler(r, &so))
+    if (!text_open(&r->text, o->stops.list, o->stops.count, NULL) || !open_sampler(r, &so))
         return log_error(FAILED, "out of memory");
     return DONE;
 }
@@ -245,7 +282,7 @@ static int write_all(Run *r, Session *session, const Prompt *prompt) {
     End end = run_generate(r);
     if (!r->model->tokenizer && !r->text.terminal && end != END_NON_FINITE)
         output_print("\n");
-    text_end(&r->text);
+    run_end_text(r);
     return run_finish(r, session, end);
 }
 

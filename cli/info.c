@@ -5,11 +5,12 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "cli/cost.h"
 #include "cli/modes.h"
 #include "cli/output.h"
+#include "cli/template.h"
 #include "engine/cache.h"
 #include "engine/checkpoint.h"
+#include "engine/cost.h"
 #include "tokenizer.h"
 
 /* ---- parameters, of `layers` layers; each one counted once, although W_uk is stored twice --- */
@@ -24,10 +25,19 @@ typedef struct {
 static uint64_t attention_parameters(const Config *cfg) {
     uint64_t D = cfg->hidden_size, H = cfg->num_attention_heads, n = cfg->qk_nope_head_dim,
              p = cfg->qk_rope_head_dim, v = cfg->v_head_dim;
-    uint64_t r = cfg->kv_lora_rank, ql = cfg->q_lora_rank, q = H * (n + p);
+    uint64_t r = cfg->kv_lora_rank, ql = cfg->q_lora_rank, q = H * (n + p), G = cfg->num_key_value_heads;
     uint64_t queries = ql ? ql * D + ql + q * ql : q * D;
     uint64_t norms = (cfg->sandwich_norm ? 4 : 2) * D + r;
-    return queries + (r + p) * D + H * (n + v) * r + D * H * v + norms;
+    uint64_t gates = cfg->head_gate ? H * D : 0;
+    if (G)
+        return queries + G * (p + v) * D + D * H * v + norms;
+    return queries + (r + p) * D + H * (n + v) * r + D * H * v + norms + gates;
+}
+
+static uint64_t kda_parameters(const Config *cfg) {
+    uint64_t D = cfg->hidden_size, H = cfg->kda_heads, d = cfg->kda_head_dim, C = H * d, rank = cfg->kda_rank;
+    uint64_t gate = rank ? rank * (D + C) : C * D; /* of the decay, and of the output */
+    return 3 * C * (D + cfg->kda_taps) + 2 * gate + C + H + H * D + d + D * C + 2 * D;
 }
 
 static uint64_t index_parameters(const Config *cfg) {
@@ -57,8 +67,10 @@ static Parameters parameters(const Model *m, uint32_t layers) {
     bool biased = router_has_bias(m);
     Parameters sum = {vocabulary * (cfg->tie_word_embeddings ? 1 : 2) + D, vocabulary + D};
     for (uint32_t l = 0; l < layers; l++) {
-        uint64_t all = attention_parameters(cfg) + (layer_has_indexer(cfg, l) ? index_parameters(cfg) : 0),
-                 used = all;
+        uint64_t all = layer_is_kda(cfg, l) ? kda_parameters(cfg) : attention_parameters(cfg);
+        all += layer_has_indexer(cfg, l) ? index_parameters(cfg) : 0;
+        all += cfg->experts_out_norm && layer_is_moe(cfg, l) ? D : 0;
+        uint64_t used = all;
         if (layer_is_moe(cfg, l)) {
             uint64_t every = D * choices + cfg->n_shared_experts * expert;
             every += biased ? choices : 0;
@@ -117,6 +129,25 @@ static uint32_t indexers(const Config *cfg, uint32_t layers) {
     return count;
 }
 
+static void print_attention(const Config *cfg) {
+    if (cfg->num_key_value_heads) {
+        output_print("%-20s %u heads: query and key %u rotated, value %u\n", "attention",
+                     cfg->num_attention_heads, cfg->qk_rope_head_dim, cfg->v_head_dim);
+        output_print("%-20s none: %u heads have keys and values\n", "latent", cfg->num_key_value_heads);
+        return;
+    }
+    output_print("%-20s %u heads: query and key %u + %u rotated, value %u\n", "attention",
+                 cfg->num_attention_heads, cfg->qk_nope_head_dim, cfg->qk_rope_head_dim, cfg->v_head_dim);
+    if (cfg->q_lora_rank)
+        output_print("%-20s keys and values %u, queries %u\n", "latent", cfg->kv_lora_rank, cfg->q_lora_rank);
+    else
+        output_print("%-20s keys and values %u, queries direct\n", "latent", cfg->kv_lora_rank);
+    if (cfg->kda_heads)
+        output_print("%-20s %u layers, %u heads of %u, instead of latents\n", "linear attention",
+                     cfg->num_hidden_layers - latent_layers(cfg, cfg->num_hidden_layers), cfg->kda_heads,
+                     cfg->kda_head_dim);
+}
+
 static void print_shape(const Model *m) {
     const Config *cfg = &m->config;
     uint32_t moe = 0;
@@ -135,12 +166,7 @@ static void print_shape(const Model *m) {
         output_print("%-20s scaled by %g\n", "embedding", (double)cfg->embed_scale);
     if (cfg->sandwich_norm)
         output_print("%-20s before and after attention and MLP\n", "norms");
-    output_print("%-20s %u heads: query and key %u + %u rotated, value %u\n", "attention",
-                 cfg->num_attention_heads, cfg->qk_nope_head_dim, cfg->qk_rope_head_dim, cfg->v_head_dim);
-    if (cfg->q_lora_rank)
-        output_print("%-20s keys and values %u, queries %u\n", "latent", cfg->kv_lora_rank, cfg->q_lora_rank);
-    else
-        output_print("%-20s keys and values %u, queries direct\n", "latent", cfg->kv_lora_rank);
+    print_attention(cfg);
     if (cfg->index_n_heads)
         output_print("%-20s %u heads of %u in %u layers choose %u rows to attend to\n", "indexer",
                      cfg->index_n_heads, cfg->index_head_dim, indexers(cfg, cfg->num_hidden_layers),
@@ -156,11 +182,25 @@ static void print_shape(const Model *m) {
                      cfg->scoring_func == SCORE_SIGMOID ? "sigmoid" : "softmax", cfg->topk_group,
                      cfg->n_group, (double)cfg->routed_scaling_factor);
     }
-    output_print("%-20s theta %g, factor %g", "rope", (double)cfg->rope_theta, (double)cfg->rope_factor);
+    if (cfg->rope_theta > 0)
+        output_print("%-20s theta %g, factor %g", "rope", (double)cfg->rope_theta, (double)cfg->rope_factor);
+    else
+        output_print("%-20s none: nothing is rotated", "rope");
     if (m->query_scale)
         output_print(", queries scaled anew every %u positions", cfg->query_scale_span);
     output_print("\n");
     output_print("%-20s %u\n", "longest context", cfg->max_position_embeddings);
+}
+
+static const char *chat_line(const Model *m) {
+    Template t;
+    if (!m->chat_bytes || !m->tokenizer)
+        return "no: the file has no chat template";
+    if (template_open(m, &t, FORM_DEFAULT))
+        return "no: the chat template is damaged";
+    if (t.forms > 1)
+        return "yes, with thoughts before the answer, which --think switches";
+    return t.piece[THINK_END].text.bytes ? "yes, with thoughts before the answer" : "yes";
 }
 
 static void print_text(const Model *m) {
@@ -173,12 +213,7 @@ static void print_text(const Model *m) {
         output_print(", begin %d%s", cfg->bos_token_id, cfg->add_bos_token ? "" : " (not added by itself)");
     for (uint32_t i = 0; i < cfg->eos_tokens; i++)
         output_print(i ? " %d" : ", end %d", cfg->eos_token_id[i]);
-    const char *damage = chat_damage(m);
-    output_print("\n%-20s %s", "chat",
-                 !m->chat_bytes || !m->tokenizer ? "no: the file has no chat template"
-                 : damage                        ? "no: the chat template is damaged"
-                 : chat_has_thoughts(m)          ? "yes, with thoughts before the answer"
-                                                 : "yes");
+    output_print("\n%-20s %s", "chat", chat_line(m));
     output_print("\n%-20s temperature %g, top-p %g, top-k %u", "sampling", (double)cfg->temperature,
                  (double)cfg->top_p, cfg->top_k);
     if (cfg->min_p > 0)
@@ -198,27 +233,74 @@ static void print_cost(const Config *cfg, const char *what, size_t numbers, size
                  grouped(context, (uint64_t)bytes * cfg->max_position_embeddings), saved);
 }
 
+/* Numbers of a row that a layer keeps, without index keys. */
+static size_t row_numbers(const Config *cfg, CacheType type) {
+    size_t key = (size_t)cfg->qk_nope_head_dim + cfg->qk_rope_head_dim, groups = cache_groups(cfg, type);
+    return groups ? groups * (key + cfg->v_head_dim) : (size_t)cfg->kv_lora_rank + cfg->qk_rope_head_dim;
+}
+
+/* Attention without a latent, at 2 bytes a number: this model's, where it has none, and others with heads of
+ * the same size. The rotated part is left out where it stands apart, as other models have none of it. */
+static void print_others(const Config *cfg, size_t unit) {
+    size_t H = cfg->num_attention_heads, layers = latent_layers(cfg, cfg->published_layers),
+           head = (cfg->num_key_value_heads ? cfg->qk_rope_head_dim : cfg->qk_nope_head_dim) +
+                  (size_t)cfg->v_head_dim;
+    const char *sizes = cfg->num_key_value_heads ? "p + v" : "n + v";
+    char what[64];
+    if (!cfg->num_key_value_heads)
+        print_cost(cfg, "full K and V, H (n + p + v)", unit / 2, unit, unit);
+    snprintf(what, sizeof what, "MHA, H (%s)", sizes);
+    print_cost(cfg, what, layers * H * head, 2 * layers * H * head, unit);
+    snprintf(what, sizeof what, "GQA-8, 8 (%s)", sizes);
+    print_cost(cfg, what, 8 * layers * head, 2 * 8 * layers * head, unit);
+    snprintf(what, sizeof what, "MQA, %s", sizes);
+    print_cost(cfg, what, layers * head, 2 * layers * head, unit);
+}
+
+/* Memory of a sequence where not all of it grows: the constant part and the cache, in bytes. */
+static void print_sequence(const Config *cfg) {
+    static const size_t contexts[] = {32768, 1 << 20};
+    size_t numbers = constant_floats(cfg, cfg->published_layers);
+    char text[2][32];
+    output_print("\n%-36s %12s %12s\n", "constant part of a sequence, f32", grouped(text[0], numbers),
+                 grouped(text[1], numbers * sizeof(float)));
+    output_print("%-36s %20s %20s\n", "constant part and cache, bytes:", "32,768 tokens", "1,048,576 tokens");
+    for (int type = 0; type < CACHE_TYPES; type++) {
+        size_t token = cache_token_bytes(cfg, (CacheType)type, cfg->published_layers);
+        for (int i = 0; i < 2; i++)
+            grouped(text[i], numbers * sizeof(float) + contexts[i] * token);
+        output_print("-k %-33s %20s %20s\n", cache_names[type], text[0], text[1]);
+    }
+}
+
 static void print_cache(const Config *cfg) {
-    size_t H = cfg->num_attention_heads, n = cfg->qk_nope_head_dim, p = cfg->qk_rope_head_dim,
-           v = cfg->v_head_dim, layers = cfg->published_layers;
-    size_t full = layers * H * (n + p + v), latent = layers * (cfg->kv_lora_rank + p), unit = 2 * full;
+    size_t n = cfg->qk_nope_head_dim, p = cfg->qk_rope_head_dim, v = cfg->v_head_dim,
+           layers = latent_layers(cfg, cfg->published_layers),
+           unit = 2 * layers * cfg->num_attention_heads * (n + p + v);
     size_t keys = (size_t)indexers(cfg, cfg->published_layers) * cfg->index_head_dim;
     char what[64], context[48];
     snprintf(context, sizeof context, "%u tokens", cfg->max_position_embeddings);
     output_print("\n%-36s %12s %12s %20s %12s\n", "cache, a token:", "numbers", "bytes", context, "saved");
-    for (int type = 0; type < CACHE_TYPES; type++) {
+    for (int i = 0; i < CACHE_TYPES; i++) {
+        CacheType type = (CacheType)i;
+        if (!cache_fits(cfg, type))
+            continue;
         snprintf(what, sizeof what, type == CACHE_FULL ? "-k %s (K and V of each head, f32)" : "-k %s",
                  cache_names[type]);
-        print_cost(cfg, what, (type == CACHE_FULL ? full : latent) + keys,
-                   cache_token_bytes(cfg, (CacheType)type, cfg->published_layers), unit);
+        print_cost(cfg, what, layers * row_numbers(cfg, type) + keys,
+                   cache_token_bytes(cfg, type, cfg->published_layers), unit);
     }
     output_print("without a latent, 2 bytes a number:\n");
-    print_cost(cfg, "full K and V, H (n + p + v)", full, unit, unit);
-    print_cost(cfg, "MHA, H (n + v)", layers * H * (n + v), 2 * layers * H * (n + v), unit);
-    print_cost(cfg, "GQA-8, 8 (n + v)", 8 * layers * (n + v), 2 * 8 * layers * (n + v), unit);
-    print_cost(cfg, "MQA, n + v", layers * (n + v), 2 * layers * (n + v), unit);
-    output_print("(%zu layers, H = %zu, n = %zu, p = %zu, v = %zu; saved against full K and V of 2 bytes)\n",
-                 layers, H, n, p, v);
+    print_others(cfg, unit);
+    output_print("(%zu layers%s, H = %u", layers, cfg->kda_heads ? " with latents" : "",
+                 cfg->num_attention_heads);
+    if (cfg->num_key_value_heads)
+        output_print(", G = %u, p = %zu, v = %zu", cfg->num_key_value_heads, p, v);
+    else
+        output_print(", n = %zu, p = %zu, v = %zu", n, p, v);
+    output_print("; saved against full K and V of 2 bytes)\n");
+    if (cfg->kda_heads)
+        print_sequence(cfg);
 }
 
 int mode_info(const Model *m, const Options *o) {
@@ -234,7 +316,10 @@ int mode_info(const Model *m, const Options *o) {
         print_number("  published model", published.total, "");
         print_number("  active per token", published.active, "");
     }
-    print_number("read per token", weight_bytes(m, 1), " bytes of weights");
+    WeightBytes bytes = weight_bytes(m);
+    print_number("read per token",
+                 bytes.always + bytes.expert * expert_layers(&m->config) * m->config.num_experts_per_tok,
+                 " bytes of weights");
     print_shape(m);
     print_text(m);
     print_cache(cfg);

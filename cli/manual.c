@@ -10,8 +10,6 @@
 #include "cli/output.h"
 #include "cli/table.h"
 
-const char *const format_names[FORMATS] = {"man", "bash", "zsh", "fish"};
-
 enum { COLUMNS = 80, HELP_COLUMN = 28 };
 
 static const char purpose[] = "Runs a language model with Multi-head Latent Attention. "
@@ -82,6 +80,8 @@ static const char *const environment[][2] = {
     {"MLA_PATH", "How attention is computed: absorbed, decompressed, or definition (plain loops, slow). "
                  "Default: what is faster for each piece of the text. The results differ by rounding."},
     {"MLA_CHUNK", "How many rows of a prompt are computed in one call. Default: 2048."},
+    {"MLA_PAGES", "How many pages of 128 rows the texts of a batch share. Default: what half of the memory "
+                  "holds. The text does not depend on it."},
 };
 
 static const char *const examples[][2] = {
@@ -89,6 +89,7 @@ static const char *const examples[][2] = {
     {"mla model.bin --chat --session talk", "A conversation that goes on where the last one ended."},
     {"git log -1 --format=%B | mla model.bin -q -f - -n 100",
      "The prompt from a pipe; errors alone are shown."},
+    {"mla model.bin --prompts questions.txt > answers.txt", "An answer a line, many at a time."},
     {"mla model.bin --info", "Sizes, and what a context costs."},
 };
 
@@ -142,6 +143,42 @@ static void roff_option(const Option *o) {
     roff(o->help);
 }
 
+/* The names of the options that have a meaning in a mode. */
+static void roff_mode(const char *name, Mode mode) {
+    output_print(".TP\n\\fB");
+    roff_text(name);
+    output_print("\\fR\n");
+    for (size_t i = 0; i < option_count; i++) {
+        if (option_table[i].modes & 1u << mode)
+            roff(option_table[i].letter ? option_table[i].letter : option_table[i].name);
+    }
+}
+
+static void roff_rule(const Rule *rule) {
+    output_print(".TP\n");
+    for (size_t i = 0; i < rule->count; i++) {
+        const char *between = i == 0                ? ""
+                              : rule->together      ? " only with "
+                              : i + 1 < rule->count ? ", "
+                                                    : " or ";
+        roff_text(between);
+        roff_text(option_table[rule->set[i]].name);
+    }
+    output_print("\n");
+    roff(rule->why);
+}
+
+static void roff_modes(void) {
+    output_print(".SH WHICH OPTIONS GO TOGETHER\n");
+    roff("What is not listed for a use is wrong usage there.");
+    roff_mode("a text", MODE_GENERATE);
+    for (size_t i = 0; i < mode_count; i++)
+        roff_mode(option_table[mode_table[i].option].name, mode_table[i].mode);
+    output_print(".PP\nOf each of these sets one at most, or one only with another:\n");
+    for (size_t i = 0; i < rule_count; i++)
+        roff_rule(&rule_table[i]);
+}
+
 static void man(void) {
     output_print(".\\\" written by mla --generate man\n.TH MLA 1 \"\" \"mla.c " MLA_VERSION "\"\n.SH NAME\n");
     roff("mla - run a language model with Multi-head Latent Attention");
@@ -154,6 +191,7 @@ static void man(void) {
     output_print(".SH OPTIONS\n");
     for (size_t i = 0; i < option_count; i++)
         roff_option(&option_table[i]);
+    roff_modes();
     output_print(".SH EXIT STATUS\n");
     roff_pairs(statuses, STATUSES);
     output_print(".SH ENVIRONMENT\nAn empty variable counts as one that is not set.\n");
@@ -166,15 +204,9 @@ static void man(void) {
 
 /* ---- completions ---------------------------------------------------------------------------- */
 
-/* The values that an option may have; NULL: any. */
-static const char *const *choices(const Option *o, size_t *n) {
-    *n = o->kind == CACHE ? (size_t)CACHE_TYPES : o->kind == FORMAT ? (size_t)FORMATS : 0;
-    return o->kind == CACHE ? cache_names : o->kind == FORMAT ? format_names : NULL;
-}
-
 static void print_choices(const Option *o) {
     size_t n;
-    const char *const *names = choices(o, &n);
+    const char *const *names = kind_words(o->kind, &n);
     for (size_t i = 0; i < n; i++)
         output_print(i ? " %s" : "%s", names[i]);
 }
@@ -206,7 +238,7 @@ static void bash(void) {
         size_t n;
         if (o->value && *o->value != '[') {
             output_print("    %s%s%s) ", o->letter ? o->letter : "", o->letter ? " | " : "", o->name);
-            if (choices(o, &n)) {
+            if (kind_words(o->kind, &n)) {
                 output_print("COMPREPLY=($(compgen -W \"");
                 print_choices(o);
                 output_print("\" -- \"$word\")) ");
@@ -233,7 +265,7 @@ static void zsh(void) {
         size_t n;
         const char *joined = o->value && *o->value != '[' ? "=" : "";
         output_print(" \\\n    ");
-        if (o->kind == STOP) /* it may come again */
+        if (o->kind == TEXTS) /* it may come again */
             output_print("'*'");
         else if (o->letter)
             output_print("'(%s %s)'", o->letter, o->name);
@@ -247,9 +279,9 @@ static void zsh(void) {
         if (o->value) {
             output_print("%s:", *o->value == '[' ? ":" : "");
             print_escaped(o->value, "", "");
-            output_print(":%s", takes_file(o) ? "_files" : choices(o, &n) ? "(" : " ");
+            output_print(":%s", takes_file(o) ? "_files" : kind_words(o->kind, &n) ? "(" : " ");
             print_choices(o);
-            output_print("%s", choices(o, &n) ? ")" : "");
+            output_print("%s", kind_words(o->kind, &n) ? ")" : "");
         }
         output_print("'");
     }
@@ -267,7 +299,7 @@ static void fish(void) {
         output_print(" -l %s", o->name + 2);
         if (o->value && *o->value != '[')
             output_print(takes_file(o) ? " -rF" : " -x");
-        if (choices(o, &n)) {
+        if (kind_words(o->kind, &n)) {
             output_print(" -a '");
             print_choices(o);
             output_print("'");

@@ -8,18 +8,14 @@
 
 int mode_generate(const Model *m, const Options *o);   /* generate.c */
 int mode_chat(const Model *m, const Options *o);       /* chat.c */
+int mode_lines(const Model *m, const Options *o);      /* lines.c: --prompts, --samples, --choose */
+int mode_batch(const Model *m, const Options *o);      /* batch_json.c */
 int mode_logits(const Model *m, const Options *o);     /* logits.c */
 int mode_perplexity(const Model *m, const Options *o); /* perplexity.c */
 int mode_tokenize(const Model *m, const Options *o);   /* tokenize.c */
 int mode_info(const Model *m, const Options *o);       /* info.c */
 int mode_check(const Model *m, const Options *o);      /* check.c */
 int mode_bench(const Model *m, const Options *o);      /* bench.c */
-
-/* What is wrong with the checkpoint's chat template; NULL: nothing, or there is none (chat.c). */
-const char *chat_damage(const Model *m);
-
-/* Whether the checkpoint's chat template knows thoughts before the answer (chat.c). */
-bool chat_has_thoughts(const Model *m);
 
 /* Reports data that waits on standard input while no prompt was given: it was probably meant as the prompt
  * (generate.c). */

@@ -1,7 +1,7 @@
-/* cli/options.c: the command line (options.h), with the habits of GNU programs: -n20, --tokens=20, -- before
- * a model whose name begins with -. Parsing is strict: a value that is not entirely what the option takes,
- * an option that cannot have an effect, two options of which only one could, a name that is cut short: all
- * are refused. Opens no file and knows no model. */
+/* cli/options.c: the command line (options.h) by the table (table.c), with the habits of GNU programs: -n20,
+ * --tokens=20, -- before a model whose name begins with -. Parsing is strict: a value that is not entirely
+ * what the option takes, an option that cannot have an effect, two options of which only one could, a name
+ * that is cut short: all are refused. Opens no file and knows no model. */
 #include "cli/options.h"
 
 #include <ctype.h>
@@ -15,113 +15,7 @@
 #include "cli/manual.h"
 #include "cli/output.h"
 #include "cli/system.h"
-
-const char *const cache_names[CACHE_TYPES] = {
-    [CACHE_F32] = "f32", [CACHE_BF16] = "bf16", [CACHE_Q8] = "q8",
-    [CACHE_Q6] = "q6",   [CACHE_Q4] = "q4",     [CACHE_FULL] = "full"};
-
-/* ---- the table ------------------------------------------------------------------------------ */
-
-enum {
-    GENERATE = 1 << MODE_GENERATE,
-    CHAT = 1 << MODE_CHAT,
-    WRITE = GENERATE | CHAT,
-    LOGITS = 1 << MODE_LOGITS,
-    PERPLEXITY = 1 << MODE_PERPLEXITY,
-    TOKENIZE = 1 << MODE_TOKENIZE,
-    BENCH = 1 << MODE_BENCH,
-    ALL = WRITE | LOGITS | PERPLEXITY | TOKENIZE | 1 << MODE_INFO | 1 << MODE_CHECK | BENCH
-};
-
-#define FIELD(name) offsetof(Options, name)
-
-const size_t option_count = OPTION_COUNT;
-const Option option_table[OPTION_COUNT] = {
-    [OPT_PROMPT] = {"The prompt (default: nothing but the begin token)", "-p", "--prompt", "TEXT", STRING,
-                    WRITE | LOGITS, FIELD(text), 0, 0, "the prompt, bytes as given; may be empty"},
-    [OPT_ESCAPE] = {NULL, "-e", "--escape", NULL, FLAG, WRITE | LOGITS | TOKENIZE, 0, 0, 0,
-                    "interpret \\n \\t \\\\ \\xHH \\uHHHH in TEXT of -p, --system, --stop, --tokenize"},
-    [OPT_FILE] = {NULL, "-f", "--file", "FILE", STRING, WRITE | LOGITS | TOKENIZE, FIELD(file), 0, 0,
-                  "the prompt from FILE, bytes as they are; - is standard input"},
-    [OPT_IDS] = {NULL, NULL, "--ids", "LIST", STRING, GENERATE | LOGITS, FIELD(ids), 0, 0,
-                 "the prompt as token ids, \"1 2 3\", nothing added"},
-    [OPT_SPECIAL] = {NULL, NULL, "--special", NULL, FLAG, GENERATE | LOGITS | PERPLEXITY | TOKENIZE, 0, 0, 0,
-                     "the prompt is trusted: special tokens in it are matched"},
-    [OPT_NO_BOS] = {NULL, NULL, "--no-bos", NULL, FLAG, GENERATE | LOGITS | PERPLEXITY, 0, 0, 0,
-                    "no begin token first (default: as the tokenizer says)"},
-
-    [OPT_CHAT] = {"A conversation", NULL, "--chat", NULL, FLAG, ALL, 0, 0, 0,
-                  "talk, with the template in the checkpoint: each line of standard input or -f is a turn, "
-                  "one that ends with \\ goes on in the next; or one turn, -p"},
-    [OPT_SYSTEM] = {NULL, NULL, "--system", "TEXT", STRING, CHAT, FIELD(system), 0, 0,
-                    "what the model is told before the first turn (default: the template's)"},
-
-    [OPT_ECHO] = {"The text", NULL, "--echo", NULL, FLAG, GENERATE, 0, 0, 0,
-                  "write the prompt before the generated text"},
-    [OPT_TOKENS] =
-        {NULL, "-n", "--tokens", "N", INTEGER, WRITE, FIELD(tokens), -1, UINT32_MAX,
-         "at most N new tokens (default 256, for an answer in --chat -1: until the context is full)"},
-    [OPT_CONTEXT] = {NULL, "-c", "--context", "N", INTEGER, WRITE | LOGITS | PERPLEXITY | BENCH,
-                     FIELD(context), 1, UINT32_MAX,
-                     "cache rows to allocate (default: enough for session, prompt and -n; in --chat at a "
-                     "terminal 8192, else what half of the memory holds)"},
-    [OPT_STOP] = {NULL, NULL, "--stop", "TEXT", STOP, WRITE, 0, 0, 0, "stop before TEXT appears; repeatable"},
-    [OPT_IGNORE_EOS] = {NULL, NULL, "--ignore-eos", NULL, FLAG, WRITE, 0, 0, 0,
-                        "go on after the model's end tokens"},
-    [OPT_SESSION] = {NULL, NULL, "--session", "FILE", STRING, WRITE, FIELD(session), 0, 0,
-                     "go on from FILE if it exists (the prompt is appended, -s restarts the sampler), and "
-                     "write it at the end"},
-
-    [OPT_TEMPERATURE] = {"Sampling, in the order penalty, temperature, top-k, top-p, min-p", "-t",
-                         "--temperature", "X", NUMBER, WRITE, FIELD(temperature), 0, 1000,
-                         "0: the likeliest token, always (default: the checkpoint's, else 0.8)"},
-    [OPT_TOP_K] = {NULL, NULL, "--top-k", "N", INTEGER, WRITE, FIELD(top_k), 0, UINT32_MAX,
-                   "the N likeliest tokens (0: all; default: the checkpoint's, else 0)"},
-    [OPT_TOP_P] = {NULL, NULL, "--top-p", "X", NUMBER, WRITE, FIELD(top_p), 0, 1,
-                   "the fewest with probability X (1: all; default: the checkpoint's, else 0.95)"},
-    [OPT_MIN_P] =
-        {NULL, NULL, "--min-p", "X", NUMBER, WRITE, FIELD(min_p), 0, 1,
-         "those with X times the likeliest's probability (0: all; default: the checkpoint's, else 0)"},
-    [OPT_REPEAT_PENALTY] =
-        {NULL, NULL, "--repeat-penalty", "X", NUMBER, WRITE, FIELD(repeat_penalty), 0.01, 100,
-         "make the last 64 tokens less likely (1: off; default: the checkpoint's, else 1)"},
-    [OPT_SEED] = {NULL, "-s", "--seed", "N", SEED, WRITE, FIELD(seed), 0, 0,
-                  "64 bits (default: random, printed with the statistics)"},
-
-    [OPT_LOGITS] = {"Instead of text", NULL, "--logits", "FILE", STRING, LOGITS, FIELD(output), 0, 0,
-                    "write the float32 logits of every prompt position to FILE, [T, V]"},
-    [OPT_PERPLEXITY] = {NULL, NULL, "--perplexity", "FILE", STRING, PERPLEXITY, FIELD(file), 0, 0,
-                        "score a text in windows of -c (default 2048, or less if the model's limit is less)"},
-    [OPT_AGAINST] =
-        {NULL, NULL, "--against", "TYPE", CACHE, PERPLEXITY, FIELD(against), 0, 0,
-         "--perplexity also with cache TYPE: a second line `against TYPE: perplexity P kl K top T%`, K nats "
-         "of divergence from TYPE's predictions to -k's, T of the likeliest tokens the same"},
-    [OPT_TOKENIZE] = {NULL, NULL, "--tokenize", "[TEXT]", STRING, TOKENIZE, FIELD(text), 0, 0,
-                      "print the token ids of TEXT, or of -f's FILE, nothing added"},
-    [OPT_COUNT] = {NULL, NULL, "--count", NULL, FLAG, TOKENIZE, 0, 0, 0,
-                   "--tokenize: how many there are, instead"},
-    [OPT_INFO] = {NULL, NULL, "--info", NULL, FLAG, ALL, 0, 0, 0,
-                  "what the checkpoint is, and what a context costs"},
-    [OPT_CHECK] = {NULL, NULL, "--check", NULL, FLAG, ALL, 0, 0, 0,
-                   "verify every checksum and scale in the checkpoint"},
-    [OPT_BENCH] = {NULL, NULL, "--bench", NULL, FLAG, ALL, 0, 0, 0,
-                   "prefill and decode at growing context, beside the speed of memory"},
-    [OPT_CSV] = {NULL, NULL, "--csv", NULL, FLAG, BENCH, 0, 0, 0, "--bench for machines"},
-    [OPT_PROFILE] = {NULL, NULL, "--profile", NULL, FLAG, BENCH, 0, 0, 0,
-                     "--bench with the time of each stage, on standard error"},
-
-    [OPT_THREADS] = {"The machine", "-j", "--threads", "N", INTEGER, ALL, FIELD(threads), 1, 1024,
-                     "threads (default: physical cores available to the process)"},
-    [OPT_CACHE] = {NULL, "-k", "--cache", "TYPE", CACHE, WRITE | LOGITS | PERPLEXITY | BENCH, FIELD(cache), 0,
-                   0,
-                   "the cache's number format: f32, bf16, q8, q6, q4, or full: an ordinary key/value cache "
-                   "in f32 (default: the session's, else q8)"},
-    [OPT_QUIET] = {NULL, "-q", "--quiet", NULL, FLAG, ALL, 0, 0, 0, "errors alone on standard error"},
-    [OPT_HELP] = {NULL, "-h", "--help", NULL, FLAG, ALL, 0, 0, 0, "this text"},
-    [OPT_GENERATE] = {NULL, NULL, "--generate", "FORMAT", FORMAT, ALL, FIELD(format), 0, 0,
-                      "this text as a man page, or completions for a shell: man, bash, zsh, fish"},
-    [OPT_VERSION] = {NULL, NULL, "--version", NULL, FLAG, ALL, 0, 0, 0, "the version of this program"},
-};
+#include "engine/util.h"
 
 /* ---- values --------------------------------------------------------------------------------- */
 
@@ -152,10 +46,38 @@ static bool parse_seed(const char *text, uint64_t *value) {
     return *text;
 }
 
-/* *index: of `text` among the n names. */
-static bool parse_name(const char *text, const char *const *names, int n, int *index) {
-    for (*index = 0; *index < n; ++*index) {
-        if (!strcmp(text, names[*index]))
+/* *index: of the word among those that the kind has; or reports them. */
+static bool parse_word(Kind kind, const char *given, const char *value, int *index) {
+    size_t n;
+    const char *const *words = kind_words(kind, &n);
+    char list[128] = "";
+    for (size_t i = 0; i < n; i++) {
+        if (!strcmp(value, words[i])) {
+            *index = (int)i;
+            return true;
+        }
+        strcat(strcat(list, i == 0 ? "" : i + 1 < n ? ", " : " or "), words[i]);
+    }
+    log_error(WRONG_USAGE, "%s takes %s, not '%s'", given, list, value);
+    return false;
+}
+
+static void add_text(Texts *texts, const char *value) {
+    texts->list[texts->count++] = (Slice){value, strlen(value)};
+}
+
+/* "1,8,32" */
+static bool parse_counts(const char *text, const Option *option, Counts *counts) {
+    counts->count = 0;
+    for (char number[24]; counts->count < MAX_COUNTS; text++) {
+        double value;
+        size_t length = strcspn(text, ",");
+        snprintf(number, sizeof number, "%.*s", (int)min(length, sizeof number - 1), text);
+        if (!parse_integer(number, &value) || value < option->least || value > option->most)
+            return false;
+        counts->list[counts->count++] = (size_t)value;
+        text += length;
+        if (!*text)
             return true;
     }
     return false;
@@ -166,16 +88,21 @@ static bool parse_value(Options *o, OptionId id, const char *given, const char *
     const Option *option = &option_table[id];
     void *field = (char *)o + option->field;
     double number;
-    int index;
     switch (option->kind) {
     case FLAG: return true;
     case STRING: *(const char **)field = value; return true;
-    case STOP:
-        o->stop_bytes[o->stop_count] = strlen(value);
-        o->stops[o->stop_count++] = value;
+    case TEXTS:
+        add_text(field, value);
         if (!*value)
             log_error(WRONG_USAGE, "%s takes a text that is not empty", given);
         return *value;
+    case COUNTS:
+        if (parse_counts(value, option, field))
+            return true;
+        log_error(WRONG_USAGE,
+                  "%s takes a whole number from %.0f to %.0f, or with --bench a list like 1,8,32, not '%s'",
+                  given, option->least, option->most, value);
+        return false;
     case SEED:
         if (parse_seed(value, field))
             return true;
@@ -183,17 +110,8 @@ static bool parse_value(Options *o, OptionId id, const char *given, const char *
                   value);
         return false;
     case CACHE:
-        if (parse_name(value, cache_names, CACHE_TYPES, &index)) {
-            *(CacheType *)field = (CacheType)index;
-            return true;
-        }
-        log_error(WRONG_USAGE, "%s takes f32, bf16, q8, q6, q4 or full, not '%s'", given, value);
-        return false;
-    case FORMAT:
-        if (parse_name(value, format_names, FORMATS, field))
-            return true;
-        log_error(WRONG_USAGE, "%s takes man, bash, zsh or fish, not '%s'", given, value);
-        return false;
+    case THINK:
+    case FORMAT: return parse_word(option->kind, given, value, field);
     case INTEGER:
         if (parse_integer(value, &number) && number >= option->least && number <= option->most) {
             *(int64_t *)field = (int64_t)number;
@@ -216,13 +134,22 @@ static bool parse_value(Options *o, OptionId id, const char *given, const char *
 
 /* ---- escapes -------------------------------------------------------------------------------- */
 
+static bool unescape_texts(const char *given, Texts *texts) {
+    for (size_t i = 0; i < texts->count; i++) {
+        if (!unescape(given, texts->list[i].text, &texts->list[i].bytes))
+            return false;
+    }
+    return true;
+}
+
 static bool unescape_all(Options *o) {
     if (!o->given[OPT_ESCAPE])
         return true;
     const char *text_option = o->given[OPT_PROMPT] ? o->given[OPT_PROMPT] : o->given[OPT_TOKENIZE];
-    if (!o->text && !o->system && !o->stop_count) {
+    if (!o->text && !o->system && !o->stops.count && !o->choices.count) {
         log_error(WRONG_USAGE,
-                  "%s applies to the text of -p, --system, --stop and --tokenize, none of which is given",
+                  "%s applies to the text of -p, --system, --stop, --choose and --tokenize, none of which is "
+                  "given",
                   o->given[OPT_ESCAPE]);
         return false;
     }
@@ -230,11 +157,7 @@ static bool unescape_all(Options *o) {
         return false;
     if (o->system && !unescape(o->given[OPT_SYSTEM], o->system, &o->system_bytes))
         return false;
-    for (size_t i = 0; i < o->stop_count; i++) {
-        if (!unescape(o->given[OPT_STOP], o->stops[i], &o->stop_bytes[i]))
-            return false;
-    }
-    return true;
+    return unescape_texts(o->given[OPT_STOP], &o->stops) && unescape_texts(o->given[OPT_CHOOSE], &o->choices);
 }
 
 /* ---- the whole line ------------------------------------------------------------------------- */
@@ -333,12 +256,12 @@ static bool unknown_option(const char *argument) {
 }
 
 /* The first two options of a set that exclude each other. */
-static bool at_most_one(const Options *o, const OptionId *set, size_t n, const char *why) {
+static bool at_most_one(const Options *o, const Rule *rule) {
     const char *one = NULL;
-    for (size_t i = 0; i < n; i++) {
-        const char *given = o->given[set[i]];
+    for (size_t i = 0; i < rule->count; i++) {
+        const char *given = o->given[rule->set[i]];
         if (one && given) {
-            log_error(WRONG_USAGE, "%s and %s cannot be combined: %s", one, given, why);
+            log_error(WRONG_USAGE, "%s and %s cannot be combined: %s", one, given, rule->why);
             return false;
         }
         one = given ? given : one;
@@ -346,20 +269,25 @@ static bool at_most_one(const Options *o, const OptionId *set, size_t n, const c
     return true;
 }
 
+/* The first option of the set is given only beside one of the others. */
+static bool has_company(const Options *o, const Rule *rule) {
+    const char *given = o->given[rule->set[0]];
+    for (size_t i = 1; i < rule->count && given; i++) {
+        if (o->given[rule->set[i]])
+            given = NULL;
+    }
+    if (given)
+        log_error(WRONG_USAGE, "%s without %s: %s", given, option_table[rule->set[1]].name, rule->why);
+    return !given;
+}
+
 /* Finds the mode, and refuses options that mean nothing in it. */
 static bool choose_mode(Options *o) {
-    static const OptionId prompts[] = {OPT_PROMPT, OPT_FILE, OPT_IDS};
-    static const OptionId modes[] = {OPT_CHAT, OPT_LOGITS, OPT_PERPLEXITY, OPT_TOKENIZE,
-                                     OPT_INFO, OPT_CHECK,  OPT_BENCH};
-    if (!at_most_one(o, modes, sizeof modes / sizeof *modes,
-                     "each asks for something else on standard output") ||
-        !at_most_one(o, prompts, sizeof prompts / sizeof *prompts, "there is one prompt"))
-        return false;
     const char *mode = "the generation of text";
-    for (int i = 0; i < (int)(sizeof modes / sizeof *modes); i++) {
-        if (o->given[modes[i]]) {
-            o->mode = (Mode)(MODE_GENERATE + 1 + i);
-            mode = o->given[modes[i]];
+    for (size_t i = mode_count; i-- > 0;) {
+        if (o->given[mode_table[i].option]) {
+            o->mode = mode_table[i].mode;
+            mode = o->given[mode_table[i].option];
         }
     }
     for (int i = 0; i < OPTION_COUNT; i++) {
@@ -368,11 +296,20 @@ static bool choose_mode(Options *o) {
             return false;
         }
     }
+    for (size_t i = 0; i < rule_count; i++) {
+        const Rule *rule = &rule_table[i];
+        if (!(rule->together ? has_company(o, rule) : at_most_one(o, rule)))
+            return false;
+    }
     if (o->mode == MODE_TOKENIZE && !o->text == !o->given[OPT_FILE]) {
         log_error(WRONG_USAGE, "%s takes a TEXT or -f FILE, one of them", o->given[OPT_TOKENIZE]);
         return false;
     }
-    if (o->mode == MODE_CHAT && !o->given[OPT_TOKENS])
+    if (o->parallel.count > 1 && o->mode != MODE_BENCH) {
+        log_error(WRONG_USAGE, "%s takes one number for %s", o->given[OPT_PARALLEL], mode);
+        return false;
+    }
+    if (o->given[OPT_CHAT] && !o->given[OPT_TOKENS])
         o->tokens = -1;
     return true;
 }
@@ -499,11 +436,14 @@ bool options_parse(Options *o, int argc, char **argv, int *status) {
                    .top_k = -1,
                    .min_p = -1,
                    .repeat_penalty = -1,
-                   .cache = CACHE_Q8};
+                   .samples = 1,
+                   .first = 1,
+                   .cache = CACHE_Q8,
+                   .think = THINK_DEFAULT};
     *status = FAILED;
-    o->stops = calloc((size_t)argc + 1, sizeof *o->stops);
-    o->stop_bytes = calloc((size_t)argc + 1, sizeof *o->stop_bytes);
-    if (!o->stops || !o->stop_bytes) {
+    o->stops.list = calloc((size_t)argc + 1, sizeof *o->stops.list);
+    o->choices.list = calloc((size_t)argc + 1, sizeof *o->choices.list);
+    if (!o->stops.list || !o->choices.list) {
         log_error(WRONG_USAGE, "out of memory");
         return false;
     }
@@ -529,6 +469,6 @@ bool options_parse(Options *o, int argc, char **argv, int *status) {
 }
 
 void options_close(Options *o) {
-    free(o->stops);
-    free(o->stop_bytes);
+    free(o->stops.list);
+    free(o->choices.list);
 }

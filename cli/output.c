@@ -21,13 +21,21 @@ const char *program_name = "run";
 static bool terminal;                   /* standard output is one */
 static bool regular;                    /* it is a file: no flush after each token */
 static bool hung_up;                    /* it was a terminal that has been closed */
+static bool progress_shown;             /* on standard error */
 static bool mid_line;                   /* what was written last to it did not end a line */
 static const char *session, *temporary; /* output_guard */
 
 /* ---- standard error ------------------------------------------------------------------------- */
 
+void progress_end(void) {
+    if (progress_shown)
+        fputs("\r\033[K", stderr);
+    progress_shown = false;
+}
+
 /* Where a terminal may show both streams, a message begins a line of its own. */
 static void begin_line(void) {
+    progress_end();
     if (mid_line && !regular && isatty(STDERR_FILENO))
         fputc('\n', stderr);
     mid_line = false;
@@ -67,13 +75,23 @@ void prompt_mark(const char *mark) {
         fputs(mark, stderr);
 }
 
-void progress(const char *what, size_t done, size_t of) {
+void progress_line(const char *format, ...) {
     if (quiet || !isatty(STDERR_FILENO))
         return;
+    va_list args;
+    va_start(args, format);
+    fputc('\r', stderr);
+    vfprintf(stderr, format, args);
+    fputs("\033[K", stderr);
+    va_end(args);
+    progress_shown = true;
+}
+
+void progress(const char *what, size_t done, size_t of) {
     if (done < of)
-        fprintf(stderr, "\r%s: %zu of %zu tokens", what, done, of);
+        progress_line("%s: %zu of %zu tokens", what, done, of);
     else
-        fprintf(stderr, "\r\033[K");
+        progress_end();
 }
 
 /* ---- standard output ------------------------------------------------------------------------ */
@@ -151,16 +169,32 @@ void output_flush(void) {
         output_error();
 }
 
+void output_line(const char *bytes, size_t n) {
+    output_flush();
+    mid_line = false;
+    for (size_t done = 0; done < n && !hung_up;) {
+        ssize_t written = write(STDOUT_FILENO, bytes + done, n - done);
+        if (written < 0 && errno != EINTR)
+            output_error();
+        else if (written > 0)
+            done += (size_t)written;
+    }
+}
+
 /* ---- generated text ------------------------------------------------------------------------- */
 
-bool text_open(Text *t, const char *const *stops, const size_t *stop_bytes, size_t stop_count) {
-    *t = (Text){.terminal = terminal, .newline = terminal, .flush = !regular};
+bool text_open(Text *t, const Slice *stops, size_t stop_count, Buffer *collected) {
+    *t = (Text){.collected = collected};
+    if (!collected) {
+        t->terminal = t->newline = terminal;
+        t->flush = !regular;
+    }
     t->stops = calloc(stop_count + 1, sizeof *t->stops);
     if (!t->stops)
         return false;
     for (; t->stop_count < stop_count; t->stop_count++) {
         Stop *s = &t->stops[t->stop_count];
-        *s = (Stop){.text = stops[t->stop_count], .bytes = stop_bytes[t->stop_count]};
+        *s = (Stop){.text = stops[t->stop_count].text, .bytes = stops[t->stop_count].bytes};
         s->fail = calloc(s->bytes, sizeof *s->fail);
         if (!s->fail)
             return false;
@@ -197,7 +231,9 @@ static void write_characters(Text *t, const char *bytes, size_t n) {
 }
 
 static void write_text(Text *t, const char *bytes, size_t n) {
-    if (t->terminal)
+    if (t->collected)
+        t->lost |= !buffer_add(t->collected, bytes, n);
+    else if (t->terminal)
         write_characters(t, bytes, n);
     else
         output_write(bytes, n);
@@ -291,7 +327,8 @@ void text_end(Text *t) {
     set_dim(t, false);
     if (t->newline)
         output_write("\n", 1);
-    output_flush();
+    if (!t->collected)
+        output_flush();
     t->stop_held = t->held = 0;
     for (size_t i = 0; i < t->stop_count; i++)
         t->stops[i].matched = 0;

@@ -27,6 +27,9 @@ void log_info(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void prompt_mark(const char *mark);
 /* a line that overwrites itself, on a terminal only; gone when done == of */
 void progress(const char *what, size_t done, size_t of);
+/* any such line; and it is gone, as before every message */
+void progress_line(const char *format, ...) __attribute__((format(printf, 1, 2)));
+void progress_end(void);
 
 /* once, before anything else is opened or written; called: argv[0], may be NULL */
 void output_open(const char *called);
@@ -36,6 +39,8 @@ void output_guard(const char *session, const char *temporary);
 void output_write(const char *bytes, size_t n);
 void output_print(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void output_flush(void);
+/* A whole line or several, at once, so that a program that is killed leaves no half of one. Flushes. */
+void output_line(const char *bytes, size_t n);
 
 /* ---- generated text ------------------------------------------------------------------------- */
 /* It comes as the bytes of tokens, which may end in the middle of a character or of a stop text. */
@@ -61,11 +66,14 @@ typedef struct {
     bool newline; /* at the end of a text; on a terminal from the start */
     /* tokens between which the model thinks, which is dim on a terminal; empty: none */
     Slice thought_begin, thought_end;
-    bool dim; /* now */
+    bool dim;          /* now */
+    Buffer *collected; /* the text goes here; NULL: to standard output */
+    bool lost;         /* there was no memory for all of it */
 } Text;
 
-/* False: out of memory. The stop texts must outlive t. */
-bool text_open(Text *t, const char *const *stops, const size_t *stop_bytes, size_t stop_count);
+/* On standard output, or into `collected` if it is not NULL. False: out of memory. The stop texts must
+ * outlive t. */
+bool text_open(Text *t, const Slice *stops, size_t stop_count, Buffer *collected);
 void text_close(Text *t);
 
 /* the prompt: text in which stop texts are not looked for */

@@ -178,7 +178,7 @@ int mode_perplexity(const Model *m, const Options *o) {
     s.begin = m->config.bos_token_id >= 0 && !o->given[OPT_NO_BOS];
     s.window = malloc(s.context * sizeof *s.window);
     char *text = read_file(o->file, MAX_TEXT, &bytes);
-    int32_t *ids = text ? tokenize(m, o, text, bytes, true, &n) : NULL;
+    int32_t *ids = text ? tokenize(m, o, (Slice){text, bytes}, &n) : NULL;
     if (!s.window)
         log_error(FAILED, "out of memory");
     else if (ids && open_reader(&s.used, m, o, o->cache, s.context) &&

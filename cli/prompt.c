@@ -40,31 +40,32 @@ char *read_file(const char *path, size_t most, size_t *bytes) {
     return text.data;
 }
 
-int32_t *tokenize(const Model *m, const Options *o, const char *text, size_t bytes, bool begins,
-                  size_t *count) {
+int32_t *text_ids(const Model *m, bool trusted, Slice text, bool begins, size_t *count, char *err,
+                  size_t err_bytes) {
     if (!m->tokenizer) {
-        log_error(
-            FAILED,
-            "%s: the checkpoint has no tokenizer, so that it reads and writes token ids only: --ids \"1 2 "
-            "3\"",
-            m->path);
+        snprintf(
+            err, err_bytes,
+            "the checkpoint has no tokenizer, so that it reads and writes token ids only: --ids \"1 2 3\"");
         return NULL;
     }
-    char err[256];
     int32_t *ids =
-        tokenizer_encode(m->tokenizer, text, bytes, o->given[OPT_SPECIAL], begins, count, err, sizeof err);
-    if (!ids) {
-        log_error(FAILED, "%s: %s", m->path, err);
-        return NULL;
-    }
-    for (size_t i = 0; i < *count; i++) {
+        tokenizer_encode(m->tokenizer, text.text, text.bytes, trusted, begins, count, err, err_bytes);
+    for (size_t i = 0; ids && i < *count; i++) {
         if (ids[i] < 0 || (uint32_t)ids[i] >= m->config.vocab_size) {
-            log_error(FAILED, "%s: token %d of the text is beyond the model's vocabulary of %u", m->path,
-                      ids[i], m->config.vocab_size);
+            snprintf(err, err_bytes, "token %d of the text is beyond the model's vocabulary of %u", ids[i],
+                     m->config.vocab_size);
             free(ids);
-            return NULL;
+            ids = NULL;
         }
     }
+    return ids;
+}
+
+int32_t *tokenize(const Model *m, const Options *o, Slice text, size_t *count) {
+    char err[256];
+    int32_t *ids = text_ids(m, o->given[OPT_SPECIAL], text, true, count, err, sizeof err);
+    if (!ids)
+        log_error(FAILED, "%s: %s", m->path, err);
     return ids;
 }
 
@@ -92,33 +93,41 @@ static int parse_ids(Prompt *p, const Model *m, const Options *o) {
     return p->count ? DONE : log_error(WRONG_USAGE, "%s takes at least one token id", name);
 }
 
-/* An empty text starts from the begin token even where the tokenizer would not add one: there must be
- * something to go on from. */
+int32_t *prompt_ids(const Model *m, const Options *o, const Slice *text, size_t before, size_t *count,
+                    size_t *begin, char *err, size_t err_bytes) {
+    size_t n = 0;
+    int32_t *plain = NULL, bos = m->config.bos_token_id;
+    if (text && !(plain = text_ids(m, o->given[OPT_SPECIAL], *text, !before, &n, err, err_bytes)))
+        return NULL;
+    *begin = bos >= 0 && !o->given[OPT_NO_BOS] && !before && (m->config.add_bos_token || !n);
+    *count = n + *begin;
+    int32_t *ids = malloc((*count + 1) * sizeof *ids);
+    if (ids && *begin)
+        ids[0] = bos;
+    if (ids && n)
+        memcpy(ids + *begin, plain, n * sizeof *ids);
+    free(plain);
+    if (!ids)
+        snprintf(err, err_bytes, "out of memory");
+    return ids;
+}
+
+const char *empty_prompt(const Model *m) {
+    return m->config.bos_token_id < 0
+               ? "there is nothing to start from: the prompt is empty and the model has no begin token"
+               : "there is nothing to start from: the prompt is empty and --no-bos leaves the begin token "
+                 "out";
+}
+
 static int parse_text(Prompt *p, const Model *m, const Options *o) {
-    size_t count = 0;
-    int32_t *text = NULL;
-    if (p->bytes || o->given[OPT_PROMPT]) {
-        text = tokenize(m, o, p->text, p->bytes, !p->before, &count);
-        if (!text)
-            return FAILED;
-    }
-    int32_t bos = m->config.bos_token_id;
-    bool begin = bos >= 0 && !o->given[OPT_NO_BOS] && !p->before && (m->config.add_bos_token || !count);
-    p->ids = malloc((count + 1) * sizeof *p->ids);
-    if (p->ids && begin)
-        p->ids[0] = bos;
-    if (p->ids && count)
-        memcpy(p->ids + begin, text, count * sizeof *text);
-    free(text);
-    p->begin = begin;
-    p->count = count + begin;
+    char err[256];
+    Slice text = {p->text, p->bytes};
+    bool given = p->bytes || o->given[OPT_PROMPT];
+    p->ids = prompt_ids(m, o, given ? &text : NULL, p->before, &p->count, &p->begin, err, sizeof err);
     if (!p->ids)
-        return log_error(FAILED, "out of memory");
+        return log_error(FAILED, "%s: %s", m->path, err);
     if (!p->count && !p->before)
-        return log_error(
-            WRONG_USAGE,
-            "there is nothing to start from: the prompt is empty and %s; give one with -p, -f or --ids",
-            bos < 0 ? "the model has no begin token" : "--no-bos leaves the begin token out");
+        return log_error(WRONG_USAGE, "%s; give one with -p, -f or --ids", empty_prompt(m));
     return DONE;
 }
 
@@ -153,13 +162,19 @@ static int read_prompt_file(Prompt *p, const Model *m, const Options *o) {
     return DONE;
 }
 
+int prompt_text(Prompt *p, const Model *m, const Options *o) {
+    if (o->given[OPT_FILE])
+        return read_prompt_file(p, m, o);
+    p->text = o->text;
+    p->bytes = o->text_bytes;
+    return DONE;
+}
+
 int prompt_read(Prompt *p, const Model *m, const Options *o, size_t before) {
     *p = (Prompt){.before = before};
     if (o->given[OPT_IDS])
         return parse_ids(p, m, o);
-    p->text = o->text;
-    p->bytes = o->text_bytes;
-    int status = o->given[OPT_FILE] ? read_prompt_file(p, m, o) : DONE;
+    int status = prompt_text(p, m, o);
     return status ? status : parse_text(p, m, o);
 }
 

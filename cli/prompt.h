@@ -22,10 +22,26 @@ enum { MAX_TEXT = 1 << 30 };
  * MAX_TEXT, some of them, and *bytes is above `most`. NULL: reported. */
 char *read_file(const char *path, size_t most, size_t *bytes);
 
-/* Ids of a text, without begin token, checked against the vocabulary; `begins`: no text is before it.
- * NULL: reported. */
-int32_t *tokenize(const Model *m, const Options *o, const char *text, size_t bytes, bool begins,
-                  size_t *count);
+/* Ids of a text, without begin token, checked against the vocabulary: malloced, *count of them. `trusted`:
+ * special tokens in it are matched; `begins`: no text is before it. NULL: one line in err. */
+int32_t *text_ids(const Model *m, bool trusted, Slice text, bool begins, size_t *count, char *err,
+                  size_t err_bytes);
+
+/* The same of a text that stands alone, as --special says. NULL: reported. */
+int32_t *tokenize(const Model *m, const Options *o, Slice text, size_t *count);
+
+/* Ids of a prompt behind `before` tokens of a session: as the options say with a begin token, of which *begin
+ * is the number; an empty text has it even where the tokenizer would not add one, because there must be
+ * something to go on from. text NULL: no text. *count may still be 0: empty_prompt(). NULL: one line in err.
+ * */
+int32_t *prompt_ids(const Model *m, const Options *o, const Slice *text, size_t before, size_t *count,
+                    size_t *begin, char *err, size_t err_bytes);
+
+/* Why there is no token to start from. */
+const char *empty_prompt(const Model *m);
+
+/* p->text = that of -p or -f. DONE, or an exit status after a report. */
+int prompt_text(Prompt *p, const Model *m, const Options *o);
 
 /* The prompt that -p, -f or --ids names, or the begin token; behind the `before` tokens of a session no
  * begin token, and perhaps nothing. DONE, or an exit status after a report. */

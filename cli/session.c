@@ -10,7 +10,8 @@
  *   then                a CRC-32 for each page
  *   round up to 4096    = header.data_offset: the pages, each header.page_bytes: 128 rows of all layers, as
  *                       the cache holds them. There are as many as the rows need; the last may be filled
- *                       in part
+ *                       in part; its rows behind the last one are zeros
+ *   then                the constant part of the sequence, in f32 (engine/cache.h), if header.constant is 1
  *   header.file_bytes   end of file
  *
  * Everything is little-endian. The header's checksum covers all that stands before the pages, theirs
@@ -64,7 +65,7 @@ typedef struct SessionHeader {
     uint64_t page_bytes;
     uint64_t model;        /* fingerprint() */
     char model_name[64];   /* Config.name, for people */
-    char cache[8];         /* as -k takes it, NUL-padded */
+    char cache[8];         /* as -k takes it, its first eight bytes, NUL-padded */
     uint64_t seed, random; /* the sampler: what it began with, its state */
     uint32_t tokens, rows;
     uint32_t cut; /* bytes at the end of the text that a stop text kept from being written */
@@ -72,7 +73,9 @@ typedef struct SessionHeader {
     uint32_t pages;
     uint32_t conversation; /* its turns of --chat, all of them whole; 0: a text */
     uint32_t header_bytes; /* a multiple of 8; 0: FIRST_HEADER_BYTES */
-    uint32_t reserved[7];  /* 0 */
+    uint32_t constant;     /* 1: there is a constant part */
+    uint32_t constant_checksum;
+    uint32_t reserved[5]; /* 0 */
 } SessionHeader;
 
 _Static_assert(sizeof(SessionHeader) == FIRST_HEADER_BYTES, "the struct is the file format");
@@ -91,6 +94,13 @@ static uint64_t fingerprint(const Model *m) {
 static size_t page_bytes(const Model *m, CacheType type) {
     return cache_token_bytes(&m->config, type, m->config.num_hidden_layers) * TILE_ROWS;
 }
+
+/* Of the model's constant part; 0: it has none. */
+static size_t constant_bytes(const Model *m) {
+    return constant_floats(&m->config, m->config.num_hidden_layers) * sizeof(float);
+}
+
+static uint64_t constant_offset(const SessionHeader *h) { return h->data_offset + h->pages * h->page_bytes; }
 
 static uint32_t header_bytes(const SessionHeader *h) {
     return h->header_bytes ? h->header_bytes : FIRST_HEADER_BYTES;
@@ -244,8 +254,13 @@ static int take_lock(Session *s, int patience) {
 
 /* ---- reading -------------------------------------------------------------------------------- */
 
+/* What to do about a file that cannot be gone on from. */
+static const char *remedy(const Session *s) {
+    return s->keep ? "make it anew with --session" : "give --session another name to begin anew";
+}
+
 static int damaged(const Session *s, const char *what) {
-    return log_error(FAILED, "%s: damaged: %s; give --session another name to begin anew", s->name, what);
+    return log_error(FAILED, "%s: damaged: %s; %s", s->name, what, remedy(s));
 }
 
 static int cannot_read(const Session *s) {
@@ -259,20 +274,15 @@ static int read_first(const Session *s, uint64_t size, SessionHeader *h) {
     if (!read_at(s->file, h, there, 0))
         return cannot_read(s);
     if (there < sizeof h->magic || memcmp(h->magic, SESSION_MAGIC, sizeof h->magic))
-        return log_error(FAILED,
-                         "%s: not a session; --session takes a file that it wrote, or a name that is free",
-                         s->name);
+        return log_error(FAILED, "%s: not a session; %s", s->name,
+                         s->keep ? "--from takes a file that --session wrote"
+                                 : "--session takes a file that it wrote, or a name that is free");
     if (there == FIRST_HEADER_BYTES && h->version != SESSION_VERSION)
-        return log_error(FAILED,
-                         "%s: a session of version %u, and this program knows version %d: give --session "
-                         "another name to begin anew",
-                         s->name, h->version, SESSION_VERSION);
+        return log_error(FAILED, "%s: a session of version %u, and this program knows version %d: %s",
+                         s->name, h->version, SESSION_VERSION, remedy(s));
     if (there < FIRST_HEADER_BYTES || size < h->file_bytes)
-        return log_error(
-            FAILED,
-            "%s: cut short, %llu bytes are there: copy it again, or give --session another name to "
-            "begin anew",
-            s->name, (unsigned long long)size);
+        return log_error(FAILED, "%s: cut short, %llu bytes are there: copy it again, or %s", s->name,
+                         (unsigned long long)size, remedy(s));
     uint32_t header = header_bytes(h);
     if (header % 8 || header < FIRST_HEADER_BYTES || header > MAX_HEADER_BYTES || size != h->file_bytes ||
         h->data_offset != data_offset(header, h->tokens, h->logits, h->pages) || h->data_offset > size ||
@@ -312,8 +322,8 @@ static int read_head(Session *s, uint64_t size) {
         return log_error(
             FAILED,
             "%s: written by a newer version of this program, with what this one does not know: use "
-            "that version, or give --session another name to begin anew",
-            s->name);
+            "that version, or %s",
+            s->name, remedy(s));
     return DONE;
 }
 
@@ -332,25 +342,20 @@ static int check_head(const Session *s, Options *o) {
     const Config *cfg = &s->model->config;
     int type = cache_type(h);
     if (h->model != fingerprint(s->model))
-        return log_error(
-            FAILED,
-            "%s: made with another model (%.63s) than %s: use that one, or give --session another name",
-            s->name, h->model_name, s->model->path);
+        return log_error(FAILED, "%s: made with another model (%.63s) than %s: use that one, or %s", s->name,
+                         h->model_name, s->model->path, remedy(s));
     if (type < 0)
-        return log_error(
-            FAILED,
-            "%s: its cache type %.8s is unknown to this program: give --session another name to begin anew",
-            s->name, h->cache);
+        return log_error(FAILED, "%s: its cache type %.8s is unknown to this program: %s", s->name, h->cache,
+                         remedy(s));
     if (o->given[OPT_CACHE] && (int)o->cache != type)
-        return log_error(
-            FAILED, "%s: its cache is of another type than %s: use -k %s, or give --session another name",
-            s->name, cache_names[o->cache], cache_names[type]);
+        return log_error(FAILED, "%s: its cache is of another type than %s: use -k %s, or %s", s->name,
+                         cache_names[o->cache], cache_names[type], remedy(s));
     o->cache = (CacheType)type;
 
     bool sizes = h->page_bytes == page_bytes(s->model, o->cache) && h->pages == cache_pages(h->rows) &&
                  h->logits == (h->rows == h->tokens ? cfg->vocab_size : 0) &&
-                 (h->file_bytes - h->data_offset) / h->page_bytes == h->pages &&
-                 (h->file_bytes - h->data_offset) % h->page_bytes == 0;
+                 h->constant == (h->rows && constant_bytes(s->model)) &&
+                 h->file_bytes == constant_offset(h) + h->constant * constant_bytes(s->model);
     if (!sizes || !h->tokens || h->rows > h->tokens || h->rows > cfg->max_position_embeddings)
         return damaged(s, "its sizes contradict each other");
     const int32_t *ids = head_ids(h, s->head);
@@ -360,23 +365,33 @@ static int check_head(const Session *s, Options *o) {
     return DONE;
 }
 
-static int read_text(Session *s, SavedText *text, Options *o) {
-    struct stat st;
-    s->file = open(s->path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+/* s->file = the session, for reading. DONE with -1: there is none yet. */
+static int open_file(Session *s, struct stat *st) {
+    s->file = open(s->keep ? s->name : s->path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
     if (s->file < 0)
-        return errno == ENOENT ? DONE : cannot_read(s);
-    if (fstat(s->file, &st) || !S_ISREG(st.st_mode))
+        return errno == ENOENT && !s->keep ? DONE : cannot_read(s);
+    if (fstat(s->file, st) || !S_ISREG(st->st_mode))
         return not_a_file(s);
+    if (s->keep) /* a session is never changed, but replaced by a new file: what was opened stays whole */
+        return DONE;
     if (flock(s->file, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK)
         return in_use(s);
-    if (!(st.st_mode & 0222) || access(s->path, W_OK))
+    if (!(st->st_mode & 0222) || access(s->path, W_OK))
         return log_error(
             FAILED,
             "%s: read-only, and the session is written at the end: make it writable, or give --session the "
             "name of a copy",
             s->name);
-    s->mode = st.st_mode & SESSION_MODES; /* the new file keeps what the old one allows */
-    int status = read_head(s, (uint64_t)st.st_size);
+    s->mode = st->st_mode & SESSION_MODES; /* the new file keeps what the old one allows */
+    return DONE;
+}
+
+static int read_text(Session *s, SavedText *text, Options *o) {
+    struct stat st;
+    int status = open_file(s, &st);
+    if (status || s->file < 0)
+        return status;
+    status = read_head(s, (uint64_t)st.st_size);
     if (!status)
         status = check_head(s, o);
     if (status)
@@ -388,14 +403,15 @@ static int read_text(Session *s, SavedText *text, Options *o) {
 }
 
 int session_open(Session *s, SavedText *text, const Model *m, Options *o) {
-    *s = (Session){.name = o->session, .model = m, .lock = -1, .file = -1};
+    *s = (Session){.name = o->session, .model = m, .keep = o->given[OPT_FROM], .lock = -1, .file = -1};
     *text = (SavedText){0};
     if (!s->name)
         return DONE;
     if (!*s->name)
-        return log_error(WRONG_USAGE, "%s takes the name of a file", o->given[OPT_SESSION]);
-    int status = name_files(s);
-    if (!status)
+        return log_error(WRONG_USAGE, "%s takes the name of a file",
+                         o->given[s->keep ? OPT_FROM : OPT_SESSION]);
+    int status = s->keep ? DONE : name_files(s);
+    if (!status && !s->keep)
         status = take_lock(s, 0);
     return status ? status : read_text(s, text, o);
 }
@@ -405,7 +421,7 @@ static int check_room(const Session *s, const State *state) {
     struct statvfs disk;
     size_t rows = state->context, logits = s->model->config.vocab_size;
     uint64_t most = data_offset(sizeof(SessionHeader), rows + 1, logits, cache_pages(rows)) +
-                    cache_pages(rows) * page_bytes(s->model, state->cache->type);
+                    cache_pages(rows) * page_bytes(s->model, state->cache->type) + constant_bytes(s->model);
     if (fstatvfs(s->lock, &disk) || !disk.f_blocks || (uint64_t)disk.f_bavail * disk.f_frsize >= most)
         return DONE;
     return log_error(
@@ -424,8 +440,21 @@ static int read_page(const Session *s, const Sequence *q, size_t i) {
     return crc32(0, page, (size_t)h->page_bytes) == head_page_checksums(h, s->head)[i] ? 0 : PAGE_DAMAGED;
 }
 
+/* The constant part takes its place. A number that is not finite would make all text after it such. */
+static int read_constant(const Session *s, Sequence *q) {
+    const SessionHeader *h = s->header;
+    size_t bytes = constant_bytes(s->model);
+    float *part = sequence_new_constant(q);
+    if (!read_at(s->file, part, bytes, constant_offset(h)))
+        return cannot_read(s);
+    if (crc32(0, part, bytes) != h->constant_checksum)
+        return damaged(s, "the checksum of its constant part is wrong");
+    return all_finite(part, bytes / sizeof *part) ? DONE
+                                                  : damaged(s, "its constant part holds a non-finite number");
+}
+
 int session_load(Session *s, Sequence *q, State *state) {
-    int status = s->name ? check_room(s, state) : DONE, error = 0;
+    int status = s->name && !s->keep ? check_room(s, state) : DONE, error = 0;
     if (status || s->file < 0)
         return status;
     const SessionHeader *h = s->header;
@@ -444,7 +473,10 @@ int session_load(Session *s, Sequence *q, State *state) {
         return damaged(s, "the checksum of a page is wrong");
     if (error)
         return log_error(FAILED, "%s: cannot read it: %s", s->name, strerror(error));
+    if (h->constant && (status = read_constant(s, q)))
+        return status;
     q->rows = h->rows;
+    sequence_mark(q);
     memcpy(state->logits, head_logits(h, s->head), h->logits * sizeof *state->logits);
     log_info("session %u tokens, %.1f MB, read in %.3f s", h->tokens, (double)h->file_bytes / 1e6,
              seconds() - start);
@@ -469,11 +501,12 @@ static uint8_t *make_head(const Session *s, const SavedText *text, const Sequenc
         .logits = q->rows == q->count ? m->config.vocab_size : 0,
         .pages = (uint32_t)cache_pages(q->rows),
         .conversation = text->turns,
+        .constant = q->rows && constant_bytes(m),
     };
     h.data_offset = data_offset(header_bytes(&h), h.tokens, h.logits, h.pages);
-    h.file_bytes = h.data_offset + h.pages * h.page_bytes;
+    h.file_bytes = constant_offset(&h) + h.constant * constant_bytes(m);
     memcpy(h.model_name, m->config.name, sizeof h.model_name);
-    memcpy(h.cache, cache_names[type], strlen(cache_names[type]));
+    memcpy(h.cache, cache_names[type], strnlen(cache_names[type], sizeof h.cache));
     uint8_t *head = calloc(1, (size_t)h.data_offset);
     if (!head)
         return NULL;
@@ -487,10 +520,17 @@ static uint8_t *make_head(const Session *s, const SavedText *text, const Sequenc
 static bool write_session(const Session *s, uint8_t *head, const Sequence *q) {
     SessionHeader *h = (void *)head;
     uint32_t *checksum = head_page_checksums(h, head);
+    sequence_clear_rest(q);
     for (size_t i = 0; i < h->pages; i++) {
         const uint8_t *page = cache_page(q, i);
         checksum[i] = crc32(0, page, (size_t)h->page_bytes);
         if (!write_at(s->lock, page, (size_t)h->page_bytes, h->data_offset + i * h->page_bytes))
+            return false;
+    }
+    if (h->constant) {
+        const float *part = sequence_constant(q);
+        h->constant_checksum = crc32(0, part, constant_bytes(s->model));
+        if (!write_at(s->lock, part, constant_bytes(s->model), constant_offset(h)))
             return false;
     }
     h->checksum = head_checksum(head, h->data_offset);
@@ -498,7 +538,7 @@ static bool write_session(const Session *s, uint8_t *head, const Sequence *q) {
 }
 
 int session_save(Session *s, const SavedText *text, const Sequence *q, const State *state) {
-    if (!s->name)
+    if (!s->name || s->keep)
         return DONE;
     mode_t mode = s->mode;
     int status = s->lock < 0 ? take_lock(s, PATIENCE) : DONE; /* where it was saved before */

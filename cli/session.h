@@ -1,5 +1,5 @@
-/* cli/session.h: --session FILE. A text that can be saved and continued: its tokens, the cache that holds
- * them, the sampler. */
+/* cli/session.h: --session FILE and --from FILE. A text that can be saved and continued: its tokens, the
+ * cache that holds them, the sampler. */
 #ifndef SESSION_H
 #define SESSION_H
 
@@ -19,6 +19,7 @@ typedef struct {
 typedef struct {
     const char *name; /* as on the command line; NULL: no --session, nothing is read or written */
     const Model *model;
+    bool keep;       /* --from: FILE must exist, is not locked and stays as it is; nothing is written */
     char *path;      /* what the name stands for when links are followed */
     char *temporary; /* is written, then renamed to path */
     int lock;      /* descriptor of temporary, locked; -1: none, before session_open and after session_save */

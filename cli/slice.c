@@ -9,6 +9,8 @@ bool starts_with(Slice s, Slice beginning) {
            (!beginning.bytes || !memcmp(s.text, beginning.text, beginning.bytes));
 }
 
+bool is_text(Slice s, const char *text) { return s.bytes == strlen(text) && !memcmp(s.text, text, s.bytes); }
+
 bool same_text(Slice a, Slice b, Slice c, Slice d) {
     if (a.bytes > c.bytes)
         return same_text(c, d, a, b);
@@ -32,9 +34,15 @@ static size_t space_at(Slice s, bool last) {
     return 0;
 }
 
+size_t leading_space(Slice s) {
+    size_t all = 0;
+    for (size_t n; (n = space_at(after(s, all), false)); all += n) {
+    }
+    return all;
+}
+
 Slice strip(Slice s) {
-    for (size_t n = space_at(s, false); n; n = space_at(s, false))
-        s = after(s, n);
+    s = after(s, leading_space(s));
     for (size_t n = space_at(s, true); n; n = space_at(s, true))
         s.bytes -= n;
     return s;

@@ -24,8 +24,14 @@ static inline bool append(Buffer *b, Slice s) { return buffer_add(b, s.text, s.b
 
 bool starts_with(Slice s, Slice beginning);
 
+/* Whether s is this text, which ends in NUL. */
+bool is_text(Slice s, const char *text);
+
 /* Whether a followed by b is c followed by d. */
 bool same_text(Slice a, Slice b, Slice c, Slice d);
+
+/* How many bytes of white space s begins with. */
+size_t leading_space(Slice s);
 
 /* s without the white space at both its ends, as Python's str.strip and so the chat templates have it. */
 Slice strip(Slice s);

@@ -3,45 +3,62 @@
  * once, and no further than LONGEST_TOKEN bytes. Knows nothing of Jinja. */
 #include "cli/template.h"
 
+#include <stdio.h>
 #include <string.h>
 
+#include "cli/output.h"
 #include "engine/util.h"
 #include "tokenizer.h"
 
 enum {
     TAG = 0x32544843,  /* "CHT2" */
-    HEAD = 3 + PIECES, /* numbers before the texts */
+    HEAD = 3 + PIECES, /* numbers before a form's texts */
     FLAGS = 511,
     MAX_SECTION = 1 << 18, /* bytes; export.py writes no more */
     LONGEST_MARK = 64,     /* bytes of a mark of thoughts */
     LONGEST_TOKEN = 128    /* bytes of an added token that is looked for in a piece */
 };
 
-const char *template_open(const Model *m, Template *t) {
-    uint32_t head[HEAD];
+/* Reads the form at the beginning of *left, which moves on behind it. */
+static const char *read_form(Slice *left, Template *t) {
+    uint32_t head[HEAD] = {0};
     *t = (Template){0};
-    if (m->chat_bytes < sizeof *head)
+    memcpy(head, left->text, min(left->bytes, sizeof head));
+    if (left->bytes < sizeof *head)
         return "its size";
-    memcpy(head, m->chat, min(m->chat_bytes, sizeof head));
     if (head[0] != TAG)
         return "its first four bytes (another version?)";
-    if (m->chat_bytes < sizeof head || m->chat_bytes > MAX_SECTION)
+    if (left->bytes < sizeof head)
         return "its size";
     if (head[1] & ~(uint32_t)FLAGS)
         return "its flags";
     t->flags = head[1];
     t->number = head[2];
-    Slice left = after((Slice){(const char *)m->chat, m->chat_bytes}, sizeof head);
+    *left = after(*left, sizeof head);
     for (int i = 0; i < PIECES; i++) {
         size_t bytes = head[3 + i];
-        if (bytes > left.bytes)
+        if (bytes > left->bytes)
             return "its size";
-        t->piece[i].text = (Slice){left.text, bytes};
-        left = after(left, bytes);
+        t->piece[i].text = (Slice){left->text, bytes};
+        *left = after(*left, bytes);
     }
     if (t->piece[THINK_BEGIN].text.bytes > LONGEST_MARK || t->piece[THINK_END].text.bytes > LONGEST_MARK)
         return "its marks of thoughts";
-    return left.bytes ? "its size" : NULL;
+    return NULL;
+}
+
+const char *template_open(const Model *m, Template *t, TemplateForm form) {
+    Slice left = {(const char *)m->chat, m->chat_bytes};
+    const char *wrong = m->chat_bytes > MAX_SECTION ? "its size" : read_form(&left, t);
+    uint32_t forms = 1;
+    while (!wrong && left.bytes) {
+        Template other;
+        wrong = read_form(&left, &other);
+        if (forms++ == (uint32_t)form)
+            *t = other;
+    }
+    t->forms = forms;
+    return wrong ? wrong : forms == 1 || forms == FORMS_WITH_SWITCH ? NULL : "its forms";
 }
 
 static bool find_tokens(Piece *p, const Model *m) {
@@ -75,4 +92,41 @@ int32_t template_turn_end(const Template *t) {
     const Buffer *tokens = &t->piece[NEXT].tokens;
     const Mark *first = tokens->data;
     return tokens->bytes && first->at == 0 ? first->id : -1;
+}
+
+bool template_find(Template *t, const Model *m, const Options *o, char *err, size_t err_bytes) {
+    static const TemplateForm forms[] = {[THINK_ON] = FORM_THINK,
+                                         [THINK_OFF] = FORM_NO_THINK,
+                                         [THINK_HIDE] = FORM_DEFAULT,
+                                         [THINK_DEFAULT] = FORM_DEFAULT};
+    TemplateForm form = forms[o->think];
+    const char *wrong = m->tokenizer && m->chat_bytes ? template_open(m, t, form) : NULL;
+    Slice begin = t->piece[THINK_BEGIN].text, end = t->piece[THINK_END].text;
+    if (!m->tokenizer || !m->chat_bytes)
+        snprintf(err, err_bytes, "the checkpoint has no %s: export.py says why when it makes one",
+                 m->tokenizer ? "chat template" : "tokenizer");
+    else if (wrong)
+        snprintf(err, err_bytes, "the chat template is damaged: %s; export the checkpoint again", wrong);
+    else if (form && t->forms == 1)
+        snprintf(err, err_bytes, "the chat template has no switch for thoughts");
+    else if (o->think == THINK_HIDE && (!begin.bytes || !end.bytes))
+        snprintf(err, err_bytes, "the chat template has no marks of thoughts");
+    else if (template_tokens(t, m))
+        return true;
+    else
+        snprintf(err, err_bytes, "out of memory");
+    return false;
+}
+
+int template_load(Template *t, const Model *m, const Options *o) {
+    char err[256];
+    if (template_find(t, m, o, err, sizeof err))
+        return DONE;
+    return log_error(FAILED, "%s: %s is not possible: %s", m->path,
+                     o->given[o->given[OPT_THINK] ? OPT_THINK : OPT_CHAT], err);
+}
+
+Slice template_shown(const Template *t) {
+    Slice prompt = t->piece[PROMPT].text;
+    return opens_thought(&t->marks, prompt) ? from_last_begin(&t->marks, prompt) : (Slice){"", 0};
 }

@@ -124,3 +124,100 @@ Slice answer_kept(const Answer *a, uint32_t flags) {
         text = after(text, 1);
     return text;
 }
+
+/* ---- an answer without its thought ---------------------------------------------------------- */
+
+static void keep(Hider *h, Buffer *to, Slice text) { h->lost |= to && !append(to, text); }
+
+static void begin_answer(Hider *h) {
+    keep(h, &h->shown, contents(&h->held));
+    h->held.bytes = 0;
+    h->place = IN_ANSWER;
+}
+
+/* Whether the text is a mark, or *part: the beginning of one. */
+static bool is_mark(Slice text, Slice mark, bool *part) {
+    *part = starts_with(mark, text);
+    return *part && text.bytes == mark.bytes;
+}
+
+/* A byte before the thought. If the marks are tokens, no text is one. */
+static void byte_before(Hider *h, Slice byte) {
+    bool part;
+    keep(h, &h->held, byte);
+    Slice text = contents(&h->held), word = after(text, leading_space(text));
+    bool mark = is_mark(word, h->marks->begin_id < 0 ? h->marks->begin : (Slice){"", 0}, &part);
+    if (word.bytes && mark) {
+        h->held.bytes = 0;
+        h->place = IN_THOUGHT;
+    } else if (word.bytes && !part) {
+        begin_answer(h);
+    }
+}
+
+static void byte_in_thought(Hider *h, Slice byte) {
+    bool part;
+    if (h->marks->end_id >= 0) {
+        keep(h, h->thought, byte);
+        return;
+    }
+    keep(h, &h->held, byte);
+    Slice held = contents(&h->held);
+    bool mark = is_mark(held, h->marks->end, &part);
+    for (; !part; is_mark(held, h->marks->end, &part)) {
+        keep(h, h->thought, (Slice){held.text, 1});
+        held = after(held, 1);
+    }
+    if (mark)
+        h->place = BEHIND_THOUGHT;
+    size_t left = mark ? 0 : held.bytes;
+    if (left)
+        memmove(h->held.data, held.text, left);
+    h->held.bytes = left;
+}
+
+static void add_byte(Hider *h, Slice byte) {
+    switch (h->place) {
+    case BEFORE_THOUGHT: byte_before(h, byte); return;
+    case IN_THOUGHT: byte_in_thought(h, byte); return;
+    case BEHIND_THOUGHT:
+        if (*byte.text == '\n') /* between thought and answer */
+            return;
+        h->place = IN_ANSWER;
+        break;
+    case IN_ANSWER: break;
+    }
+    keep(h, &h->shown, byte);
+}
+
+Slice hider_add(Hider *h, int32_t id, Slice text) {
+    if (!h->marks)
+        return text;
+    h->shown.bytes = 0;
+    if (id >= 0 && id == h->marks->begin_id && h->place == BEFORE_THOUGHT) {
+        h->held.bytes = 0;
+        h->place = IN_THOUGHT;
+    } else if (id >= 0 && id == h->marks->end_id && h->place == IN_THOUGHT) {
+        h->place = BEHIND_THOUGHT;
+    } else {
+        for (size_t i = 0; i < text.bytes; i++)
+            add_byte(h, (Slice){text.text + i, 1});
+    }
+    return contents(&h->shown);
+}
+
+Slice hider_end(Hider *h) {
+    if (!h->marks)
+        return (Slice){"", 0};
+    h->shown.bytes = 0;
+    if (h->place == BEFORE_THOUGHT)
+        begin_answer(h);
+    keep(h, h->thought, contents(&h->held));
+    h->held.bytes = 0;
+    return contents(&h->shown);
+}
+
+void hider_close(Hider *h) {
+    buffer_free(&h->held);
+    buffer_free(&h->shown);
+}

@@ -52,6 +52,24 @@ void answer_cut(Answer *a, size_t bytes);
 bool answer_complete(Answer *a, const ThoughtMarks *marks);
 void answer_free(Answer *a);
 
+/* ---- an answer without its thought, while it is written -------------------------------------- */
+/* A thought is what stands between the marks at the beginning of an answer; white space may be before it. */
+
+typedef struct {
+    const ThoughtMarks *marks; /* NULL: nothing is hidden */
+    enum { BEFORE_THOUGHT, IN_THOUGHT, BEHIND_THOUGHT, IN_ANSWER } place;
+    Buffer held;     /* text that may turn out to be a mark, or white space before one */
+    Buffer shown;    /* what the last call gave */
+    Buffer *thought; /* the thought without its marks is added here; NULL: it is dropped */
+    bool lost;       /* memory ran out for some of it */
+} Hider;
+
+/* One more token: what is to be written now, until the next call. */
+Slice hider_add(Hider *h, int32_t id, Slice text);
+/* No token follows: what was held back. */
+Slice hider_end(Hider *h);
+void hider_close(Hider *h);
+
 /* What the history keeps of a complete answer: a part of a->text. flags: SPLIT_FIRST ... DROP_OPEN. */
 Slice answer_kept(const Answer *a, uint32_t flags);
 

@@ -10,7 +10,7 @@ int mode_tokenize(const Model *m, const Options *o) {
     size_t count, bytes = o->text_bytes;
     char *file = o->file ? read_file(o->file, MAX_TEXT, &bytes) : NULL;
     const char *text = o->file ? file : o->text;
-    int32_t *ids = text ? tokenize(m, o, text, bytes, true, &count) : NULL;
+    int32_t *ids = text ? tokenize(m, o, (Slice){text, bytes}, &count) : NULL;
     free(file);
     if (!ids)
         return FAILED;

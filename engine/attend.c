@@ -13,7 +13,7 @@ Attention attention_open(const Model *m, State *s, size_t layer, Thread *t) {
                        .cfg = &m->config,
                        .L = &m->layers[layer],
                        .s = s,
-                       .layer = layer,
+                       .layer = m->layers[layer].tile,
                        .t = t,
                        .z = &s->scratch[t->id]};
 }
@@ -52,10 +52,12 @@ void head_matmul(const Attention *a, float *y, size_t ldy, const Matrix *w, size
 void store_head(const Attention *a, size_t i, size_t head, float *out) {
     size_t v = a->cfg->v_head_dim, stride = a->s->attention.v_stride;
     memset(out + v, 0, (stride - v) * sizeof *out);
+    for (size_t d = 0; a->L->head_gate.data && d < v; d++)
+        out[d] *= a->s->attention.gate[i * a->s->attention.gate_stride + head];
     a->m->ops->store_row(&a->s->attention.heads, i, head * stride, out, stride);
 }
 
-static void softmax_begin(Softmax *softmax) {
+void softmax_begin(Softmax *softmax) {
     for (int lane = 0; lane < LANES; lane++) {
         softmax->max[lane] = -INFINITY;
         softmax->sum[lane] = 0;
@@ -63,9 +65,6 @@ static void softmax_begin(Softmax *softmax) {
 }
 
 /* ---- absorbed ------------------------------------------------------------------------------- */
-
-/* A context of `rows` rows is split into parts of whole pages, as even as possible. */
-static size_t part_count(size_t rows) { return min(cache_pages(rows), MAX_PARTS); }
 
 static size_t head_groups(const Attention *a) { return div_up(a->cfg->num_attention_heads, LANES); }
 
@@ -104,8 +103,9 @@ static void pack_heads(const Attention *a, const AbsorbedTask *task) {
     a->m->ops->pack_query(&s->cache->shape, a->z->query, latent, rotated);
 }
 
-/* Sixteen heads of a row attend to one part of its context. Keys and values are the same latents. */
-static void attend_part(const Attention *a, const AbsorbedRows *rows, const AbsorbedTask *task,
+/* Sixteen heads of a row attend to one part of its context. Keys and values are the same latents. selected:
+ * copies of the rows that it attends to, where attention is sparse. */
+static void attend_part(const Attention *a, const AbsorbedTask *task, const uint8_t *selected,
                         Softmax *softmax) {
     const State *s = a->s;
     const Row *row = &s->rows[task->i];
@@ -117,8 +117,8 @@ static void attend_part(const Attention *a, const AbsorbedRows *rows, const Abso
         int32_t limit[LANES];
         for (int lane = 0; lane < LANES; lane++)
             limit[lane] = (int32_t)here;
-        const uint8_t *tile = s->sparse.active ? selected_tile(s, task->k - rows->first, j)
-                                               : cache_tile(row->sequence, j, a->layer);
+        const uint8_t *tile =
+            s->sparse.active ? selected + j * s->cache->tile_bytes : cache_tile(row->sequence, j, a->layer);
         a->m->ops->attend(shape, a->z->query, tile, shape, tile, here, limit, NULL, a->cfg->softmax_scale,
                           softmax, a->z->attend);
     }
@@ -134,7 +134,7 @@ static void attend_parts(const Attention *a, const AbsorbedRows *rows) {
         if (packed != index / rows->parts) /* every part has the same queries */
             pack_heads(a, &task);
         packed = index / rows->parts;
-        attend_part(a, rows, &task, &a->s->absorbed.parts[index]);
+        attend_part(a, &task, selected_tiles(a->s, task.k - rows->first), &a->s->absorbed.parts[index]);
     }
 }
 
@@ -159,8 +159,39 @@ static void merge_parts(const Attention *a, const AbsorbedRows *rows) {
     }
 }
 
+/* All heads of one absorbed row, by one thread: the same parts, merged in the same order as they come. */
+static void attend_row(const Attention *a, size_t k) {
+    State *s = a->s;
+    AbsorbedTask task = {.k = k, .i = s->absorbed.row[k]};
+    size_t H = a->cfg->num_attention_heads, r = a->cfg->kv_lora_rank, id = (size_t)a->t->id;
+    Softmax *all = &s->absorbed.parts[2 * id], *next = all + 1;
+    uint8_t *selected = selected_tiles(s, id);
+    if (s->sparse.active)
+        select_row(a->m, s, a->layer, task.i, selected);
+    for (; task.group < head_groups(a); task.group++) {
+        size_t h = task.group * LANES;
+        pack_heads(a, &task);
+        for (task.part = 0; task.part < part_count(rows_attended(s, task.i)); task.part++) {
+            attend_part(a, &task, selected, task.part ? next : all);
+            if (task.part)
+                a->m->ops->softmax_merge(all, next, r);
+        }
+        a->m->ops->softmax_finish(s->absorbed.q_latent + (k * H + h) * s->absorbed.r_stride,
+                                  s->absorbed.r_stride, all, r, min(H - h, LANES));
+    }
+}
+
+/* With so many rows for each thread none of them waits long for another's last row. */
+enum { ROWS_OF_THREAD = 4 };
+
 void attend_latents(const Attention *a) {
     const State *s = a->s;
+    if (s->absorbed.count >= ROWS_OF_THREAD * (size_t)a->t->threads) {
+        for (size_t k; (k = next_task(a->t, s->absorbed.count)) < s->absorbed.count;)
+            attend_row(a, k);
+        sync_threads(a->t);
+        return;
+    }
     AbsorbedRows rows = {.parts = 0};
     for (size_t k = 0; k < s->absorbed.count; k++)
         rows.parts = max(rows.parts, part_count(rows_attended(s, s->absorbed.row[k])));
@@ -205,6 +236,29 @@ static uint16_t *lane_mask(const Attention *a, size_t sixteen, size_t k) {
     return a->s->sparse.lane_mask + sixteen * SPAN_ROWS + k * TILE_ROWS;
 }
 
+/* Whether any of these sixteen rows attends to page k. */
+static bool *sixteen_needs(const Attention *a, size_t sixteen, size_t k) {
+    return a->s->sparse.needed + sixteen * (SPAN_ROWS / TILE_ROWS) + k;
+}
+
+static bool any_bit(const uint16_t *mask, size_t n) {
+    uint16_t any = 0;
+    for (size_t j = 0; j < n; j++)
+        any |= mask[j];
+    return any;
+}
+
+/* Masks of page k of the span, sixteen rows at a time. */
+static void mask_page(const Attention *a, const Run *run, size_t page, size_t k) {
+    for (size_t i = 0; i < run->count; i += LANES) {
+        uint16_t *mask = lane_mask(a, i / LANES, k);
+        memset(mask, 0, TILE_ROWS * sizeof *mask);
+        for (size_t lane = 0; lane < min(run->count - i, LANES); lane++)
+            add_to_mask(a->s, run->first + i + lane, page, lane, mask);
+        *sixteen_needs(a, i / LANES, k) = any_bit(mask, TILE_ROWS);
+    }
+}
+
 void read_span(const Attention *a, const Run *run, const Span *span) {
     State *s = a->s;
     size_t k;
@@ -216,12 +270,8 @@ void read_span(const Attention *a, const Run *run, const Span *span) {
         for (size_t j = 0; j < rows; j++)
             a->m->ops->tile_load(&s->cache->shape, tile, j, NULL,
                                  s->decompressed.rope_keys + (k * TILE_ROWS + j) * p);
-        for (size_t i = 0; i < run->count && s->sparse.active; i++) {
-            uint16_t *mask = lane_mask(a, i / LANES, k);
-            if (i % LANES == 0)
-                memset(mask, 0, TILE_ROWS * sizeof *mask);
-            add_to_mask(s, run->first + i, span->page + k, i % LANES, mask);
-        }
+        if (s->sparse.active)
+            mask_page(a, run, span->page + k, k);
     }
 }
 
@@ -264,18 +314,11 @@ void begin_queries(const Attention *a, const Run *run, size_t head) {
     }
 }
 
-static bool any_bit(const uint16_t *mask, size_t n) {
-    uint16_t any = 0;
-    for (size_t j = 0; j < n; j++)
-        any |= mask[j];
-    return any;
-}
-
 bool page_is_needed(const Attention *a, const Run *run, size_t k) {
     if (!a->s->sparse.active)
         return true; /* the last row attends to every page */
     for (size_t i = 0; i < run->count; i += LANES)
-        if (any_bit(lane_mask(a, i / LANES, k), TILE_ROWS))
+        if (*sixteen_needs(a, i / LANES, k))
             return true;
     return false;
 }
@@ -303,7 +346,7 @@ void attend_page(const Attention *a, const Run *run, const Span *span, size_t he
         size_t place = place_of(a, head, i / LANES);
         int32_t limit[LANES];
         if (!causal_limits(a, run, i, (span->page + k) * TILE_ROWS, rows, limit) ||
-            (mask && !any_bit(mask, rows)))
+            (mask && !*sixteen_needs(a, i / LANES, k)))
             continue;
         a->m->ops->attend(&keys, s->decompressed.queries + place * query_bytes(&keys), a->z->keys, &values,
                           a->z->values, rows, limit, mask, a->cfg->softmax_scale,

@@ -16,7 +16,7 @@ typedef struct {
     const Config *cfg;
     const Layer *L;
     State *s;
-    size_t layer;
+    size_t layer; /* Layer.tile: which of the cache's tiles are its own */
     Thread *t;
     Scratch *z; /* this thread's own */
 } Attention;
@@ -36,8 +36,12 @@ void rotate_queries(const Attention *a);
 void head_matmul(const Attention *a, float *y, size_t ldy, const Matrix *w, size_t head,
                  const Activations *x);
 
-/* One head's output for row i takes its place in the input of W_o. out: [v_stride], overwritten past v. */
+/* One head's output for row i, multiplied by its gate if it has one, takes its place in the input of W_o.
+ * out: [v_stride], overwritten. */
 void store_head(const Attention *a, size_t i, size_t head, float *out);
+
+/* A softmax that has attended to nothing yet. */
+void softmax_begin(Softmax *softmax);
 
 /* ---- absorbed: the heads of a row against the latents --------------------------------------- */
 

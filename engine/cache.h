@@ -1,18 +1,25 @@
-/* engine/cache.h: the latent cache: how many bytes a row takes, and where it lies.
+/* engine/cache.h: the cache: how many bytes a row takes, and where it lies; and the constant parts of
+ * sequences.
  *
  * One row per token and layer: [ c | k_pe ], the latent (r numbers) and the rotated key (p numbers) that
- * all heads share. With CACHE_FULL a row is what attention without MLA keeps: n + p + v numbers for each
- * head (engine/full.c). A layer with an indexer keeps an index key beside it, di numbers in f32
- * (CACHE_F32, CACHE_FULL) or bf16.
+ * all heads share. Ordinary attention keeps a key and a value for each of G groups of heads instead
+ * (engine/full.c): in a model without latent p + v numbers, and with CACHE_FULL.. n + p + v for each head of
+ * one that has a latent. A layer with an indexer keeps an index key beside it, di numbers in f32
+ * (CACHE_F32, CACHE_FULL), bf16 (CACHE_BF16, CACHE_FULL_BF16) or q8.
  *
  * Rows lie in pages of TILE_ROWS = 128 rows. A page holds its rows for all layers:
  *
- *   [layers][tile_bytes]   a tile of each layer: its 128 rows, as kernels/kernels.h describes tiles
+ *   [layers][tile_bytes]   a tile of each layer with latents: its 128 rows (kernels/kernels.h);
+ *                          ordinary attention: for each group a tile of keys, then a tile of values
  *   then                   a tile of index keys for each layer with an indexer
  *
  * A sequence is a list of pages (engine/sequence.h); several sequences may share a page. The pool is
  * reserved at the start and becomes memory as it fills. Rows are written by mla.c and engine/full.c, not
- * here. */
+ * here.
+ *
+ * What layers with linear attention keep of a sequence does not grow: its constant part (engine/kda.c), in
+ * f32 whatever the cache's type. It lies in a *slot*. Several holders may share one, which is not changed
+ * then. Slot 0 is the beginning of every text, all zeros. */
 #ifndef CACHE_H
 #define CACHE_H
 
@@ -21,26 +28,57 @@
 
 /* Cached rows that are made ready for decompression at once. */
 enum { SPAN_ROWS = 32 * TILE_ROWS };
-/* A context is split into at most this many parts, which threads attend to side by side. The number of
- * parts depends on the context's length alone, so that results do not depend on the number of threads. */
-enum { MAX_PARTS = 16 };
+/* A context is split into parts, which threads attend to side by side: up to 16, in a long context as many as
+ * have PART_PAGES pages each, up to 64. A model of sixteen heads has nothing else to share among its threads,
+ * but each part costs r * 16 sums that are written and merged. The number of parts depends on the context's
+ * length alone, so that results do not depend on the number of threads. */
+enum { USUAL_PARTS = 16, MAX_PARTS = 64, PART_PAGES = 8 };
+/* Slots for each sequence: of its marks, of its rows, of those before its last call, and the one that a call
+ * writes. */
+enum { SEQUENCE_SLOTS = MARKS + 3 };
 
 typedef struct Cache {
+    const Model *model;
     CacheType type;
-    TileShape shape;       /* of the latent rows: {type, r, p}; no meaning with CACHE_FULL */
+    TileShape shape;       /* of the latent rows: {type, r, p}; no meaning where groups is not 0 */
     TileShape index_shape; /* of the index keys: {type, di, 0} */
-    size_t layers;
-    size_t tile_bytes; /* one page of one layer, without index keys */
+    size_t groups;         /* of heads with a key and a value each; 0: rows are latents */
+    TileShape keys;        /* {type, n + p, 0} */
+    TileShape values;      /* {type, v, 0} */
+    size_t layers;         /* that have latents */
+    size_t tile_bytes;     /* one page of one layer, without index keys */
     size_t page_bytes;
     uint8_t *pool; /* [page_count][page_bytes] */
     size_t page_count;
     uint32_t *references; /* [page_count] sequences that hold the page; 0: it is free */
     uint32_t *free_pages; /* [free_count] the last is used next */
     size_t free_count;
+    float *slots;       /* [slot_count][slot_floats]; NULL: the model has no constant part */
+    size_t slot_floats; /* 0: the same */
+    size_t slot_count;
+    uint32_t *slot_references; /* [slot_count] as of pages */
+    uint32_t *free_slots;      /* [free_slot_count] */
+    size_t free_slot_count;
+    float *replay_buffer; /* kda_scratch_floats() */
+    uint8_t *zeros;       /* [page_bytes] what was never written */
 } Cache;
 
-/* How the latent rows [ c | k_pe ] are kept; of no meaning with CACHE_FULL. */
+/* Of the first `layers` layers, how many have latents. */
+uint32_t latent_layers(const Config *cfg, uint32_t layers);
+/* Floats of a sequence's constant part in the first `layers` layers: 0 in most models. */
+size_t constant_floats(const Config *cfg, uint32_t layers);
+
+/* Can the model's rows be kept in this way? CACHE_FULL.. is for models with a latent. */
+bool cache_fits(const Config *cfg, CacheType type);
+
+/* Groups of heads that keep a key and a value each: G of a model without latent, H with CACHE_FULL..; 0: what
+ * is kept is the latent. */
+uint32_t cache_groups(const Config *cfg, CacheType type);
+
+/* How the latent rows [ c | k_pe ] are kept, and keys and values of a group. */
 TileShape cache_shape(const Config *cfg, CacheType type);
+TileShape cache_key_shape(const Config *cfg, CacheType type);
+TileShape cache_value_shape(const Config *cfg, CacheType type);
 TileShape cache_index_shape(const Config *cfg, CacheType type);
 
 /* Bytes of one row in one layer, without index keys. */
@@ -50,21 +88,42 @@ size_t cache_token_bytes(const Config *cfg, CacheType type, uint32_t layers);
 /* Pages that hold `rows` rows. */
 static inline size_t cache_pages(size_t rows) { return div_up(rows, TILE_ROWS); }
 
-/* All pages are free. pool, references and free_pages are in place. */
-void cache_open(Cache *cache, const Config *cfg, CacheType type, size_t page_count);
+/* A context of `rows` rows is split into so many parts of whole pages, as even as possible. */
+static inline size_t part_count(size_t rows) {
+    size_t pages = cache_pages(rows);
+    return min(pages, max(USUAL_PARTS, min(pages / PART_PAGES, MAX_PARTS)));
+}
+
+/* All pages and slots are free. The arrays are in place. */
+void cache_open(Cache *cache, const Model *m, CacheType type, size_t page_count, size_t slot_count);
 
 /* A free page, which now has one reference; UINT32_MAX: there is none. */
 uint32_t cache_take_page(Cache *cache);
 /* Gives up one reference. */
 void cache_release_page(Cache *cache, uint32_t page);
 
+/* Rows from, from + 1, ... of a page, in all layers, become what they were before they were written:
+ * zeros. */
+void cache_clear_rows(const Cache *cache, uint8_t *page, size_t from);
+
+/* The same for slots. There are always enough; nothing is done where the model has no constant part. */
+uint32_t cache_take_slot(Cache *cache);
+void cache_hold_slot(Cache *cache, uint32_t slot); /* one reference more */
+void cache_release_slot(Cache *cache, uint32_t slot);
+static inline float *cache_slot(const Cache *cache, uint32_t slot) {
+    return cache->slots + slot * cache->slot_floats;
+}
+
+/* A layer's part of a slot. `number`: layers without latents before it. */
+float *cache_slot_layer(const Cache *cache, uint32_t slot, size_t number);
+
 /* Page j of a sequence: its rows 128 j .. 128 j + 127 in all layers. */
 static inline uint8_t *cache_page(const Sequence *q, size_t j) {
     return q->cache->pool + q->page[j] * q->cache->page_bytes;
 }
-/* The tile of one layer in it: [128 rows] of [ c | k_pe ]. */
-static inline uint8_t *cache_tile(const Sequence *q, size_t j, size_t layer) {
-    return cache_page(q, j) + layer * q->cache->tile_bytes;
+/* The tile of one layer in it, number Layer.tile: [128 rows] of [ c | k_pe ]. */
+static inline uint8_t *cache_tile(const Sequence *q, size_t j, size_t tile) {
+    return cache_page(q, j) + tile * q->cache->tile_bytes;
 }
 
 #endif

@@ -17,6 +17,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "engine/kda.h"
+
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "checkpoints are little-endian and used in place");
 
 /* ---- reading the tables --------------------------------------------------------------------- */
@@ -124,6 +126,7 @@ static const char *join(char buffer[64], const char *prefix, const char *name) {
 static void read_mlp(Reader *r, Mlp *mlp, const char *prefix, size_t width) {
     char name[64];
     size_t D = r->m->config.hidden_size;
+    mlp->limit = INFINITY;
     if (r->m->config.hidden_act == ACT_SILU)
         mlp->gate = matrix(r, join(name, prefix, "gate"), width, D);
     mlp->up = matrix(r, join(name, prefix, "up"), width, D);
@@ -160,14 +163,47 @@ static void read_indexer(Reader *r, Layer *L, const char *prefix) {
                                       cfg->index_n_heads, cfg->hidden_size);
 }
 
-static void read_layer(Reader *r, Layer *L, const char *prefix, bool moe, bool indexer) {
+/* The matrix of a decay (names "kda_f", "kda_f_a", "kda_f_b") or an output gate: whole, or the two of low
+ * rank. */
+static void read_kda_gate(Reader *r, Matrix *whole, Matrix *low, const char *prefix,
+                          const char *const names[3]) {
+    const Config *cfg = &r->m->config;
+    char name[64];
+    size_t D = cfg->hidden_size, rows = (size_t)cfg->kda_heads * cfg->kda_head_dim, rank = cfg->kda_rank;
+    if (rank)
+        *low = matrix(r, join(name, prefix, names[1]), rank, D);
+    *whole = matrix(r, join(name, prefix, names[rank ? 2 : 0]), rows, rank ? rank : D);
+}
+
+static void read_kda(Reader *r, Layer *L, const char *prefix) {
+    static const char *const in[] = {"kda_q", "kda_k", "kda_v"},
+                             *const filters[] = {"kda_q_filter", "kda_k_filter", "kda_v_filter"},
+                             *const decay[] = {"kda_f", "kda_f_a", "kda_f_b"},
+                             *const gate[] = {"kda_g", "kda_g_a", "kda_g_b"};
+    const Config *cfg = &r->m->config;
+    Kda *kda = &L->kda;
+    char name[64];
+    size_t D = cfg->hidden_size, H = cfg->kda_heads, d = cfg->kda_head_dim;
+    for (int i = 0; i < 3; i++)
+        kda->in[i] = matrix(r, join(name, prefix, in[i]), H * d, D);
+    for (int i = 0; i < 3; i++)
+        kda->filter[i] = vector(r, join(name, prefix, filters[i]), cfg->kda_taps * H * d);
+    read_kda_gate(r, &kda->decay, &kda->decay_low, prefix, decay);
+    read_kda_gate(r, &kda->gate, &kda->gate_low, prefix, gate);
+    kda->rate = vector(r, join(name, prefix, "kda_rate"), H);
+    kda->decay_bias = vector(r, join(name, prefix, "kda_f_bias"), H * d);
+    kda->beta = matrix_of_kind(r, join(name, prefix, "kda_beta"), F32_MATRIX, 1, H, D);
+    kda->norm = vector(r, join(name, prefix, "kda_norm"), d);
+    L->o = matrix(r, join(name, prefix, "o"), D, H * round_up(d, 32));
+}
+
+static void read_attention(Reader *r, Layer *L, const char *prefix) {
     const Config *cfg = &r->m->config;
     char name[64];
     size_t D = cfg->hidden_size, H = cfg->num_attention_heads, n = cfg->qk_nope_head_dim,
            p = cfg->qk_rope_head_dim, v = cfg->v_head_dim;
     size_t latent = cfg->kv_lora_rank, ql = cfg->q_lora_rank;
 
-    L->input_norm = vector(r, join(name, prefix, "input_norm"), D);
     if (ql) {
         L->q_a = matrix(r, join(name, prefix, "q_a"), ql, D);
         L->q_a_norm = vector(r, join(name, prefix, "q_a_norm"), ql);
@@ -175,12 +211,33 @@ static void read_layer(Reader *r, Layer *L, const char *prefix, bool moe, bool i
     } else {
         L->q = matrix(r, join(name, prefix, "q"), H * (n + p), D);
     }
-    L->kv_a = matrix(r, join(name, prefix, "kv_a"), latent + p, D);
-    L->kv_a_norm = vector(r, join(name, prefix, "kv_a_norm"), latent);
-    L->w_uk = matrix_of_kind(r, join(name, prefix, "w_uk"), ANY_MATRIX, H, n, latent);
-    L->w_uk_t = matrix_of_kind(r, join(name, prefix, "w_uk_t"), ANY_MATRIX, H, latent, n);
-    L->w_uv = matrix_of_kind(r, join(name, prefix, "w_uv"), ANY_MATRIX, H, v, latent);
+    if (cfg->num_key_value_heads) {
+        L->k = matrix(r, join(name, prefix, "k"), cfg->num_key_value_heads * p, D);
+        L->v = matrix(r, join(name, prefix, "v"), cfg->num_key_value_heads * v, D);
+    } else {
+        L->kv_a = matrix(r, join(name, prefix, "kv_a"), latent + p, D);
+        L->kv_a_norm = vector(r, join(name, prefix, "kv_a_norm"), latent);
+        L->w_uk = matrix_of_kind(r, join(name, prefix, "w_uk"), ANY_MATRIX, H, n, latent);
+        L->w_uk_t = matrix_of_kind(r, join(name, prefix, "w_uk_t"), ANY_MATRIX, H, latent, n);
+        L->w_uv = matrix_of_kind(r, join(name, prefix, "w_uv"), ANY_MATRIX, H, v, latent);
+    }
+    if (cfg->head_gate)
+        L->head_gate = matrix_of_kind(r, join(name, prefix, "head_gate"), F32_MATRIX, 1, H, D);
     L->o = matrix(r, join(name, prefix, "o"), D, H * round_up(v, 32));
+}
+
+/* `layer`: its number, which says of what kind it is. */
+static void read_layer(Reader *r, Layer *L, const char *prefix, uint32_t layer, bool indexer) {
+    const Config *cfg = &r->m->config;
+    char name[64];
+    size_t D = cfg->hidden_size;
+    bool moe = layer_is_moe(cfg, layer);
+
+    L->input_norm = vector(r, join(name, prefix, "input_norm"), D);
+    if (layer < cfg->published_layers && layer_is_kda(cfg, layer))
+        read_kda(r, L, prefix);
+    else
+        read_attention(r, L, prefix);
     if (indexer)
         read_indexer(r, L, prefix);
     if (cfg->sandwich_norm)
@@ -190,7 +247,7 @@ static void read_layer(Reader *r, Layer *L, const char *prefix, bool moe, bool i
         read_mlp(r, &L->mlp, prefix, cfg->intermediate_size);
     if (moe)
         read_experts(r, L, prefix);
-    if (cfg->sandwich_norm)
+    if (layer_norms_mlp(cfg, layer))
         L->mlp_out_norm = vector(r, join(name, prefix, "mlp_out_norm"), D);
 }
 
@@ -201,7 +258,7 @@ static void read_mtp(Reader *r) {
     vector(r, "mtp.enorm", cfg->hidden_size);
     vector(r, "mtp.hnorm", cfg->hidden_size);
     matrix(r, "mtp.eh_proj", cfg->hidden_size, 2 * (size_t)cfg->hidden_size);
-    read_layer(r, &unused, "mtp.", layer_is_moe(cfg, cfg->published_layers), cfg->index_n_heads);
+    read_layer(r, &unused, "mtp.", cfg->published_layers, cfg->index_n_heads);
     vector(r, "mtp.norm", cfg->hidden_size);
     free(unused.experts);
 }
@@ -212,10 +269,33 @@ static const float *read_query_scale(Reader *r) {
     return vector(r, "query_scale", div_up(cfg->max_position_embeddings, cfg->query_scale_span));
 }
 
-static void read_tensors(Reader *r) {
+static void read_layers(Reader *r, const float *limits) {
     Model *m = r->m;
     const Config *cfg = &m->config;
     char prefix[32];
+    size_t tiles = 0;
+    m->layers = calloc(cfg->num_hidden_layers, sizeof *m->layers);
+    if (!m->layers)
+        fail(r, "out of memory for the table of layers");
+    for (uint32_t l = 0; l < cfg->num_hidden_layers && !r->failed; l++) {
+        Layer *L = &m->layers[l];
+        snprintf(prefix, sizeof prefix, "layers.%u.", l);
+        read_layer(r, L, prefix, l, layer_has_indexer(cfg, l));
+        L->tile = tiles;
+        tiles += !layer_is_kda(cfg, l);
+        if (!L->experts || !limits)
+            continue;
+        const float *routed = limits + l, *shared = routed + cfg->published_layers;
+        for (uint32_t e = 0; e < cfg->n_routed_experts; e++)
+            L->experts[e].limit = *routed > 0 ? *routed : INFINITY;
+        L->mlp.limit = *shared > 0 ? *shared : INFINITY;
+    }
+}
+
+static void read_tensors(Reader *r) {
+    Model *m = r->m;
+    const Config *cfg = &m->config;
+    const float *limits = NULL;
     m->embed = matrix(r, "embed", cfg->vocab_size, cfg->hidden_size);
     m->head = cfg->tie_word_embeddings ? m->embed : matrix(r, "head", cfg->vocab_size, cfg->hidden_size);
     m->norm = vector(r, "norm", cfg->hidden_size);
@@ -226,13 +306,9 @@ static void read_tensors(Reader *r) {
             fail(r, "tensor inv_freq has a value that no model can have: %s", export_again);
     if (cfg->query_scale_span)
         m->query_scale = read_query_scale(r);
-    m->layers = calloc(cfg->num_hidden_layers, sizeof *m->layers);
-    if (!m->layers)
-        fail(r, "out of memory for the table of layers");
-    for (uint32_t l = 0; l < cfg->num_hidden_layers && !r->failed; l++) {
-        snprintf(prefix, sizeof prefix, "layers.%u.", l);
-        read_layer(r, &m->layers[l], prefix, layer_is_moe(cfg, l), layer_has_indexer(cfg, l));
-    }
+    if (cfg->swiglu_limits)
+        limits = vector(r, "swiglu_limits", 2 * (size_t)cfg->published_layers);
+    read_layers(r, limits);
     if (cfg->mtp_layers && !r->failed)
         read_mtp(r);
     if (!r->failed && r->next != m->tensor_count)
@@ -265,17 +341,19 @@ static const char *float_error(const Config *cfg) {
 
 /* Limits far above any published model, so that no product of two fields comes near overflowing. */
 static const char *config_error(const Config *cfg) {
+    uint32_t latent = !cfg->num_key_value_heads;
     struct {
         const char *name;
         uint32_t value, least, most;
     } fields[] = {
         {"hidden_size", cfg->hidden_size, 1, 1 << 17},
-        {"num_hidden_layers", cfg->num_hidden_layers, 1, 1 << 10},
-        {"published_layers", cfg->published_layers, cfg->num_hidden_layers, 1 << 10},
+        {"num_hidden_layers", cfg->num_hidden_layers, 1, MAX_LAYERS},
+        {"published_layers", cfg->published_layers, cfg->num_hidden_layers, MAX_LAYERS},
         {"num_attention_heads", cfg->num_attention_heads, 1, 1 << 12},
-        {"q_lora_rank", cfg->q_lora_rank, 0, 1 << 17},
-        {"kv_lora_rank", cfg->kv_lora_rank, 1, 1 << 14},
-        {"qk_nope_head_dim", cfg->qk_nope_head_dim, 1, 1 << 12},
+        {"q_lora_rank", cfg->q_lora_rank, 0, latent << 17},
+        {"num_key_value_heads", cfg->num_key_value_heads, 0, cfg->num_attention_heads},
+        {"kv_lora_rank", cfg->kv_lora_rank, latent, latent << 14}, /* without a latent: none of it */
+        {"qk_nope_head_dim", cfg->qk_nope_head_dim, latent, latent << 12},
         {"qk_rope_head_dim", cfg->qk_rope_head_dim, 2, 1 << 12},
         {"v_head_dim", cfg->v_head_dim, 1, 1 << 12},
         {"intermediate_size", cfg->intermediate_size, 1, 1 << 20},
@@ -289,6 +367,9 @@ static const char *config_error(const Config *cfg) {
          cfg->n_routed_experts ? MAX_EXPERTS - cfg->n_routed_experts : 0},
         {"shortcut_moe", cfg->shortcut_moe, 0, cfg->n_routed_experts ? 1 : 0},
         {"mtp_layers", cfg->mtp_layers, 0, 1},
+        {"experts_out_norm", cfg->experts_out_norm, 0, cfg->n_routed_experts ? 1 : 0},
+        {"swiglu_limits", cfg->swiglu_limits, 0, cfg->n_routed_experts ? 1 : 0},
+        {"head_gate", cfg->head_gate, 0, 1},
         {"add_bos_token", cfg->add_bos_token, 0, cfg->bos_token_id >= 0},
         {"bos_token_id", (uint32_t)cfg->bos_token_id + 1, 0, cfg->vocab_size},
         {"eos_tokens", cfg->eos_tokens, 0, 8},
@@ -298,6 +379,8 @@ static const char *config_error(const Config *cfg) {
             return fields[i].name;
     if (cfg->qk_rope_head_dim % 2)
         return "qk_rope_head_dim";
+    if (!latent && cfg->num_attention_heads % cfg->num_key_value_heads)
+        return "num_key_value_heads";
     for (uint32_t i = 0; i < cfg->eos_tokens; i++)
         if (cfg->eos_token_id[i] < 0 || (uint32_t)cfg->eos_token_id[i] >= cfg->vocab_size)
             return "eos_token_id";
@@ -336,6 +419,8 @@ static const char *moe_error(const Config *cfg) {
         (cfg->num_hidden_layers % 2 || cfg->published_layers % 2 || cfg->first_k_dense_replace ||
          cfg->moe_layer_freq != 2 || cfg->n_shared_experts || cfg->sandwich_norm))
         return "shortcut_moe";
+    if (cfg->experts_out_norm > (!cfg->sandwich_norm && !cfg->shortcut_moe))
+        return "experts_out_norm";
     return isfinite(cfg->routed_scaling_factor) ? NULL : "routed_scaling_factor";
 }
 
@@ -370,6 +455,7 @@ static void read_config(Reader *r, size_t bytes) {
     const char *bad = config_error(&m->config);
     bad = bad ? bad : moe_error(&m->config);
     bad = bad ? bad : index_error(&m->config);
+    bad = bad ? bad : kda_config_error(&m->config);
     if (bad)
         fail(r, "configuration field %s has a value that no model can have: %s", bad, export_again);
 }

@@ -27,18 +27,35 @@
  *                                            m * inv_freq[i]
  *   query_scale          vector              max_position_embeddings / query_scale_span numbers, rounded up;
  *                                            only if query_scale_span is not 0
+ *   swiglu_limits        vector 2 * published_layers  of routed, then of shared experts, for each layer; 0:
+ *                        none; only if swiglu_limits is 1
  *   for each layer L = 0 .. num_hidden_layers - 1, names beginning with "layers.L.":
  *   input_norm           vector D
+ *   a layer of kda_layers, C kda_heads * kda_head_dim, K kda_taps, d' = d rounded up to 32:
+ *     kda_q, _k, _v      [C, D]
+ *     kda_q_filter, _k_filter, _v_filter  vector K * C  [taps][channels], the present row's tap last
+ *     kda_f              [C, D]             if kda_rank is 0, else kda_f_a [rank, D] and kda_f_b [C, rank]
+ *     kda_g              [C, D]             the same
+ *     kda_rate           vector kda_heads
+ *     kda_f_bias         vector C
+ *     kda_beta           F32 [kda_heads, D]
+ *     kda_norm           vector kda_head_dim
+ *     o                  [D, kda_heads * d']
+ *   another layer:
  *   q                    [H * (n + p), D]    if q_lora_rank is 0, else these three:
  *     q_a                [ql, D]
  *     q_a_norm           vector ql
  *     q_b                [H * (n + p), ql]
+ *   if num_key_value_heads is G and not 0, in place of kv_a .. w_uv these two:
+ *     k                  [G * p, D]
+ *     v                  [G * v, D]
  *   kv_a                 [r + p, D]
  *   kv_a_norm            vector r
  *   w_uk                 H matrices [n, r]   head h: no-position key = w_uk[h] c
  *   w_uk_t               H matrices [r, n]   the same, transposed; absorbed: the query in the latent space
  *                                            is w_uk_t[h] q
  *   w_uv                 H matrices [v, r]   value = w_uv[h] c
+ *   head_gate            F32 [H, D]         if head_gate is 1
  *   o                    [D, H * v']         v' = v rounded up to 32: each head's columns begin a block,
  *                                            those past v meet zeros
  *   a layer with an indexer (layer_has_indexer), Hi index_n_heads, di index_head_dim:
@@ -60,7 +77,7 @@
  *   for each expert e:
  *     experts.e.gate, .up  [M, D]
  *     experts.e.down     [D, M]
- *   mlp_out_norm         vector D            if sandwich_norm is 1
+ *   mlp_out_norm         vector D            if layer_norms_mlp() says so
  *   if mtp_layers is 1, with "mtp." in front:
  *     enorm, hnorm       vector D
  *     eh_proj            [D, 2 D]
@@ -69,7 +86,7 @@
  *
  * "H matrices" is one entry with count = H: H matrices of the same shape, one after the other, each padded
  * by itself. Rows of rotated parts (in q, q_b and kv_a) are in interleaved pairs: (x[2i], x[2i + 1]) is pair
- * i; within a head the n no-position rows come first. */
+ * i, in k, too; within a head the n no-position rows come first. */
 #ifndef CHECKPOINT_H
 #define CHECKPOINT_H
 

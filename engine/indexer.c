@@ -15,8 +15,10 @@
  * indexer attends to the rows that the layer before it chose (IndexShare).
  *
  * The published arithmetic also multiplies scores by Hi^-0.5 di^-0.5, and keys and queries by an
- * orthonormal matrix before it rounds them to 8 bits. Neither changes which rows score highest, except by
- * the rounding, which is not done here: keys are kept in bf16, with -k f32 and full in f32.
+ * orthonormal matrix before it rounds both to 8 bits. Neither changes which rows score highest, except by
+ * the rounding. Here keys are f32 with -k f32 and full, bf16 with -k bf16, and otherwise q8: int8 with a
+ * scale for each row, and so are queries. That is finer than the published float, which has 3 bits of
+ * fraction.
  *
  * Attention to the chosen rows is engine/attend.c's; the loop over keys is kernels/index.h. Formulas:
  * DeepSeek-V3.2, arXiv 2512.02556, section 2.1; sharing: arXiv 2603.12201. */
@@ -212,6 +214,11 @@ static void copy_chosen(const Model *m, const State *s, size_t layer, size_t i, 
     }
 }
 
+void select_row(const Model *m, const State *s, size_t layer, size_t i, uint8_t *tiles) {
+    for (size_t tile = 0; tile * TILE_ROWS < rows_attended(s, i); tile++)
+        copy_chosen(m, s, layer, i, tile, tiles + tile * s->cache->tile_bytes);
+}
+
 void select_latents(const Model *m, State *s, size_t layer, size_t first, size_t count, Thread *t) {
     size_t from, to;
     share(t, count * s->sparse.tile_count, &from, &to);
@@ -219,7 +226,7 @@ void select_latents(const Model *m, State *s, size_t layer, size_t first, size_t
         size_t line = task / s->sparse.tile_count, tile = task % s->sparse.tile_count;
         size_t i = s->absorbed.row[first + line];
         if (tile * TILE_ROWS < rows_attended(s, i))
-            copy_chosen(m, s, layer, i, tile, selected_tile(s, line, tile));
+            copy_chosen(m, s, layer, i, tile, selected_tiles(s, line) + tile * s->cache->tile_bytes);
     }
     sync_threads(t);
 }

@@ -25,13 +25,17 @@ static inline size_t rows_attended(const State *s, size_t i) {
 /* Sets bit `lane` of mask[j] for the rows j of a page that row i attends to. */
 void add_to_mask(const State *s, size_t i, size_t page, size_t lane, uint16_t mask[TILE_ROWS]);
 
-/* For the absorbed rows number first .. first + count - 1: copies the latents that each attends to into
- * tiles of its own, side by side. Every thread of the team calls it; returns when all is done. */
+/* Copies the latents that row i of the call attends to into tiles, side by side. */
+void select_row(const Model *m, const State *s, size_t layer, size_t i, uint8_t *tiles);
+
+/* The same for the absorbed rows number first .. first + count - 1, row first + line into
+ * selected_tiles(line). Every thread of the team calls it; returns when all is done. */
 void select_latents(const Model *m, State *s, size_t layer, size_t first, size_t count, Thread *t);
 
-/* Tile `tile` of the latents that the absorbed row number first + line attends to. */
-static inline uint8_t *selected_tile(const State *s, size_t line, size_t tile) {
-    return s->sparse.tiles + (line * s->sparse.tile_count + tile) * s->cache->tile_bytes;
+/* Place `line` for the tiles of one row: as many places as rows in a round, or threads. NULL: the model's
+ * attention is not sparse. */
+static inline uint8_t *selected_tiles(const State *s, size_t line) {
+    return s->sparse.tiles ? s->sparse.tiles + line * s->sparse.tile_count * s->cache->tile_bytes : NULL;
 }
 
 #endif

@@ -5,6 +5,7 @@
  *     y      = sum over chosen e of w_e MLP_e(x), and the shared experts' MLP(x), once
  *     w_e    = s_e, or s_e / sum of the chosen s, times the model's scaling factor
  *     MLP(x) = W_down (silu(W_gate x) * W_up x), or W_down relu(W_up x)^2 without gate
+ *              (with a limit L: W_down (min(silu(W_gate x), L) * max(-L, min(W_up x, L))), Ling-3.0)
  *
  * (DeepSeek-V2, arXiv 2405.04434, section 2.2; DeepSeek-V3, arXiv 2412.19437, section 2.1.2.)
  *
@@ -151,6 +152,8 @@ void plan_batches(const Model *m, State *s, const Layer *L) {
     size_t hidden = 0;
     s->moe.batch_count = 0;
     size_t first = L->experts ? plan_experts(&m->config, s, L, &hidden) : 0;
+    if (s->profile)
+        s->profile->experts += s->moe.batch_count;
     if (!L->mlp.up.data)
         return;
     add_batch(s, &L->mlp, s->row_count, first, &hidden);
@@ -177,7 +180,7 @@ static void hidden_columns(const Model *m, ExpertBatch *batch, size_t from, size
     for (size_t i = 0; i < batch->rows; i++) {
         float *h = z->a + i * stride;
         if (gated)
-            m->ops->swiglu(h, z->b + i * stride, h, end - column);
+            m->ops->swiglu(h, z->b + i * stride, h, end - column, batch->mlp->limit);
         else
             relu2(h, end - column);
         m->ops->store_row(&batch->hidden, i, column, h, end - column);
@@ -248,7 +251,8 @@ void run_batches(const Model *m, State *s, const Layer *L, Thread *t) {
     sync_threads(t);
     for (i = 0; i < s->moe.batch_count; i++) {
         const ExpertBatch *batch = &s->moe.batches[i];
-        float *out = batch->mlp == &L->mlp ? s->out : s->experts_out;
+        float *shared = L->mlp_out_norm ? s->branch : s->out,
+              *out = batch->mlp == &L->mlp ? shared : s->experts_out;
         linear_add(m->ops, out, s->x_stride, &batch->mlp->down, &batch->hidden, s->moe.row + batch->first,
                    s->moe.row_weight + batch->first, s->scratch[t->id].a, t);
     }

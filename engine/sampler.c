@@ -139,41 +139,53 @@ static uint32_t magnitude(float x) {
     return bits & 0x7fffffff;
 }
 
-static size_t bucket_of(float x) { return x > -(REST / STEPS) ? (size_t)(x * -STEPS) : REST; }
+static size_t bucket_of(float x) {
+    float steps = x * -STEPS;
+    return (size_t)(int)(steps < REST ? steps : REST);
+}
 
-/* Whether any of the numbers belongs into one of the buckets from .. to - 1. */
-static bool any_in(size_t from, size_t to, const float *x, size_t n) {
-    float most = -((float)from / STEPS), least = -((float)to / STEPS);
-    uint32_t any = 0, all = to == BUCKETS;
-    for (size_t i = 0; i < n; i++)
-        any |= (x[i] <= most) & (all | (x[i] > least));
+/* Whether any of sixteen numbers is in least .. most. */
+static bool any_of_sixteen(const float *x, float least, float most) {
+    int any = 0;
+    for (int i = 0; i < 16; i++)
+        any |= (x[i] <= most) & (x[i] >= least);
     return any;
 }
 
-/* Fills some more buckets. Twice through the logits: to count, then to put. */
+/* list = the tokens of the buckets from .. to - 1. Returns how many. Nothing here is decided by a branch that
+ * the processor could guess wrong, except for sixteen tokens at a time: most have no likely one. */
+static size_t list_tokens(const Choice *c, size_t from, size_t to, Token *list) {
+    float most = -((float)from / STEPS), least = to < BUCKETS ? -((float)to / STEPS) : -INFINITY;
+    size_t n = 0;
+    for (size_t begin = 0; begin < c->vocab; begin += 16) {
+        size_t end = min(begin + 16, c->vocab);
+        if (end == begin + 16 && !any_of_sixteen(c->x + begin, least, most))
+            continue;
+        for (size_t i = begin; i < end; i++) {
+            list[n] = (Token){magnitude(c->x[i]), (int32_t)i};
+            n += bucket_of(c->x[i]) - from < to - from;
+        }
+    }
+    return n;
+}
+
+/* Fills some more buckets. */
 static void fill_buckets(Choice *c) {
-    enum { AT_ONCE = 16 }; /* most sixteens have no likely token */
     size_t from = c->filled, to = min(from + BUCKETS_AT_ONCE, BUCKETS);
+    Token *list = c->spare;
+    size_t n = list_tokens(c, from, to, list);
     for (size_t b = from; b < to; b++)
         c->bucket[b] = (Bucket){.mass = -1};
-    for (int put = 0; put < 2; put++) {
-        for (size_t i = 0; i < c->vocab; i += AT_ONCE) {
-            size_t end = min(c->vocab, i + AT_ONCE);
-            for (size_t j = any_in(from, to, c->x + i, end - i) ? i : end; j < end; j++) {
-                size_t b = bucket_of(c->x[j]);
-                Bucket *bucket = &c->bucket[b];
-                if (b < from || b >= to)
-                    continue;
-                if (put)
-                    bucket->tokens[bucket->count] = (Token){magnitude(c->x[j]), (int32_t)j};
-                bucket->count++;
-            }
-        }
-        for (size_t b = from; b < to && !put; b++) {
-            c->bucket[b].tokens = c->tokens + c->token_count;
-            c->token_count += c->bucket[b].count;
-            c->bucket[b].count = 0;
-        }
+    for (size_t i = 0; i < n; i++)
+        c->bucket[bucket_of(c->x[list[i].id])].count++;
+    for (size_t b = from; b < to; b++) {
+        c->bucket[b].tokens = c->tokens + c->token_count;
+        c->token_count += c->bucket[b].count;
+        c->bucket[b].count = 0;
+    }
+    for (size_t i = 0; i < n; i++) {
+        Bucket *bucket = &c->bucket[bucket_of(c->x[list[i].id])];
+        bucket->tokens[bucket->count++] = list[i];
     }
     c->filled = to;
 }

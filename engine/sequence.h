@@ -4,9 +4,10 @@
  *     mark   remember this row: the start of a turn, the end of a prefix
  *     fork   a new sequence that begins like another one: many prompts behind one prefix, several samples
  *
- * Every model of today keeps nothing of a text but its cache rows, so that a sequence can be cut and
- * forked at any row. A model with a state of constant size can go back to marks only; callers therefore
- * ask where a cut went.
+ * Most models keep nothing of a text but its cache rows, so that a sequence can be cut and forked at any row.
+ * What a linear attention keeps of it has a constant size and forgets (engine/kda.c): such a model goes back
+ * to marks, of which a sequence has the last two and its beginning, or to any row of its last call, if that
+ * had at most REPLAY_ROWS. Callers therefore ask where a cut went.
  *
  * A fork shares its full pages with the sequence that it comes from; a page that two sequences hold is
  * copied before one of them writes to it. Here is no file and no option: sessions are in cli/session.c. */
@@ -25,15 +26,34 @@ void sequence_close(Sequence *q);
  * now: fewer than asked for where the model can only go back to a mark. */
 size_t sequence_cut(Sequence *q, size_t rows);
 
-/* The sequence can be cut back to, and forked at, the rows that it has now. False: out of memory. */
-bool sequence_mark(Sequence *q);
+/* The sequence can be cut back to, and forked at, the rows that it has now, until it has MARKS later
+ * marks. */
+void sequence_mark(Sequence *q);
 
-/* A new sequence with the first `rows` ids and cache rows of `from`, where `rows` is a mark of it, or any
- * row in a model without constant state. NULL: no sequence or no page is free. */
+/* A new sequence with the first `rows` ids and cache rows of `from`, where `rows` is 0, a mark of it, or all
+ * that it has; in a model without constant part any row. NULL: no sequence or no page is free, or it cannot
+ * be forked there. */
 Sequence *sequence_fork(State *s, const Sequence *from, size_t rows);
+
+/* A call begins and ends for the sequence's constant part: it gets a slot to write, and keeps it. Without the
+ * end, cache_release_slot(run->to) leaves the sequence as it was. q->rows is that of the start. */
+void sequence_begin_run(Sequence *q, ConstantRun *run);
+void sequence_end_run(Sequence *q, const ConstantRun *run);
+
+/* Where the inputs of small calls are kept for a layer: [REPLAY_ROWS][kda_replay_floats()]. `number`: layers
+ * without latents before it; `which` of two: Constant.replay_now holds the last call. */
+float *sequence_replay(const Sequence *q, size_t number, int which);
 
 /* Gives it pages of its own for rows q->rows .. rows - 1. False: no page is free. */
 bool sequence_reserve(Sequence *q, size_t rows);
+
+/* What of the last page is behind the last row becomes zeros. */
+void sequence_clear_rest(const Sequence *q);
+
+/* The constant part behind all rows: [constant_floats()], in a model that has one; and a new one, to be
+ * filled. */
+const float *sequence_constant(const Sequence *q);
+float *sequence_new_constant(Sequence *q);
 
 /* What is to be read of a text at once, a *stretch*, is cut into pieces of PIECE_ROWS rows from its
  * beginning. A piece of more than ABSORBED_ROWS rows is decompressed, everything else is absorbed. So a

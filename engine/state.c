@@ -9,6 +9,9 @@
 #include <unistd.h>
 
 #include "engine/cache.h"
+#include "engine/cost.h"
+#include "engine/full.h"
+#include "engine/kda.h"
 #include "engine/sampler.h"
 #include "engine/sequence.h"
 #include "engine/state.h"
@@ -77,24 +80,55 @@ static void reserve_softmax(Reserve *r, Softmax **list, size_t count, size_t dv)
         (*list)[i].out = out + i * dv * LANES;
 }
 
-static void reserve_cache(Reserve *r, const Config *cfg, const StateOptions *o) {
+/* Slots for constant parts, and what small calls keep, of all sequences. */
+static void reserve_constant(Reserve *r, const Config *cfg, size_t sequences) {
     State *s = r->s;
-    size_t pages = cache_pages(o->context), all = pages * o->sequences;
+    Cache *cache = s->cache;
+    size_t layers = cfg->num_hidden_layers - latent_layers(cfg, cfg->num_hidden_layers),
+           slots = 1 + sequences * SEQUENCE_SLOTS, kept = 2 * layers * REPLAY_ROWS * kda_replay_floats(cfg);
+    cache->slots = reserve(r, slots * constant_floats(cfg, cfg->num_hidden_layers), sizeof *cache->slots);
+    cache->slot_references = reserve(r, slots, sizeof *cache->slot_references);
+    cache->free_slots = reserve(r, slots, sizeof *cache->free_slots);
+    cache->replay_buffer = reserve(r, kda_scratch_floats(cfg), sizeof *cache->replay_buffer);
+    float *replay = reserve(r, sequences * kept, sizeof *replay);
+    for (size_t i = 0; !r->failed && i < sequences; i++)
+        s->sequences[i].constant.replay = replay + i * kept;
+}
+
+static void reserve_cache(Reserve *r, const Model *m, const StateOptions *o) {
+    const Config *cfg = &m->config;
+    State *s = r->s;
+    size_t pages = cache_pages(o->context), lists = pages * o->sequences, all = o->pages ? o->pages : lists;
     Cache *cache = s->cache = reserve(r, 1, sizeof *cache);
     s->sequences = reserve(r, o->sequences, sizeof *s->sequences);
     int32_t *ids = reserve(r, o->sequences * (o->context + 1), sizeof *ids);
-    uint32_t *page = reserve(r, all, sizeof *page), *references = reserve(r, all, sizeof *references),
+    uint32_t *page = reserve(r, lists, sizeof *page), *references = reserve(r, all, sizeof *references),
              *free_pages = reserve(r, all, sizeof *free_pages);
+    void *zeros = reserve(r, 1, cache_token_bytes(cfg, o->cache, cfg->num_hidden_layers) * TILE_ROWS);
     void *pool = reserve(r, all, cache_token_bytes(cfg, o->cache, cfg->num_hidden_layers) * TILE_ROWS);
     if (r->failed)
         return;
     cache->pool = pool;
+    cache->zeros = zeros;
     cache->references = references;
     cache->free_pages = free_pages;
-    cache_open(cache, cfg, o->cache, all);
     for (size_t i = 0; i < o->sequences; i++)
         s->sequences[i] =
             (Sequence){.cache = cache, .ids = ids + i * (o->context + 1), .page = page + i * pages};
+    if (constant_floats(cfg, cfg->num_hidden_layers))
+        reserve_constant(r, cfg, o->sequences);
+    if (!r->failed)
+        cache_open(cache, m, o->cache, all, cache->slots ? 1 + o->sequences * SEQUENCE_SLOTS : 0);
+}
+
+/* For ordinary attention; beside it, latents have their own (below). */
+static void reserve_full(Reserve *r, const Config *cfg) {
+    State *s = r->s;
+    if (!s->cache || !s->cache->groups)
+        return;
+    s->full.sixteens = reserve(r, full_sixteens(cfg, s->chunk), sizeof *s->full.sixteens);
+    s->full.part_count = max(256, div_up(cache_pages(s->context), FULL_PART_PAGES));
+    reserve_softmax(r, &s->full.parts, s->full.part_count, cfg->v_head_dim);
 }
 
 static void reserve_attention(Reserve *r, const Model *m) {
@@ -111,15 +145,19 @@ static void reserve_attention(Reserve *r, const Model *m) {
     s->attention.qa_normed = reserve_activations(r, m, chunk, cfg->q_lora_rank, false);
     s->attention.q_stride = round_up(H * (nope + p), PANEL);
     s->attention.q = reserve(r, chunk * s->attention.q_stride, sizeof(float));
-    s->attention.kv_stride = round_up(latent + p, PANEL);
+    size_t G = cfg->num_key_value_heads;
+    s->attention.kv_stride =
+        G ? round_up(G * p, PANEL) + round_up(G * v, PANEL) : round_up(latent + p, PANEL);
     s->attention.kv = reserve(r, chunk * s->attention.kv_stride, sizeof(float));
     s->attention.v_stride = round_up(v, 32);
+    s->attention.gate_stride = cfg->head_gate ? round_up(H, PANEL) : 0;
+    s->attention.gate = reserve(r, chunk * s->attention.gate_stride, sizeof(float));
     s->attention.heads = reserve_activations(r, m, chunk, H * s->attention.v_stride, false);
 
     s->absorbed.row = reserve(r, chunk, sizeof *s->absorbed.row);
     s->absorbed.r_stride = round_up(latent, PANEL);
     s->absorbed.q_latent = reserve(r, chunk * H * s->absorbed.r_stride, sizeof(float));
-    s->absorbed.part_count = max(128, head_groups * MAX_PARTS);
+    s->absorbed.part_count = max(max(128, head_groups * MAX_PARTS), 2 * (size_t)s->threads);
     reserve_softmax(r, &s->absorbed.parts, s->absorbed.part_count, latent);
 
     s->decompressed.queries =
@@ -136,12 +174,33 @@ static void reserve_attention(Reserve *r, const Model *m) {
     }
 }
 
+/* For linear attention; in a model without it nothing. */
+static void reserve_kda(Reserve *r, const Model *m) {
+    const Config *cfg = &m->config;
+    State *s = r->s;
+    size_t wide = round_up(cfg->kda_head_dim, DELTA_COLUMNS);
+    if (!cfg->kda_heads)
+        return;
+    s->kda.runs = reserve(r, s->sequence_count, sizeof *s->kda.runs);
+    s->kda.in_stride = kda_input_floats(cfg);
+    s->kda.in = reserve(r, s->chunk * s->kda.in_stride, sizeof(float));
+    s->kda.low_stride = 2 * round_up(cfg->kda_rank, PANEL);
+    s->kda.low = reserve(r, s->chunk * s->kda.low_stride, sizeof(float));
+    s->kda.decay_low = reserve_activations(r, m, s->chunk, cfg->kda_rank, false);
+    s->kda.gate_low = reserve_activations(r, m, s->chunk, cfg->kda_rank, false);
+    s->kda.heads = reserve_activations(r, m, s->chunk, cfg->kda_heads * wide, false);
+    s->kda.plain = reserve(r, kda_plain_floats(cfg), sizeof(float));
+    for (int i = 0; i < s->threads && s->scratch; i++)
+        s->scratch[i].kda = reserve(r, kda_scratch_floats(cfg), sizeof(float));
+}
+
 /* For sparse attention; without indexer nothing. */
 static void reserve_sparse(Reserve *r, const Config *cfg) {
     State *s = r->s;
     size_t Hi = cfg->index_n_heads, di = cfg->index_head_dim,
            head_groups = div_up(cfg->num_attention_heads, LANES);
     s->sparse.threshold = Hi ? cfg->index_topk : SIZE_MAX;
+    s->sparse.absorbed_from = SIZE_MAX;
     if (!Hi || !s->cache)
         return;
     s->sparse.key_stride = round_up(di, PANEL);
@@ -154,13 +213,20 @@ static void reserve_sparse(Reserve *r, const Config *cfg) {
     s->sparse.score = reserve(r, s->sparse.score_rows * s->context, sizeof(float));
     s->sparse.mask_stride = cache_pages(s->context) * TILE_ROWS / 64;
     s->sparse.mask = reserve(r, s->chunk * s->sparse.mask_stride, sizeof *s->sparse.mask);
-    /* for the rows whose parts are computed together (engine/attend.c): part_count / head_groups tiles, or
-     * more where a part has several */
+    /* for the rows whose parts are computed together (engine/attend.c), or for a row of each thread */
     s->sparse.tile_count = cache_pages(min(s->context, cfg->index_topk));
+    size_t together = s->absorbed.part_count / head_groups / part_count(min(s->context, cfg->index_topk)) *
+                      s->sparse.tile_count;
     s->sparse.tiles =
-        reserve(r, s->absorbed.part_count / head_groups * (s->sparse.tile_count + MAX_PARTS - 1) / MAX_PARTS,
-                s->cache->tile_bytes);
+        reserve(r, max(together, (size_t)s->threads * s->sparse.tile_count), s->cache->tile_bytes);
+    /* Multiplications for one row and head: absorbed, of the chosen rows; decompressed, of all rows, and as
+     * much of their decompression as falls to one row of a piece. */
+    size_t n = cfg->qk_nope_head_dim, p = cfg->qk_rope_head_dim, v = cfg->v_head_dim,
+           latent = cfg->kv_lora_rank;
+    s->sparse.absorbed_from =
+        cfg->index_topk * (2 * latent + p) / (n + p + v + (n + v) * latent / PIECE_ROWS);
     s->sparse.lane_mask = reserve(r, div_up(s->chunk, LANES) * SPAN_ROWS, sizeof *s->sparse.lane_mask);
+    s->sparse.needed = reserve(r, div_up(s->chunk, LANES) * SPAN_ROWS / TILE_ROWS, sizeof *s->sparse.needed);
     for (int i = 0; i < s->threads && s->scratch; i++) {
         s->scratch[i].index_query = reserve(r, div_up(Hi, LANES), query_bytes(&s->cache->index_shape));
         s->scratch[i].index_keys = reserve(r, 16 * di, sizeof(float));
@@ -192,12 +258,19 @@ static void reserve_moe(Reserve *r, const Model *m) {
 static void reserve_scratch(Reserve *r, const Model *m) {
     const Config *cfg = &m->config;
     State *s = r->s;
-    size_t rows = max(s->chunk, TILE_ROWS), nope = cfg->qk_nope_head_dim, v = cfg->v_head_dim,
-           latent = cfg->kv_lora_rank;
-    _Static_assert(TILE_ROWS * LINEAR_ADD_COLUMNS >= MLP_ROW, "a single row's stretch of an MLP fits");
-    size_t floats = max(rows * round_up(max(LINEAR_ADD_COLUMNS, max(max(nope, v), latent)), 32),
-                        round_up(cfg->hidden_size, BLOCK));
     uint32_t p = cfg->qk_rope_head_dim;
+    size_t rows = max(s->chunk, TILE_ROWS), nope = cfg->qk_nope_head_dim, v = cfg->v_head_dim,
+           latent = cfg->kv_lora_rank, key = round_up(nope, PANEL) + p;
+    size_t query = most_bytes(query_bytes, cfg->kv_lora_rank, p), attend = 0;
+    _Static_assert(TILE_ROWS * LINEAR_ADD_COLUMNS >= MLP_ROW, "a single row's stretch of an MLP fits");
+    size_t floats = max(rows * round_up(max(LINEAR_ADD_COLUMNS, max(max(key, v), latent)), 32),
+                        round_up(cfg->hidden_size, BLOCK));
+    if (s->cache && s->cache->groups) { /* one query of either kind at a time */
+        query = max(query, query_bytes(&s->cache->keys));
+        attend = max(attend_scratch_bytes(&s->cache->keys), attend_scratch_bytes(&s->cache->values));
+    } else if (s->cache) {
+        attend = attend_scratch_bytes(&s->cache->shape);
+    }
 
     s->scratch = reserve(r, (size_t)s->threads, sizeof *s->scratch);
     for (int i = 0; i < s->threads && s->scratch; i++) {
@@ -206,10 +279,10 @@ static void reserve_scratch(Reserve *r, const Model *m) {
         z->a = reserve(r, 1, bytes);
         z->b = z->a ? z->a + floats : NULL;
         z->acts = reserve_activations(r, m, s->chunk, max(nope, latent), false);
-        z->query = reserve(r, 1, most_bytes(query_bytes, cfg->kv_lora_rank, p));
+        z->query = reserve(r, 1, query);
         z->keys = reserve(r, 1, most_bytes(tile_bytes, cfg->qk_nope_head_dim, p));
         z->values = reserve(r, 1, most_bytes(tile_bytes, cfg->v_head_dim, 0));
-        z->attend = reserve(r, 1, attend_scratch_bytes(&s->cache->shape));
+        z->attend = reserve(r, 1, attend);
         z->sample = reserve(r, 1, sampler_scratch_bytes(cfg->vocab_size));
     }
 }
@@ -248,25 +321,27 @@ static void reserve_all(Reserve *r, const Model *m, const StateOptions *o) {
     State *s = r->s;
     s->x_stride = round_up(cfg->hidden_size, BLOCK);
     s->x = reserve(r, s->chunk * s->x_stride, sizeof(float));
-    if (cfg->sandwich_norm || cfg->shortcut_moe)
+    if (cfg->sandwich_norm || cfg->experts_out_norm || cfg->shortcut_moe)
         s->branch = reserve(r, s->chunk * s->x_stride, sizeof(float));
     s->out = cfg->sandwich_norm ? s->branch : s->x;
     s->experts_out = s->branch ? s->branch : s->x;
-    s->normed =
-        reserve_activations(r, m, s->chunk, cfg->hidden_size, cfg->n_routed_experts || cfg->index_n_heads);
+    bool f32 = cfg->n_routed_experts || cfg->index_n_heads || cfg->kda_heads || cfg->head_gate;
+    s->normed = reserve_activations(r, m, s->chunk, cfg->hidden_size, f32);
     s->rows = reserve(r, s->chunk, sizeof *s->rows);
     s->plan = reserve(r, s->chunk, sizeof *s->plan);
     reserve_attention(r, m);
+    reserve_full(r, cfg);
     reserve_moe(r, m);
     reserve_scratch(r, m);
     reserve_sparse(r, cfg);
+    reserve_kda(r, m);
     s->head.row = reserve(r, o->max_logits, sizeof *s->head.row);
     s->head.normed = reserve_activations(r, m, o->max_logits, cfg->hidden_size, false);
     s->logits = reserve(r, o->max_logits * round_up(cfg->vocab_size, PANEL), sizeof(float));
 }
 
 State *state_open(const Model *m, const StateOptions *o, char *err, size_t err_bytes) {
-    size_t most_blocks = 128 + 16 * (size_t)o->threads;
+    size_t most_blocks = 192 + 16 * (size_t)o->threads;
     State *s = aligned_alloc(_Alignof(State), sizeof *s); /* calloc gives 16 bytes, Team asks for 64 */
     if (s)
         memset(s, 0, sizeof *s);
@@ -279,15 +354,24 @@ State *state_open(const Model *m, const StateOptions *o, char *err, size_t err_b
         state_close(s);
         return NULL;
     }
+    if (!cache_fits(&m->config, o->cache)) {
+        snprintf(err, err_bytes,
+                 "%s: has no latent, all that it keeps is keys and values: use -k f32, bf16, "
+                 "q8, q6 or q4",
+                 m->path);
+        state_close(s);
+        return NULL;
+    }
     s->context = o->context;
     s->sequence_count = o->sequences;
     s->max_logits = o->max_logits;
     s->threads = o->threads;
     team_open(&s->team, s->threads);
+    s->place_work = attention_work(m);
     s->chunk = min(s->chunk, s->context * s->sequence_count);
 
     Reserve r = {.s = s};
-    reserve_cache(&r, &m->config, o);
+    reserve_cache(&r, m, o);
     size_t cache_bytes = r.total, memory = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
     reserve_all(&r, m, o);
     if (r.failed || cache_bytes > memory) {
@@ -310,29 +394,58 @@ void state_close(State *s) {
     free(s);
 }
 
+/* Row i of the call belongs to the run of its sequence: the same as the row before it, or a new one. */
+static void add_to_run(State *s, size_t i) {
+    Sequence *q = s->rows[i].sequence;
+    if (!s->kda.runs)
+        return;
+    if (i == 0 || s->rows[i - 1].sequence != q) {
+        ConstantRun *run = &s->kda.runs[s->kda.run_count++];
+        *run = (ConstantRun){.sequence = q, .first = i};
+        sequence_begin_run(q, run);
+    }
+    s->kda.runs[s->kda.run_count - 1].rows++;
+}
+
 void state_begin(State *s, const Row *rows, size_t n) {
+    s->kda.run_count = 0;
     s->row_count = n;
     s->absorbed.count = s->head.count = 0;
     s->sparse.active = false;
+    s->work = 0;
     atomic_store(&s->stop_before, SIZE_MAX);
     memcpy(s->rows, rows, n * sizeof *rows);
     for (size_t i = 0; i < n; i++) {
         Row *row = &s->rows[i];
         if (s->path_is_forced)
             row->path = s->forced_path;
+        else if (row->place >= s->sparse.absorbed_from)
+            row->path = PATH_ABSORBED;
         if (row->path == PATH_ABSORBED)
             s->absorbed.row[s->absorbed.count++] = (uint32_t)i;
         s->sparse.active |= row->place >= s->sparse.threshold;
-        sequence_reserve(row->sequence, (size_t)row->place + 1); /* the pool has pages for every context */
+        sequence_reserve(row->sequence, (size_t)row->place + 1); /* no page is missing: StateOptions.pages */
+        add_to_run(s, i);
+        s->work += 1 + s->place_work * (double)min(row->place, s->sparse.threshold);
         if (row->logits)
             s->head.row[s->head.count++] = (uint32_t)i;
     }
     s->normed.rows = s->attention.qa_normed.rows = s->attention.heads.rows = (uint32_t)n;
+    s->kda.decay_low.rows = s->kda.gate_low.rows = s->kda.heads.rows = (uint32_t)n;
     s->decompressed.latents.rows = (uint32_t)n;
     s->head.normed.rows = (uint32_t)s->head.count;
 }
 
+void state_drop(State *s) {
+    if (s->branch) /* the next call expects zeros */
+        memset(s->branch, 0, s->row_count * s->x_stride * sizeof *s->branch);
+    for (size_t i = 0; i < s->kda.run_count; i++)
+        cache_release_slot(s->cache, s->kda.runs[i].to);
+}
+
 void state_end(State *s) {
+    for (size_t i = 0; i < s->kda.run_count; i++)
+        sequence_end_run(s->kda.runs[i].sequence, &s->kda.runs[i]);
     for (size_t i = 0; i < s->row_count; i++)
         s->rows[i].sequence->rows = (size_t)s->rows[i].place + 1;
 }

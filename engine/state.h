@@ -11,6 +11,9 @@ void state_begin(State *s, const Row *rows, size_t n);
 /* Ends it: the sequences have the new rows. */
 void state_end(State *s);
 
+/* Ends a call that was interrupted: the sequences are as they were. */
+void state_drop(State *s);
+
 /* From here on thread 0's time counts for `stage`. */
 void profile_stage(State *s, const Thread *t, Stage stage);
 

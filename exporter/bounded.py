@@ -92,7 +92,8 @@ def too_much_memory(memory: int) -> LimitExceeded:
     return LimitExceeded(f"more than {memory >> 20} MB of memory are needed")
 
 
-def call(function: Callable[..., Any], arguments: tuple[Any, ...], memory: int) -> Answer:
+def attempt(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Answer:
+    """The result, or the error in a form that can be sent; a defect of this program with its place."""
     try:
         return Answer(function(*arguments))
     except ExportError as error:
@@ -100,7 +101,7 @@ def call(function: Callable[..., Any], arguments: tuple[Any, ...], memory: int) 
     except OSError as error:
         return Answer(None, OSError(error.errno, error.strerror, error.filename))
     except MemoryError:
-        return Answer(None, too_much_memory(memory))
+        return Answer(None, MemoryError())
     except Exception as error:
         at = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{os.path.basename(at.filename)}:{at.lineno}"
@@ -113,7 +114,9 @@ def child() -> None:
         function, arguments, seconds, memory = pickle.load(sys.stdin.buffer)
         if resource:
             set_limits(seconds, memory)
-        answer = call(function, arguments, memory)
+        answer = attempt(function, arguments)
+        if isinstance(answer.error, MemoryError):
+            answer = Answer(None, too_much_memory(memory))
         try:
             sent = pickle.dumps(answer)
         except MemoryError:

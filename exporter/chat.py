@@ -4,8 +4,9 @@
 A template is a Jinja program, and from outside: it runs in jinja2's sandbox, with what transformers gives to
 templates, in a child process with bounded CPU time and memory (bounded.py). It is rendered with conversations
 of marked texts; what stands between the marks are the pieces. They are believed only if they give, put
-together, what the template gives for other conversations. Tools, pictures, thinking switches: never given, so
-that the template's defaults hold.
+together, what the template gives for other conversations. Tools and pictures are never given, so that the
+template's defaults hold. Where it has a switch for thoughts, all of this is done three times: without it,
+with thoughts on, and with thoughts off.
 
 What the template keeps of an answer with a thought in it, the history keeps. A template that keeps everything
 it is given leaves it to the caller to part thought and answer, as servers do: then an answer begins behind
@@ -37,11 +38,12 @@ LONGEST = 1 << 20  # characters of a rendered conversation
 MAX_SECTION = 1 << 18  # bytes; cli/template.c reads no more
 
 # DeepSeek-V3.2's repository has an encoder script (encoding_dsv32.py) in place of a template: what it writes
-# in its mode "chat".
+# in its mode "chat", or "thinking" with the switch on.
 DEEPSEEK_V32 = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}"
     "{% elif m.role == 'user' %}<｜User｜>{{ m.content }}"
-    "{% if add_generation_prompt or not loop.last %}<｜Assistant｜></think>{% endif %}"
+    "{% if add_generation_prompt or not loop.last %}<｜Assistant｜>"
+    "{{ '<think>' if thinking and loop.last else '</think>' }}{% endif %}"
     "{% else %}{{ m.content }}<｜end▁of▁sentence｜>{% endif %}{% endfor %}"
 )
 
@@ -65,6 +67,16 @@ THOUGHT_MARK = re.compile(
 SPLIT_AT = re.compile(r"""\b(?:split|partition|rpartition|rsplit)\(\s*(?:'([^'\\]+)'|"([^"\\]+)")""")
 MOST_MARKS, LONGEST_MARK = 6, 64
 
+# Variables by which templates switch thoughts, with the values for on and off. A template has the first one
+# that makes a difference; a value that is a word counts only where the template writes that word.
+SWITCHES: list[tuple[str, bool | str, bool | str]] = [
+    ("enable_thinking", True, False),  # GLM, Qwen, LongCat
+    ("thinking", True, False),  # DeepSeek, Kimi
+    ("reasoning_effort", "high", "none"),  # Mistral
+    ("reasoning_effort", "high", "no_think"),  # Hunyuan
+    ("thinking_option", "on", "off"),  # Ling
+]
+
 
 class UnsupportedTemplate(ExportError):
     """The template has something that pieces cannot say. The text names it."""
@@ -85,6 +97,7 @@ class Template(NamedTuple):
 
 
 Special: TypeAlias = dict[str, str]  # {"bos_token": text, ...}
+Switch: TypeAlias = dict[str, bool | str]  # what is given of SWITCHES; empty: nothing
 
 
 class Found(NamedTuple):
@@ -183,14 +196,14 @@ def sandboxed(template: str) -> tuple[Any, list[str]]:
         raise UnsupportedTemplate(f"it is no Jinja: {type(error).__name__}: {error}") from error
 
 
-def renderer(program: Any, special: Special) -> Render:
+def renderer(program: Any, special: Special, switch: Switch) -> Render:
     """A function from messages to the text that the template makes of them."""
 
     def render(messages: list[Message]) -> str:
         given = [message._asdict() for message in messages]
         try:
             text: str = program.render(
-                messages=given, tools=None, documents=None, add_generation_prompt=True, **special
+                messages=given, tools=None, documents=None, add_generation_prompt=True, **special, **switch
             )
             text.encode("utf-8")
         except Exception as error:  # whatever a template does
@@ -409,11 +422,11 @@ def parted_by_caller(template: Template, marks: list[Marks]) -> Template:
     return template._replace(pieces=template.pieces | {"think_begin": begin, "think_end": end}, flags=flags)
 
 
-def proved(template: str, special: Special) -> Template:
+def proved(template: str, special: Special, switch: Switch | None = None) -> Template:
     """A template taken apart: a Template. template: the Jinja program. special: {"bos_token": text, ...}.
     Raises UnsupportedTemplate."""
     program, dated = sandboxed(template)
-    render = renderer(program, special)
+    render = renderer(program, special, switch or {})
     parts = take_apart(render)
     plain = [
         Rendered(messages, render(messages)) for messages in plain_conversations(not parts.flags & NO_SYSTEM)
@@ -424,6 +437,26 @@ def proved(template: str, special: Special) -> Template:
     if not parts.pieces["think_end"]:
         parts = parted_by_caller(parts, marks)
     return parts._replace(dated=bool(dated))
+
+
+def mentions(template: str, value: bool | str) -> bool:
+    return value is True or value is False or f"'{value}'" in template or f'"{value}"' in template
+
+
+def proved_forms(template: str, special: Special) -> list[Template]:
+    """The template as it is by itself; and if it has a switch, with thoughts on, and with thoughts off.
+    Raises UnsupportedTemplate if the first cannot be taken apart."""
+    first = proved(template, special)
+    for name, *values in SWITCHES:
+        if not re.search(rf"\b{name}\b", template) or not all(mentions(template, value) for value in values):
+            continue
+        try:
+            on, off = (proved(template, special, {name: value}) for value in values)
+        except UnsupportedTemplate:
+            continue
+        if (on.pieces, on.flags, on.number) != (off.pieces, off.flags, off.number):
+            return [first, on, off]
+    return [first]
 
 
 # ---- in export.py's process
@@ -446,10 +479,14 @@ def check_jinja() -> None:
         )
 
 
-def packed(template: Template) -> bytes:
-    """The chat section of a Template, as cli/template.h describes it."""
+def packed_form(template: Template) -> bytes:
     texts = [template.pieces[name].encode("utf-8") for name in PIECES]
-    section = struct.pack("<13I", TAG, template.flags, template.number, *map(len, texts)) + b"".join(texts)
+    return struct.pack("<13I", TAG, template.flags, template.number, *map(len, texts)) + b"".join(texts)
+
+
+def packed(forms: list[Template]) -> bytes:
+    """The chat section of one Template, or of three, as cli/template.h describes it."""
+    section = b"".join(map(packed_form, forms))
     if len(section) > MAX_SECTION:
         raise UnsupportedTemplate(f"its pieces have {len(section)} bytes, more than {MAX_SECTION}")
     return section
@@ -460,18 +497,19 @@ def compile_template(template: str, special: Special, warn: Callable[[str], None
     MissingJinja; ChildFailed where this program is to blame."""
     check_jinja()
     try:
-        parts: Template = run_bounded(proved, template, special, seconds=SECONDS, memory=MEMORY)
+        forms: list[Template] = run_bounded(proved_forms, template, special, seconds=SECONDS, memory=MEMORY)
     except LimitExceeded as error:
         raise UnsupportedTemplate(f"it is too much work to take apart: {error}") from None
-    if parts.dated:
+    if forms[0].dated:
         warn("the chat template writes the date: it will always be today's")
-    if parts.approximate:
-        end = parts.pieces["think_end"]
+    approximate = [parts for parts in forms if parts.approximate]
+    if approximate:
+        end = approximate[0].pieces["think_end"]
         warn(
             f"the chat template changes answers that have {end} in them in a way of its own: ./run keeps "
             f"what follows the last {end}"
         )
-    return packed(parts)
+    return packed(forms)
 
 
 def text_of(token: Any) -> str | None:

@@ -7,34 +7,39 @@ line that the user reads; what is no ExportError and no fault of the machine is 
 
 import argparse
 import dataclasses
+import hashlib
 import os
 import re
 import signal
 import sys
 import traceback
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 from .errors import PROGRAM, ExportError, printable, warn
 
 try:
-    import numpy  # noqa: F401 (all that follows needs it)
+    import numpy as np
 except ImportError:
     sys.exit(f"{PROGRAM}: needs numpy: pip install numpy")
 
 from . import config as model_config
 from . import gguf_config, mistral
 from .chat import Found, compile_chat, find_template, gguf_template
+from .check import report
 from .config import ModelConfig
-from .families import language_model
+from .families import language_model, usual_name
 from .gguf_source import Gguf
-from .plan import TYPE_NAMES, make_plan
+from .plan import TYPE_NAMES, Entry, make_plan
+from .quantize import CODEBOOK
+from .quantized import decode
 from .shapes import SHAPES
 from .sources import CONVERT, PICKLES, Safetensors, Source, read_json
-from .stream import Progress, processors, random_tensors, source_tensors
+from .stream import Packer, Progress, random_tensors, source_tensors
 from .text_fields import text_fields
 from .tokenizer import Compiled, bounded_gguf_tokenizer, bounded_tokenizer
-from .writer import Output, find_target, tensor_bytes, write_checkpoint
+from .workers import Workers, processors
+from .writer import Front, Output, find_target, finished, layout, tensor_bytes, write_checkpoint
 
 # ---- source
 
@@ -70,7 +75,7 @@ def open_source(path: str) -> Opened:
     if os.path.exists(params_path) and not os.path.exists(config_path):
         source = Safetensors(path, "consolidated", mistral.transformers_name)
         return Opened(source, mistral.config(read_json(params_path), params_path), params_path, path, {})
-    source = Safetensors(path)
+    source = Safetensors(path, rename=usual_name)
     values = language_model(read_json(config_path), config_path)
     return Opened(source, values, config_path, path, {})
 
@@ -101,19 +106,24 @@ def refuse_source(out_path: str, path: str) -> None:
         raise ExportError(f"{out_path}: is the source itself; choose another name")
 
 
-def compiled_tokenizer(opened: Opened) -> Compiled | None:
-    """None, with a warning, if the source has no tokenizer: the model still runs on --ids."""
-    where = opened.source.directory
+def readable_tokenizer(where: str, read: Callable[[], Compiled | None], without: str) -> Compiled | None:
+    """What `read` gives. Raises ExportError if it cannot be used; `without` says how to do without it."""
     try:
-        if opened.directory:
-            compiled = bounded_tokenizer(opened.directory)
-        else:
-            compiled = bounded_gguf_tokenizer(opened.metadata)
+        return read()
     except (ExportError, OSError) as error:
         raise ExportError(
-            f"{where}: the tokenizer cannot be used: {printable(error, 300)}; "
-            "--no-tokenizer exports the model without it (--ids is then the only prompt)"
+            f"{where}: the tokenizer cannot be used: {printable(error, 300)}; {without}"
         ) from None
+
+
+def compiled_tokenizer(opened: Opened) -> Compiled | None:
+    """None, with a warning, if the source has no tokenizer: the model still runs on --ids."""
+    where, directory = opened.source.directory, opened.directory
+    compiled = readable_tokenizer(
+        where,
+        lambda: bounded_tokenizer(directory) if directory else bounded_gguf_tokenizer(opened.metadata),
+        "--no-tokenizer exports the model without it (--ids is then the only prompt)",
+    )
     if compiled is None:
         warn(f"{where} has no tokenizer: the checkpoint takes --ids alone as a prompt")
     return compiled
@@ -142,69 +152,136 @@ def with_begin(config: ModelConfig, begin: tuple[int, ...] | None) -> ModelConfi
     return dataclasses.replace(config, add_bos_token=len(begin), bos_token_id=first)
 
 
-def export_source(
-    path: str | os.PathLike[str],
-    out_path: str | os.PathLike[str],
-    type_name: str,
-    mtp: bool,
-    rotation: bool,
-    tokenizer: bool = True,
-    chat: bool = True,
-) -> None:
-    """Makes the checkpoint `out_path` of the source `path`. type_name: of the matrices, as --type has it.
-    mtp: with the multi-token prediction layer. rotation: of the latent. tokenizer, chat: whether to take
-    them. Raises ExportError, OSError."""
-    path, out_path = os.fspath(path), os.fspath(out_path)
-    refuse_source(out_path, path)
-    output = Output(out_path)
+class Job(NamedTuple):
+    """A source that is understood, and what its checkpoint is made of."""
+
+    opened: Opened
+    config: ModelConfig
+    front: Front
+    entries: list[Entry]
+
+
+class Options(NamedTuple):
+    """type: of the matrices, as --type has it. mtp: with the multi-token prediction layer. rotation: of the
+    latent. tokenizer, chat: whether to take them."""
+
+    type: str
+    mtp: bool = False
+    rotation: bool = True
+    tokenizer: bool = True
+    chat: bool = True
+
+
+def understand(path: str, options: Options) -> Job:
+    """Everything that can be refused, without a weight read. Raises ExportError, OSError."""
     opened = open_source(path)
     source = opened.source
     name = re.sub(r"(-\d{5}-of-\d{5})?\.gguf$", "", os.path.basename(os.path.abspath(path)))
     config = model_config.parse(opened.values, name, opened.config_path, source.has)
     text = text_fields(opened.values, config.vocab_size, opened.directory)
-    config = dataclasses.replace(config, **text, mtp_layers=int(mtp))
-    source.decode(config.block)
-    entries = make_plan(config, type_name, source, mtp, rotation)
-    compiled = compiled_tokenizer(opened) if tokenizer else None
+    if options.mtp and config.kda_heads:
+        raise ExportError(
+            f"{path}: the MTP layer of a model with linear attention is not read: leave --mtp out"
+        )
+    config = dataclasses.replace(config, **text, mtp_layers=int(options.mtp))
+    decode(source, config.block)
+    entries = make_plan(config, options.type, source, options.mtp, options.rotation)
+    compiled = compiled_tokenizer(opened) if options.tokenizer else None
     section, template = b"", b""
     if compiled:
         config = with_begin(config, compiled.begin)
-        section, template = compiled.section, chat_section(opened) if chat else b""
-    with output as out, ThreadPoolExecutor(processors()) as pool:
-        try:
-            tensors = source_tensors(entries, source, pool, Progress(sum(map(tensor_bytes, entries))))
-            write_checkpoint(out, config, section, template, entries, tensors)
-        finally:
-            pool.shutdown(cancel_futures=True)
+        section, template = compiled.section, chat_section(opened) if options.chat else b""
+    return Job(opened, config, Front(config.packed(), section, template), entries)
+
+
+def identity(job: Job) -> bytes:
+    """Equal for exports that write the same bytes: of the same files, unchanged, into the same tensors."""
+    found = hashlib.sha256(repr((CODEBOOK.tobytes(), *job.front)).encode())
+    for file in job.opened.source.files:
+        found.update(repr((os.path.basename(file.path), file.size, file.changed)).encode())
+    for entry in job.entries:
+        for value in vars(entry).values():
+            found.update(value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
+    return found.digest()
+
+
+def export_source(
+    path: str | os.PathLike[str], out_path: str | os.PathLike[str], options: Options, resume: bool = False
+) -> None:
+    """Makes the checkpoint `out_path` of the source `path`. resume: what an export that was ended has written
+    is used, and if this one is ended it is kept. Raises ExportError, OSError."""
+    path, out_path = os.fspath(path), os.fspath(out_path)
+    refuse_source(out_path, path)
+    output = Output(out_path, resume)
+    job = understand(path, options)
+    source = job.opened.source
+    with output as out:
+        lines = finished(out, job.front, job.entries, identity(job)) if resume else {}
+        left = [entry for i, entry in enumerate(job.entries) if i not in lines]
+        with Workers(Packer(left, source), processors()) as workers:
+            tensors = source_tensors(left, workers, Progress(sum(map(tensor_bytes, left))))
+            write_checkpoint(out, job.front, job.entries, tensors, lines)
+        source.check_unchanged()
 
 
 def export_random(
-    shape: str, out_path: str | os.PathLike[str], type_name: str, layers: int | None, seed: int
+    shape: str,
+    out_path: str | os.PathLike[str],
+    type_name: str,
+    layers: int | None,
+    seed: int,
+    tokenizer: str | None = None,
 ) -> None:
-    """A checkpoint of a published shape with random weights. layers: the first so many alone."""
+    """A checkpoint of a published shape with random weights. layers: the first so many alone. tokenizer: a
+    directory whose tokenizer and chat template it gets; the text that it writes has no meaning."""
     output = Output(out_path)
     values = SHAPES[shape]
     config = model_config.parse(values, shape, shape)
-    text = text_fields(values, config.vocab_size)
+    text = text_fields(values, config.vocab_size, tokenizer)
     config = dataclasses.replace(config, **text, num_hidden_layers=layers or config.published_layers)
+    section, template = b"", b""
+    if tokenizer:
+        directory = tokenizer
+        compiled = readable_tokenizer(
+            directory, lambda: bounded_tokenizer(directory), "leave --tokenizer out"
+        )
+        if compiled is None:
+            raise ExportError(f"{tokenizer}: has no tokenizer")
+        config = with_begin(config, compiled.begin)
+        section = compiled.section
+        template = compile_chat(lambda: find_template(directory, values.get("model_type")), warn)
     entries = make_plan(config, type_name)
     with output as out:
         tensors = random_tensors(entries, seed, Progress(sum(map(tensor_bytes, entries))))
-        write_checkpoint(out, config, b"", b"", entries, tensors)
+        write_checkpoint(out, Front(config.packed(), section, template), entries, tensors)
+
+
+# ---- check
+
+
+def print_check(path: str, options: Options) -> None:
+    """On standard output: what the source is, what of it would be exported, and what each type takes."""
+    job = understand(path, options)
+    sizes = {}
+    for name in ("mixed", *TYPE_NAMES):
+        entries = make_plan(job.config, name, job.opened.source, options.mtp, options.rotation)
+        sizes[name] = layout(entries, *map(len, job.front)).end
+    print("\n".join(report(job.config, job.opened.source, job.front, job.entries, sizes)))
 
 
 # ---- options
 
 
-class Options(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{PROGRAM}: {message}; try {PROGRAM} --help\n")
 
 
-def options() -> Options:
-    parser = Options(
+def parser_of_options() -> Parser:
+    parser = Parser(
         prog=PROGRAM,
-        usage=f"{PROGRAM} SOURCE OUT [options]\n       {PROGRAM} --random SHAPE OUT [options]",
+        usage=f"{PROGRAM} SOURCE OUT [options]\n       {PROGRAM} --check SOURCE [options]\n"
+        f"       {PROGRAM} --random SHAPE OUT [options]",
         allow_abbrev=False,
         description="Makes the checkpoint OUT of the model in SOURCE, or one with random weights in a "
         "published SHAPE.",
@@ -235,25 +312,39 @@ def options() -> Options:
         help="leave the tokenizer out, and the chat template: --ids is then the only prompt",
     )
     add("--no-chat", action="store_true", help="leave the chat template out")
+    add(
+        "--resume",
+        action="store_true",
+        help="go on where an export that was ended stopped, and keep what is finished if this one is ended, "
+        "in OUT.partial",
+    )
+    add(
+        "--check",
+        action="store_true",
+        help="say what would be exported, and the size of each type; write nothing",
+    )
     add("--random", metavar="SHAPE", choices=SHAPES, help="one of " + ", ".join(SHAPES))
     add("--layers", type=int, metavar="N", help="with --random: the first N layers alone")
     add("--seed", type=int, metavar="N", help="with --random: another draw (default 0)")
+    add("--tokenizer", metavar="DIR", help="with --random: the tokenizer and chat template of a directory")
     return parser
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     """Wrong usage ends the program with status 2."""
-    parser = options()
+    parser = parser_of_options()
     args = parser.parse_args(argv)
-    wanted = ["OUT"] if args.random else ["SOURCE", "OUT"]
+    wanted = ["OUT"] if args.random else ["SOURCE"] if args.check else ["SOURCE", "OUT"]
     if len(args.paths) != len(wanted):
         parser.error(f"{' and '.join(wanted)} expected, {len(args.paths)} paths given")
-    if not args.random and (args.layers is not None or args.seed is not None):
-        parser.error("--layers and --seed go with --random")
-    of_source = ("mtp", "no_rotation", "no_tokenizer", "no_chat")
+    if not args.random and any(x is not None for x in (args.layers, args.seed, args.tokenizer)):
+        parser.error("--layers, --seed and --tokenizer go with --random")
+    of_source = ("mtp", "no_rotation", "no_tokenizer", "no_chat", "resume", "check")
     given = [f"--{name.replace('_', '-')}" for name in of_source if getattr(args, name)]
     if args.random and given:
         parser.error(f"{given[0]} does not go with --random")
+    if args.check and args.resume:
+        parser.error("--resume does not go with --check")
     if args.random and args.layers is not None:
         shape = model_config.parse(SHAPES[args.random], args.random)
         if not 1 <= args.layers <= shape.num_hidden_layers:
@@ -287,11 +378,14 @@ def main(argv: list[str] | None = None) -> int:
     catch_signals()
     try:
         if args.random:
-            export_random(args.random, out, args.type, args.layers, args.seed or 0)
+            export_random(args.random, out, args.type, args.layers, args.seed or 0, args.tokenizer)
         else:
             rotation = args.type not in ("f32", "bf16") and not args.no_rotation
-            take = not args.no_tokenizer, not args.no_chat
-            export_source(args.paths[0], out, args.type, args.mtp, rotation, *take)
+            take = Options(args.type, args.mtp, rotation, not args.no_tokenizer, not args.no_chat)
+            if args.check:
+                print_check(args.paths[0], take)
+            else:
+                export_source(args.paths[0], out, take, args.resume)
         return 0
     except ExportError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)

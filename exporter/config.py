@@ -9,13 +9,14 @@ feature out silently gives wrong text. What is about text is text_fields.py's.
 import math
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, NamedTuple, TypeAlias, get_type_hints
 
 import numpy as np
 
 from .experts import read_experts
-from .families import HARMLESS, Family, ask, open_keys
+from .families import HARMLESS, NAMES, Family, ask, family_of, open_keys, refuse_by_name
+from .kda import MASK_WORDS, read_kda
 from .keys import LIMITS, MEANING, REQUIRED, Keys
 from .rope import read_rope
 from .weight_formats import Block, fp8_block, refuse_config
@@ -32,6 +33,7 @@ I32: TypeAlias = Annotated[int, "i"]
 F32: TypeAlias = Annotated[float, "f"]
 Name: TypeAlias = Annotated[bytes, "64s"]
 Ids: TypeAlias = Annotated[list[int], "8i"]
+Layers: TypeAlias = Annotated[list[int], f"{MASK_WORDS}I"]  # bit i of word j: layer 32 j + i
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,11 +92,22 @@ class ModelConfig:
     top_k: U32 = 0
     min_p: F32 = 0.0
     repetition_penalty: F32 = 0.0  # 0: not given
+    experts_out_norm: U32 = 0
+    head_gate: U32 = 0
+    swiglu_limits: U32 = 0
+    kda_heads: U32 = 0
+    kda_head_dim: U32 = 0
+    kda_taps: U32 = 0
+    kda_rank: U32 = 0
+    kda_lower_bound: F32 = 0.0
+    kda_layers: Layers = field(default_factory=lambda: [0] * MASK_WORDS)
+    num_key_value_heads: U32 = 0  # 0: latent attention
     # A new field of the file is added here, with the default 0, which means "as before".
 
     # tensors of their own in the file
     inv_freq: np.ndarray  # [p / 2] float32
     query_scale: np.ndarray | None  # [max_position_embeddings / query_scale_span, rounded up] float32
+    limits: np.ndarray | None  # [2, layers] float32, of SwiGLU in routed and in shared experts; 0: none
     # folded into the weights
     rope_multiplier: float  # of cos and sin
     query_factor: float  # of queries, whatever their position
@@ -114,6 +127,13 @@ class ModelConfig:
     def has_indexer(self, layer: int) -> bool:
         past = max(layer - self.index_skip_topk_offset + 1, 0)
         return bool(self.index_n_heads) and past % self.index_topk_freq == 0
+
+    def is_kda(self, layer: int) -> bool:
+        return bool(self.kda_layers[layer // 32] >> layer % 32 & 1)
+
+    def norms_mlp(self, layer: int) -> bool:
+        """Is what the layer's MLP gives normed before it is added?"""
+        return bool(self.sandwich_norm or (self.experts_out_norm and self.is_moe(layer)))
 
     def packed(self) -> bytes:
         """Config as it is in the file. ./run takes fields that are left out at the end for 0: those that were
@@ -195,7 +215,8 @@ def _attention_kinds(keys: Keys, layers: int, expected: tuple[str, ...]) -> None
 def _indexer(keys: Keys, family: Family, layers: int, p: int) -> Indexer:
     """The sparse attention's indexer."""
     if keys.values.get("index_topk") is None:
-        _attention_kinds(keys, layers, FULL)
+        if not family.linear_attention:
+            _attention_kinds(keys, layers, FULL)
         return Indexer(NO_INDEXER, True)
     keys.read.update(INDEX_KEYS)
     _attention_kinds(keys, layers, INDEXED)
@@ -226,16 +247,37 @@ def _layers(keys: Keys, family: Family) -> int:
     return 2 * pairs
 
 
-def _sizes(keys: Keys, family: Family) -> dict[str, int]:
-    """The fields that are sizes of layers and heads."""
-    heads = ("num_attention_heads", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim")
-    others = ("hidden_size", "intermediate_size", "vocab_size", "max_position_embeddings")
-    f = {key: keys.integer(key) for key in heads + others}
+def _latent_heads(keys: Keys, family: Family, of_hidden: int) -> dict[str, int]:
+    """The sizes of latent attention; of_hidden: hidden_size / num_attention_heads."""
+    f = {key: keys.integer(key) for key in ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim")}
     if f["qk_rope_head_dim"] % 2:
         keys.fail("qk_rope_head_dim", "it must be even: rotations turn pairs")
-    absent = max(1, f["hidden_size"] // f["num_attention_heads"]) if family.v_from_hidden else REQUIRED
-    f["v_head_dim"] = keys.integer("v_head_dim", absent)
+    f["v_head_dim"] = keys.integer("v_head_dim", of_hidden if family.v_from_hidden else REQUIRED)
     f["q_lora_rank"] = keys.integer("q_lora_rank", 0, least=0)
+    return f
+
+
+def _grouped_heads(keys: Keys, heads: int, of_hidden: int) -> dict[str, int]:
+    """The sizes of ordinary attention: a whole head is rotated, and there is no latent."""
+    size = keys.integer("head_dim", of_hidden, most=LIMITS["v_head_dim"])
+    if size % 2:
+        keys.fail("head_dim", f"a head of {size} was found, and rotations turn pairs: it must be even")
+    groups = keys.integer("num_key_value_heads", heads, most=heads)
+    if heads % groups:
+        keys.fail("num_key_value_heads", f"it must divide the {heads} heads")
+    none = dict.fromkeys(("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim"), 0)
+    return none | {"qk_rope_head_dim": size, "v_head_dim": size, "num_key_value_heads": groups}
+
+
+def _sizes(keys: Keys, family: Family) -> dict[str, int]:
+    """The fields that are sizes of layers and heads."""
+    names = ("hidden_size", "intermediate_size", "vocab_size", "max_position_embeddings")
+    f = {key: keys.integer(key) for key in ("num_attention_heads", *names)}
+    heads, of_hidden = f["num_attention_heads"], max(1, f["hidden_size"] // f["num_attention_heads"])
+    if family.groups:
+        f |= _grouped_heads(keys, heads, of_hidden)
+    else:
+        f |= _latent_heads(keys, family, of_hidden)
     f["num_hidden_layers"] = f["published_layers"] = _layers(keys, family)
     return f
 
@@ -262,12 +304,15 @@ def _tied(keys: Keys, has: Callable[[str], bool]) -> int:
     return int(keys.boolean("tie_word_embeddings", not stored) and not stored)
 
 
-def _only_one_value(keys: Keys, n: int, p: int, r: int) -> None:
-    """Keys of which one value is supported, or that repeat others."""
+def _only_one_value(keys: Keys, n: int, p: int, r: int, linear: bool) -> None:
+    """Keys of which one value is supported, or that repeat others. `linear`: the model has linear attention,
+    too."""
     keys.one_of("qk_head_dim", n + p)
-    keys.one_of("head_dim", p, n + p, n, r + p)  # transformers 5 writes p; it means nothing else here
+    if not linear:  # where it means something else
+        keys.one_of("head_dim", p, n + p, n, r + p)  # transformers 5 writes p; it means nothing else here
+        keys.one_of("mla_use_nope", False)
     keys.one_of("attention_method", "MLA")
-    for key in ("attention_bias", "mlp_bias", "mla_use_nope"):
+    for key in ("attention_bias", "mlp_bias"):
         keys.one_of(key, False)
 
 
@@ -280,8 +325,12 @@ def parse(
     """`values`: a config.json; `name`: what the model is called in the checkpoint. `has(suffix)`: is there a
     tensor whose name ends so. The text fields are text_fields()'s. ExportError where something is missing,
     contradicts itself or is not supported."""
+    refuse_by_name(values, where)
+    own = family_of(values).linear_attention
     for key in MEANING:  # said first: such a configuration may lack other keys as well
-        if values.get(key) not in (None, False):
+        if values.get(key) not in (None, False) and key != own:
+            if not any(values.get(name) for name in NAMES):
+                ask(Keys(values, where), "model_type")
             Keys(values, where).refuse(key)
     refuse_config(values, where)
     keys, family = open_keys(values, where)
@@ -290,14 +339,15 @@ def parse(
     mixture = read_experts(keys, family, layers, has)
     rope = read_rope(keys, family, n, p, f["max_position_embeddings"])
     indexer = _indexer(keys, family, layers, p)
-    _only_one_value(keys, n, p, f["kv_lora_rank"])
-    f |= mixture.fields | indexer.fields | _folded(keys, f)
+    kda = read_kda(keys, family, layers)
+    _only_one_value(keys, n, p, f["kv_lora_rank"], bool(kda.fields))
+    f |= mixture.fields | indexer.fields | kda.fields | _folded(keys, f)
     f |= {
         "name": name.encode("utf-8", "replace")[:63].decode("utf-8", "ignore").encode("utf-8"),
         "rms_norm_eps": keys.number("rms_norm_eps", least=1e-30),
         "latent_norm_eps": LATENT_NORM_EPS,
         "tie_word_embeddings": _tied(keys, has),
-        "rope_theta": rope.theta,
+        "rope_theta": rope.theta if kda.rotated else 0.0,
         "rope_factor": rope.factor,
         "softmax_scale": (n + p) ** -0.5 * rope.softmax_factor,
         "query_scale_span": rope.query_span,
@@ -305,7 +355,10 @@ def parse(
         "hidden_act": ACT_RELU2 if keys.one_of("hidden_act", "silu", "relu2") == "relu2" else ACT_SILU,
         "sandwich_norm": int(keys.boolean("sandwich_norm", False)),
         "eos_token_id": [0] * 8,
-        "inv_freq": rope.inv_freq.astype(np.float32),
+        "experts_out_norm": int(family.norms_experts),
+        "limits": kda.limits,
+        # an angle of 0 at every position is no rotation
+        "inv_freq": (rope.inv_freq * kda.rotated).astype(np.float32),
         "query_scale": rope.query_scale(f["max_position_embeddings"]),
         "rope_multiplier": rope.multiplier,
         "rope_interleave": keys.boolean("rope_interleave"),

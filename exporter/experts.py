@@ -38,6 +38,7 @@ EXPERT_KEYS = frozenset(NO_EXPERTS) - {"shortcut_moe", "group_score"} | {
     "topk_method",
     "zero_expert_type",
     "router_bias",
+    "moe_router_enable_expert_bias",
 }
 
 
@@ -181,4 +182,5 @@ def read_experts(keys: Keys, family: Family, layers: int, has: Callable[[str], b
         "norm_topk_prob": int(weights.normalize),
         "routed_scaling_factor": weights.scaling,
     }
-    return Mixture(fields, router.topk_method == "noaux_tc")
+    biased = router.topk_method == "noaux_tc" and keys.boolean("moe_router_enable_expert_bias", True)
+    return Mixture(fields, biased and (not family.bias_may_lack or has("e_score_correction_bias")))

@@ -7,15 +7,17 @@ named, a key whose absence means different things is asked for, and nothing is g
 keys, the keys that cannot change the arithmetic, and language models inside larger ones are here, too.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from .errors import ExportError, printable, warn
 from .keys import Keys
 
 HALVES, PAIRS = {"rope_interleave": False}, {"rope_interleave": True}
 MINICPM3 = {"rope_theta": 10000.0, "scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256}
+LLAMA = {"rope_theta": 10000.0, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6}
 MISTRAL4 = {"scoring_func": "softmax", "norm_topk_prob": True, "routed_scaling_factor": 1.0}
 # "noaux_tc" with softmax: a router of softmax that has a correction bias
 LONGCAT = {
@@ -30,6 +32,7 @@ LONGCAT = {
 }
 # "greedy" with sigmoid: a router of sigmoid that has no correction bias
 PANGU = {"scoring_func": "sigmoid", "topk_method": "greedy"}
+SIGMOID = {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,12 @@ class Family:
     v_from_hidden: bool = False  # v_head_dim may be absent: hidden_size / num_attention_heads
     scales_softmax: bool | None = False  # normalized softmax weights are multiplied by routed_scaling_factor
     partial_of_head: bool = False  # partial_rotary_factor counts a head of n + p
+    partial_says_nothing: bool = False  # partial_rotary_factor is there, and all of the p numbers turn
+    linear_attention: str | None = None  # the key that tells which layers have it; None: no layer has
+    bias_may_lack: bool = False  # a router without a tensor for its correction bias has none
+    norms_experts: bool = False  # what a mixture of experts gives is normed before it is added
     pairs_of_layers: bool = False  # num_layers counts pairs, with experts beside the first one's MLP
+    groups: bool = False  # no latent: groups of heads share keys and values, and the whole head is rotated
 
 
 FAMILIES = (
@@ -58,10 +66,20 @@ FAMILIES = (
     Family(("glm_moe_dsa",), ("GlmMoeDsa",), PAIRS, index_pairs=True),
     Family(("youtu", "youtu_llm"), ("Youtu", "YoutuLLM"), PAIRS),
     Family(("sarvam_mla",), ("SarvamMLA",), PAIRS),
+    Family(("axk1", "AXK1"), ("AXK1",), PAIRS | SIGMOID, bias_may_lack=True, norms_experts=True),
+    Family(("kimi_linear",), ("KimiLinear",), PAIRS | SIGMOID, linear_attention="linear_attn_config"),
+    Family(
+        ("bailing_hybrid",),
+        ("BailingMoeV3", "BailingHybrid"),
+        PAIRS | SIGMOID,
+        partial_says_nothing=True,
+        linear_attention="layer_group_size",
+    ),
     Family(("plm",), ("PLM",), PAIRS),
     Family(("pangu_ultra_moe",), ("PanguUltraMoE",), PAIRS | PANGU),
     Family(("minicpm3",), ("MiniCPM3",), HALVES | MINICPM3, v_from_hidden=True),
     Family(("mistral4",), ("Mistral4",), PAIRS | MISTRAL4, scales_softmax=True, partial_of_head=True),
+    Family(("llama",), ("Llama",), HALVES | LLAMA, groups=True),
     Family(("longcat_flash",), ("LongcatFlash",), PAIRS | LONGCAT, scales_softmax=True, pairs_of_layers=True),
 )
 UNKNOWN = Family((), (), scales_softmax=None)
@@ -87,6 +105,14 @@ ALIASES = {
     "num_experts": "n_routed_experts",
     "num_local_experts": "n_routed_experts",
     "num_mtp_layers": "num_nextn_predict_layers",
+    # Kimi-Linear
+    "num_experts_per_token": "num_experts_per_tok",
+    "num_expert_group": "n_group",
+    "moe_renormalize": "norm_topk_prob",
+    "moe_router_activation_func": "scoring_func",
+    "model_max_length": "max_position_embeddings",
+    # Ling, which has both
+    "score_function": "scoring_func",
 }
 
 # Keys that say nothing about the arithmetic of inference: how the file came to be,
@@ -100,7 +126,8 @@ ORIGIN = (
 TRAINING = (
     "attention_dropout", "hidden_dropout", "embd_pdrop", "resid_pdrop", "initializer_range",
     "embedding_initializer_range", "aux_loss_alpha", "seq_aux", "router_aux_loss_coef", "pretraining_tp",
-    "ep_size", "pruned_heads", "moe_router_dtype",
+    "ep_size", "pruned_heads", "moe_router_dtype", "router_dtype", "embedding_dropout", "output_dropout",
+    "mtp_loss_scaling_factor",
 )  # fmt: skip
 # what transformers' classes return, or are called,
 CLASSES = (
@@ -119,7 +146,9 @@ GENERATION = (
     "begin_suppress_tokens",
 )  # fmt: skip
 # layers for multi-token prediction: models declare them and do not ship them, so the tensors decide.
-PREDICTION = ("num_nextn_predict_layers", "index_share_for_mtp_iteration", "mtp_layer_types")
+PREDICTION = (
+    "num_nextn_predict_layers", "index_share_for_mtp_iteration", "mtp_layer_types", "mtp_use_kda",
+)  # fmt: skip
 HARMLESS = frozenset(ORIGIN + TRAINING + CLASSES + GENERATION + PREDICTION)
 
 # Of a larger model that holds a language model in its text_config: what belongs to images and video.
@@ -133,9 +162,100 @@ OF_IMAGES = frozenset((
 NAMES = ("model_type", "architectures")
 
 
+class Refused(NamedTuple):
+    """Models whose arithmetic is not implemented."""
+
+    name: str
+    missing: str  # here
+    model_types: tuple[str, ...]
+    classes: tuple[str, ...]
+    keys: tuple[str, ...] = ()  # any of which tells, where the names are another model's, too
+
+
+STREAMS = "several residual streams (mHC)"
+NOT_KNOWN = "its attention, of which nothing exact is published"
+REFUSED = (
+    Refused(
+        "Kimi-K3",
+        "residuals mixed over layers (AttnRes), experts in a latent space, SiTU-GLU",
+        ("kimi_k3",),
+        ("KimiK3",),
+        ("attn_res_block_size", "routed_expert_hidden_size", "activation_situ_beta"),
+    ),
+    Refused(
+        "A.X-K2",
+        "queries made of two forms of the compressed one, gated norms, an output gate for each number",
+        ("axk2",),
+        ("AXK2",),
+    ),
+    Refused(
+        "DeepSeek-V4",
+        f"{STREAMS}, compressed rows, learned sinks",
+        ("deepseek_v4", "deepseek_v41"),
+        ("DeepseekV4", "DeepseekV41"),
+    ),
+    Refused(
+        "GLM-5.3-Flash", f"{STREAMS}, an indexer over pools of keys", ("glm5_next",), ("Glm5Next",)
+    ),
+    Refused(
+        "Hy4",
+        f"{STREAMS}, learned sinks, an output gate for each number",
+        ("hy_v4", "hy_v4_vl"),
+        ("HYV4", "HyV4", "HYV4VL"),
+    ),
+    Refused(
+        "dots3-note",
+        "layers with a sliding window and sizes of their own, a norm of the rotated key",
+        ("dots3_note",),
+        ("Dots3Note",),
+    ),
+    Refused(
+        "Mistral Large 4",
+        "learned rotary frequencies, keys and values that layers share, a soft limit of the logits",
+        ("mistral_large4",),
+        ("MistralLarge4",),
+    ),
+    Refused(
+        "Ling-2.6",
+        "lightning attention",
+        ("bailing_moe_linear",),
+        ("BailingMoeV2_5", "BailingMoeLinearV2"),
+    ),
+    Refused(
+        "LongCat-Flash-Lite",
+        "embeddings of n-grams",
+        ("longcat_flash_ngram",),
+        ("LongcatFlashNgram", "LongcatCausalLMNgram"),
+        ("ngram_vocab_size_ratio",),
+    ),
+    Refused("Instella-MoE", NOT_KNOWN, ("instella_moe",), ("InstellaMoE", "InstellaMoe")),
+    Refused("openPangu 2", NOT_KNOWN, ("pangu_v2_moe", "openpangu_v2"), ("PanguV2MoE", "OpenPanguV2")),
+)  # fmt: skip
+
+
+def refuse_by_name(values: Mapping[str, Any], where: str) -> None:
+    """Refuses a configuration of a model that is known and not implemented. Ling-2.6 has Ling-3.0's
+    model_type: what tells is that no key of KDA is there."""
+    classes, kind = _classes(values), values.get("model_type")
+    inner = values.get("text_config")
+    inner = inner if isinstance(inner, dict) else {}
+    for model in REFUSED:
+        named = kind in model.model_types or classes.intersection(model.classes)
+        if named or any((values.get(key) or inner.get(key)) is not None for key in model.keys):
+            _refuse(model, where)
+    other = kind == "bailing_hybrid" and "BailingMoeV3" not in classes
+    if other and not any(key.startswith("kda_") or key == "no_kda_lora" for key in values):
+        _refuse(next(model for model in REFUSED if model.name == "Ling-2.6"), where)
+
+
+def _refuse(model: Refused, where: str) -> NoReturn:
+    raise ExportError(f"{where}: {model.name} is not supported; what is not implemented: {model.missing}")
+
+
 def language_model(values: dict[str, Any], where: str) -> dict[str, Any]:
     """The configuration of the language model in `values`: itself, or its text_config with what stands beside
     that, images left out. Its model_type is that of architectures, where it is missing."""
+    refuse_by_name(values, where)
     inner = values.get("text_config")
     if inner is not None:
         if not isinstance(inner, dict):
@@ -177,6 +297,9 @@ def open_keys(values: dict[str, Any], where: str) -> tuple[Keys, Family]:
     family = family_of(values)
     given = {key: value for key, value in values.items() if value is not None}
     keys = Keys(dict(given), where)
+    # transformers 5.11 writes this default of its class beside the number that it uses
+    if family.index_pairs is not None and "n_routed_experts" in given and given.get("num_experts") == 256:
+        del keys.values["num_experts"]
     for other, key in ALIASES.items():
         keys.rename(other, key)
     keys.absent = frozenset(family.absent).difference(keys.values)
@@ -188,6 +311,28 @@ def open_keys(values: dict[str, Any], where: str) -> tuple[Keys, Family]:
         warn(f"{where}: {name} is not known here; absent keys are taken to mean what they do for DeepSeek-V3")
         keys.values["rope_interleave"] = True
     return keys, family
+
+
+# How a tensor may be called, and what transformers calls it in most models: beginning or middle of a name.
+SPELLINGS = (
+    # Ling-3.0
+    (re.compile(r"^model\.word_embeddings\."), "model.embed_tokens."),
+    (re.compile(r"(?<=\d)\.attention\."), ".self_attn."),
+    (re.compile(r"\.dense\.weight"), ".o_proj.weight"),
+    (re.compile(r"\.gate\.expert_bias$"), ".gate.e_score_correction_bias"),
+    # Kimi-Linear
+    (re.compile(r"\.block_sparse_moe\."), ".mlp."),
+    (re.compile(r"(?<=\d)\.w1\."), ".gate_proj."),
+    (re.compile(r"(?<=\d)\.w2\."), ".down_proj."),
+    (re.compile(r"(?<=\d)\.w3\."), ".up_proj."),
+)
+
+
+def usual_name(name: str) -> str:
+    """What plan.py looks for under the tensor's name."""
+    for spelling, usual in SPELLINGS:
+        name = spelling.sub(usual, name)
+    return name
 
 
 def ask(keys: Keys, key: str) -> NoReturn:

@@ -2,8 +2,8 @@
 
 A GGUF leaves things out that llama.cpp does not compute or has built in. They are taken from the published
 configuration of the same shape (shapes.py); where there is none, the assumption is told. What llama.cpp does
-without a key about begin and end tokens is done here, too. Other architectures than DeepSeek-2's, MiniCPM3's
-and PLM's are refused.
+without a key about begin and end tokens is done here, too. The names are those of the converters of llama.cpp
+and ik_llama.cpp; architectures that are not in the table below are refused.
 """
 
 import re
@@ -16,6 +16,22 @@ from .shapes import SHAPES
 
 if TYPE_CHECKING:  # which imports the names from here
     from .gguf_source import Gguf
+
+# general.architecture -> the class in transformers. deepseek2 is many models', and its keys say the rest.
+ARCHITECTURES = {
+    "deepseek2": "deepseek_v2",
+    "deepseek32": "deepseek_v32",
+    "glm-dsa": "glm_moe_dsa",
+    "mistral4": "mistral4",
+    "longcat-flash": "longcat_flash",
+    "minicpm3": "minicpm3",
+    "plm": "plm",
+}
+SIGMOID = ("deepseek32", "glm-dsa")  # whose router llama.cpp takes for a sigmoid's where the file is silent
+# Without a list of the layers that have an indexer llama.cpp knows two: GLM-5.2's by its context, and all.
+SHARED_CONTEXT, SHARED = 1 << 20, {"index_topk_freq": 4, "index_skip_topk_offset": 3}
+
+MISTRAL4_BETA = 0.1  # llama_4_scaling_beta of all that are published, and the class's default
 
 TOP = {
     "token_embd": "model.embed_tokens",
@@ -44,6 +60,10 @@ LAYER = {
     "ffn_gate_shexp": "mlp.shared_experts.gate_proj",
     "ffn_up_shexp": "mlp.shared_experts.up_proj",
     "ffn_down_shexp": "mlp.shared_experts.down_proj",
+    "indexer.attn_q_b": "self_attn.indexer.wq_b",
+    "indexer.attn_k": "self_attn.indexer.wk",
+    "indexer.k_norm": "self_attn.indexer.k_norm",
+    "indexer.proj": "self_attn.indexer.weights_proj",
     "nextn.eh_proj": "eh_proj",
     "nextn.enorm": "enorm",
     "nextn.hnorm": "hnorm",
@@ -73,22 +93,46 @@ BEGINNING = (
 PIECES_BEGIN, PIECES_END = 1, 2
 
 
-def transformers_name(name: str) -> str:
-    """The name in transformers; of stacked experts with {e} and {matrix} in it. Another name as it is."""
+def check_architecture(name: object, path: str) -> None:
+    """Raises ExportError if the file at `path` has a general.architecture that is not read."""
+    if name not in ARCHITECTURES:
+        known = ", ".join(list(ARCHITECTURES)[:-1])
+        raise ExportError(
+            f"{path}: general.architecture is {printable(name)}; {known} and {list(ARCHITECTURES)[-1]} "
+            "are supported"
+        )
+
+
+def _of_pair(name: str, half: int) -> str:
+    """A layer's part `name` in a model whose layers are pairs: which half of the pair it belongs to, or that
+    it is the mixture's, of which a pair has one."""
+    block, _, rest = name.partition(".")
+    if name in ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"):
+        return f"mlps.{half}.{rest}"
+    if block == "mlp":
+        return name.replace("mlp.gate", "mlp.router.classifier", 1) if name == "mlp.gate" else name
+    return f"{block}.{half}.{rest}".rstrip(".")
+
+
+def transformers_name(name: str, pairs: bool = False) -> str:
+    """The name in transformers; of stacked experts with {e} and {matrix} in it. Another name as it is.
+    `pairs`: two blocks of the file are one layer there."""
     stem, _, ending = name.rpartition(".")
     if stem in TOP:
         return TOP[stem] if TOP[stem].endswith("inv_freq") else f"{TOP[stem]}.{ending}"
-    match = re.fullmatch(r"blk\.(\d+)\.(.+)", stem)
+    match = re.fullmatch(r"blk\.(\d{1,9})\.(.+)", stem)
     if not match:
         return name
-    layer, kind = f"model.layers.{match.group(1)}.", match.group(2)
+    number, kind = int(match.group(1)), match.group(2)
+    layer = f"model.layers.{number // 2 if pairs else number}."
     if kind in EXPERTS:
         return layer + "mlp.experts.{e}.{matrix}." + ending
     if kind == "exp_probs_b":
-        return layer + "mlp.gate.e_score_correction_bias"
+        return layer + ("mlp.router" if pairs else "mlp.gate") + ".e_score_correction_bias"
     if kind not in LAYER:
         return name
-    return layer + LAYER[kind] + ("" if kind == "attn_rot_embd" else f".{ending}")
+    part = _of_pair(LAYER[kind], number % 2) if pairs else LAYER[kind]
+    return layer + part + ("" if kind == "attn_rot_embd" else f".{ending}")
 
 
 class Metadata(Keys):
@@ -117,23 +161,21 @@ class Converted(NamedTuple):
 def config(source: "Gguf") -> Converted:
     """The configuration of a Gguf."""
     keys = Metadata(source.metadata, source.directory)
-    if keys.architecture not in ("deepseek2", "minicpm3", "plm"):
-        raise ExportError(
-            f"{source.directory}: general.architecture is {printable(keys.architecture)}; "
-            "deepseek2, minicpm3 and plm are supported"
-        )
     embed = source.tensors.get("model.embed_tokens.weight")
     if embed is None:
         raise ExportError(f"{source.directory}: tensor token_embd.weight is missing; is this a model?")
     values = _sizes(keys) | {"vocab_size": embed.shape[0]} | _text(keys)
     notes = _experts(keys, values) if keys.natural("expert_count", 0) else []
+    values |= _indexer(keys)
     published = _published(values)
     if keys.architecture == "minicpm3":
         values |= _minicpm3(source, values)
     elif keys.arch(keys.get, "rope.scaling.type", "none") != "none":
         _yarn(keys, values, published.get("rope_scaling") or {})
     if keys.architecture == "plm":
-        values |= {"model_type": "plm", "hidden_act": "relu2"}
+        values |= {"hidden_act": "relu2"}
+    if keys.architecture == "longcat-flash":
+        _longcat(keys, values)
     return Converted({key: value for key, value in values.items() if value is not None}, notes)
 
 
@@ -145,7 +187,7 @@ def _sizes(keys: Metadata) -> dict[str, Any]:
     key_length = keys.natural("attention.key_length_mla", 0) or keys.natural("attention.key_length")
     v = keys.natural("attention.value_length_mla", 0) or keys.natural("attention.value_length", 0)
     return {
-        "model_type": "deepseek_v2",
+        "model_type": ARCHITECTURES[keys.architecture],
         "hidden_size": hidden,
         "num_hidden_layers": keys.natural("block_count") - keys.natural("nextn_predict_layers", 0),
         "num_attention_heads": heads,
@@ -193,13 +235,14 @@ def _experts(keys: Metadata, values: dict[str, Any]) -> list[str]:
     scoring = keys.natural("expert_gating_func", 0)
     if scoring not in (0, 1, 2):
         keys.fail(f"{keys.architecture}.expert_gating_func", "1 (softmax) or 2 (sigmoid) was expected")
+    absent = "sigmoid" if keys.architecture in SIGMOID else None
     values |= {
         "n_routed_experts": keys.natural("expert_count"),
         "num_experts_per_tok": keys.natural("expert_used_count"),
         "n_shared_experts": keys.natural("expert_shared_count", 0),
         "moe_intermediate_size": keys.natural("expert_feed_forward_length"),
         "first_k_dense_replace": keys.natural("leading_dense_block_count", 0),
-        "scoring_func": {0: None, 1: "softmax", 2: "sigmoid"}[scoring],
+        "scoring_func": {0: absent, 1: "softmax", 2: "sigmoid"}[scoring],
         "routed_scaling_factor": keys.real("expert_weights_scale", 0.0) or None,
         "norm_topk_prob": keys.arch(keys.boolean, "expert_weights_norm", None),
         "n_group": keys.natural("expert_group_count", 0) or None,
@@ -215,9 +258,46 @@ def _experts(keys: Metadata, values: dict[str, Any]) -> list[str]:
     ):
         if values[key] is None:
             values[key] = published.get(key, default)
-            if not published and values[key] is not None:
+            # only old files lack them although the model has them, and then the architecture is deepseek2
+            if keys.architecture == "deepseek2" and not published and values[key] is not None:
                 notes.append(f"{key} {values[key]}")
     return notes
+
+
+def _indexer(keys: Metadata) -> dict[str, Any]:
+    """The keys of the sparse attention's indexer, if there is one."""
+    top = keys.natural("attention.indexer.top_k", 0)
+    if not top:
+        return {}
+    kinds = keys.arch(keys.get, "attention.indexer.types", None)
+    if isinstance(kinds, list):
+        kinds = [
+            {True: "full", False: "shared"}.get(kind, kind) if type(kind) in (bool, int) else kind
+            for kind in kinds
+        ]
+    shared = kinds is None and keys.architecture == "glm-dsa"
+    shared = shared and keys.natural("context_length") >= SHARED_CONTEXT
+    return {
+        "index_n_heads": keys.natural("attention.indexer.head_count"),
+        "index_head_dim": keys.natural("attention.indexer.key_length"),
+        "index_topk": top,
+        "indexer_types": kinds,
+    } | (SHARED if shared else {})
+
+
+def _longcat(keys: Metadata, values: dict[str, Any]) -> None:
+    """A layer of transformers is two blocks here. The class scales both latents."""
+    blocks = values.pop("num_hidden_layers")
+    if blocks % 2:
+        keys.fail(f"{keys.architecture}.block_count", "an even number was expected: layers are pairs")
+    values |= {
+        "num_layers": blocks // 2,
+        "zero_expert_num": keys.natural("expert_zero_count", 0),
+        "mla_scale_q_lora": True,
+        "mla_scale_kv_lora": True,
+    }
+    for key in ("n_shared_experts", "first_k_dense_replace"):
+        values.pop(key, None)
 
 
 def _yarn(keys: Metadata, values: dict[str, Any], published: dict[str, Any]) -> None:
@@ -232,8 +312,10 @@ def _yarn(keys: Metadata, values: dict[str, Any], published: dict[str, Any]) -> 
         "beta_fast": keys.real("rope.scaling.yarn_beta_fast", published.get("beta_fast", 32.0)),
         "beta_slow": keys.real("rope.scaling.yarn_beta_slow", published.get("beta_slow", 1.0)),
     }
-    beta = keys.real("attention.temperature_scale", 0.0)
-    if beta:
+    # The converter of transformers' form leaves it out; the class has it.
+    usual = MISTRAL4_BETA if keys.architecture == "mistral4" else 0.0
+    beta = keys.real("attention.temperature_scale", usual)
+    if beta or keys.architecture == "mistral4":
         rope |= {
             "rope_type": rope.pop("type"),
             "rope_theta": values.pop("rope_theta"),

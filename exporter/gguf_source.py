@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .errors import ExportError, printable
-from .gguf_config import EXPERTS, transformers_name
+from .gguf_config import EXPERTS, check_architecture, transformers_name
 from .keys import LIMITS
 from .sources import File, Groups, Integers, Source, Tensor, parts
 
@@ -259,7 +259,8 @@ class Gguf(Source):
         self.metadata: dict[str, Any] = {}
         found: dict[str, Tensor] = {}
         for part in self._files(path):
-            metadata, tensors = read_gguf(File(part))
+            self.files.append(File(part))
+            metadata, tensors = read_gguf(self.files[-1])
             self.metadata = self.metadata or metadata
             for name, tensor in tensors.items():
                 if name in found:
@@ -272,6 +273,7 @@ class Gguf(Source):
                 "download the model again"
             )
         self.architecture = self.metadata.get("general.architecture")
+        check_architecture(self.architecture, path)
         for name, tensor in found.items():
             self._take(name, tensor, found)
 
@@ -292,7 +294,7 @@ class Gguf(Source):
     def _take(self, name: str, tensor: Tensor, found: dict[str, Tensor]) -> None:
         """Adds a tensor under transformers' name or names: stacked experts are taken apart, the two parts of
         kv_b_proj put together."""
-        ours = transformers_name(name)
+        ours = transformers_name(name, self.architecture == "longcat-flash")
         stem, _, kind = name.removesuffix(".weight").rpartition(".")
         if kind == "attn_k_b":
             v = found.get(f"{stem}.attn_v_b.weight")

@@ -29,6 +29,9 @@ LIMITS = {
     "moe_intermediate_size": 1 << 17,
     "index_n_heads": 1 << 12,
     "index_head_dim": 1 << 12,
+    "num_heads": 1 << 12,  # of linear attention
+    "head_dim": 1 << 12,
+    "short_conv_kernel_size": 16,
 }
 
 # What some refused keys mean, for a better message than "unknown".

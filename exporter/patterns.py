@@ -53,5 +53,9 @@ PATTERNS: dict[str, list[str]] = {
         rf"{OTHER}{UPPER}]*{LOWER}]+|{OTHER}{UPPER}]+{LOWER}]*|\p{{N}}|"
         + TAIL.replace(r"[\r\n]*", r"[\r\n/]*")
     ],
+    "GPT-4o": [
+        rf"{OTHER}{UPPER}]*{LOWER}]+{CONTRACTIONS}?|{OTHER}{UPPER}]+{LOWER}]*{CONTRACTIONS}?|\p{{N}}{{1,3}}|"
+        + TAIL.replace(r"[\r\n]*", r"[\r\n/]*")
+    ],
     "GPT-2": [r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"],
 }

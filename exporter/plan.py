@@ -54,11 +54,13 @@ class Entry:
     Row i of matrix m is `times` the source's row first + m * stride + i, or column i of the `cols` source
     rows from first + m * stride on if `transposed`. `order` and `factor`, where they are given, hold for one
     head of k rows and are the same for all: row i is then the source's row first + m * stride + i // k * k +
-    order[i % k], times factor[i % k]. `spread` = (groups, width): each group of `width` source columns begins
+    order[i % k], times factor[i % k]. A vector is its source's numbers one after the other; those of a
+    transposed matrix if `transposed`. `spread` = (groups, width): each group of `width` source columns begins
     on a multiple of 32, with zeros behind it.
 
-    The latent's rotation, in blocks of `hadamard`: the first `hadamard_rows` rows are rotated together; or,
-    where `gain` names the latent norm's weight, each of the source's rows is multiplied by it and rotated.
+    The rotation of the latent, or of ordinary attention's values, in blocks of `hadamard`: the first
+    `hadamard_rows` rows are rotated together; or, with `hadamard_cols`, each of the source's rows is,
+    multiplied before by the latent norm's weight where `gain` names it.
     """
 
     name: str
@@ -79,12 +81,13 @@ class Entry:
     align: int = FOLLOWS
     hadamard: int = 0  # size of its blocks; 0: not rotated
     hadamard_rows: int = 0
+    hadamard_cols: bool = False
     gain: str = ""
 
     def ranges(self) -> list[tuple[int, int]]:
         """The source's rows that this tensor is made of: [(first, last + 1)], one of each matrix."""
         if self.type == VECTOR:
-            return [(0, 1)]
+            return [(0, math.prod(self.shape[:-1]))]
         starts = (self.first + m * self.stride for m in range(self.count))
         return [(start, start + (self.cols if self.transposed else self.rows)) for start in starts]
 
@@ -120,7 +123,8 @@ class Entry:
         if self.constant is not None:
             return self.constant.reshape(self.rows, self.cols)[low:high]
         if self.type == VECTOR:
-            values = source.rows(self.source, 0, 1).reshape(-1, 1)
+            values = source.rows(self.source, *self.ranges()[0])
+            values = (values.T if self.transposed else values).reshape(-1, 1)
             values = values if self.order is None else values[self.order]
             return values if self.factor is None else values * self.factors(low, high)
         if self.transposed:
@@ -140,9 +144,10 @@ class Entry:
 
     def rotate_columns(self, source: Source, values: np.ndarray) -> np.ndarray:
         """W diag(gain) R^T"""
-        if not self.gain:
+        if not self.hadamard_cols:
             return values
-        return hadamard(values * source.rows(self.gain, 0, 1).reshape(-1), self.hadamard)
+        gain = source.rows(self.gain, 0, 1).reshape(-1) if self.gain else np.float32(1)
+        return hadamard(values * gain, self.hadamard)
 
 
 def hadamard_block(r: int) -> int:
@@ -185,7 +190,8 @@ class Plan:
         self.entries.append(entry)
 
     def vector(self, name: str, n: int, source: str = "", **keys: Any) -> None:
-        self.add(Entry(name, VECTOR, n, 1, source, (n,) if source else (), **keys))
+        shape = (n,) if source else ()
+        self.add(Entry(name, VECTOR, n, 1, source, **{"shape": shape, **keys}))
 
     def matrix(self, name: str, role: str | int, rows: int, cols: int, source: str, **keys: Any) -> None:
         kind = role if isinstance(role, int) else self.types[role]
@@ -237,6 +243,9 @@ class Plan:
         cfg = self.config
         D, H, ql, r = cfg.hidden_size, cfg.num_attention_heads, cfg.q_lora_rank, cfg.kv_lora_rank
         n, p, v = cfg.qk_nope_head_dim, cfg.qk_rope_head_dim, cfg.v_head_dim
+        if cfg.num_key_value_heads:
+            self.grouped_attention(name, source)
+            return
         q: dict[str, Any] = self.rotated(n, p) | {"times": cfg.query_factor}
         if ql:
             self.matrix(name + "q_a", "attention", ql, D, source + "q_a_proj.weight")
@@ -258,16 +267,70 @@ class Plan:
             # rotation leaves rms alone.
             ones, block = np.ones(r, np.float32), hadamard_block(r)
             kv_a |= {"hadamard": block, "hadamard_rows": r}
-            kv_b |= {"hadamard": block, "gain": gain}
+            kv_b |= {"hadamard": block, "hadamard_cols": True, "gain": gain}
         self.matrix(name + "kv_a", "attention", r + p, D, source + "kv_a_proj_with_mqa.weight", **kv_a)
         self.vector(name + "kv_a_norm", r, gain, constant=ones, times=cfg.latent_factor)
         self.matrix(name + "w_uk", "w_uk", n, r, **kv_b)
         self.matrix(name + "w_uk_t", "w_uk", r, n, transposed=True, **kv_b)
         self.matrix(name + "w_uv", "attention", v, r, first=n, **kv_b)
-        # each head's values begin on a block of 32 columns, so that threads quantize what their heads found
-        # without waiting
-        o: dict[str, Any] = {"shape": (D, H * v), "spread": (H, v), "times": cfg.residual_factor}
-        self.matrix(name + "o", "attention", D, H * (-(-v // 32) * 32), source + "o_proj.weight", **o)
+        if cfg.head_gate:
+            self.matrix(name + "head_gate", F32, H, D, source + "g_proj.weight")
+        self.output(name, source)
+
+    def output(self, name: str, source: str, **keys: Any) -> None:
+        """Each head's values begin on a block of 32 columns, so that threads quantize what their heads found
+        without waiting."""
+        cfg = self.config
+        D, H, v = cfg.hidden_size, cfg.num_attention_heads, cfg.v_head_dim
+        keys |= {"shape": (D, H * v), "spread": (H, v), "times": cfg.residual_factor}
+        self.matrix(name + "o", "attention", D, H * (-(-v // 32) * 32), source + "o_proj.weight", **keys)
+
+    def grouped_attention(self, name: str, source: str) -> None:
+        """Keys and values of groups of heads, no latent."""
+        cfg = self.config
+        D, H, G = cfg.hidden_size, cfg.num_attention_heads, cfg.num_key_value_heads
+        p, v = cfg.qk_rope_head_dim, cfg.v_head_dim
+        rotated: dict[str, Any] = self.rotated(0, p)
+        values: dict[str, Any] = {}
+        output: dict[str, Any] = {}
+        if self.rotation:
+            # o W_v x = (o R^T) (R W_v x), and a weighted sum of rotated values is the rotated sum
+            block = hadamard_block(v)
+            values = {"hadamard": block, "hadamard_rows": G * v}
+            output = {"hadamard": block, "hadamard_cols": True}
+        self.matrix(name + "q", "attention", H * p, D, source + "q_proj.weight", **rotated)
+        self.matrix(name + "k", "attention", G * p, D, source + "k_proj.weight", **rotated)
+        self.matrix(name + "v", "attention", G * v, D, source + "v_proj.weight", **values)
+        self.output(name, source, **output)
+
+    def kda(self, name: str, source: str) -> None:
+        """Linear attention, with the names of Kimi-Linear and Ling-3.0."""
+        cfg = self.config
+        D, H, d, taps, rank = cfg.hidden_size, cfg.kda_heads, cfg.kda_head_dim, cfg.kda_taps, cfg.kda_rank
+        for part in "qkv":
+            self.matrix(f"{name}kda_{part}", "attention", H * d, D, f"{source}{part}_proj.weight")
+        for part in "qkv":  # one filter for each channel; here all channels of a tap lie together
+            filters = f"{source}{part}_conv1d.weight"
+            shape = self.stored_shape(filters, (H * d, 1, taps), (H * d, taps))
+            self.vector(f"{name}kda_{part}_filter", taps * H * d, filters, shape=shape, transposed=True)
+        for part in "fg":
+            if rank:
+                self.matrix(f"{name}kda_{part}_a", "attention", rank, D, f"{source}{part}_a_proj.weight")
+                self.matrix(f"{name}kda_{part}_b", "attention", H * d, rank, f"{source}{part}_b_proj.weight")
+            else:
+                self.matrix(f"{name}kda_{part}", "attention", H * d, D, f"{source}{part}_proj.weight")
+        rate, bias = source + "A_log", source + "dt_bias"
+        self.vector(name + "kda_rate", H, rate, shape=self.stored_shape(rate, (H,), (1, 1, H, 1)))
+        self.vector(name + "kda_f_bias", H * d, bias)
+        self.matrix(name + "kda_beta", F32, H, D, source + "b_proj.weight")
+        self.vector(name + "kda_norm", d, source + "o_norm.weight")
+        o: dict[str, Any] = {"shape": (D, H * d), "spread": (H, d), "times": cfg.residual_factor}
+        self.matrix(name + "o", "attention", D, H * (-(-d // 32) * 32), source + "o_proj.weight", **o)
+
+    def stored_shape(self, name: str, *shapes: tuple[int, ...]) -> tuple[int, ...]:
+        """The one of several shapes of the same numbers that the source has; the first if it has none."""
+        tensor = self.source.tensors.get(name) if self.source else None
+        return tensor.shape if tensor and tensor.shape in shapes else shapes[0]
 
     def experts(self, name: str, source: str) -> None:
         cfg = self.config
@@ -287,12 +350,15 @@ class Plan:
                 self.mlp(f"{name}{e}.", "experts", M, f"{source}{e}.")
             self.entries[begin] = replace(self.entries[begin], align=EXPERT_PAGE)
 
-    def layer(self, name: str, source: str, moe: bool, indexer: bool, half: str = "") -> None:
-        """`half`: of a pair that is one layer of the source, ".0" or ".1"."""
-        cfg = self.config
+    def layer(self, name: str, source: str, layer: int, indexer: bool, half: str = "") -> None:
+        """`layer`: its number; `half`: of a pair that is one layer of the source, ".0" or ".1"."""
+        cfg, moe = self.config, self.config.is_moe(layer)
         D, choices = cfg.hidden_size, cfg.n_routed_experts + cfg.zero_expert_num
         self.vector(name + "input_norm", D, f"{source}input_layernorm{half}.weight")
-        self.attention(name, f"{source}self_attn{half}.")
+        if layer < cfg.published_layers and cfg.is_kda(layer):
+            self.kda(name, f"{source}self_attn.")
+        else:
+            self.attention(name, f"{source}self_attn{half}.")
         if indexer:
             self.indexer(name, f"{source}self_attn.indexer.")
         post = f"{source}post_attention_layernorm{half}.weight"
@@ -315,7 +381,7 @@ class Plan:
                 width = cfg.n_shared_experts * cfg.moe_intermediate_size
                 self.mlp(name + "shared.", "shared", width, mlp + "shared_experts.")
             self.experts(name + "experts.", mlp + "experts.")
-        if cfg.sandwich_norm:
+        if cfg.norms_mlp(layer):
             self.vector(name + "mlp_out_norm", D, source + "post_mlp_layernorm.weight")
 
     def model(self, mtp: bool) -> None:
@@ -328,15 +394,17 @@ class Plan:
         self.vector("inv_freq", cfg.qk_rope_head_dim // 2, constant=cfg.inv_freq)
         if cfg.query_scale is not None:
             self.vector("query_scale", len(cfg.query_scale), constant=cfg.query_scale)
+        if cfg.limits is not None:
+            self.vector("swiglu_limits", cfg.limits.size, constant=cfg.limits)
         for i in range(L):
             at, half = (i // 2, f".{i % 2}") if cfg.shortcut_moe else (i, "")
-            self.layer(f"layers.{i}.", f"model.layers.{at}.", cfg.is_moe(i), cfg.has_indexer(i), half)
+            self.layer(f"layers.{i}.", f"model.layers.{at}.", i, cfg.has_indexer(i), half)
         if mtp:
             source = f"model.layers.{L}."
             self.vector("mtp.enorm", D, source + "enorm.weight")
             self.vector("mtp.hnorm", D, source + "hnorm.weight")
             self.matrix("mtp.eh_proj", "attention", D, 2 * D, source + "eh_proj.weight")
-            self.layer("mtp.", source, cfg.is_moe(L), bool(cfg.index_n_heads))
+            self.layer("mtp.", source, L, bool(cfg.index_n_heads))
             self.vector("mtp.norm", D, source + "shared_head.norm.weight")
 
 
@@ -361,7 +429,7 @@ def parameters(entries: Iterable[Entry]) -> int:
     return sum(
         e.count * e.rows * (e.shape[-1] if e.spread else e.cols)
         for e in entries
-        if e.source and not e.transposed
+        if e.source and (e.type == VECTOR or not e.transposed)
     )
 
 
@@ -380,6 +448,8 @@ def _ignored(name: str, config: ModelConfig, mtp: bool) -> bool:
         return False
     layer, rest, layers = int(match.group(1)), match.group(2), config.num_hidden_layers
     if layer < layers:
+        if rest == "post_mlp_layernorm.weight" and config.experts_out_norm:
+            return not config.norms_mlp(layer)  # A.X-K1 stores one for dense layers, too
         indexer = config.index_n_heads and rest.startswith("self_attn.indexer.")
         return bool(indexer) and not config.has_indexer(layer)
     return not mtp or layer > layers or rest in ("embed_tokens.weight", "shared_head.head.weight")

@@ -1,4 +1,5 @@
-"""The rotary positions of a configuration: plain, YaRN and longrope, and queries that grow with the position.
+"""The rotary positions of a configuration: plain, YaRN, longrope and Llama 3's, and queries that grow with
+the position.
 
 Read from rope_parameters (transformers 5) or rope_scaling and rope_theta (4). The frequencies are computed
 here, in float64, once for all; what multiplies cosine and sine, the softmax scale or queries is folded into
@@ -82,6 +83,22 @@ def _yarn(block: Keys, p: int, rope: Rope) -> Rope:
     )
 
 
+def _llama3(block: Keys, rope: Rope) -> Rope:
+    """`rope` with what Llama 3 changes: frequencies whose waves are longer than the original context are
+    divided by `factor`, those of short waves stay, a ramp between (transformers'
+    `_compute_llama3_parameters`)."""
+    factor = block.number("factor", least=1, most=1e6)
+    low = block.number("low_freq_factor", least=1e-6, most=1e6)
+    high = block.number("high_freq_factor", least=1e-6, most=1e6)
+    if high <= low:
+        block.fail("high_freq_factor", "it must be above low_freq_factor")
+    original = block.integer("original_max_position_embeddings")
+    turns = original * rope.inv_freq / (2 * math.pi)  # in the original context
+    kept = np.clip((turns - low) / (high - low), 0, 1)
+    divided = rope.inv_freq * (kept + (1 - kept) / factor)
+    return replace(rope, inv_freq=divided, factor=factor)
+
+
 def _longrope(block: Keys, positions: int, rope: Rope) -> Rope:
     """`rope` with what longrope changes: each frequency has a divisor of its own. Another list of divisors
     would hold beyond the original length."""
@@ -132,10 +149,15 @@ def read_rope(keys: Keys, family: Family, nope: int, p: int, positions: int) -> 
     """The rotary positions of a model whose heads have `nope` numbers without position and `p` rotated ones;
     `positions`: max_position_embeddings. ExportError where they are of a kind that is not supported."""
     block = _block(keys)
-    keys.one_of("partial_rotary_factor", 1.0)
+    if family.partial_says_nothing:
+        keys.get("partial_rotary_factor", None)
+        block.get("partial_rotary_factor", None)
+    else:
+        keys.one_of("partial_rotary_factor", 1.0)
     partial = [p / (nope + p)] if family.partial_of_head else []
-    block.one_of("partial_rotary_factor", 1.0, *partial)
-    kinds = {"default": "default", "yarn": "yarn", "deepseek_yarn": "yarn", "longrope": "longrope"}
+    if not family.partial_says_nothing:
+        block.one_of("partial_rotary_factor", 1.0, *partial)
+    kinds = {kind: kind for kind in ("default", "yarn", "longrope", "llama3")} | {"deepseek_yarn": "yarn"}
     kind = block.one_of("type", *kinds)
     kind = kinds[block.one_of("rope_type", kind, *kinds)]
     theta = _theta(keys, block)
@@ -147,6 +169,8 @@ def read_rope(keys: Keys, family: Family, nope: int, p: int, positions: int) -> 
         rope = _longrope(block, positions, rope)
     elif kind == "yarn":
         rope = _yarn(block, p, rope)
+    elif kind == "llama3":
+        rope = _llama3(block, rope)
     if not (rope.inv_freq <= FREQUENCY_LIMIT).all():
         key = "short_factor" if kind == "longrope" else "factor"
         block.fail(key, f"frequencies above {FREQUENCY_LIMIT} are not possible")

@@ -1,8 +1,8 @@
 """Safetensors as a set of named tensors, and what every source has in common.
 
-A source hands out rows of a tensor as float32, whatever the stored type: F32, F16, BF16, FP8 E4M3 with its
-scales, four-bit integers with theirs. Integers that stand in groups with one scale can also be had as they
-are. Own parser of the header: nothing in a file is believed before it is checked. It reads what it is asked
+A source hands out rows of a tensor as float32, whatever the stored type: F32, F16, BF16, and what is made of
+several tensors (quantized.py). Integers that stand in groups with one scale can also be had as they are. Own
+parser of the header: nothing in a file is believed before it is checked. It reads what it is asked
 for and keeps nothing, so memory does not grow with the model. It knows no model: names and shapes are
 plan.py's. GGUF files are gguf_source.py's, Mistral's own names mistral.py's; pickles are refused, because
 reading one runs the code in it.
@@ -20,7 +20,7 @@ import numpy as np
 
 from .errors import ExportError, printable
 from .files import read_file, refuse_pointer, regular
-from .weight_formats import Block, refuse_form, refuse_forms
+from .weight_formats import refuse_form, refuse_forms
 
 HEADER_LIMIT = 100_000_000  # bytes of JSON; the safetensors library has the same limit
 INDEX_LIMIT = 200_000_000  # an index of a 1T model is 20 MB
@@ -56,9 +56,6 @@ READABLE: dict[str, np.dtype] = {
 NOT_FINITE = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80, "F8_E4M3": 0x7F, "F8_E8M0": 0xFF}
 MAGNITUDE = {"F32": 0x7FFFFFFF, "F16": 0x7FFF, "BF16": 0x7FFF, "F8_E4M3": 0x7F, "F8_E8M0": 0xFF}
 
-# Scales of activations: how other programs round what flows through the model, and no part of it.
-OF_ACTIVATIONS = ("activation_scale", ".input_scale", ".output_scale", ".qscale_act", ".k_scale", ".v_scale")
-
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 CONVERT = (
     "PyTorch's pickles are not read, because reading one runs the code in it; "
@@ -91,6 +88,9 @@ def _e4m3_table() -> np.ndarray:
 E4M3 = _e4m3_table()
 # powers of two alone; 0xFF is not a number
 E8M0 = np.append(2.0 ** np.arange(-127, 128), np.nan).astype(np.float32)
+
+
+UNIFORM = np.arange(-8, 8, dtype=np.int8)  # what integers of four bits are usually
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -130,8 +130,13 @@ class File:
         regular(path)
         self.path = path
         self.file = open(path, "rb", buffering=0)  # noqa: SIM115 (as long as its tensors are used)
-        self.size = os.fstat(self.file.fileno()).st_size
+        self.size, self.changed = self.state()
         refuse_pointer(path, self.pread(min(self.size, 64), 0))
+
+    def state(self) -> tuple[int, int]:
+        """(bytes, time of the last change in nanoseconds)."""
+        status = os.fstat(self.file.fileno())
+        return status.st_size, status.st_mtime_ns
 
     def pread(self, count: int, offset: int) -> bytes:
         """Exactly `count` bytes. Thread-safe, and unlike a mapping no crash when the file shrinks."""
@@ -149,6 +154,7 @@ class Tensor:
     """Where one tensor lies. `rows` are all dimensions but the last, flattened; a vector is one row."""
 
     bits, group = 0, 0  # of a tensor of integers: 4 or 8, and how many of a row share one scale
+    codebook = UNIFORM  # of one with four bits: its sixteen values, int8
 
     def __init__(self, shard: File, name: str, dtype: str, shape: Sequence[int], offset: int) -> None:
         self.shard, self.name, self.dtype, self.shape, self.offset = shard, name, dtype, tuple(shape), offset
@@ -225,12 +231,14 @@ class Integers(Tensor):
     """A tensor of integers [rows, cols] with one scale for each `group` of a row. A kind of it says how they
     are stored: integers()."""
 
-    def integers(self, low: int, high: int) -> Groups:
-        """Rows low .. high - 1."""
+    def integers(self, low: int, high: int) -> Groups | None:
+        """Rows low .. high - 1; None if they are too large for int8."""
         raise NotImplementedError
 
     def floats(self, low: int, high: int) -> np.ndarray:
-        integers, scale = self.integers(low, high)
+        groups = self.integers(low, high)
+        assert groups is not None  # or a kind that overrides this
+        integers, scale = groups
         values = integers.reshape(*scale.shape, self.group).astype(np.float32)
         values *= scale[:, :, None]
         return values.reshape(high - low, self.cols)
@@ -248,89 +256,17 @@ class Integers(Tensor):
         return top
 
 
-class Packed(Integers):
-    """compressed-tensors' "pack-quantized" with four bits: eight columns in an int32, first column lowest,
-    each as value + 8."""
-
-    bits = 4
-
-    def __init__(self, name: str, packed: Tensor, scale: Tensor, shape: Tensor) -> None:
-        super().__init__(packed.shard, name, "INT4", (0, 0), 0)
-        if (
-            packed.dtype != "I32"
-            or shape.shape != (2,)
-            or shape.dtype not in ("I32", "I64")
-            or len(scale.shape) != 2
-        ):
-            self.fail(": only four-bit integers in words of 32 bits with their scales in rows can be read")
-        raw = shape.shard.pread(2 * ITEM_BYTES[shape.dtype], shape.offset)
-        rows, cols = (int(n) for n in np.frombuffer(raw, {"I32": "<i4", "I64": "<i8"}[shape.dtype]))
-        groups = scale.shape[1]
-        if (
-            packed.shape != (rows, -(-cols // 8))
-            or scale.shape[0] != rows
-            or groups < 1
-            or cols < groups
-            or cols % groups
-        ):
-            self.fail(
-                f": {list(packed.shape)} words and {list(scale.shape)} scales do not hold {rows} x {cols} "
-                "four-bit integers"
-            )
-        self.packed, self.scale, self.group = packed, scale, cols // groups
-        self.shape, self.rows, self.cols = (rows, cols), rows, cols
-
-    def integers(self, low: int, high: int) -> Groups:
-        pairs = self.packed.raw(low, high)
-        integers = np.stack([pairs & 15, pairs >> 4], axis=2).reshape(high - low, -1)[:, : self.cols]
-        return Groups(integers.view(np.int8) - np.int8(8), self.scale.floats(low, high))
-
-
-class Scaled(Tensor):
-    """FP8 numbers, each to be multiplied with the scale of its block (also where that is called "scale_inv").
-    `block` = (rows, columns) that share a scale; larger than the tensor for one scale in all."""
-
-    def __init__(self, weight: Tensor, scale: Tensor, block: Block) -> None:
-        super().__init__(weight.shard, weight.name, weight.dtype, weight.shape, weight.offset)
-        wanted = (*self.shape[:-2], *(-(-n // b) for n, b in zip(self.shape[-2:], block, strict=False)))
-        if len(self.shape) < 2 or [n for n in scale.shape if n != 1] != [n for n in wanted if n != 1]:
-            scale.fail(
-                f" has shape {list(scale.shape)}, and {list(self.shape)} in blocks of "
-                f"{block[0]} x {block[1]} needs {list(wanted)}"
-            )
-        self.block, self.scale = block, Tensor(scale.shard, scale.name, scale.dtype, wanted, scale.offset)
-
-    def scale_rows(self, rows: np.ndarray) -> np.ndarray:
-        """The rows of scales that belong to `rows` of the weights."""
-        matrix = max(1, self.shape[-2])
-        return np.asarray(rows // matrix * self.scale.shape[-2] + rows % matrix // self.block[0])
-
-    def floats(self, low: int, high: int) -> np.ndarray:
-        values = super().floats(low, high)
-        if not values.size:
-            return values
-        at = self.scale_rows(np.arange(low, high))
-        scale = self.scale.floats(int(at[0]), int(at[-1]) + 1)[at - at[0]]
-        values *= np.repeat(scale, min(self.block[1], self.cols), axis=1)[:, : self.cols]
-        return values
-
-    def largest(self, low: int, high: int) -> float:
-        if low >= high:
-            return 0.0
-        first, last = (int(row) for row in self.scale_rows(np.array([low, high - 1])))
-        return super().largest(low, high) * self.scale.largest(first, last + 1)
-
-
 class Source:
     """Named tensors, by the names that transformers gives them. `directory`: where they are from, for
     messages; it may be a file."""
 
     def __init__(self, directory: str) -> None:
-        self.directory, self.tensors = directory, dict[str, Tensor]()
+        self.directory, self.tensors, self.files = directory, dict[str, Tensor](), list[File]()
 
     def has(self, suffix: str) -> bool:
         """Is there a tensor whose name ends so?"""
-        return any(name.removesuffix("_packed").endswith(suffix) for name in self.tensors)
+        endings = suffix, f"{suffix}_packed", suffix.replace(".weight", ".qweight")
+        return any(name.endswith(endings) for name in self.tensors)
 
     def add(self, name: str, tensor: Tensor) -> None:
         if name in self.tensors:
@@ -338,6 +274,12 @@ class Source:
                 f"{tensor.shard.path}: tensor {printable(name)} is also in {self.tensors[name].shard.path}"
             )
         self.tensors[name] = tensor
+
+    def check_unchanged(self) -> None:
+        """Raises ExportError if a file is not as it was when it was opened."""
+        for file in self.files:
+            if file.state() != (file.size, file.changed):
+                raise ExportError(f"{file.path}: changed while it was read; export again")
 
     def rows(self, name: str, low: int, high: int) -> np.ndarray:
         """Rows low .. high - 1 as float32 [high - low, columns]."""
@@ -348,20 +290,8 @@ class Source:
         number."""
         return self.tensors[name].largest(low, high)
 
-    def decode(self, block: Block) -> None:
-        """Puts what a quantized tensor is made of behind its one name. `block` = (rows, columns) that share
-        one scale of an FP8 tensor."""
-        for name in [name for name in self.tensors if name.endswith(OF_ACTIVATIONS)]:
-            del self.tensors[name]
-        for name, tensor in list(self.tensors.items()):
-            if name.endswith("_packed"):
-                whole = name.removesuffix("_packed")
-                scale, shape = self._part(tensor, whole, "_scale"), self._part(tensor, whole, "_shape")
-                self.add(whole, Packed(whole, self.tensors.pop(name), scale, shape))
-            elif tensor.dtype == "F8_E4M3":
-                self.tensors[name] = Scaled(tensor, self._part(tensor, name, "_scale_inv", "_scale"), block)
-
-    def _part(self, tensor: Tensor, name: str, *suffixes: str) -> Tensor:
+    def part(self, tensor: Tensor, name: str, *suffixes: str) -> Tensor:
+        """Takes out what belongs to `tensor`, under `name` and one of the suffixes."""
         for suffix in suffixes:
             if name + suffix in self.tensors:
                 return self.tensors.pop(name + suffix)
@@ -382,7 +312,8 @@ class Safetensors(Source):
         super().__init__(directory)
         shards, index = _shards(directory, stem)
         for shard in shards:
-            tensors = read_header(File(os.path.join(directory, shard)))
+            self.files.append(File(os.path.join(directory, shard)))
+            tensors = read_header(self.files[-1])
             for name, tensor in tensors.items():
                 ours = rename(name)
                 if ours is not None:

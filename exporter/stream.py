@@ -4,27 +4,33 @@ Whatever the model's size, a few slabs of rows are in memory at a time; all proc
 which rows make a tensor, quantize.py packs them, writer.py writes the pieces.
 """
 
-import collections
 import itertools
-import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .errors import ExportError, printable
 from .plan import Q4, TYPE_NAMES, VECTOR, Entry
-from .quantize import CODEBOOK, UNIFORM, kept_multiplier, multiplier, pack, pack_integers
-from .sources import Source
+from .quantize import CODEBOOK, kept_multiplier, multiplier, pack, pack_integers
+from .sources import Groups, Source
+from .workers import Call, Workers, processors
 from .writer import Piece, tensor_bytes
 
 SLAB = 1 << 16  # weights packed at once: the temporaries stay in a core's cache, and malloc reuses them
+KEPT_MEMORY = 16 << 20  # bytes; several times what a slab needs
 RANDOM_STD = 0.02  # initializer_range of the published models
 # Different panels of 16 random rows for each type and width; a prime, so that no pattern lines up.
 RANDOM_PANELS = 61
+
+
+def time_left(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min left"
+    return f"{minutes} min left" if minutes > 1 else f"{seconds:.0f} s left"
 
 
 class Progress:
@@ -39,32 +45,11 @@ class Progress:
         now = time.monotonic()
         if self.visible and (now - self.shown > 0.2 or self.done == self.total):
             self.shown = now
-            rate = self.done / 1e6 / max(now - self.begin, 1e-9)
+            rate = self.done / max(now - self.begin, 1e-9)
             percent = 100 * self.done // max(self.total, 1)
-            line = f"\r{percent:3d} % of {self.total / 1e6:.0f} MB, {rate:.0f} MB/s "
+            left = time_left((self.total - self.done) / max(rate, 1e-9))
+            line = f"\r{percent:3d} % of {self.total / 1e6:.0f} MB, {rate / 1e6:.0f} MB/s, {left}   "
             print(line, end="\n" if self.done == self.total else "", file=sys.stderr, flush=True)
-
-
-def processors() -> int:
-    """How many this process may use; less than the machine has in a container or under taskset."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-Call: TypeAlias = tuple[Any, ...]  # a function and its arguments
-
-
-def in_order(pool: ThreadPoolExecutor, work: Iterable[Call], ahead: int) -> Iterator[Any]:
-    """The results of `work` (function and arguments of each call), in order; at most `ahead` calls are made
-    before their results are taken."""
-    running: collections.deque[Future[Any]] = collections.deque()
-    for call in work:
-        running.append(pool.submit(*call))
-        if len(running) >= ahead:
-            yield running.popleft().result()
-    while running:
-        yield running.popleft().result()
 
 
 class Slab(NamedTuple):
@@ -114,10 +99,12 @@ def packed(entry: Entry, source: Source, scale: float, kept: bool, slab: Slab) -
     """One slab of a tensor. scale, kept: scale_of()."""
     if kept:
         begin, end, which = entry.place(*slab)
-        groups = source.tensors[entry.source].integers(begin, end)
-        assert groups is not None  # or scale_of() had not kept them
-        data = pack_integers(groups.integers[which], groups.scale[which] / np.float32(scale), entry.type)
-        return Piece(scale, codebook(entry, UNIFORM), data)
+        tensor = source.tensors[entry.source]
+        found = tensor.integers(begin, end)
+        assert found is not None  # or scale_of() had not kept them
+        groups = Groups(found.integers[which], found.scale[which] / np.float32(scale))
+        data = pack_integers(groups, entry.type, tensor.codebook)
+        return Piece(scale, codebook(entry, tensor.codebook), data)
     values = entry.load(source, *slab)
     if entry.type == VECTOR:
         return Piece(1.0, b"", np.ascontiguousarray(values, np.float32))
@@ -129,22 +116,41 @@ def codebook(entry: Entry, values: np.ndarray) -> bytes:
     return values.tobytes() if entry.type == Q4 else b""
 
 
-def source_tensors(
-    entries: list[Entry], source: Source, pool: ThreadPoolExecutor, progress: Progress
-) -> Iterator[Iterator[Piece]]:
-    """For write_checkpoint: the slabs of each tensor, packed by all processors."""
+class Packer:
+    """Packs the tensors of a source: what a worker's process is copied with."""
+
+    def __init__(self, entries: list[Entry], source: Source) -> None:
+        self.entries, self.source = entries, source
+
+        # The C library keeps freed memory for the next arrays, up to the largest that it has seen freed;
+        # otherwise each slab's arrays would be new pages from the system.
+        np.empty(KEPT_MEMORY, np.uint8)
+
+    def __call__(self, index: int, *part: Any) -> Any:
+        """scale_of() of entry `index`, or, where a scale and a slab are given, packed()."""
+        entry = self.entries[index]
+        return packed(entry, self.source, *part) if part else scale_of(entry, self.source)
+
+
+def source_tensors(entries: list[Entry], workers: Workers, progress: Progress) -> Iterator[Iterator[Piece]]:
+    """For write_checkpoint: the slabs of each tensor, packed by all processors. workers: of a Packer of the
+    entries."""
     ahead = 2 * processors()
 
     def work() -> Iterator[Call]:
-        scales = in_order(pool, ((scale_of, entry, source) for entry in entries), ahead)
-        for entry, scale in zip(entries, scales, strict=True):
-            for slab in slabs(entry):
-                yield packed, entry, source, *scale, slab
+        scales = workers.in_order(((i,) for i in range(len(entries))), ahead)
+        for i, scale in enumerate(scales):
+            for slab in slabs(entries[i]):
+                yield i, *scale, slab
 
-    done = in_order(pool, work(), ahead)
+    def counted() -> Iterator[Piece]:
+        for piece in workers.in_order(work(), ahead):
+            progress.add(piece.data.nbytes)
+            yield piece
+
+    done = counted()
     for entry in entries:
         yield itertools.islice(done, sum(1 for _ in slabs(entry)))
-        progress.add(tensor_bytes(entry))
 
 
 def random_vector(entry: Entry) -> np.ndarray:

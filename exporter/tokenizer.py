@@ -302,6 +302,12 @@ PRE_TYPES = {
     "youtu": "Youtu",
     "gpt-2": "GPT-2",
     "gigachat": "GPT-2",
+    "a.x-4.0": "GPT-2",
+    "deepseek-r1-qwen": "Qwen",
+    "openpangu": "Qwen",
+    "gpt-4o": "GPT-4o",
+    "llama4": "GPT-4o",
+    "kanana2": "GPT-4o",
     "bailingmoe": "Bailing",
     "bailingmoe2": "Bailing",
 }

@@ -1,9 +1,9 @@
 """Quantized weights: how FP8 numbers share scales, and the names of the forms that are not read.
 
-FP8 E4M3 with its scales and compressed-tensors' four-bit integers are read (sources.py). Every other form is
-refused by the name that people know it by. What tells is, in this order: quantization_config, or MLX's
-"quantization", in config.json; hf_quant_config.json, which NVIDIA's ModelOpt may write alone; the names and
-types of the tensors, for files whose configuration was lost.
+quantized.py says which forms are read. Every other form is refused by the name that people know it by. What
+tells is, in this order: quantization_config, or MLX's "quantization", in config.json; hf_quant_config.json,
+which NVIDIA's ModelOpt may write alone; the names and types of the tensors, for files whose configuration
+was lost.
 """
 
 import os
@@ -30,7 +30,6 @@ USUAL = Block(128, 128)  # DeepSeek's
 METHODS = {
     "aqlm": "AQLM",
     "auto-round": "AutoRound",
-    "awq": "AWQ",
     "bitnet": "BitNet",
     "bitsandbytes": "bitsandbytes",
     "eetq": "EETQ",
@@ -53,10 +52,7 @@ METHODS = {
 }
 # Of compressed-tensors: the formats that are not read.
 FORMATS = {
-    "nvfp4-pack-quantized": "NVFP4",
-    "mxfp4-pack-quantized": "MXFP4",
     "mxfp8-quantized": "MXFP8",
-    "int-quantized": "8-bit integers (W8A8)",
     "naive-quantized": "8-bit numbers without a layout",
     "marlin-24": "Marlin 2:4",
     "sparse-24-bitmask": "2:4 sparsity",
@@ -64,19 +60,13 @@ FORMATS = {
 # Of tensors whose configuration says nothing: the endings of names, with the type that a tensor of that name
 # must have (None: any), all of which are there.
 SIGNS = (
-    ("NVFP4 (NVIDIA ModelOpt)", {".weight_scale_2": None}),
-    ("NVFP4", {".weight_packed": "U8", ".weight_global_scale": None}),
-    ("MXFP4", {".weight_packed": "U8", ".weight_scale": "U8"}),
     ("MXFP4", {"_blocks": "U8", "_scales": "U8"}),
     ("GPTQ", {".qweight": "I32", ".qzeros": "I32", ".scales": None, ".g_idx": "I32"}),
-    ("AWQ", {".qweight": "I32", ".qzeros": "I32", ".scales": None}),
-    ("AWQ or GPTQ", {".qweight": None}),
     ("MLX", {".weight": "U32", ".scales": None}),
     ("bitsandbytes (4 bits)", {".weight": "U8", ".weight.absmax": None}),
     ("bitsandbytes (8 bits)", {".weight": "I8", ".SCB": None}),
     ("bitsandbytes (8 bits)", {".weight": "I8", ".weight_format": None}),
     ("HQQ", {".W_q": None}),
-    ("8-bit integers", {".weight": "I8", ".weight_scale": None}),
     ("FP8 E5M2", {".weight": "F8_E5M2"}),
 )
 
@@ -89,10 +79,10 @@ def refuse_form(where: str, form: str) -> NoReturn:
 
 
 def _modelopt(quant: Mapping[str, Any]) -> str:
-    """What ModelOpt's quant_algo is known as."""
+    """What ModelOpt's quant_algo is known as; "" if it is read."""
     algorithm = quant.get("quant_algo")
-    if isinstance(algorithm, str) and "NVFP4" in algorithm.upper():
-        return "NVFP4 (NVIDIA ModelOpt)"
+    if algorithm in ("NVFP4", "FP8"):
+        return ""
     return f"{printable(algorithm, 40)} (NVIDIA ModelOpt)" if algorithm else METHODS["modelopt"]
 
 
@@ -105,9 +95,10 @@ def refuse_config(values: Mapping[str, Any], where: str) -> None:
     method = method.lower() if isinstance(method, str) else method
     if method is None and ("load_in_4bit" in quant or "load_in_8bit" in quant):
         method = "bitsandbytes"  # which wrote no quant_method at first
-    if method == "modelopt" or (method is None and quant.get("quant_algo")):
-        refuse_form(where, _modelopt(quant))
-    if isinstance(method, str) and method in METHODS:
+    of_modelopt = method == "modelopt" or (method is None and quant.get("quant_algo"))
+    if of_modelopt and (algorithm := _modelopt(quant)):
+        refuse_form(where, algorithm)
+    if isinstance(method, str) and method in METHODS and method != "modelopt":
         bits = 4 if quant.get("load_in_4bit") is True else 8 if quant.get("load_in_8bit") is True else None
         bits = bits or quant.get("bits")
         sizes = f", {bits} bits" if type(bits) is int else ""
@@ -129,8 +120,8 @@ def refuse_config(values: Mapping[str, Any], where: str) -> None:
 def refuse_statement(values: Mapping[str, Any], where: str) -> None:
     """Refuses what hf_quant_config.json states; `values`: that file."""
     quant = values.get("quantization")
-    if isinstance(quant, dict) and quant.get("quant_algo"):
-        refuse_form(where, _modelopt(quant))
+    if isinstance(quant, dict) and quant.get("quant_algo") and (form := _modelopt(quant)):
+        refuse_form(where, form)
 
 
 def refuse_tensors(types: Mapping[str, str], where: str) -> None:
@@ -171,8 +162,15 @@ def fp8_block(keys: Keys) -> Block:
     if not isinstance(values, dict):
         keys.fail("quantization_config", "an object was expected")
     quant = Keys(values, f"{keys.where}: quantization_config")
-    if quant.one_of("quant_method", "fp8", "compressed-tensors") == "compressed-tensors":
+    if quant.get("quant_algo", None):  # ModelOpt's may have no quant_method
+        return _of_modelopt(quant)
+    if isinstance(quant.get("quant_method", None), str):
+        quant.values["quant_method"] = quant.values["quant_method"].lower()
+    method = quant.one_of("quant_method", "fp8", "compressed-tensors", "awq")
+    if method == "compressed-tensors":
         return _compressed(quant)
+    if method == "awq":
+        return _awq(quant)
     quant.one_of("fmt", "e4m3")
     whole = Block(WHOLE, WHOLE)
     block = _block(quant, "weight_block_size") if quant.get("weight_block_size", None) else whole
@@ -182,6 +180,26 @@ def fp8_block(keys: Keys) -> Block:
     activations = {"activation_scheme", "scale_fmt", "dequantize"}
     quant.finish(activations | {"modules_to_not_convert", "modules_to_convert", "ignored_layers"})
     return block
+
+
+def _of_modelopt(quant: Keys) -> Block:
+    quant.one_of("quant_method", None, "modelopt", "modelopt_fp4")
+    quant.one_of("quant_algo", "NVFP4", "FP8")
+    # The sizes of groups the shapes say, and the layers that are not quantized their types.
+    sizes, layers = {"config_groups", "group_size"}, {"ignore", "exclude_modules"}
+    quant.finish(sizes | layers | {"producer", "kv_cache_scheme", "kv_cache_quant_algo", "quant_library"})
+    return Block(WHOLE, WHOLE)
+
+
+def _awq(quant: Keys) -> Block:
+    quant.one_of("bits", 4)
+    quant.one_of("zero_point", True)
+    version = quant.get("version", "gemm")
+    if not isinstance(version, str) or version.lower() != "gemm":
+        quant.fail("version", "gemm was expected: other packings are not read")
+    running = {"backend", "do_fuse", "fuse_max_seq_len", "modules_to_fuse", "exllama_config"}
+    quant.finish(running | {"group_size", "modules_to_not_convert"})
+    return USUAL
 
 
 def _block(quant: Keys, key: str) -> Block:
@@ -204,7 +222,8 @@ def _compressed(quant: Keys) -> Block:
     blocks = {block for block in found if block}
     if len(blocks) > 1:
         quant.fail("config_groups", "all FP8 tensors must have scales for blocks of the same size")
-    quant.one_of("format", None, "float-quantized", "pack-quantized", "mixed-precision")
+    floats = "float-quantized", "nvfp4-pack-quantized", "mxfp4-pack-quantized"
+    quant.one_of("format", None, *floats, "pack-quantized", "int-quantized", "mixed-precision")
     quant.one_of("quantization_status", "compressed")
     for key in ("sparsity_config", "transform_config"):
         quant.one_of(key, {}, {"format": "dense"})
@@ -213,14 +232,18 @@ def _compressed(quant: Keys) -> Block:
 
 
 def _group(weights: Keys) -> Block | None:
-    """The block of one group; None if it is of integers, which say their groups themselves."""
-    weights.one_of("symmetric", True)
-    weights.one_of("dynamic", False)
+    """The block of one group; None if it is of integers or of floats of four bits, which say their groups
+    themselves."""
     kind = weights.one_of("type", "int", "float")
-    weights.one_of("num_bits", 4 if kind == "int" else 8)
+    bits = weights.one_of("num_bits", 4, 8)
+    if not weights.boolean("symmetric", True) and kind == "float":
+        weights.fail("symmetric", "floats have no zero points")
+    weights.one_of("dynamic", False)
     block = None
     if kind == "int":
-        weights.one_of("strategy", "group", "channel")
+        weights.one_of("strategy", "group", "channel", *(["tensor"] if bits == 8 else []))
+    elif bits == 4:
+        weights.one_of("strategy", "group", "tensor_group")
     else:
         strategy = weights.one_of("strategy", "tensor", "channel", "block")
         block = Block(1 if strategy == "channel" else WHOLE, WHOLE)

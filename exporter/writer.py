@@ -2,32 +2,41 @@
 tensors.
 
 The tensors are streamed: what they need to be known in the table (offset, checksum, scale) is noted as they
-pass, and the front of the file is written last. The file appears under its name only when it is complete.
+pass, and the front of the file is written last. The file appears under its name only when it is complete;
+before, it has the ending .partial, and says of each tensor when it is there, so that an export can go on.
 Refuses to replace a file that is no checkpoint. Which tensors there are is plan.py's, how they are packed
 quantize.py's.
 """
 
+import contextlib
 import os
 import re
 import stat
 import struct
 import tempfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from io import FileIO
 from types import TracebackType
 from typing import NamedTuple
 
 import numpy as np
 
-from .config import ModelConfig
 from .errors import ExportError
 from .plan import BF16, F32, Q4, Q8, VECTOR, Entry
 from .quantize import PANEL
+
+try:
+    import fcntl
+except ImportError:
+    fcntl = None  # type: ignore[assignment]
 
 MAGIC, VERSION = b"MLA.C\r\n\x1a", 2
 HEADER = struct.Struct("<8sIIQQIIII16x")  # FileHeader
 TENSOR = struct.Struct("<56sQQIIIIfI16s16x")  # TensorInfo
 PAGE = 4096
+# An unfinished checkpoint: its name's ending; what it begins with, and what its numbers are made from.
+PARTIAL, PARTIAL_MAGIC, PARTIAL_HEADER = ".partial", b"MLA.PART", struct.Struct("<8s32s")
 COPY = 1 << 20  # bytes copied at once
 
 
@@ -68,14 +77,14 @@ def open_direct(target: Target) -> int:
 
 
 class Output:
-    """The file at `path` while it is made: under a temporary name in the same directory, which is removed if
-    anything goes wrong. What cannot be replaced (Target.direct) gets a copy at the end.
-    Raises ExportError, OSError."""
+    """The file at `path` while it is made: in the same directory, with the ending PARTIAL. That file is
+    removed if anything goes wrong, and with `resume` kept. What cannot be replaced (Target.direct) gets a
+    copy at the end. Raises ExportError, OSError."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
+    def __init__(self, path: str | os.PathLike[str], resume: bool = False) -> None:
+        self.path, self.resume = os.fspath(path), resume
         self.target = find_target(self.path)
-        self.temporary = f"{self.target.path}.{os.getpid()}.tmp"
+        self.temporary = self.target.path + PARTIAL
         if self.target.direct:
             self._check_direct()
         elif os.path.exists(self.target.path):
@@ -85,6 +94,8 @@ class Output:
         mode = os.stat(self.target.path).st_mode
         if stat.S_ISDIR(mode) or stat.S_ISBLK(mode) or stat.S_ISSOCK(mode):
             raise ExportError(f"{self.path}: exists and is not a regular file; choose another name")
+        if self.resume:
+            raise ExportError(f"{self.path}: is not a file in a directory: nothing can be kept for --resume")
 
     def _check_replaced(self) -> None:
         """An empty file may be replaced, too: the shell makes one of `> FILE`, and mktemp."""
@@ -101,26 +112,50 @@ class Output:
                     raise ExportError(f"{self.path}: is a terminal; send the checkpoint to a file")
                 self.file = tempfile.TemporaryFile(buffering=0)
             else:
-                self.file = open(self.temporary, "xb", buffering=0)
+                self.file = self._open_partial()
         except OSError as error:
             raise ExportError(f"{self.path}: cannot be written: {error.strerror}") from None
         return self
 
+    def _open_partial(self) -> FileIO:
+        """The file under the other name: new, or left there by an export that was ended. No link is followed,
+        nothing that is something else is touched, and no two exports write it."""
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        file = FileIO(os.open(self.temporary, flags, 0o666), "rb+")
+        try:
+            begin = os.pread(file.fileno(), len(PARTIAL_MAGIC), 0)
+            # it begins as a checkpoint between its last byte and its new name
+            ours = begin in (b"", PARTIAL_MAGIC, MAGIC)
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode) or not ours:
+                raise ExportError(f"{self.temporary}: exists and is no unfinished checkpoint; remove it")
+            lock(file, self.temporary)
+            if not self.resume:
+                file.truncate(0)
+            if os.fstat(file.fileno()).st_size == 0:
+                file.write(PARTIAL_MAGIC)
+        except BaseException:
+            file.close()
+            raise
+        return file
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        renamed = False
         try:
             if kind is None and self.target.direct:
                 self._copy()
             elif kind is None:
                 os.fsync(self.file.fileno())
                 os.replace(self.temporary, self.target.path)
+                renamed = True
         finally:
-            self.file.close()
             if self.target.direct:
                 os.close(self.sink)
-            elif os.path.exists(self.temporary):
-                os.unlink(self.temporary)
+            elif not renamed and not self.resume:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self.temporary)
+            self.file.close()
 
     def _copy(self) -> None:
         self.file.seek(0)
@@ -133,9 +168,25 @@ class Output:
         while view:
             view = view[self.file.write(view) :]
 
+    def read(self, count: int, offset: int) -> bytes:
+        """As many of `count` bytes from `offset` on as there are."""
+        return os.pread(self.file.fileno(), count, offset)
+
     def seek(self, offset: int) -> None:
         """What is passed over reads as zeros."""
         self.file.seek(offset)
+
+
+def lock(file: FileIO, path: str) -> None:
+    """Raises ExportError if another process has the file. The lock ends with the process."""
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise ExportError(f"{path}: another export is writing it") from None
+    if not os.path.exists(path) or not os.path.samestat(os.stat(path), os.fstat(file.fileno())):
+        raise ExportError(f"{path}: another export has just ended; try again")
 
 
 # ---- what it holds
@@ -206,32 +257,74 @@ def write_tensor(out: Output, entry: Entry, offset: int, pieces: Iterable[Piece]
     return TENSOR.pack(entry.name.encode(), offset, written, *shape, scale, checksum, codebook)
 
 
+class Front(NamedTuple):
+    """What stands before the tensors, but for their table."""
+
+    config: bytes
+    tokenizer: bytes  # a section, or empty
+    chat: bytes
+
+
+def finished(out: Output, front: Front, entries: list[Entry], identity: bytes) -> dict[int, bytes]:
+    """{index: line of the table} of the entries that an export which was ended had written: each is read and
+    checked. identity: 32 bytes, equal if the same numbers come from the same source; of another one nothing
+    is used. From now on the file says that it is of this identity."""
+    at = layout(entries, *map(len, front))
+    found = {}
+    if out.read(PARTIAL_HEADER.size, 0) == PARTIAL_HEADER.pack(PARTIAL_MAGIC, identity):
+        for i, entry in enumerate(entries):
+            line = out.read(TENSOR.size, at.table + i * TENSOR.size)
+            if len(line) == TENSOR.size and _is_whole(out, entry, at.tensors[i], line):
+                found[i] = line
+    else:
+        out.file.truncate(0)
+    out.seek(0)
+    out.write(PARTIAL_HEADER.pack(PARTIAL_MAGIC, identity))
+    return found
+
+
+def _is_whole(out: Output, entry: Entry, offset: int, line: bytes) -> bool:
+    """Is the tensor that a line of the table speaks of this one, and there as it was written?"""
+    name, begin, size, *shape, _, checksum, _ = TENSOR.unpack(line)
+    expected = offset, tensor_bytes(entry), [entry.type, entry.count, entry.rows, entry.cols]
+    if name.rstrip(b"\0") != entry.name.encode() or (begin, size, shape) != expected:
+        return False
+    sum_, done = 0, 0
+    while done < size:
+        data = out.read(min(COPY, size - done), offset + done)
+        if not data:
+            return False
+        sum_, done = zlib.crc32(data, sum_), done + len(data)
+    return bool(sum_ == checksum)
+
+
 def write_checkpoint(
     out: Output,
-    config: ModelConfig,
-    tokenizer: bytes,
-    chat: bytes,
+    front: Front,
     entries: list[Entry],
     tensors: Iterable[Iterable[Piece]],
+    lines: Mapping[int, bytes] | None = None,
 ) -> None:
-    """tensors: for each entry its pieces in order. tokenizer, chat: their sections, or empty."""
-    config_bytes = config.packed()
-    at = layout(entries, len(config_bytes), len(tokenizer), len(chat))
-    lines = [
-        write_tensor(out, entry, offset, pieces)
-        for entry, offset, pieces in zip(entries, at.tensors, tensors, strict=True)
-    ]
-    front = bytearray(at.data)
-    front[HEADER.size : HEADER.size + len(config_bytes)] = config_bytes
-    front[at.tokenizer : at.tokenizer + len(tokenizer)] = tokenizer
-    front[at.chat : at.chat + len(chat)] = chat
-    front[at.table : at.table + TENSOR.size * len(lines)] = b"".join(lines)
+    """tensors: for each entry its pieces in order, but for those whose `lines` of the table are there. A line
+    is written as soon as its tensor is."""
+    at = layout(entries, *map(len, front))
+    lines, source = dict(lines or {}), iter(tensors)
+    for i, entry in enumerate(entries):
+        if i not in lines:
+            lines[i] = write_tensor(out, entry, at.tensors[i], next(source))
+            out.seek(at.table + i * TENSOR.size)
+            out.write(lines[i])
+    text = bytearray(at.data)
+    text[HEADER.size : HEADER.size + len(front.config)] = front.config
+    text[at.tokenizer : at.tokenizer + len(front.tokenizer)] = front.tokenizer
+    text[at.chat : at.chat + len(front.chat)] = front.chat
+    text[at.table : at.table + TENSOR.size * len(lines)] = b"".join(lines[i] for i in range(len(lines)))
 
     def header(checksum: int) -> bytes:
-        counts = len(config_bytes), len(tokenizer), len(lines), len(chat)
+        counts = len(front.config), len(front.tokenizer), len(lines), len(front.chat)
         return HEADER.pack(MAGIC, VERSION, checksum, at.end, at.data, *counts)
 
-    front[: HEADER.size] = header(0)
-    front[: HEADER.size] = header(zlib.crc32(front))
+    text[: HEADER.size] = header(0)
+    text[: HEADER.size] = header(zlib.crc32(text))
     out.seek(0)
-    out.write(front)
+    out.write(text)

@@ -33,23 +33,52 @@ typedef struct {
     float p[TILE_ROWS][LANES];          /* scores, then probabilities */
     float block[TILE_ROWS][16];         /* f32, bf16: a block of rows, as f32 */
     uint8_t weights[TILE_ROWS / 4][64]; /* q8: [groups of 4 rows][lane][4 rows], see value_units */
+    uint8_t finer[TILE_ROWS / 4][64];   /* ordinary attention: what is left of the weights */
     int8_t values[TILE_ROWS * 16];      /* q8: up to 16 dimensions of all rows, see value_units */
     uint8_t unpacked[];                 /* q6, q4: the tile as q8 */
 } AttendScratch;
 
+/* Keys that are a part a alone are those of ordinary attention. Their tiles have a scale for some 32 to 128
+ * numbers, so fine that 8 bits for queries and weights would be most of the error: they have 16, as two int8.
+ * The second one counts 1/254 of a query's step, or 1/255 of a weight's. */
+static inline bool is_fine(const TileShape *keys) { return is_int8(keys->type) && !keys->d2; }
+
 #ifdef ISA_portable /* the sizes are the same for all: once */
 size_t query_bytes(const TileShape *s) {
-    return is_int8(s->type) ? all_units(s) * UNIT + sizeof(QueryScales)
+    return is_int8(s->type) ? all_units(s) * UNIT * (is_fine(s) ? 2 : 1) + sizeof(QueryScales)
                             : ((size_t)s->d1 + s->d2) * LANES * sizeof(float);
 }
 
 size_t attend_scratch_bytes(const TileShape *s) {
     TileShape q8 = {TILE_Q8, s->d1, s->d2};
-    return sizeof(AttendScratch) + (is_packed(s->type) ? tile_bytes(&q8) : 0);
+    return sizeof(AttendScratch) + (is_packed(s->type) ? tile_bytes(&q8) + UNIT : 0); /* unpack_sub_tile() */
 }
 #endif
 
 /* ---- queries -------------------------------------------------------------------------------- */
+
+/* n numbers as two int8: x = scale * (high + low / 254). high and low go to units as quantize_part() puts
+ * them, stored + 128. */
+static void quantize_fine(uint8_t *high, uint8_t *low, const float *x, size_t n, float *scale) {
+    float max = largest_of(x, n), inverse = max <= 1e-36f ? 0.0f : 127.0f / max;
+    for (size_t i = 0; i < n; i += LANES) {
+        vf v = load_up_to(x + i, n - i, 0.0f);
+        vi h = to_integers(v, inverse, 127);
+        vi l = to_integers(vf_sub(vf_mul(v, vf_set1(inverse)), vi_to_float(h)), 254, 127);
+        uint8_t bytes[2][LANES];
+        vi_to_s8((int8_t *)bytes[0], h);
+        vi_to_s8((int8_t *)bytes[1], l);
+        for (size_t j = 0; j < LANES; j++) {
+            bytes[0][j] ^= 0x80;
+            bytes[1][j] ^= 0x80;
+        }
+        for (size_t j = 0; j < LANES && i + j < n; j += 4) {
+            memcpy(high + (i + j) / 4 * UNIT, bytes[0] + j, 4);
+            memcpy(low + (i + j) / 4 * UNIT, bytes[1] + j, 4);
+        }
+    }
+    *scale = max <= 1e-36f ? 0.0f : max / 127.0f; /* NaN where a number is not finite */
+}
 
 static void pack_query(const TileShape *s, void *out, const float *const a[LANES],
                        const float *const b[LANES]) {
@@ -63,13 +92,17 @@ static void pack_query(const TileShape *s, void *out, const float *const a[LANES
         return;
     }
     uint8_t *unit = out, *unit_b = unit + units(s->d1) * UNIT;
-    QueryScales *scales = (QueryScales *)(unit + all_units(s) * UNIT);
-    memset(unit, 0x80, all_units(s) * UNIT);
+    QueryScales *scales = (QueryScales *)(unit + query_bytes(s) - sizeof *scales);
+    memset(unit, 0x80, query_bytes(s) - sizeof *scales);
     memset(scales, 0, sizeof *scales);
     int32_t sum; /* only rows need theirs */
     for (size_t i = 0; i < LANES; i++) {
         if (!a[i])
             continue;
+        if (is_fine(s)) {
+            quantize_fine(unit + i * 4, unit_b + i * 4, a[i], s->d1, &scales->scale[0][i]);
+            continue;
+        }
         quantize_part(unit + i * 4, a[i], s->d1, 0x80, &scales->scale[0][i], &sum);
         quantize_part(unit_b + i * 4, s->d2 ? b[i] : NULL, s->d2, 0x80, &scales->scale[1][i], &sum);
     }
@@ -107,21 +140,41 @@ static const uint8_t *q8_sub_tile(const TileShape *s, const uint8_t *tile, size_
 /* p[row][lane] for the rows of one q8 sub-tile. */
 static void q8_scores(const TileShape *s, const uint8_t *query, const uint8_t *sub, size_t rows, float scale,
                       float (*p)[LANES]) {
-    const SubTileScales *scales = sub_tile_scales(s, sub);
+    const float *scale_a = q8_scales(s, sub, 0), *scale_b = q8_scales(s, sub, 1);
+    const int32_t *sum_a = q8_sums(s, sub, 0), *sum_b = q8_sums(s, sub, 1);
     const QueryScales *qs = (const QueryScales *)(query + all_units(s) * 64);
     size_t ua = units(s->d1), ub = units(s->d2);
     vf qa = vf_mul(vf_load(qs->scale[0]), vf_set1(scale)), qb = vf_mul(vf_load(qs->scale[1]), vf_set1(scale));
     for (size_t row = 0; row < rows; row += REG_ROWS) {
         vi acc[REG_ROWS];
-        dots(acc, query, sub + row * 4, ua, scales->sum[0] + row, rows - row);
+        dots(acc, query, sub + row * 4, ua, sum_a + row, rows - row);
         UNROLL for (int r = 0; r < REG_ROWS; r++)
-            vf_store(p[row + r], vf_mul(vi_to_float(acc[r]), vf_mul(vf_set1(scales->scale[0][row + r]), qa)));
+            vf_store(p[row + r], vf_mul(vi_to_float(acc[r]), vf_mul(vf_set1(scale_a[row + r]), qa)));
         if (!ub)
             continue;
-        dots(acc, query + ua * UNIT, sub + ua * UNIT + row * 4, ub, scales->sum[1] + row, rows - row);
+        dots(acc, query + ua * UNIT, sub + ua * UNIT + row * 4, ub, sum_b + row, rows - row);
         UNROLL for (int r = 0; r < REG_ROWS; r++)
-            vf_store(p[row + r], vf_fma(vi_to_float(acc[r]), vf_mul(vf_set1(scales->scale[1][row + r]), qb),
-                                        vf_load(p[row + r])));
+            vf_store(p[row + r],
+                     vf_fma(vi_to_float(acc[r]), vf_mul(vf_set1(scale_b[row + r]), qb), vf_load(p[row + r])));
+    }
+}
+
+/* The same of keys that are a part a alone. */
+static void fine_scores(const TileShape *s, const uint8_t *query, const uint8_t *sub, size_t rows,
+                        float scale, float (*p)[LANES]) {
+    const float *scales = q8_scales(s, sub, 0);
+    const int32_t *sums = q8_sums(s, sub, 0);
+    size_t n = units(s->d1);
+    const QueryScales *qs = (const QueryScales *)(query + 2 * n * UNIT);
+    vf qa = vf_mul(vf_load(qs->scale[0]), vf_set1(scale));
+    for (size_t row = 0; row < rows; row += REG_ROWS) {
+        vi high[REG_ROWS], low[REG_ROWS];
+        dots(high, query, sub + row * 4, n, sums + row, rows - row);
+        dots(low, query + n * UNIT, sub + row * 4, n, sums + row, rows - row);
+        UNROLL for (int r = 0; r < REG_ROWS; r++) {
+            vf dot = vf_fma(vi_to_float(low[r]), vf_set1(1.0f / 254), vi_to_float(high[r]));
+            vf_store(p[row + r], vf_mul(dot, vf_mul(vf_set1(scales[row + r]), qa)));
+        }
     }
 }
 
@@ -129,9 +182,14 @@ static void q8_scores(const TileShape *s, const uint8_t *query, const uint8_t *s
 static void int8_scores(const TileShape *s, const uint8_t *query, const uint8_t *tile, size_t rows,
                         float scale, AttendScratch *x) {
     TileShape q8 = {TILE_Q8, s->d1, s->d2};
-    for (size_t row = 0; row < rows; row += SUB_ROWS)
-        q8_scores(&q8, query, q8_sub_tile(s, tile, row / SUB_ROWS, x), min(rows - row, SUB_ROWS), scale,
-                  x->p + row);
+    for (size_t row = 0; row < rows; row += SUB_ROWS) {
+        const uint8_t *sub = q8_sub_tile(s, tile, row / SUB_ROWS, x);
+        size_t here = min(rows - row, SUB_ROWS);
+        if (is_fine(s))
+            fine_scores(&q8, query, sub, here, scale, x->p + row);
+        else
+            q8_scores(&q8, query, sub, here, scale, x->p + row);
+    }
 }
 
 /* f32 and bf16: `width` numbers of each row at a time, brought to f32 in `block`. */
@@ -227,13 +285,15 @@ static void online_softmax(float (*p)[LANES], size_t rows, const int32_t limit[L
 /* Step 3. The weight of a row in a lane is p * the row's scale: the values' own integers are then summed
  * with it as they are. Weights become integers in 0 .. 255, for each lane in steps of its own: the largest
  * becomes 255. x->weights receives four rows to a vector, the lower row in the lower byte of its lane, as
- * the picture below shows; rows past the last weigh nothing. Returns what one step is worth in each lane,
- * or NaN if a row's scale is not finite. x->p is used up. */
-static vf quantize_weights(const TileShape *s, const uint8_t *tile, size_t rows, AttendScratch *x) {
+ * the picture below shows; rows past the last weigh nothing. `fine`: weights are rounded down, and x->finer
+ * receives the rest in steps of 1/255. Returns what one step is worth in each lane, or NaN if a row's scale
+ * is not finite. x->p is used up. */
+OP vf quantize_weights(const TileShape *s, const uint8_t *tile, size_t rows, const bool fine,
+                       AttendScratch *x) {
     vf largest = vf_set1(1e-30f); /* 255 / largest must not overflow */
     bool finite = true;
     for (size_t r = 0; r < rows; r++) {
-        float scale = sub_tile_scales(s, tile + r / SUB_ROWS * sub_tile_bytes(s))->scale[0][r % SUB_ROWS];
+        float scale = q8_scales(s, tile + r / SUB_ROWS * sub_tile_bytes(s), 0)[r % SUB_ROWS];
         vf w = vf_mul(vf_load(x->p[r]), vf_set1(scale));
         finite &= scale - scale == 0;
         vf_store(x->p[r], w);
@@ -241,15 +301,22 @@ static vf quantize_weights(const TileShape *s, const uint8_t *tile, size_t rows,
     }
     vf inverse = vf_div(vf_set1(255.0f), largest);
     for (size_t r = 0; r < rows; r += 4) {
-        vi four = vi_set1(0);
+        vi four = vi_set1(0), finer = vi_set1(0);
         for (size_t j = 4; j-- > 0;) {
             four = vi_shl(four, 8);
+            finer = vi_shl(finer, 8);
             if (r + j >= rows)
                 continue;
             vf w = vf_max(vf_mul(vf_load(x->p[r + j]), inverse), vf_set1(0.0f)); /* NaN becomes 0 */
-            four = vi_add(four, vf_to_int(w));
+            vi whole = vf_to_int(fine ? vf_max(vf_sub(w, vf_set1(0.5f)), vf_set1(0.0f)) : w);
+            four = vi_add(four, whole);
+            if (fine)
+                finer = vi_add(finer, vf_to_int(vf_max(vf_mul(vf_sub(w, vi_to_float(whole)), vf_set1(255.0f)),
+                                                       vf_set1(0.0f))));
         }
         vi_store((int32_t *)x->weights[r / 4], four);
+        if (fine)
+            vi_store((int32_t *)x->finer[r / 4], finer);
     }
     return finite ? vf_div(largest, vf_set1(255.0f)) : vf_set1(NAN);
 }
@@ -273,7 +340,8 @@ static vf quantize_weights(const TileShape *s, const uint8_t *tile, size_t rows,
  * every lane. `keep` has zeros where the last sub-tile has no row: what lies there is not a number of this
  * tile. */
 OP void value_units(int n, size_t dims, const uint8_t *unit, size_t sub_bytes, size_t rows,
-                    const uint8_t *keep, AttendScratch *x, vf step, float *out) {
+                    const uint8_t *keep, const uint8_t (*weights)[64], AttendScratch *x, vf step,
+                    float *out) {
     size_t subs = div_up(rows, SUB_ROWS);
     vi acc[REG_ROWS], sums[REG_ROWS / 4];
     UNROLL for (int k = 0; k < n; k++) sums[k] = vi_set1(0);
@@ -295,7 +363,7 @@ OP void value_units(int n, size_t dims, const uint8_t *unit, size_t sub_bytes, s
             dot4_start_unsigned(sum[i] + sum[4 + i] + sum[8 + i] + sum[12 + i]);
     }
     for (size_t g = 0; g < div_up(rows, 4); g++) {
-        vb w = vb_load_biased(x->weights[g]);
+        vb w = vb_load_biased(weights[g]);
         const int8_t *v = x->values + g / 4 * n * 64 + g % 4 * 16;
         UNROLL for (int i = 0; i < 4 * n; i++) acc[i] = dot4(acc[i], w, v + i / 4 * 64 + i % 4 * 4);
     }
@@ -304,8 +372,8 @@ OP void value_units(int n, size_t dims, const uint8_t *unit, size_t sub_bytes, s
 }
 
 /* `unpacked`: int8_scores has unpacked this tile already, because it holds the keys too. */
-static void int8_values(const TileShape *s, const uint8_t *tile, bool unpacked, size_t rows, AttendScratch *x,
-                        float *out) {
+static void int8_values(const TileShape *s, const uint8_t *tile, bool unpacked, bool fine, size_t rows,
+                        AttendScratch *x, float *out) {
     for (size_t i = 0; i * SUB_ROWS < rows && !unpacked; i++)
         q8_sub_tile(s, tile, i, x);
     TileShape q8 = {TILE_Q8, s->d1, s->d2};
@@ -313,16 +381,26 @@ static void int8_values(const TileShape *s, const uint8_t *tile, bool unpacked, 
         s = &q8;
         tile = x->unpacked;
     }
-    vf step = quantize_weights(s, tile, rows, x);
+    vf step = fine ? quantize_weights(s, tile, rows, true, x) : quantize_weights(s, tile, rows, false, x);
+    vf fine_step = vf_mul(step, vf_set1(1.0f / 255));
     uint8_t keep[64]; /* [4 groups][4 dimensions][4 rows] */
     for (size_t i = 0; i < 64; i++)
         keep[i] = i / 16 * 4 + i % 4 < rows % SUB_ROWS ? 0xff : 0;
     size_t u = 0, n = units(s->d1), bytes = sub_tile_bytes(s);
-    for (; u + REG_ROWS / 4 <= n; u += REG_ROWS / 4)
-        value_units(REG_ROWS / 4, s->d1 - u * 4, tile + u * 64, bytes, rows, keep, x, step,
+    for (; u + REG_ROWS / 4 <= n; u += REG_ROWS / 4) {
+        value_units(REG_ROWS / 4, s->d1 - u * 4, tile + u * 64, bytes, rows, keep, x->weights, x, step,
                     out + u * 4 * LANES);
-    for (; u < n; u++)
-        value_units(1, s->d1 - u * 4, tile + u * 64, bytes, rows, keep, x, step, out + u * 4 * LANES);
+        if (fine)
+            value_units(REG_ROWS / 4, s->d1 - u * 4, tile + u * 64, bytes, rows, keep, x->finer, x, fine_step,
+                        out + u * 4 * LANES);
+    }
+    for (; u < n; u++) {
+        value_units(1, s->d1 - u * 4, tile + u * 64, bytes, rows, keep, x->weights, x, step,
+                    out + u * 4 * LANES);
+        if (fine)
+            value_units(1, s->d1 - u * 4, tile + u * 64, bytes, rows, keep, x->finer, x, fine_step,
+                        out + u * 4 * LANES);
+    }
 }
 
 static void float_values(const TileShape *s, const void *tile, size_t rows, AttendScratch *x, float *out) {
@@ -363,7 +441,7 @@ static void attend(const TileShape *s, const void *query, const void *keys, cons
         hide_rows(x->p, rows, mask);
     online_softmax(x->p, rows, limit, softmax, values_shape->d1);
     if (is_int8(values_shape->type))
-        int8_values(values_shape, values, values == keys, rows, x, softmax->out);
+        int8_values(values_shape, values, values == keys, is_fine(s), rows, x, softmax->out);
     else
         float_values(values_shape, values, rows, x, softmax->out);
 }

@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/tune.h"
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
@@ -75,8 +77,10 @@ const Kernels *kernels_choose(const char **why) {
         const Kernels *ops = *CHOICES[i].kernels;
         if (!ops || (isa && strcmp(isa, ops->name) != 0))
             continue;
-        if (CHOICES[i].runs_here())
+        if (CHOICES[i].runs_here()) {
+            tune(ops);
             return ops;
+        }
         built = true;
     }
     if (built)

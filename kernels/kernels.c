@@ -7,7 +7,8 @@
  *   matmul.h     weights in panels times rows
  *   tile.h       tiles of cached rows: rows in and out
  *   attention.h  queries against tiles
- *   index.h      index queries against tiles of index keys */
+ *   index.h      index queries against tiles of index keys
+ *   delta.h      linear attention */
 #include <stdbool.h>
 
 #include "kernels/kernels.h"
@@ -18,6 +19,7 @@
 #include "kernels/tile.h"
 #include "kernels/attention.h"
 #include "kernels/index.h"
+#include "kernels/delta.h"
 
 #define TEXT_OF(name) #name
 #define TEXT(name)    TEXT_OF(name)
@@ -36,6 +38,7 @@ static const Kernels kernels = {
     .store_row = store_row,
     .gather = gather,
     .matmul = matmul,
+    .many_rows = &many_rows,
     .read_row = read_row,
     .tile_store = tile_store,
     .tile_load = tile_load,
@@ -46,6 +49,10 @@ static const Kernels kernels = {
     .softmax_merge = softmax_merge,
     .softmax_finish = softmax_finish,
     .index_scores = index_scores,
+    .convolve = convolve,
+    .set_length = set_length,
+    .decay = decay,
+    .delta = delta,
 };
 
 extern const Kernels *JOIN(kernels_, ISA_NAME);

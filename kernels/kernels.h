@@ -33,7 +33,8 @@
  *                 byte = weight + 128, weight in -127 .. 127
  *             Q4: 8 units of 64 bytes. Unit u of half h (u = 0 .. 3, at index 4h + u) = [16 rows][4 bytes],
  *                 byte j: low nibble = column 32h + 4u + j, high nibble = column 32h + 16 + 4u + j;
- *                 a nibble is an index into the tensor's codebook of 16 int8 values in -127 .. 127
+ *                 a nibble is an index into the tensor's codebook of 16 int8 values in -127 .. 127;
+ *                 AVX2 is faster where all are in -64 .. 63, as export.py makes them
  *           weight = integer * scale(row, 32 columns) * Matrix.scale
  *           1088 or 576 bytes a block: 8.5 or 4.5 bits a weight
  *
@@ -113,7 +114,8 @@ static inline Activations activations_view(const Activations *x, size_t at, size
  *   TILE_F32   [128 rows][d1 + d2] f32
  *   TILE_BF16  [128 rows][d1 + d2] bf16, rounded to nearest even
  *
- * Q8, Q6 and Q4 tiles are 8 sub-tiles of 16 rows. Dimensions past the end are 0. (512, 64) is (d1, d2):
+ * Q8, Q6 and Q4 tiles are 8 sub-tiles of 16 rows. Dimensions past the end are 0. Where d2 is 0 there are no
+ * numbers of b. (512, 64) is (d1, d2):
  *
  *   TILE_Q8    units: 64 bytes = [16 rows][4 dimensions] int8; a's ceil(d1 / 4), then b's ceil(d2 / 4)
  *              then [16] each: f32 scale of a, f32 scale of b, int32 sum of a's integers, of b's integers
@@ -156,6 +158,18 @@ typedef struct {
     float *out;       /* [dv][16]: sum of exp(score - max) * value; not read of a lane that has no row yet */
 } Softmax;
 
+/* ---- linear attention ----------------------------------------------------------------------- */
+/* Rows of one head for the delta rule (engine/kda.c): [rows][stride] each; of q, k and decay the first `keys`
+ * numbers of a row count. */
+enum { DELTA_COLUMNS = 32 };
+
+typedef struct {
+    const float *q, *k, *decay; /* decay: what a key's row of the memory is multiplied by */
+    float *v;                   /* values; become the outputs */
+    const float *beta, *kq;     /* [rows] how much is learned; k . q */
+    size_t rows, stride, keys;
+} DeltaRows;
+
 /* ---- the functions -------------------------------------------------------------------------- */
 typedef struct {
     const char *name; /* portable, avx2, avxvnni, avx512, neon */
@@ -171,8 +185,9 @@ typedef struct {
     /* y = x / sqrt(mean(x^2) + eps) * w. y may be x. */
     void (*rmsnorm)(float *y, const float *x, const float *w, size_t n, float eps);
 
-    /* h = silu(gate) * up. h may be gate or up. (relu squared is a plain loop in engine/moe.c.) */
-    void (*swiglu)(float *h, const float *gate, const float *up, size_t n);
+    /* h = min(silu(gate), limit) * max(-limit, min(up, limit)); limit INFINITY: none. h may be gate or up.
+     * (relu squared is a plain loop in engine/moe.c.) */
+    void (*swiglu)(float *h, const float *gate, const float *up, size_t n, float limit);
 
     /* In place: softmax and sigmoid (routers, sampling). */
     void (*softmax)(float *x, size_t n);
@@ -199,6 +214,10 @@ typedef struct {
      * the matrix's scale multiplies at the end. */
     void (*matmul)(float *y, size_t ldy, const Matrix *w, size_t panel, size_t panels, const Activations *x);
 
+    /* From how many rows of x on matmul() unpacks panels first, where it can (matmul.h). It changes speed
+     * alone; tune.c sets it. */
+    size_t *many_rows;
+
     /* out[0 .. cols) = row `row` of W (an embedding). */
     void (*read_row)(float *out, const Matrix *w, size_t row);
 
@@ -222,7 +241,7 @@ typedef struct {
 
     /* Makes a query out of sixteen lanes: lane i reads a[i] [d1] and b[i] [d2]; a[i] == NULL leaves the
      * lane empty. `query` has query_bytes(shape) bytes, 64-byte aligned. F32, BF16: [d1 + d2][16] f32. Q8,
-     * Q6, Q4: int8 per lane with a scale for each part. */
+     * Q6, Q4: int8 per lane with a scale for each part; two of them where d2 is 0 (attention.h, is_fine). */
     void (*pack_query)(const TileShape *shape, void *query, const float *const a[LANES],
                        const float *const b[LANES]);
 
@@ -244,11 +263,28 @@ typedef struct {
     /* -- the indexer of a sparse attention -- */
 
     /* score[j] = sum over h of weight[h] * relu(query_h . key_j) for rows j = 0 .. rows - 1 of a tile of
-     * index keys, F32 or BF16 with d2 = 0. `query`: the heads in groups of sixteen, each group made by
+     * index keys, F32, BF16 or Q8 with d2 = 0. `query`: the heads in groups of sixteen, each group made by
      * pack_query() of the same shape. weight: [heads rounded up to 16], finite past `heads`. scratch:
      * [16][d1]. */
     void (*index_scores)(float *score, const TileShape *shape, const void *query, const float *weight,
                          size_t heads, const void *keys, size_t rows, float *scratch);
+
+    /* -- linear attention -- */
+
+    /* y = silu(sum over j < taps of w[j * ld ..] * u[j]), n numbers; j in order, one fma each. */
+    void (*convolve)(float *y, const float *const *u, const float *w, size_t ld, size_t taps, size_t n);
+
+    /* x = x * length / sqrt(sum x^2 + eps) */
+    void (*set_length)(float *x, size_t n, float length, float eps);
+
+    /* y = exp(g), g = lower * sigmoid(exp(rate) * (z + bias)), or with lower 0 g = -exp(rate) * log(1 + exp(z
+     * + bias)). NaN if z + bias is infinite. */
+    void (*decay)(float *y, const float *z, const float *bias, float rate, float lower, size_t n);
+
+    /* The delta rule for 32 columns of values, x->v + column .. column + 31 of each row, one row after
+     * another: S = decay S; r = beta (v - S^T k); v = S^T q + (k . q) r; S = S + k r^T. S is [keys][32]:
+     * `from` before the first row, `to` behind the last one; they may be the same. */
+    void (*delta)(float *to, const float *from, const DeltaRows *x, size_t column);
 } Kernels;
 
 size_t tile_bytes(const TileShape *shape);  /* of a whole tile of 128 rows; a multiple of 64 */

@@ -4,7 +4,11 @@
  * each row, whose lanes are the panel's 16 outputs, and they stay in registers. Every weight is loaded and
  * unpacked once for all these rows. With one row the loop is a stream over the weights and runs at the
  * speed of memory; with many it runs at the speed of the multipliers. One source serves both: the number
- * of rows and the type are constants wherever the loop is inlined, and the loops over them are unrolled. */
+ * of rows and the type are constants wherever the loop is inlined, and the loops over them are unrolled.
+ *
+ * A second way for many rows of q8 and q4, from *many_rows on, unpacks several panels to a buffer first. It
+ * needs fewer loads and unpacks nothing twice. Which is faster depends on the processor. Sums are added in
+ * the same order, so that the bytes are the same. */
 #include "kernels/kernels.h"
 #include "kernels/simd.h"
 
@@ -12,6 +16,28 @@ enum {
     WEIGHTS_AHEAD = 2048,    /* bytes; hides the latency of memory when one row is multiplied */
     CHUNK_BYTES = 256 * 1024 /* weights that stay in L2 while all rows of x pass by */
 };
+
+/* How the weights of a matrix are read: a Type, or NARROW, q4 with a codebook of 7 bits (simd.h). A constant
+ * wherever a loop is inlined. */
+enum { NARROW = TYPE_COUNT, FORMS };
+
+OP bool is_int8_form(const int form) { return form >= TYPE_Q8; }
+OP vt load_codebook(const int form, const Matrix *w) {
+    return form == NARROW ? vt_load_narrow(w->codebook) : form == TYPE_Q4 ? vt_load(w->codebook) : (vt){0};
+}
+OP size_t block_bytes(const int form) { return form == TYPE_Q8 ? Q8_BLOCK : Q4_BLOCK; }
+
+/* The eight units, of 4 columns each, of a half of a block. */
+OP void load_units(const int form, vb unit[8], const uint8_t *units, vt codebook) {
+    UNROLL for (int u = 0; u < 4; u++) {
+        if (form == TYPE_Q8) {
+            unit[u] = vb_load_biased(units + 64 * u);
+            unit[u + 4] = vb_load_biased(units + 64 * (u + 4));
+        } else {
+            vb_q4(&unit[u], &unit[u + 4], units + 64 * u, codebook);
+        }
+    }
+}
 
 /* `rows` rows of a group of x in int8, from its first column on. */
 typedef struct {
@@ -23,29 +49,24 @@ typedef struct {
 
 /* y[t * ldy + lane] for t < rows: one panel of q8 or q4 times `rows` rows. */
 OP void multiply_int8(float *y, size_t ldy, const Matrix *w, const uint8_t *panel, Int8Rows x, const int rows,
-                      const bool q4) {
+                      const int form) {
     vf acc[16];
     UNROLL for (int t = 0; t < rows; t++) acc[t] = vf_set1(0.0f);
-    vt codebook = q4 ? vt_load(w->codebook) : (vt){0};
-    const size_t bytes = q4 ? Q4_BLOCK : Q8_BLOCK, blocks = div_up(w->cols, BLOCK);
+    vt codebook = load_codebook(form, w);
+    const size_t bytes = block_bytes(form), blocks = div_up(w->cols, BLOCK);
     for (size_t b = 0; b < blocks; b++, panel += bytes) {
         for (size_t line = 0; line < bytes; line += 64)
             PREFETCH(panel + WEIGHTS_AHEAD + line);
         UNROLL for (int half = 0; half < 2; half++) {
-            const uint8_t *units = panel + 64 + (q4 ? 256 : 512) * half;
-            vb unit[8]; /* 4 columns each */
-            UNROLL for (int u = 0; u < 4; u++) {
-                if (q4) {
-                    vb_q4(&unit[u], &unit[u + 4], units + 64 * u, codebook);
-                } else {
-                    unit[u] = vb_load_biased(units + 64 * u);
-                    unit[u + 4] = vb_load_biased(units + 64 * (u + 4));
-                }
-            }
+            vb unit[8];
+            load_units(form, unit, panel + 64 + (bytes - 64) / 2 * (size_t)half, codebook);
             vf scale = vf_from_f16(panel + 32 * half);
             UNROLL for (int t = 0; t < rows; t++) {
-                vi sum = dot4_start(x.sum[t]);
-                UNROLL for (int u = 0; u < 8; u++) sum = dot4(sum, unit[u], x.q + 32 * t + 4 * u);
+                const int8_t *q = x.q + 32 * t;
+                vi sum = form == NARROW ? dot4_narrow_starts(vi_set1(x.sum[t])) : dot4_start(x.sum[t]);
+                UNROLL for (int u = 0; u < 8; u++) sum = form == NARROW
+                                                             ? dot4_narrow(sum, unit[u], va_load(q + 4 * u))
+                                                             : dot4(sum, unit[u], q + 4 * u);
                 acc[t] = vf_fma(vi_to_float(sum), vf_mul(scale, vf_set1(x.scale[t])), acc[t]);
             }
             x.q += 32 * x.group;
@@ -71,11 +92,11 @@ OP void multiply_float(float *y, size_t ldy, const Matrix *w, const uint8_t *pan
     UNROLL for (int t = 0; t < rows; t++) vf_store(y + (size_t)t * ldy, acc[t]);
 }
 
-/* One panel times rows row .. row + n - 1 of x, which are a whole group. `type` is a constant. */
-OP void multiply_group(const Type type, float *y, size_t ldy, const Matrix *w, const uint8_t *panel,
+/* One panel times rows row .. row + n - 1 of x, which are a whole group. */
+OP void multiply_group(const int form, float *y, size_t ldy, const Matrix *w, const uint8_t *panel,
                        const Activations *x, size_t row, size_t n) {
     for (size_t t = 0; t < n; t += REG_ROWS) {
-        const bool int8 = type == TYPE_Q8 || type == TYPE_Q4;
+        const bool int8 = is_int8_form(form);
         size_t at = row * (x->stride / 32) + t;
         Int8Rows ints = int8 ? (Int8Rows){x->q + 32 * at, x->scale + at, x->sum + at, n} : (Int8Rows){0};
         const float *floats = int8 ? NULL : x->f + (row + t) * x->stride;
@@ -83,9 +104,9 @@ OP void multiply_group(const Type type, float *y, size_t ldy, const Matrix *w, c
 #define MULTIPLY(rows)                                                                     \
     case rows:                                                                             \
         if (rows <= REG_ROWS && int8)                                                      \
-            multiply_int8(to, ldy, w, panel, ints, rows, type == TYPE_Q4);                 \
+            multiply_int8(to, ldy, w, panel, ints, rows, form);                            \
         else if (rows <= REG_ROWS)                                                         \
-            multiply_float(to, ldy, w, panel, floats, x->stride, rows, type == TYPE_BF16); \
+            multiply_float(to, ldy, w, panel, floats, x->stride, rows, form == TYPE_BF16); \
         break;
         switch (min(n - t, REG_ROWS)) {
             MULTIPLY(1)
@@ -109,30 +130,165 @@ OP void multiply_group(const Type type, float *y, size_t ldy, const Matrix *w, c
     }
 }
 
+/* ---- many rows: panels are unpacked first ---------------------------------------------------- */
+
+/* The same products, in the same order, for many rows. MANY_PANELS panels are unpacked to a buffer that
+ * stays in L1 beside the rows that pass by, PART halves of blocks at a time. A tile of MANY_PANELS panels by
+ * MANY_ROWS rows then has its integer sums in registers, and four activations, once in a register, serve all
+ * its panels. Between two parts the sums wait in y. */
+enum { PART = 32 / MANY_PANELS };
+
+typedef struct {
+    vb unit[PART][8][MANY_PANELS];
+    vf scale[PART][MANY_PANELS];
+    int32_t start[PART][16]; /* of the sums of a group's rows */
+} Unpacked;
+
+/* Halves half .. half + n - 1 of MANY_PANELS panels. */
+OP void unpack_panels(Unpacked *u, const Matrix *w, const uint8_t *panel, size_t half, size_t n,
+                      const int form) {
+    const size_t bytes = block_bytes(form), panel_size = div_up(w->cols, BLOCK) * bytes;
+    vt codebook = load_codebook(form, w);
+    for (size_t h = 0; h < n; h++) {
+        const uint8_t *block = panel + (half + h) / 2 * bytes;
+        size_t odd = (half + h) % 2;
+        UNROLL for (int p = 0; p < MANY_PANELS; p++, block += panel_size) {
+            vb unit[8];
+            load_units(form, unit, block + 64 + (bytes - 64) / 2 * odd, codebook);
+            UNROLL for (int i = 0; i < 8; i++) u->unit[h][i][p] = unit[i];
+            u->scale[h][p] = vf_from_f16(block + 32 * odd);
+        }
+    }
+}
+
+/* Where the integer sums of a group's rows begin. x: from the group's first row on. */
+OP void start_sums(Unpacked *u, size_t n, Int8Rows x, const int form) {
+    for (size_t h = 0; h < n; h++, x.sum += x.group) {
+        int32_t few[16] = {0};
+        if (x.group < 16)
+            memcpy(few, x.sum, x.group * sizeof *few);
+        vi sums = vi_load(x.group < 16 ? few : x.sum);
+        vi_store(u->start[h], form == NARROW ? dot4_narrow_starts(sums) : dot4_starts(sums));
+    }
+}
+
+/* y[t * ldy + 16 p + lane] for t < rows and all panels p: the products of n halves are added, and the result
+ * is multiplied by `factor`. x begins with row `row` of its group. */
+OP void multiply_many(float *y, size_t ldy, const Unpacked *u, size_t n, Int8Rows x, size_t row, bool first,
+                      float factor, const int rows, const int form) {
+    vf acc[MANY_ROWS][MANY_PANELS];
+    UNROLL for (int t = 0; t < rows; t++) UNROLL for (int p = 0; p < MANY_PANELS; p++) acc[t][p] =
+        first ? vf_set1(0.0f) : vf_load(y + (size_t)t * ldy + 16 * p);
+    for (size_t h = 0; h < n; h++) {
+        vi sum[MANY_ROWS][MANY_PANELS];
+        UNROLL for (int t = 0; t < rows; t++) UNROLL for (int p = 0; p < MANY_PANELS; p++) sum[t][p] =
+            vi_set1(u->start[h][row + (size_t)t]);
+        ROLLED for (int i = 0; i < 8; i++) {
+            vb w[MANY_PANELS];
+            UNROLL for (int p = 0; p < MANY_PANELS; p++) w[p] = u->unit[h][i][p];
+            UNROLL for (int t = 0; t < rows; t++) {
+                va four = va_load(x.q + 32 * t + 4 * i);
+                UNROLL for (int p = 0; p < MANY_PANELS; p++) sum[t][p] =
+                    form == NARROW ? dot4_narrow(sum[t][p], w[p], four) : dot4_va(sum[t][p], w[p], four);
+            }
+        }
+        UNROLL for (int t = 0; t < rows; t++) {
+            vf scale = vf_set1(x.scale[t]);
+            UNROLL for (int p = 0; p < MANY_PANELS; p++) acc[t][p] =
+                vf_fma(vi_to_float(sum[t][p]), vf_mul(u->scale[h][p], scale), acc[t][p]);
+        }
+        x.q += 32 * x.group;
+        x.scale += x.group;
+    }
+    UNROLL for (int t = 0; t < rows; t++) UNROLL for (int p = 0; p < MANY_PANELS; p++)
+        vf_store(y + (size_t)t * ldy + 16 * p, vf_mul(acc[t][p], vf_set1(factor)));
+}
+
+/* MANY_PANELS panels times all rows of x. */
+OP void multiply_panels(float *y, size_t ldy, const Matrix *w, const uint8_t *panel, const Activations *x,
+                        const int form) {
+    Unpacked u;
+    size_t halves = div_up(w->cols, BLOCK) * 2;
+    for (size_t half = 0; half < halves; half += PART) {
+        size_t n = min(halves - half, PART);
+        float factor = half + n == halves ? w->scale : 1.0f;
+        unpack_panels(&u, w, panel, half, n, form);
+        for (size_t row = 0; row < x->rows; row += 16) {
+            size_t group = min(x->rows - row, 16), at = row * (x->stride / 32) + half * group;
+            Int8Rows rows = {x->q + 32 * at, x->scale + at, x->sum + at, group};
+            start_sums(&u, n, rows, form);
+            for (size_t t = 0; t < group; t += MANY_ROWS) {
+                float *to = y + (row + t) * ldy;
+#define TILE(count) \
+    case count: multiply_many(to, ldy, &u, n, rows, t, half == 0, factor, count, form); break
+                switch (min(group - t, MANY_ROWS)) {
+                    TILE(1);
+                    TILE(2);
+                    TILE(3);
+                    TILE(4);
+                }
+#undef TILE
+                rows.q += 32 * MANY_ROWS;
+                rows.scale += MANY_ROWS;
+            }
+        }
+    }
+}
+
+/* ---- any number of rows --------------------------------------------------------------------- */
+
+static size_t many_rows = 16; /* kernels.h */
+
 typedef void MultiplyGroup(float *y, size_t ldy, const Matrix *w, const uint8_t *panel, const Activations *x,
                            size_t row, size_t n);
-#define FOR_TYPE(name, type)                                                                            \
+typedef void MultiplyPanels(float *y, size_t ldy, const Matrix *w, const uint8_t *panel,
+                            const Activations *x);
+#define GROUP_OF(name, form)                                                                            \
     static void name(float *y, size_t ldy, const Matrix *w, const uint8_t *panel, const Activations *x, \
                      size_t row, size_t n) {                                                            \
-        multiply_group(type, y, ldy, w, panel, x, row, n);                                              \
+        multiply_group(form, y, ldy, w, panel, x, row, n);                                              \
     }
-FOR_TYPE(multiply_f32, TYPE_F32)
-FOR_TYPE(multiply_bf16, TYPE_BF16)
-FOR_TYPE(multiply_q8, TYPE_Q8)
-FOR_TYPE(multiply_q4, TYPE_Q4)
-#undef FOR_TYPE
+#define PANELS_OF(name, form)                                                                             \
+    static void name(float *y, size_t ldy, const Matrix *w, const uint8_t *panel, const Activations *x) { \
+        multiply_panels(y, ldy, w, panel, x, form);                                                       \
+    }
+GROUP_OF(group_f32, TYPE_F32)
+GROUP_OF(group_bf16, TYPE_BF16)
+GROUP_OF(group_q8, TYPE_Q8)
+GROUP_OF(group_q4, TYPE_Q4)
+GROUP_OF(group_narrow, NARROW)
+PANELS_OF(panels_q8, TYPE_Q8)
+PANELS_OF(panels_q4, TYPE_Q4)
+PANELS_OF(panels_narrow, NARROW)
+#undef GROUP_OF
+#undef PANELS_OF
+
+static uint32_t form_of(const Matrix *w) {
+    if (!NARROW_PAYS || w->type != TYPE_Q4)
+        return w->type;
+    for (int i = 0; i < 16; i++)
+        if (w->codebook[i] < -64 || w->codebook[i] > 63)
+            return TYPE_Q4;
+    return NARROW;
+}
 
 static void matmul(float *y, size_t ldy, const Matrix *w, size_t panel, size_t panels, const Activations *x) {
-    static MultiplyGroup *const by_type[TYPE_COUNT] = {NULL, multiply_f32, multiply_bf16, multiply_q8,
-                                                       multiply_q4};
-    MultiplyGroup *const multiply = by_type[w->type];
+    static MultiplyGroup *const groups_of[FORMS] = {NULL,     group_f32, group_bf16,
+                                                    group_q8, group_q4,  NARROW_PAYS ? group_narrow : NULL};
+    static MultiplyPanels *const panels_of[FORMS] = {
+        NULL, NULL, NULL, panels_q8, panels_q4, NARROW_PAYS ? panels_narrow : NULL};
+    const uint32_t form = form_of(w);
     const size_t bytes = panel_bytes(w->type, w->cols), chunk = CHUNK_BYTES / bytes + 1;
-    for (size_t first = 0; first < panels; first += chunk) {
+    size_t first = 0;
+    if (panels_of[form] && x->rows >= many_rows)
+        for (; first + MANY_PANELS <= panels; first += MANY_PANELS)
+            panels_of[form](y + 16 * first, ldy, w, w->data + (panel + first) * bytes, x);
+    for (; first < panels; first += chunk) {
         size_t end = min(first + chunk, panels);
         for (size_t row = 0; row < x->rows; row += 16)
             for (size_t j = first; j < end; j++)
-                multiply(y + row * ldy + 16 * j, ldy, w, w->data + (panel + j) * bytes, x, row,
-                         min(x->rows - row, 16));
+                groups_of[form](y + row * ldy + 16 * j, ldy, w, w->data + (panel + j) * bytes, x, row,
+                                min(x->rows - row, 16));
     }
 }
 

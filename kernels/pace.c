@@ -38,7 +38,7 @@ static int kind_of(size_t rows) {
     return (int)min((size_t)kind, PACE_KINDS - 1);
 }
 
-static double cost(const PaceSum *sum) { return sum->seconds / sum->rows; }
+static double cost(const PaceSum *sum) { return sum->seconds / sum->work; }
 
 static bool long_enough(const PaceSum *sum) {
     return sum->calls >= TRIAL_CALLS || sum->seconds > TRIAL_SECONDS;
@@ -51,7 +51,7 @@ static bool slept_much(const PaceSum *sum, int threads) {
 static void add(PaceSum *sum, const PaceSum *call) {
     double kept = sum->calls >= REMEMBERED_CALLS ? 0.5 : 1; /* older calls count less */
     sum->calls = kept * sum->calls + call->calls;
-    sum->rows = kept * sum->rows + call->rows;
+    sum->work = kept * sum->work + call->work;
     sum->seconds = kept * sum->seconds + call->seconds;
     sum->slept = kept * sum->slept + call->slept;
 }
@@ -100,7 +100,7 @@ int pace_threads(Pace *p, size_t rows) {
 
 static void trial_took(PaceKind *k, const PaceSum *call, int threads) {
     add(&k->tried, call);
-    double usual = k->tried.rows * cost(&k->used), lost = k->tried.seconds - usual;
+    double usual = k->tried.work * cost(&k->used), lost = k->tried.seconds - usual;
     bool enough = long_enough(&k->tried);
     if (enough && k->tried.seconds < FASTER * usual) {
         go_to(k, k->trial);
@@ -114,9 +114,9 @@ static void trial_took(PaceKind *k, const PaceSum *call, int threads) {
     }
 }
 
-void pace_took(Pace *p, size_t rows, double time, double slept) {
+void pace_took(Pace *p, size_t rows, double work, double time, double slept) {
     PaceKind *k = &p->kind[kind_of(rows)];
-    PaceSum call = {.calls = 1, .rows = (double)rows, .seconds = time, .slept = slept};
+    PaceSum call = {.calls = 1, .work = work, .seconds = time, .slept = slept};
     int threads = p->size[k->trial < 0 ? k->at : k->trial];
     k->since += time;
     if (k->trial >= 0) {

@@ -14,7 +14,7 @@ enum { PACE_KINDS = 16, PACE_SIZES = 32 };
 
 /* Calls of one kind with one number of threads. */
 typedef struct {
-    double calls, rows, seconds;
+    double calls, work, seconds;
     double slept; /* seconds that threads slept at barriers, added up */
 } PaceSum;
 
@@ -25,7 +25,7 @@ typedef struct {
     bool near;               /* the next trial goes one size up; else all the way */
     int at, trial;           /* places in Pace.size: in use, and on trial (-1: none) */
     PaceSum used, tried;     /* the late calls with either */
-    double cost[PACE_SIZES]; /* seconds for a row, as last measured for each size; 0: not known */
+    double cost[PACE_SIZES]; /* seconds for a unit of work, as last measured for each size; 0: not known */
     double since, pause;     /* seconds computed since the last trial; that must pass before the next */
 } PaceKind;
 
@@ -40,7 +40,9 @@ void pace_open(Pace *p, int threads);
 /* The number of threads for the next call, of `rows` rows (at least 1). */
 int pace_threads(Pace *p, size_t rows);
 
-/* What that call took: seconds, and the seconds that its threads slept at barriers, added up. */
-void pace_took(Pace *p, size_t rows, double seconds, double slept);
+/* What that call took: seconds, and the seconds that its threads slept at barriers, added up. `work`: what
+ * was computed, in any unit. A row behind a long context is more work than the first one; without that, fewer
+ * threads at the beginning of a prompt would seem to be faster than all of them at its end. */
+void pace_took(Pace *p, size_t rows, double work, double seconds, double slept);
 
 #endif

@@ -14,10 +14,12 @@
  *   vf  16 x f32      vi  16 x int32      vm  16 x true or false
  *   vb  64 x int8 = 16 lanes x 4, the left operand of dot4; made by vb_load, vb_load_biased and vb_q4, never
  *       looked into
+ *   va  4 x int8, the same in every lane: the right operand of dot4_va
  *   vt  16 x int8, a codebook for vb_q4
  *
  * Names: vf_* returns or takes mostly vf, and so on. Loads and stores need no alignment. REG_ROWS is how
- * many rows of a matrix product have their accumulators in registers at once. */
+ * many rows of a product with one panel have their accumulators in registers at once; where panels are
+ * unpacked first (matmul.h), MANY_PANELS by MANY_ROWS (at most 4) have their integer sums there. */
 #ifndef SIMD_H
 #define SIMD_H
 
@@ -28,16 +30,20 @@
 #include <string.h>
 
 /* Inlined always, loops over registers unrolled: a block of accumulators must stay in registers through
- * several layers of these functions. Portable C is left to the compiler's judgement. */
+ * several layers of these functions. A loop that is not over registers stays one (ROLLED) where the compiler
+ * would run out of registers in a longer one. Portable C is left to the compiler's judgement. */
 #if defined(ISA_portable)
 #define OP static inline
 #define UNROLL
+#define ROLLED
 #elif defined(__clang__)
 #define OP     static inline __attribute__((always_inline))
 #define UNROLL _Pragma("unroll")
+#define ROLLED _Pragma("nounroll")
 #else
 #define OP     static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
+#define ROLLED _Pragma("GCC unroll 1")
 #endif
 
 #define PREFETCH(address) __builtin_prefetch((const void *)(address), 0, 3)
@@ -112,6 +118,16 @@ OP void vf_store_n(float *p, size_t n, vf a) {
     vf_store(t, a);
     memcpy(p, t, n * 4);
 }
+#endif
+
+/* A narrow codebook has values of 7 bits, -64 .. 63. dot4_narrow is dot4_va for weights of a codebook that
+ * vt_load_narrow loaded, and dot4_narrow_starts its dot4_starts. Only AVX2 without VNNI has a shorter way for
+ * them. */
+#ifndef ISA_avx2
+enum { NARROW_PAYS = 0 };
+OP vt vt_load_narrow(const int8_t *codebook) { return vt_load(codebook); }
+OP vi dot4_narrow(vi acc, vb w, va a) { return dot4_va(acc, w, a); }
+OP vi dot4_narrow_starts(vi sums) { return dot4_starts(sums); }
 #endif
 
 /* e^x within 1 ulp (tests/test_kernels.c); 0 at -infinity, infinity above 88.7, NaN at NaN. x = n ln 2 + r

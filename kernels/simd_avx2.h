@@ -6,12 +6,15 @@
 
 #include <immintrin.h>
 
+/* BIASED: vb and vt hold w + 128, which is what vpdpbusd multiplies; else w. */
 #ifdef ISA_avxvnni /* AVX2 and the dot product instruction of processors without AVX-512 */
 #define ISA_NAME avxvnni
+enum { BIASED = 1 };
 #else
 #define ISA_NAME avx2
+enum { BIASED = 0 };
 #endif
-enum { REG_ROWS = 4 };
+enum { REG_ROWS = 4, MANY_PANELS = 1, MANY_ROWS = 4 };
 
 typedef struct {
     __m256 lo, hi;
@@ -25,6 +28,7 @@ typedef struct {
 typedef struct {
     __m256i lo, hi;
 } vb;
+typedef __m256i va;
 typedef __m256i vt;
 
 #define BOTH1(f, a) \
@@ -131,21 +135,25 @@ OP int32_t vi_sum(vi a) {
     return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0xb1)));
 }
 
-OP vb vb_load(const void *p) {
+/* 64 bytes as they are, and with the highest bit of each flipped. */
+OP vb vb_bytes(const void *p) {
     const __m256i *u = p;
     return (vb){_mm256_loadu_si256(u), _mm256_loadu_si256(u + 1)};
 }
-OP vb vb_load_biased(const void *p) {
-    vb w = vb_load(p);
+OP vb vb_flipped(const void *p) {
+    vb w = vb_bytes(p);
     __m256i bias = _mm256_set1_epi8(-128);
     return (vb){_mm256_xor_si256(w.lo, bias), _mm256_xor_si256(w.hi, bias)};
 }
+OP vb vb_load(const void *p) { return BIASED ? vb_flipped(p) : vb_bytes(p); }
+OP vb vb_load_biased(const void *p) { return BIASED ? vb_bytes(p) : vb_flipped(p); }
 
 OP vt vt_load(const int8_t *codebook) {
-    return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)codebook));
+    __m256i twice = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)codebook));
+    return BIASED ? _mm256_xor_si256(twice, _mm256_set1_epi8(-128)) : twice;
 }
 OP void vb_q4(vb *low, vb *high, const uint8_t *p, vt codebook) {
-    vb x = vb_load(p);
+    vb x = vb_bytes(p);
     __m256i nibble = _mm256_set1_epi8(15);
     low->lo = _mm256_shuffle_epi8(codebook, _mm256_and_si256(x.lo, nibble));
     low->hi = _mm256_shuffle_epi8(codebook, _mm256_and_si256(x.hi, nibble));
@@ -153,33 +161,48 @@ OP void vb_q4(vb *low, vb *high, const uint8_t *p, vt codebook) {
     high->hi = _mm256_shuffle_epi8(codebook, _mm256_and_si256(_mm256_srli_epi16(x.hi, 4), nibble));
 }
 
-/* Both multiply unsigned by signed, so |w| * (a with w's sign); maddubs's two products are at most 2 * 128
- * * 127, no saturation. */
-enum { DOT4_NEEDS_SUM = 0 };
-OP vi dot4_start(int32_t sum) {
-    (void)sum;
-    return vi_set1(0);
+OP __m256i add_pairs_8(__m256i acc, __m256i pairs) {
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
+/* Both instructions multiply unsigned bytes by signed ones. Without bias that is |w| * (a with w's sign);
+ * maddubs's two products are at most 2 * 128 * 127, no saturation. */
+enum { DOT4_NEEDS_SUM = BIASED };
 OP __m256i dot4_8(__m256i acc, __m256i w, __m256i a) {
 #ifdef ISA_avxvnni
-    return _mm256_dpbusd_avx_epi32(acc, _mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
+    return _mm256_dpbusd_avx_epi32(acc, w, a);
 #else
-    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    return add_pairs_8(acc, _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w)));
 #endif
 }
-OP vi dot4(vi acc, vb w, const int8_t *a) {
+OP va va_load(const int8_t *a) {
     int32_t four;
     memcpy(&four, a, 4);
-    __m256i all = _mm256_set1_epi32(four);
-    return (vi){dot4_8(acc.lo, w.lo, all), dot4_8(acc.hi, w.hi, all)};
+    return _mm256_set1_epi32(four);
 }
+OP vi dot4_va(vi acc, vb w, va a) { return (vi){dot4_8(acc.lo, w.lo, a), dot4_8(acc.hi, w.hi, a)}; }
+OP vi dot4(vi acc, vb w, const int8_t *a) { return dot4_va(acc, w, va_load(a)); }
+OP vi dot4_starts(vi sums) { return BIASED ? vi_sub(vi_set1(0), vi_shl(sums, 7)) : vi_set1(0); }
+OP vi dot4_start(int32_t sum) { return dot4_starts(vi_set1(sum)); }
+
+#ifdef ISA_avx2
+/* Values of a narrow codebook are multiplied as v + 64, which has no sign: maddubs's two products are at most
+ * 2 * 127 * 127. */
+enum { NARROW_PAYS = 1 };
+OP vt vt_load_narrow(const int8_t *codebook) {
+    return _mm256_add_epi8(vt_load(codebook), _mm256_set1_epi8(64));
+}
+OP vi dot4_narrow(vi acc, vb w, va a) {
+    return (vi){add_pairs_8(acc.lo, _mm256_maddubs_epi16(w.lo, a)),
+                add_pairs_8(acc.hi, _mm256_maddubs_epi16(w.hi, a))};
+}
+OP vi dot4_narrow_starts(vi sums) { return vi_sub(vi_set1(0), vi_shl(sums, 6)); }
+#endif
 
 /* ---- for attention.h alone ------------------------------------------------------------------ */
 
 OP __m256i add_bytes_8(__m256i acc, const int8_t *p) {
-    __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), _mm256_loadu_si256((const __m256i *)p));
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    return add_pairs_8(acc,
+                       _mm256_maddubs_epi16(_mm256_set1_epi8(1), _mm256_loadu_si256((const __m256i *)p)));
 }
 OP vi vi_add_bytes(vi acc, const int8_t *p) {
     return (vi){add_bytes_8(acc.lo, p), add_bytes_8(acc.hi, p + 32)};
@@ -189,6 +212,8 @@ OP __m256i times_8(__m256i x, __m256i by) {
     __m256i odd_mask = _mm256_set1_epi16(-256),
             twice =
                 _mm256_or_si256(_mm256_slli_epi32(by, 16), _mm256_and_si256(by, _mm256_set1_epi32(0xffff)));
+    if (BIASED)
+        x = _mm256_xor_si256(x, _mm256_set1_epi8(-128));
     __m256i even = _mm256_mulhrs_epi16(_mm256_slli_epi16(x, 8), twice),
             odd = _mm256_mulhrs_epi16(_mm256_and_si256(x, odd_mask), twice);
     return _mm256_or_si256(_mm256_andnot_si256(odd_mask, even), _mm256_slli_epi16(odd, 8));
@@ -197,8 +222,8 @@ OP void vb_store_times(int8_t *to, vb x, vi by) {
     _mm256_storeu_si256((__m256i *)to, times_8(x.lo, by.lo));
     _mm256_storeu_si256((__m256i *)to + 1, times_8(x.hi, by.hi));
 }
-enum { DOT4_UNSIGNED_NEEDS_SUM = 1 };
-OP vi dot4_start_unsigned(int32_t sum) { return vi_set1(128 * sum); }
+enum { DOT4_UNSIGNED_NEEDS_SUM = !BIASED };
+OP vi dot4_start_unsigned(int32_t sum) { return vi_set1(BIASED ? 0 : 128 * sum); }
 OP void turn_4x4(int8_t *to, const uint8_t *from) {
     __m256i turned =
         _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));

@@ -5,12 +5,13 @@
 #include <immintrin.h>
 
 #define ISA_NAME avx512
-enum { REG_ROWS = 16 };
+enum { REG_ROWS = 16, MANY_PANELS = 4, MANY_ROWS = 4 };
 
 typedef __m512 vf;
 typedef __m512i vi;
 typedef __mmask16 vm;
 typedef __m512i vb; /* holds w + 128, which is what vpdpbusd multiplies */
+typedef __m512i va;
 typedef __m512i vt; /* codebook + 128, four times */
 
 OP vf vf_set1(float x) { return _mm512_set1_ps(x); }
@@ -93,6 +94,16 @@ OP vi dot4(vi acc, vb w, const int8_t *a) {
     __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(w), "m"(*(const int32_t *)a));
     return acc;
 }
+OP va va_load(const int8_t *a) {
+    int32_t four;
+    memcpy(&four, a, 4);
+    return _mm512_set1_epi32(four);
+}
+OP vi dot4_va(vi acc, vb w, va a) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(a));
+    return acc;
+}
+OP vi dot4_starts(vi sums) { return _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(sums, 7)); }
 
 /* ---- for attention.h alone ------------------------------------------------------------------ */
 

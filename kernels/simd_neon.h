@@ -6,12 +6,13 @@
 #include <arm_neon.h>
 
 #define ISA_NAME neon
-enum { REG_ROWS = 4 };
+enum { REG_ROWS = 4, MANY_PANELS = 1, MANY_ROWS = 4 };
 
 typedef float32x4x4_t vf;
 typedef int32x4x4_t vi;
 typedef uint32x4x4_t vm;
 typedef int8x16x4_t vb;
+typedef int8x16_t va;
 typedef int8x16_t vt;
 
 #define FOUR(x)        \
@@ -157,10 +158,15 @@ OP vi dot4_start(int32_t sum) {
     (void)sum;
     return vi_set1(0);
 }
-OP vi dot4(vi acc, vb w, const int8_t *a) {
-    int8x16_t all = vreinterpretq_s8_s32(vld1q_dup_s32((const int32_t *)a));
-    vb four = FOUR(all);
+OP va va_load(const int8_t *a) { return vreinterpretq_s8_s32(vld1q_dup_s32((const int32_t *)a)); }
+OP vi dot4_va(vi acc, vb w, va a) {
+    vb four = FOUR(a);
     return (vi)EACH3(vdotq_s32, acc, w, four);
+}
+OP vi dot4(vi acc, vb w, const int8_t *a) { return dot4_va(acc, w, va_load(a)); }
+OP vi dot4_starts(vi sums) {
+    (void)sums;
+    return vi_set1(0);
 }
 
 /* ---- for attention.h alone ------------------------------------------------------------------ */

@@ -27,14 +27,17 @@ void team_open(Team *team, int threads) {
     pace_open(&team->pace, threads);
 }
 
-void team_begin(Team *team, size_t rows) {
+void team_begin(Team *team, size_t rows, double work) {
     team->rows = rows;
+    team->work = work;
     team->slept = 0;
     team->begun = seconds();
     team->asked = pace_threads(&team->pace, rows);
 }
 
-void team_end(Team *team) { pace_took(&team->pace, team->rows, seconds() - team->begun, team->slept); }
+void team_end(Team *team) {
+    pace_took(&team->pace, team->rows, team->work, seconds() - team->begun, team->slept);
+}
 
 Thread team_join(Team *team) {
     Thread t = {.team = team, .id = 0, .threads = 1, .phase = atomic_load(&team->phase)};

@@ -14,8 +14,9 @@
 
 typedef struct {
     Pace pace;
-    int asked;    /* the threads to ask OpenMP for in the present call */
-    size_t rows;  /* of that call */
+    int asked;   /* the threads to ask OpenMP for in the present call */
+    size_t rows; /* of that call */
+    double work;
     double begun; /* when it began */
     double slept; /* seconds that its threads slept at barriers, added up; under the lock */
     /* seconds that thread 0 spent waiting are added here; NULL: not measured */
@@ -38,8 +39,8 @@ typedef struct {
 void team_open(Team *team, int threads);
 
 /* Around each parallel region, by the one thread outside it. team_begin sets `asked`, at most what team_open
- * was given; `rows`: of the call, at least 1. */
-void team_begin(Team *team, size_t rows);
+ * was given; `rows`: of the call, at least 1; `work`: pace_took(). */
+void team_begin(Team *team, size_t rows, double work);
 void team_end(Team *team);
 
 /* At the start of a parallel region, each thread once. */

@@ -20,12 +20,6 @@ enum {
     Q4_GROUP = 2 * UNIT
 };
 
-/* At the end of a q8 sub-tile. */
-typedef struct {
-    float scale[2][SUB_ROWS]; /* of a, of b */
-    int32_t sum[2][SUB_ROWS]; /* of the integers */
-} SubTileScales;
-
 /* The sixteen values of a q4 number: of all such sets with 127 as its largest, the one of least squared
  * error on groups of 16 normally distributed numbers whose number of largest magnitude is put at 127
  * (Lloyd's alternation of nearest values and means, then rounded). */
@@ -59,16 +53,21 @@ static inline size_t multipliers_at(const TileShape *s) {
 static inline size_t scales_at(const TileShape *s) {
     return multipliers_at(s) + (s->type == TILE_Q4 ? groups(s->d1) * SUB_ROWS : 0);
 }
+/* At the end of a sub-tile, for each part that there is: the rows' scales in f32, then for each the sums of
+ * the integers, int32, in q8; the scales in f16 in q6 and q4. */
+static inline size_t parts(const TileShape *s) { return s->d2 ? 2 : 1; }
 static inline size_t sub_tile_bytes(const TileShape *s) {
-    return scales_at(s) + (s->type == TILE_Q8 ? sizeof(SubTileScales) : 2 * SUB_ROWS * sizeof(uint16_t));
+    return scales_at(s) + parts(s) * SUB_ROWS * (s->type == TILE_Q8 ? 8 : sizeof(uint16_t));
 }
-
-static inline const SubTileScales *sub_tile_scales(const TileShape *s, const uint8_t *sub) {
-    return (const SubTileScales *)(sub + scales_at(s));
+static inline float *q8_scales(const TileShape *s, const uint8_t *sub, int part) {
+    return (float *)(void *)(uintptr_t)(sub + scales_at(s)) + part * SUB_ROWS;
+}
+static inline int32_t *q8_sums(const TileShape *s, const uint8_t *sub, int part) {
+    return (int32_t *)(void *)(uintptr_t)(sub + scales_at(s)) + ((int)parts(s) + part) * SUB_ROWS;
 }
 static inline float row_scale(const TileShape *s, const uint8_t *sub, int part, size_t row) {
     if (s->type == TILE_Q8)
-        return sub_tile_scales(s, sub)->scale[part][row];
+        return q8_scales(s, sub, part)[row];
     return f32_from_f16(((const uint16_t *)(sub + scales_at(s)))[part * SUB_ROWS + (int)row]);
 }
 
@@ -206,12 +205,14 @@ static void tile_store(const TileShape *s, void *tile, size_t row, const float *
         size_t r = row % SUB_ROWS;
         if (is_packed(s->type)) {
             put_packed(s, sub, r, 0, a);
-            put_packed(s, sub, r, 1, b);
+            if (s->d2)
+                put_packed(s, sub, r, 1, b);
             return;
         }
-        SubTileScales *scales = (SubTileScales *)(sub + scales_at(s));
-        quantize_part(sub + r * 4, a, s->d1, 0, &scales->scale[0][r], &scales->sum[0][r]);
-        quantize_part(sub + part_at(s, 1) + r * 4, b, s->d2, 0, &scales->scale[1][r], &scales->sum[1][r]);
+        quantize_part(sub + r * 4, a, s->d1, 0, q8_scales(s, sub, 0) + r, q8_sums(s, sub, 0) + r);
+        if (s->d2)
+            quantize_part(sub + part_at(s, 1) + r * 4, b, s->d2, 0, q8_scales(s, sub, 1) + r,
+                          q8_sums(s, sub, 1) + r);
     }
 }
 
@@ -248,8 +249,7 @@ OP void unpack(const TileType type, int8_t *to, const uint8_t *group, const int8
         memcpy(to, group, GROUP_BYTES);
 }
 
-/* Group `group` of a part of a sub-tile, as four q8 units; dimensions past the part's end are 0. (The last
- * group of a q8 part may reach beyond it, but not beyond the sub-tile: the scales lie behind.) */
+/* Group `group` of a part of a sub-tile, as four q8 units; dimensions past the part's end are 0. */
 static void unpack_group(const TileShape *s, const uint8_t *sub, int part, size_t group,
                          int8_t to[GROUP_BYTES]) {
     const uint8_t *from = sub + part_at(s, part) + group * group_bytes(s, part);
@@ -259,7 +259,7 @@ static void unpack_group(const TileShape *s, const uint8_t *sub, int part, size_
     else if (packing(s, part) == TILE_Q4)
         unpack(TILE_Q4, to, from, multipliers);
     else
-        unpack(TILE_Q8, to, from, NULL);
+        memcpy(to, from, min(units(part_size(s, part)) - group * 4, 4) * UNIT);
     for (size_t d = part_size(s, part); d < (group + 1) * GROUP; d++)
         for (size_t row = 0; row < SUB_ROWS; row++)
             to[d % GROUP / 4 * UNIT + row * 4 + d % 4] = 0;
@@ -301,14 +301,14 @@ static vi unpack_part(const TileShape *s, const uint8_t *sub, int part, int8_t *
 /* A sub-tile of a q6 or q4 tile as one of q8: same integers and scales. */
 static void unpack_sub_tile(const TileShape *s, const uint8_t *from, uint8_t *sub) {
     TileShape q8 = {TILE_Q8, s->d1, s->d2};
-    SubTileScales *scales = (SubTileScales *)(sub + scales_at(&q8));
     vi sum[2];
-    /* a's last group may reach into b's place, and b's into the scales': each is filled later */
-    for (int part = 0; part < 2; part++)
+    /* a's last group may reach into b's place, b's into the scales', and where there is no b, a's into the
+     * next sub-tile's: each is filled later */
+    for (int part = 0; part < (int)parts(s); part++)
         sum[part] = unpack_part(s, from, part, (int8_t *)sub + part_at(&q8, part));
-    for (int part = 0; part < 2; part++) {
-        vi_store(scales->sum[part], sum[part]);
-        vf_store(scales->scale[part],
+    for (int part = 0; part < (int)parts(s); part++) {
+        vi_store(q8_sums(&q8, sub, part), sum[part]);
+        vf_store(q8_scales(&q8, sub, part),
                  vf_from_f16(from + scales_at(s) + (size_t)part * SUB_ROWS * sizeof(uint16_t)));
     }
 }
@@ -341,7 +341,7 @@ static void tile_read(const TileShape *s, const void *tile, size_t row, int part
 static void tile_load(const TileShape *s, const void *tile, size_t row, float *a, float *b) {
     if (a)
         tile_read(s, tile, row, 0, 0, s->d1, a);
-    if (b)
+    if (b && s->d2) /* else it has no scale either */
         tile_read(s, tile, row, 1, 0, s->d2, b);
 }
 

@@ -110,15 +110,21 @@ static void rmsnorm(float *y, const float *x, const float *w, size_t n, float ep
                    vf_mul(vf_mul(vf_load_n(x + i, n - i, 0.0f), inverse), vf_load_n(w + i, n - i, 0.0f)));
 }
 
-/* silu(gate) = gate / (1 + e^-gate) */
-OP vf gated(vf gate, vf up) { return vf_mul(vf_mul(gate, vf_sigmoid(gate)), up); }
+/* silu(gate) = gate / (1 + e^-gate). NaN passes the limits, in this order, and infinities become NaN. */
+OP vf gated(vf gate, vf up, vf limit) {
+    vf silu = vf_min(limit, vf_mul(gate, vf_sigmoid(gate)));
+    vf lost = vf_add(vf_sub(gate, gate), vf_sub(up, up));
+    return vf_mul(vf_add(silu, lost), vf_max(vf_sub(vf_set1(0.0f), limit), vf_min(limit, up)));
+}
 
-static void swiglu(float *h, const float *gate, const float *up, size_t n) {
+static void swiglu(float *h, const float *gate, const float *up, size_t n, float limit) {
+    vf most = vf_set1(limit);
     size_t i = 0;
     for (; i + 16 <= n; i += 16)
-        vf_store(h + i, gated(vf_load(gate + i), vf_load(up + i)));
+        vf_store(h + i, gated(vf_load(gate + i), vf_load(up + i), most));
     if (i < n)
-        vf_store_n(h + i, n - i, gated(vf_load_n(gate + i, n - i, 0.0f), vf_load_n(up + i, n - i, 0.0f)));
+        vf_store_n(h + i, n - i,
+                   gated(vf_load_n(gate + i, n - i, 0.0f), vf_load_n(up + i, n - i, 0.0f), most));
 }
 
 static void sigmoid(float *x, size_t n) {

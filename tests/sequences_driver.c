@@ -6,7 +6,11 @@
  *   open S         an empty sequence
  *   fork S T ROWS  S begins like T
  *   append S IDS   ids to be computed
- *   cut S ROWS     back to that row
+ *   cut S ROWS     back to that row, or an earlier one; ids behind ROWS are forgotten, those before them are
+ *                  computed again
+ *   mark S         it can go back to its rows
+ *   break N        the next call of `run` is interrupted in front of layer N; then the run goes on
+ *   rows S         writes how many rows it has
  *   close S
  *   run N          computes what is to be computed, at most N rows of each sequence in a call, and writes the
  *                  logits after the last id of each sequence that had something to compute, in order
@@ -25,6 +29,9 @@ enum { SEQUENCES = 8 };
 static Model m;
 static State *s;
 static Sequence *sequence[SEQUENCES];
+static long layers_left = -1; /* before the call is interrupted; -1: it is not */
+
+static bool stop(void) { return layers_left >= 0 && layers_left-- == 0; }
 
 static void append_ids(Sequence *q, char *ids) {
     for (char *end; *ids; ids = *end ? end + 1 : end)
@@ -56,6 +63,8 @@ static void run(size_t most) {
             }
         }
         const float *logits = forward(&m, s, s->plan, n);
+        if (!logits) /* the same call again */
+            continue;
         for (size_t i = 0; i < end_count; i++) {
             memcpy(last + ended[i] * V, logits + i * V, V * sizeof *last);
             pending[ended[i]] = true;
@@ -68,8 +77,9 @@ static void run(size_t most) {
     free(last);
 }
 
-static bool emit(void *owner) {
+static bool emit(void *owner, const float *logits) {
     (void)owner;
+    (void)logits;
     return true;
 }
 
@@ -82,7 +92,7 @@ static void write_ids(const Sequence *q, size_t from) {
 
 /* N tokens behind each of `count` sequences, together. */
 static void draw(Sequence *const *q, size_t count, uint64_t seed, int64_t n) {
-    Generation g[SEQUENCES];
+    Generation g[SEQUENCES], *texts[SEQUENCES];
     size_t begin[SEQUENCES];
     for (size_t i = 0; i < count; i++) {
         SamplerOptions o = {.temperature = 1, .top_p = 1, .repeat_penalty = 1, .seed = seed + i};
@@ -91,8 +101,9 @@ static void draw(Sequence *const *q, size_t count, uint64_t seed, int64_t n) {
                             .sampler = sampler_open(m.ops, m.config.vocab_size, &o),
                             .limit = n,
                             .emit = emit};
+        texts[i] = &g[i];
     }
-    generate(&m, s, g, count);
+    generate(&m, s, texts, count);
     for (size_t i = 0; i < count; i++) {
         write_ids(q[i], begin[i]);
         sampler_close(g[i].sampler);
@@ -128,7 +139,14 @@ static bool obey(char *line) {
     } else if (!strcmp(name, "append")) {
         append_ids(sequence[i], rest);
     } else if (!strcmp(name, "cut")) {
-        sequence[i]->count = sequence_cut(sequence[i], strtoul(rest, NULL, 10));
+        sequence_cut(sequence[i], sequence[i]->count = strtoul(rest, NULL, 10));
+    } else if (!strcmp(name, "mark")) {
+        sequence_mark(sequence[i]);
+    } else if (!strcmp(name, "rows")) {
+        float rows = (float)sequence[i]->rows;
+        fwrite(&rows, sizeof rows, 1, stdout);
+    } else if (!strcmp(name, "break")) {
+        layers_left = (long)number;
     } else if (!strcmp(name, "close")) {
         sequence_close(sequence[i]);
         sequence[i] = NULL;
@@ -139,20 +157,24 @@ static bool obey(char *line) {
     } else {
         return false;
     }
-    return !strcmp(name, "close") || !strcmp(name, "run") || !strcmp(name, "batch") || sequence[i];
+    bool of_sequence =
+        strcmp(name, "close") && strcmp(name, "run") && strcmp(name, "batch") && strcmp(name, "break");
+    return !of_sequence || sequence[i];
 }
 
 int main(int argc, char **argv) {
     static char line[1 << 17];
-    static const char *const types[] = {"f32", "bf16", "q8", "q6", "q4", "full"};
+    static const char *const types[] = {"f32", "bf16", "q8", "q6", "q4", "full", "full-bf16", "full-q8"};
     char err[1024];
     StateOptions o = {.sequences = SEQUENCES, .max_logits = SEQUENCES, .threads = 2};
     if (argc != 4 || !model_open(&m, argv[1], err, sizeof err))
         return 1;
-    while (o.cache < CACHE_FULL && strcmp(types[o.cache], argv[2]))
+    while (o.cache < CACHE_FULL_Q8 && strcmp(types[o.cache], argv[2]))
         o.cache++;
     o.context = strtoul(argv[3], NULL, 10);
     s = state_open(&m, &o, err, sizeof err);
+    if (s)
+        s->stop = stop;
     while (s && fgets(line, sizeof line, stdin))
         if (!obey(line))
             return 1;

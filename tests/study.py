@@ -37,7 +37,7 @@ def cache_types(model):
     layers, published = map(
         int, re.search(r"^layers +(\d+) of the published model's (\d+)", info, re.M).groups()
     )
-    rows = re.findall(r"^-k (\w+).*? [\d,]+ +([\d,]+) +[\d,]+ +-?[\d.]+ %$", info, re.M)
+    rows = re.findall(r"^-k ([\w-]+).*? [\d,]+ +([\d,]+) +[\d,]+ +-?[\d.]+ %$", info, re.M)
     return {name: int(bytes.replace(",", "")) * layers // published for name, bytes in rows}
 
 

@@ -121,10 +121,10 @@ def start(*options, **how):
     )
 
 
-SESSION_HEADER = "<8sIIQQQQ64s8sQQ7I28s"
+SESSION_HEADER = "<8sIIQQQQ64s8sQQ9I20s"
 SESSION_FIELDS = (
     "magic version checksum file_bytes data_offset page_bytes model model_name cache seed random tokens rows "
-    "cut logits pages conversation header_bytes reserved"
+    "cut logits pages conversation header_bytes constant constant_checksum reserved"
 ).split()
 TEMPORARY = ".session.tmp"
 
@@ -175,12 +175,16 @@ def config_fields():
     for kind, names in re.findall(r"(char|uint32_t|int32_t|float) ([^;]*);", body):
         for name, count in re.findall(r"(\w+)(?:\[(\d+)\])?", names):
             fields.append(
-                (name, {"char": "64s", "uint32_t": "I", "int32_t": (count or "") + "i", "float": "f"}[kind])
+                (name, {"char": "64s", "uint32_t": count + "I", "int32_t": count + "i", "float": "f"}[kind])
             )
     return fields
 
 
 CONFIG_BYTES = struct.calcsize("<" + "".join(form for _, form in config_fields()))
+# without what was added later and is 0
+FIRST_CONFIG_BYTES = struct.calcsize(
+    "<" + "".join(form for _, form in config_fields()[: [name for name, _ in config_fields()].index("min_p")])
+)
 
 
 class Checkpoint:
@@ -196,10 +200,12 @@ class Checkpoint:
             value = struct.unpack_from("<" + form, config, at - 64)
             self.config[name] = list(value) if len(value) > 1 else value[0]
             at += struct.calcsize("<" + form)
-        assert CONFIG_BYTES - 8 <= config_bytes <= CONFIG_BYTES == at - 64
+        assert FIRST_CONFIG_BYTES <= config_bytes <= CONFIG_BYTES == at - 64
         at = 64 + config_bytes
         at = -(-at // 64) * 64 + tokenizer
+        self.tokenizer = file[at - tokenizer : at]
         at = -(-at // 64) * 64 + chat
+        self.chat = file[at - chat : at]
         at = -(-at // 64) * 64
         keys = "name offset bytes type count rows cols scale checksum codebook".split()
         self.infos = [
@@ -402,3 +408,30 @@ PATHS = {
     "full": (["-k", "full"], {}),
     "definition": (["-k", "f32"], {"MLA_PATH": "definition"}),
 }
+
+
+def mutated(draw, whole, words, changes=(1, 1, 2, 6), most=30):
+    """The bytes with a few changes: bytes taken out (at most `most`), one of `words` put in, a byte replaced,
+    or a piece copied over another. draw: a random.Random."""
+    whole = bytearray(whole)
+    for _ in range(draw.choice(changes)):
+        at = draw.randrange(len(whole) + 1)
+        kind = draw.randrange(4)
+        if kind == 0:
+            del whole[at : at + draw.choice((1, 2, most))]
+        elif kind == 1:
+            whole[at:at] = draw.choice(words)
+        elif kind == 2 and at < len(whole):
+            whole[at] = draw.randrange(256)
+        else:
+            piece = whole[draw.randrange(len(whole) + 1) :][: draw.randrange(2 * most)]
+            whole[at : at + draw.randrange(most)] = piece
+    return bytes(whole)
+
+
+def copy_model(folder, name="v2lite"):
+    """A directory with a model of tests/models, and no tokenizer."""
+    folder.mkdir()
+    for file in ("config.json", "model.safetensors"):
+        shutil.copy(MODELS / name / file, folder / file)
+    return folder

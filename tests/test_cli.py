@@ -882,19 +882,20 @@ def test_bench_on_a_busy_machine():
     finally:
         for process in busy:
             process.kill(), process.wait()
-    shares = [line.split()[-2:] for line in table.splitlines()[1:]]
-    assert all(last == "cached" or (last == "%" and float(share) <= 100) for share, last in shares)
-    assert all(float(line.split(",")[-1]) <= 1 for line in csv.splitlines()[1:])
+    shares = re.findall(r"(cached|[\d.]+ %)(?: +\d+ %)?$", table, re.M)
+    assert len(shares) == len(table.splitlines()) - 1
+    assert all(share == "cached" or float(share.split()[0]) <= 100 for share in shares)
+    assert all(float(share) <= 1 for line in csv.splitlines()[1:] for share in line.split(",")[-2:])
 
 
 def test_bench():
     """A line for each measurement that the context has room for: the speed of memory, prefill, decode; rows a
-    second and seconds agree."""
+    second and seconds agree. A step of writing reads what --info says."""
     done = run("--bench", "-c", 96, "--csv", "--profile")
     head, *lines = [line.split(",") for line in done.stdout.decode().splitlines()]
     assert (
         done.returncode == 0
-        and head == "test,context,rows,seconds,tokens_per_s,gb_per_s,of_read_bandwidth".split(",")
+        and head == "test,context,rows,seconds,tokens_per_s,gb_per_s,of_read_bandwidth,waiting".split(",")
     )
     assert [line[:3] for line in lines] == [
         ["bandwidth", "0", "0"],
@@ -904,9 +905,11 @@ def test_bench():
     ]
     assert all(
         float(rows) / float(seconds) == pytest.approx(float(rate), rel=0.05)
-        for _, _, rows, seconds, rate, _, _ in lines
+        for _, _, rows, seconds, rate, *_ in lines
     )
     assert all(stage in done.stderr for stage in (b"attention", b"experts", b"head", b"waiting"))
+    read = int(re.search(rb"read per token +([\d,]+)", text("--info"))[1].replace(b",", b""))
+    assert float(lines[3][5]) * float(lines[3][3]) * 1e9 == pytest.approx(read, rel=0.1)
     assert text("--bench", "-c", 16).count(b"\n") == 2  # no room for a prefill
 
 

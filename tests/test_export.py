@@ -23,6 +23,7 @@ from support import (
     CONFIG,
     CONFIG_BYTES,
     F32,
+    FIRST_CONFIG_BYTES,
     MODELS,
     Q4,
     Q8,
@@ -359,7 +360,7 @@ def test_what_identity_experts_are_stored_with_stays_behind(tmp_path, exported):
 
 def test_rotation_is_exact(source, tmp_path):
     """Before it is quantized a rotated tensor differs from the exact product by the rounding to f32 alone."""
-    command.export_source(source(), tmp_path / "model.bin", "f32", mtp=True, rotation=True)
+    command.export_source(source(), tmp_path / "model.bin", command.Options("f32", mtp=True))
     got = Checkpoint(tmp_path / "model.bin")
     for name, x in rotated(expected()).items():
         np.testing.assert_allclose(got.read(name), x, rtol=0, atol=2e-7 * np.abs(x).max(), err_msg=name)
@@ -368,7 +369,7 @@ def test_rotation_is_exact(source, tmp_path):
 @pytest.mark.parametrize("name", ["v2lite", "v2_236b", "v3_fp8", "longcat", "minicpm3"])
 def test_rotation_changes_nothing(name, tmp_path):
     """A rotated model, in f32, gives the logits that transformers computed without any rotation."""
-    command.export_source(MODELS / name, tmp_path / "model.bin", "f32", mtp=False, rotation=True)
+    command.export_source(MODELS / name, tmp_path / "model.bin", command.Options("f32"))
     ids, want = compare.expected(MODELS / name, None, None)
     for path in ("absorbed", "decompressed"):
         got = compare.logits(tmp_path / "model.bin", ids, "-k", "f32", MLA_PATH=path)
@@ -485,11 +486,30 @@ def test_random(monkeypatch, exported):
     assert (cut["num_hidden_layers"], cut["published_layers"]) == (1, 2)
 
 
+def test_random_with_a_tokenizer(monkeypatch, exported, tmp_path, capsys):
+    """It reads and writes text as the model whose tokenizer and template it has."""
+    from test_chat import TEMPLATES, source
+
+    capsys.readouterr()  # transformers has something to say when it is imported
+    folder = source(tmp_path / "source", TEMPLATES["V3"])
+    whole = exported(folder)
+    for size in (
+        384,
+        200,
+    ):  # of the second shape some tokens are beyond the vocabulary: texts with them are refused
+        monkeypatch.setitem(SHAPES, "tiny", CONFIG | {"vocab_size": size})
+        made = exported("--random", "tiny", "--tokenizer", str(folder))
+        assert (made.tokenizer, made.chat) == (whole.tokenizer, whole.chat)
+    assert "has no tokenizer" in exported("--random", "tiny", "--tokenizer", str(tmp_path))
+
+
 # ---- knowledge -----------------------------------------------------------------------------------
 
 # Sums of the published tensors' sizes; they agree with the sizes that the models are known by (15.7B, 236B,
 # 671B, ...), and for OpenSeek-Small with the length of its published file.
 TOTALS = {
+    # embedding and head, 95 layers, norms; a layer: queries and output, 8 groups of keys and values, MLP
+    "deepseek-67b": 2 * 102400 * 8192 + 95 * (2 * 8192 + 2 * 1024 + 3 * 22016 + 2) * 8192 + 8192,
     "deepseek-v2-lite": 15_706_484_224,
     "deepseek-v2": 235_741_434_880,
     "deepseek-v3": 671_026_419_200,
@@ -510,6 +530,53 @@ TOTALS = {
     "glm-5": 743_180_209_920 + 78 * (32 * 128 * 2048 + 128 * 6144 + 2 * 128 + 32 * 6144),
     "glm-5.2": 743_180_209_920 + 21 * (32 * 128 * 2048 + 128 * 6144 + 2 * 128 + 32 * 6144),
 }
+
+
+def latent(D, H, ql, gate):
+    """Parameters of a layer's attention: r 512, heads of 128 + 64, values of 128; and a gate of each head."""
+    queries = ql * D + ql + H * 192 * ql if ql else H * 192 * D
+    return queries + 576 * D + 512 + H * 256 * 512 + D * H * 128 + gate * H * D
+
+
+def linear(D, H, rank):
+    """The same of linear attention with heads of 128 and four taps: q, k, v and their filters, decay and
+    gate, bias, rate, beta, norm, output."""
+    C, low = H * 128, 2 * (rank * D + H * 128 * rank) if rank else 2 * H * 128 * D
+    return 3 * C * D + 3 * 4 * C + low + C + H + H * D + 128 + D * C
+
+
+def mixtures(D, V, layers, dense, I, E, M, bias=1, norms=2):  # noqa: E741
+    """Everything but attention: embedding and head, norms, dense MLPs, routers, experts, a shared one."""
+    every = 2 * V * D + D + layers * 2 * D + dense * 3 * D * I
+    return every + (layers - dense) * (E * D + bias * E + (E + 1) * 3 * D * M + (norms - 2) * D)
+
+
+TOTALS |= {
+    "ling-3.0-tiny": mixtures(1536, 157184, 24, 1, 4608, 128, 512)
+    + 18 * linear(1536, 16, 0)
+    + 6 * latent(1536, 16, 256, 1),
+    "ling-3.0-flash": mixtures(2560, 157184, 42, 2, 9216, 512, 768)
+    + 35 * linear(2560, 32, 0)
+    + 7 * latent(2560, 32, 0, 1),
+    "kimi-linear-48b": mixtures(2304, 163840, 27, 1, 9216, 256, 1024)
+    + 20 * linear(2304, 32, 128)
+    + 7 * latent(2304, 32, 0, 0),
+    "sarvam-105b": mixtures(4096, 262144, 32, 1, 16384, 128, 2048) + 32 * latent(4096, 64, 0, 0),
+    "ax-k1": mixtures(7168, 163840, 61, 1, 18432, 192, 2048, bias=0, norms=3)
+    + 61 * latent(7168, 64, 1536, 0),
+}
+PUBLISHED = {
+    "ling-3.0-tiny": 7.9e9,
+    "ling-3.0-flash": 124e9,
+    "kimi-linear-48b": 49e9,
+    "sarvam-105b": 106e9,
+    "ax-k1": 519e9,
+}
+
+
+def test_published_totals():
+    """What the models' makers say of them."""
+    assert all(TOTALS[shape] == pytest.approx(total, rel=0.005) for shape, total in PUBLISHED.items())
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -658,7 +725,7 @@ def test_layers_listed(keys, placement):
             {"rope_scaling": {"type": "yarn", "factor": 4, "original_max_position_embeddings": 64, "x": 1}},
             "key x",
         ),
-        ({"quantization_config": {"quant_method": "awq"}}, "awq"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"eos_token_id": 37}, "eos_token_id"),
         ({"qk_rope_head_dim": 7}, "even"),
@@ -715,7 +782,7 @@ def whole_config(file):
 def test_file_of_a_model_without_new_fields(source, exported):
     """Fields that were added to Config later are in the file only where they say something: the session of
     an older file goes on with the same model exported again."""
-    folder, first = source(), CONFIG_BYTES - 8  # of the first files: up to top_k
+    folder, first = source(), FIRST_CONFIG_BYTES
     assert struct.unpack_from("<I", exported(folder).file, 32) == (first,)
     for keys, config_bytes in (({"min_p": 0.1}, first + 4), ({"repetition_penalty": 1.1}, first + 8)):
         (folder / "generation_config.json").write_text(json.dumps(keys))
@@ -744,17 +811,17 @@ def with_config(file, config):
 @pytest.mark.parametrize(
     "shape, says",
     [
-        (lambda config: config[:-8], None),
+        (lambda config: config[:FIRST_CONFIG_BYTES], None),
         (lambda config: config + bytes(4), None),
         (lambda config: config + bytes(100), None),
         (lambda config: config + bytes(96) + b"\1\0\0\0", "does not know: build a newer run"),
-        (lambda config: config[:-12], "damaged header"),
+        (lambda config: config[: FIRST_CONFIG_BYTES - 4], "damaged header"),
         (lambda config: config[:-2], "damaged header"),
         (lambda config: config + bytes(1 << 16), "damaged header"),
-        (lambda config: config[:-8] + struct.pack("<ff", 1.5, 0), "min_p"),
-        (lambda config: config[:-8] + struct.pack("<ff", np.nan, 0), "min_p"),
-        (lambda config: config[:-8] + struct.pack("<ff", 0, -1), "repetition_penalty"),
-        (lambda config: config[:-8] + struct.pack("<ff", 0, np.inf), "repetition_penalty"),
+        (lambda config: config[:FIRST_CONFIG_BYTES] + struct.pack("<ff", 1.5, 0), "min_p"),
+        (lambda config: config[:FIRST_CONFIG_BYTES] + struct.pack("<ff", np.nan, 0), "min_p"),
+        (lambda config: config[:FIRST_CONFIG_BYTES] + struct.pack("<ff", 0, -1), "repetition_penalty"),
+        (lambda config: config[:FIRST_CONFIG_BYTES] + struct.pack("<ff", 0, np.inf), "repetition_penalty"),
     ],
 )
 def test_config_of_another_version(shape, says, exported, tmp_path):
@@ -788,7 +855,7 @@ def test_sampling_defaults_of_the_file(exported, tmp_path):
     text = ["--ids", "1 2 3", "-n", 40, "-t", 2, "--top-p", 1, "-s", 7, "-q"]
 
     def run(min_p, penalty, *options):
-        path.write_bytes(with_config(file, config[:-8] + struct.pack("<ff", min_p, penalty)))
+        path.write_bytes(with_config(file, config[:FIRST_CONFIG_BYTES] + struct.pack("<ff", min_p, penalty)))
         return compare.run(path, *text, *options)
 
     plain, small, penal = run(0, 0), run(0.3, 0), run(0, 1.5)
@@ -918,6 +985,7 @@ def test_paths_refused(source, exported, tmp_path, capsys):
         ["--random", "moonlight", "y", "--layers", "28"],
         ["--random", "longcat-flash", "y", "--layers", "3"],
         ["--random", "moonlight", "y", "--mtp"],
+        ["x", "y", "--tokenizer", "z"],
         ["--random", "moonlight", "y", "--no-rotation"],
         ["--nonsense", "x", "y"],
     ],

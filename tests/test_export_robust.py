@@ -22,7 +22,7 @@ import time
 import compare
 import numpy as np
 import pytest
-from support import MODELS, ROOT
+from support import MODELS, ROOT, copy_model
 from tokenizers import Tokenizer as Library
 
 from exporter import command
@@ -56,11 +56,7 @@ def refused(done, *says):
 @pytest.fixture
 def source(tmp_path):
     """A directory with a tiny model, and no tokenizer."""
-    folder = tmp_path / "source"
-    folder.mkdir()
-    for name in ("config.json", "model.safetensors"):
-        shutil.copy(MODELS / "v2lite" / name, folder / name)
-    return folder
+    return copy_model(tmp_path / "source")
 
 
 @pytest.fixture(scope="module")
@@ -656,7 +652,7 @@ def test_a_name_in_place_of_a_directory(tmp_path):
 def test_processors_that_count():
     """Under taskset, or in a container, not all processors are ours."""
     ask = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
-    ask += "from exporter.stream import processors; print(processors())"
+    ask += "from exporter.workers import processors; print(processors())"
     done = subprocess.run([sys.executable, "-c", ask], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "1\n", done.stderr
 

@@ -122,7 +122,7 @@ def test_man_page_is_in_order(installed):
     assert done.returncode == 0 and done.stderr == ""
     words = re.sub(r"\s+", " ", done.stdout)
     assert r"interpret \n \t \\ \xHH" in words and 'mla model.bin -p "Once upon a time"' in words
-    for variable in ("MLA_ISA", "MLA_PATH", "MLA_CHUNK", "OMP_NUM_THREADS"):
+    for variable in ("MLA_ISA", "MLA_PATH", "MLA_CHUNK", "MLA_PAGES", "OMP_NUM_THREADS"):
         assert variable in words
 
 
@@ -142,7 +142,10 @@ def test_bash(installed):
     assert bash_offers(script, "mla", "m.bin", "--to") == ["--tokens", "--top-k", "--top-p", "--tokenize"]
     assert bash_offers(script, "mla", "-k", "q") == ["q8", "q6", "q4"]
     assert bash_offers(script, "mla", "--cache", "=", "q") == ["q8", "q6", "q4"]
-    assert bash_offers(script, "mla", "--cache", "=") == ["f32", "bf16", "q8", "q6", "q4", "full"]
+    assert bash_offers(script, "mla", "--cache", "=") == [
+        *("f32", "bf16", "q8", "q6", "q4"),
+        *("full", "full-bf16", "full-q8"),
+    ]
     assert bash_offers(script, "mla", "-p", "--to") == []  # a value is no option
     assert bash_offers(script, "mla", "demo") == []  # files: bash does it, by -o default
     for name, letter in options().items():
@@ -172,7 +175,7 @@ def test_zsh(installed, tmp_path):
         "mla -k bf": "mla -k bf16 ",
         "mla --generate=fi": "mla --generate=fish ",
         "mla --stop a --sto": "mla --stop a --stop=",  # may come again
-        "mla -p a --prom": "mla -p a --prom",  # may not
+        "mla -c 9 --conte": "mla -c 9 --conte",  # may not
     }
     master, slave = pty.openpty()
     shell = subprocess.Popen(

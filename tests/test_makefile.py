@@ -4,7 +4,9 @@ import os
 import pty
 import re
 import subprocess
+import sys
 
+import bench
 import pytest
 from support import ROOT, make, need
 
@@ -125,3 +127,20 @@ def test_demo_of_any_build():
         pass
     os.close(master)
     assert process.wait() == 0 and shown.replace(b"\r", b"") == done.stdout
+
+
+def test_bench_beside_a_commit():
+    """Ratios are those of neighbours in time, and what one of the two did not measure is left out."""
+    prefill, decode = ("prefill", "0", "64"), ("decode", "0", "1")
+    base = [{prefill: 10.0, decode: 1.0}, {prefill: 20.0}]
+    now = [{prefill: 11.0, decode: 1.0}, {prefill: 20.0, decode: 1.0}]
+    _, line, *more = bench.table(base, now)
+    assert line.split() == "prefill 0 64 15.00 15.50 1.050 1.000 to 1.100".split()
+    assert not more
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests" / "bench.py", "no-such-commit", "run", "model"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "no-such-commit" in done.stderr

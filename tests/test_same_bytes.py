@@ -20,11 +20,14 @@ STORIES = ROOT / "demo" / "stories.bin"
 TINY = MODELS / "v2_236b"  # low-rank queries, expert groups, sizes that are no multiples of 32
 TYPES = ["f32", "bf16", "q8", "q4"]  # of it
 FEATURES = [
+    "kimi_linear",
+    "ling_flash",
     "longcat",
     "mistral4",
     "plm",
     "sandwich",
     "v32",
+    "llama_rope3",
 ]  # other models, with code of their own in the forward pass
 CHECKPOINTS = [*TYPES, *FEATURES, "stories"]
 
@@ -72,7 +75,8 @@ def results(name, model, program, environment, options):
     """What one way of running gives: a hash of each set of logits and of a sampled text."""
     ids = " ".join(str(i % 40) for i in np.load(TINY / "expected.npz")["ids"])
     prompt = ["-p", compare.TEXT[:400]] if name == "stories" else ["--ids", ids]
-    caches = ("f32", "bf16", "q8", "q6", "q4", "full") if name in TYPES else ["q8"]
+    caches = ["f32", "bf16", "q8", "q6", "q4"] if name in [*TYPES, "llama_rope3"] else ["q8"]
+    caches += ["full", "full-bf16", "full-q8"] if name in TYPES else []
     cases = {f"logits {cache}": ["-k", cache] for cache in caches} | {
         "text": ["-t", "0.8", "-s", "7", "-n", "24"]
     }

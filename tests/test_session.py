@@ -71,7 +71,7 @@ def with_header(raw, size, more=b""):
 # ---- going on
 
 
-@pytest.mark.parametrize("cache", ["f32", "bf16", "q8", "q6", "q4", "full"])
+@pytest.mark.parametrize("cache", ["f32", "bf16", "q8", "q6", "q4", "full", "full-bf16", "full-q8"])
 @pytest.mark.parametrize("options", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_as_if_it_had_never_stopped(options, cache, session):
     """In three pieces, each with another number of threads, across the end of the first page of 128 rows.
@@ -263,8 +263,8 @@ def test_a_longer_header(size, put_away, session, tiny):
     for raw in (
         with_header(put_away, size, b"\1"),
         with_header(put_away, size, b"\1" + bytes(size - 193)),
-        with_fields(with_header(put_away, size), reserved=bytes(27) + b"\1"),
-        with_fields(put_away, reserved=b"\1" + bytes(27)),
+        with_fields(with_header(put_away, size), reserved=bytes(19) + b"\1"),
+        with_fields(put_away, reserved=b"\1" + bytes(19)),
     ):
         session.write_bytes(raw)
         refused(run("-n", 1, "--session", session, model=tiny), FAILED, "session", "newer version")

@@ -204,3 +204,25 @@ def test_hostile_fields(field, value, export, tmp_path):
         FAILED,
         "index_n_heads" if field == "q_lora_rank" else field,
     )
+
+
+@pytest.mark.parametrize("cache", ["f32", "bf16", "q8", "q4"])
+@pytest.mark.parametrize("source", [V32, GLM], ids=lambda source: source.name)
+def test_paths_follow_from_the_place_alone(source, cache, export, tmp_path):
+    """From some place on rows are absorbed, before it decompressed in a long prompt. The text and all that
+    the cache holds do not depend on how many rows are computed in a call, nor on whether a thread takes whole
+    rows or parts of their contexts. (Within the prompt lies the border: one path alone gives others.)"""
+    prompt = ["--ids", " ".join(str((37 * i + i // 7) % 32) for i in range(300)), "-t", "0.8", "-s", "7"]
+
+    def of(threads, **environment):
+        session = tmp_path / "session"
+        session.unlink(missing_ok=True)
+        options = ["-n", "6", "--ignore-eos", "-k", cache, "-j", threads, "--session", session]
+        written = compare.run(export(source, "q8"), *prompt, *options, **environment)
+        return written, session.read_bytes()
+
+    want = of(1)
+    for chunk, threads in ((1, 2), (5, 1), (13, 3), (300, 3)):
+        assert of(threads, MLA_CHUNK=str(chunk)) == want
+    for path in ("absorbed", "decompressed"):
+        assert of(1, MLA_PATH=path)[1] != want[1]

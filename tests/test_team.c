@@ -64,7 +64,7 @@ static double run(Pace *p, const Machine *m, int threads, size_t rows, int calls
     for (int i = 0; i < calls; i++) {
         double time = call(m, p ? pace_threads(p, rows) : threads, rows, &slept);
         if (p)
-            pace_took(p, rows, time, slept);
+            pace_took(p, rows, (double)rows, time, slept);
         sum += time;
     }
     return sum;
@@ -111,6 +111,23 @@ static void check_busy(void) {
     check_slowdown("more-threads-than-cores", (Machine){2, 0, 0.2, 0, 0, 1e-3}, 8, 2, 2000, 1.15);
 }
 
+/* Protects: a long prompt, whose later rows cost more and whose threads sleep a quarter of the time, is read
+ * with all threads. */
+static void check_growing_calls(void) {
+    Machine m = {2, 0, 0, 0.5, 0, 1e-3};
+    Pace p;
+    double sum = 0, best = 0, slept;
+    pace_open(&p, 2);
+    for (int i = 0; i < 40; i++) {
+        double work = 2048 * (1 + 0.5 * i);
+        double time = call(&m, pace_threads(&p, 2048), (size_t)work, &slept);
+        pace_took(&p, 2048, work, time, slept);
+        sum += time;
+        best += call(&m, 2, (size_t)work, &slept);
+    }
+    report("growing-calls", sum <= 1.02 * best, "slower than the best by a factor of", sum / best);
+}
+
 /* Protects: when the other program ends, all threads come back within a second or two, and what calls of one
  * row have learned serves calls of another number of rows. */
 static void check_changes(void) {
@@ -124,7 +141,7 @@ static void check_changes(void) {
     double time = 0, slept;
     while (time < 10 && (pace_threads(&p, 1) != 2 || p.kind[0].trial >= 0)) {
         double took = call(&quiet, pace_threads(&p, 1), 1, &slept);
-        pace_took(&p, 1, took, slept);
+        pace_took(&p, 1, 1, took, slept);
         time += took;
     }
     report("quiet-again", time < 2, "seconds until all threads are back", time);
@@ -156,7 +173,7 @@ static int region_faults(int threads, bool late) {
     for (int i = 0; i < STEPS * TASKS; i++)
         atomic_store(&taken[i / TASKS][i % TASKS], 0);
     team_open(&team, threads);
-    team_begin(&team, 1);
+    team_begin(&team, 1, 1);
 #pragma omp parallel num_threads(team.asked)
     {
         Thread t = team_join(&team);
@@ -211,6 +228,7 @@ int main(void) {
     check_quiet();
     check_busy();
     check_changes();
+    check_growing_calls();
     check_barrier();
     check_small_team();
     return failures ? 1 : 0;

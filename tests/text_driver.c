@@ -10,12 +10,13 @@
 #include <string.h>
 
 int main(int argc, char **argv) {
-    size_t stop_bytes[16] = {0};
-    for (int i = 1; i < argc && i <= 16; i++)
-        stop_bytes[i - 1] = strlen(argv[i]);
+    Slice stops[16];
+    size_t count = 0;
+    for (int i = 1; i < argc && count < 16; i++)
+        stops[count++] = (Slice){argv[i], strlen(argv[i])};
     Text text;
     output_open(NULL);
-    if (!text_open(&text, (const char *const *)argv + 1, stop_bytes, (size_t)argc - 1))
+    if (!text_open(&text, stops, count, NULL))
         return 1;
     char token[256];
     for (int n; (n = getchar()) != EOF;) {

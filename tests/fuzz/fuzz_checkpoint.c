@@ -16,8 +16,8 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    static const char *const caches[] = {"f32", "bf16", "q8", "q6", "q4", "full"};
-    const char *path = as_file(data, size), *cache = caches[crc32(0, data, size) % 6];
+    static const char *const caches[] = {"f32", "bf16", "q8", "q6", "q4", "full", "full-bf16", "full-q8"};
+    const char *path = as_file(data, size), *cache = caches[crc32(0, data, size) % 8];
     run_with((const char *[]){path, "--info", NULL});
     run_with((const char *[]){path, "--check", NULL});
     run_with((const char *[]){path, "--tokenize", "It's 12 little dogs\n\xff", "--special", NULL});

@@ -3,8 +3,8 @@
 Every model of tests/models becomes a checkpoint of some 100 kB: the family's configuration with sizes that
 are smaller still, random weights in the tensors that the exporter asks for, a tokenizer of 277 tokens and a
 chat template; then export.py makes a checkpoint of it, in each type in turn. So a family, a field or a
-section that is added there is fuzzed as well. OUT/checkpoint, OUT/session, OUT/tokenizer and OUT/options hold
-the seeds, OUT/model.bin the model of the sessions."""
+section that is added there is fuzzed as well. OUT/checkpoint, OUT/session, OUT/tokenizer, OUT/options and
+OUT/batch hold the seeds, OUT/model.bin the model of the sessions and batches."""
 
 import itertools
 import json
@@ -28,6 +28,7 @@ SMALL = {
     "hidden_size": 16,
     "intermediate_size": 16,
     "moe_intermediate_size": 16,
+    "moe_shared_expert_intermediate_size": 16,
     "kv_lora_rank": 16,
     "q_lora_rank": 16,
     "qk_nope_head_dim": 8,
@@ -58,6 +59,18 @@ OPTIONS = [
     "--tokenize\0-f\0a\0--count\0m",
     "m\0--tokenize=-f\0-e",
     "m\0--temp\x000",
+]
+
+
+USER = '[{"role": "user", "content": [{"type": "text", "text": "a"}]}]'
+COMPLETIONS = '{"custom_id": "c", "method": "POST", "url": "/v1/completions", "body": {"prompt": '
+CHAT = '{"custom_id": "c", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": '
+BATCHES = [
+    '{"id": "x", "prompt": "a\\u00e9\\ud83d\\ude00", "max_tokens": 2, "top_p": 0.9, "seed": 3}',
+    '{"ids": [1, 2, 3], "stop": ["a", "bc"], "logprobs": 2, "top_k": 4, "min_p": 0.1, "n": 2}\n[1, 1e5]\n',
+    '{"messages": ' + USER + '}\n{"prompt": "", "choices": [" b", "c"], "id": 1.5}',
+    CHAT + USER + ', "logprobs": true, "top_logprobs": 2, "metadata": {"a": null}, "stream": false}}',
+    COMPLETIONS + '[[1, 2]], "logprobs": 2, "n": 2, "repetition_penalty": 1.1, "ignore_eos": true}}\n{',
 ]
 
 
@@ -108,7 +121,9 @@ def write_safetensors(path, tensors):
 def small_source(folder, model):
     """The Hugging Face directory of a model like tests/models/MODEL, only smaller."""
     values = json.loads((model / "config.json").read_text())
-    values |= {key: size for key, size in SMALL.items() if values.get(key)} | {
+    hybrid = "linear_attn_config" in values or "layer_group_size" in values
+    kept = {"num_hidden_layers"} if hybrid else set()  # of which kind a layer is, lists say
+    values |= {key: size for key, size in SMALL.items() if values.get(key) and key not in kept} | {
         "bos_token_id": 273,
         "eos_token_id": 274,
     }
@@ -118,6 +133,10 @@ def small_source(folder, model):
         for key, factors in rope.items()
         if isinstance(factors, list)
     }
+    for key in ("qk_head_dim", "q_head_dim"):  # the sum of two
+        values.pop(key, None)
+    if values.get("kv_lora_rank") and not hybrid:  # a latent's heads have no such size
+        values.pop("head_dim", None)
     values.pop("quantization_config", None)  # FP8 is the source's matter: the checkpoint knows nothing of it
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(values))
@@ -137,7 +156,7 @@ def small_source(folder, model):
 
 
 def main(out):
-    for name in ("source", "checkpoint", "session", "tokenizer", "options"):
+    for name in ("source", "checkpoint", "session", "tokenizer", "options", "batch"):
         (out / name).mkdir(parents=True, exist_ok=True)
     kinds = itertools.cycle(["q8", "f32", "q4", "bf16", "mixed", "q8"])
     for model in sorted((ROOT / "tests/models").iterdir()):
@@ -190,6 +209,8 @@ def main(out):
         )
     for i, words in enumerate(OPTIONS):
         (out / "options" / str(i)).write_bytes(words.encode())
+    for i, lines in enumerate(BATCHES):
+        (out / "batch" / str(i)).write_text(lines)
 
 
 main(Path(sys.argv[1]))

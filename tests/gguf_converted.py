@@ -1,0 +1,182 @@
+"""Writes tiny models as GGUF files the way llama.cpp's and ik_llama.cpp's converters do, for every
+architecture that is read. The tensors' names are those that the gguf package has for a name of transformers;
+where its version lacks an architecture, the names are written out here. What a converter writes or leaves out
+is what its set_gguf_parameters does (conversion/*.py in llama.cpp)."""
+
+import re
+
+import gguf
+import numpy as np
+from gguf_models import published
+
+# The tables of names; deepseek32's tensors are glm-dsa's.
+MAPS = {
+    "deepseek2": gguf.MODEL_ARCH.DEEPSEEK2,
+    "deepseek32": gguf.MODEL_ARCH.GLM_DSA,
+    "glm-dsa": gguf.MODEL_ARCH.GLM_DSA,
+    "mistral4": gguf.MODEL_ARCH.MISTRAL4,
+    "minicpm3": gguf.MODEL_ARCH.MINICPM3,
+    "plm": gguf.MODEL_ARCH.PLM,
+}
+SPLIT = ("deepseek2", "deepseek32", "glm-dsa", "mistral4", "longcat-flash")  # kv_b_proj is cut in two
+
+
+def longcat_name(name):
+    """As the converter for LongCat in llama.cpp's forks: a layer is two blocks."""
+    match = re.match(r"model\.layers\.(\d+)\.(.+)", name)
+    if not match:
+        return {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}[
+            name.removesuffix(".weight")
+        ] + ".weight"
+    layer, rest = int(match.group(1)), match.group(2)
+    if rest.startswith("mlp."):
+        kind = {
+            "mlp.router.classifier.weight": "ffn_gate_inp.weight",
+            "mlp.router.e_score_correction_bias": "exp_probs_b.bias",
+        }.get(rest) or rest.replace("mlp.experts.", "ffn_").replace("_proj", "_exps")
+        return f"blk.{2 * layer}.{kind}"
+    block, half, tail = re.match(r"(\w+)\.([01])\.(.+)", rest).groups()
+    kind = {
+        "input_layernorm": "attn_norm.weight",
+        "post_attention_layernorm": "ffn_norm.weight",
+        "mlps": "ffn_" + tail.replace("_proj", ""),
+        "self_attn": "attn_"
+        + {"kv_a_proj_with_mqa.weight": "kv_a_mqa.weight", "o_proj.weight": "output.weight"}.get(tail, tail)
+        .replace("_proj", "")
+        .replace("layernorm", "norm"),
+    }[block]
+    return f"blk.{2 * layer + int(half)}.{kind}"
+
+
+def stacked(found):
+    """The tensors with each layer's experts in one tensor of three dimensions."""
+    out, experts = {}, {}
+    for name, x in found.items():
+        match = re.match(r"(.*\.experts)\.(\d+)\.(\w+)\.weight", name)
+        if match:
+            experts.setdefault(f"{match.group(1)}.{match.group(3)}.weight", {})[int(match.group(2))] = x
+        else:
+            out[name + ("" if name.endswith((".weight", ".bias", "_bias")) else ".weight")] = x
+    return out | {name: np.stack([parts[e] for e in sorted(parts)]) for name, parts in experts.items()}
+
+
+def layout(config, found, architecture):
+    """{llama.cpp's name: numbers}."""
+    H, n, v = config["num_attention_heads"], config["qk_nope_head_dim"], config.get("v_head_dim")
+    blocks = config.get("num_hidden_layers") or 2 * config["num_layers"]
+    names = gguf.get_tensor_name_map(MAPS[architecture], blocks) if architecture in MAPS else None
+
+    def named(name):
+        if names is None:
+            return longcat_name(name)
+        name = name.replace("e_score_correction_bias", "e_score_correction.bias")
+        return names.get_name(name, try_suffixes=(".weight", ".bias"))
+
+    out = {}
+    for name, x in stacked(found).items():
+        if name.endswith("kv_b_proj.weight") and architecture in SPLIT:
+            heads = x.reshape(H, n + v, -1)
+            ours = named(name)
+            out[ours.replace("kv_b", "k_b")] = np.ascontiguousarray(heads[:, :n].transpose(0, 2, 1))
+            out[ours.replace("kv_b", "v_b")] = np.ascontiguousarray(heads[:, n:])
+        else:
+            assert named(name), name
+            out[named(name)] = x
+    return out
+
+
+def keys(writer, config, architecture):
+    """What every converter writes, under gguf's names of the methods, and then each one's own."""
+    n, p, r = config["qk_nope_head_dim"], config["qk_rope_head_dim"], config["kv_lora_rank"]
+    v, pairs = config.get("v_head_dim"), config.get("num_layers")
+    rope = config.get("rope_parameters") or {}
+    values = {
+        "block_count": 2 * pairs if pairs else config["num_hidden_layers"],
+        "context_length": config["max_position_embeddings"],
+        "embedding_length": config["hidden_size"],
+        "feed_forward_length": config.get("intermediate_size") or config["ffn_hidden_size"],
+        "head_count": config["num_attention_heads"],
+        "head_count_kv": 1 if architecture in SPLIT else config["num_attention_heads"],
+        "layer_norm_rms_eps": config["rms_norm_eps"],
+        "vocab_size": config["vocab_size"],
+        "kv_lora_rank": r,
+        "rope_dimension_count": p,
+        "bos_token_id": config["bos_token_id"],
+        "eos_token_id": config["eos_token_id"],
+        "add_bos_token": True,
+    }
+    if architecture != "minicpm3":
+        values["rope_freq_base"] = float(config.get("rope_theta") or rope["rope_theta"])
+    if config["q_lora_rank"]:
+        values["q_lora_rank"] = config["q_lora_rank"]
+    if architecture in SPLIT:
+        values |= {
+            "key_length": r + p, "value_length": r, "key_length_mla": n + p, "value_length_mla": v
+        }  # fmt: skip
+    else:
+        values |= {"key_length": n + p} | ({"value_length": v} if architecture == "plm" else {})
+    for key, value in values.items():
+        getattr(writer, f"add_{key}")(value)
+    if pairs:
+        longcat_keys(writer, config)
+    elif architecture in SPLIT:
+        deepseek_keys(writer, config, rope)
+
+
+def deepseek_keys(writer, config, rope):
+    """DeepseekV2Model's and its descendants'; a key whose value the configuration lacks is left out."""
+    writer.add_leading_dense_block_count(config.get("first_k_dense_replace", config["num_hidden_layers"]))
+    writer.add_expert_feed_forward_length(config.get("moe_intermediate_size") or config["intermediate_size"])
+    writer.add_expert_shared_count(config.get("n_shared_experts", 0))
+    for key, name in (
+        ("n_routed_experts", "expert_count"),
+        ("num_experts_per_tok", "expert_used_count"),
+        ("routed_scaling_factor", "expert_weights_scale"),
+        ("norm_topk_prob", "expert_weights_norm"),
+        ("n_group", "expert_group_count"),
+        ("topk_group", "expert_group_used_count"),
+        ("index_n_heads", "indexer_head_count"),
+        ("index_head_dim", "indexer_key_length"),
+        ("index_topk", "indexer_top_k"),
+    ):
+        if config.get(key):
+            getattr(writer, f"add_{name}")(config[key])
+    if config.get("scoring_func"):
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType[config["scoring_func"].upper()])
+    yarn = config.get("rope_scaling") or (rope if rope.get("rope_type") == "yarn" else {})
+    if yarn:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(float(yarn["factor"]))
+        writer.add_rope_scaling_orig_ctx_len(yarn["original_max_position_embeddings"])
+        writer.add_rope_scaling_yarn_log_mul(0.1 * yarn["mscale_all_dim"])
+
+
+def longcat_keys(writer, config):
+    writer.add_expert_feed_forward_length(config["expert_ffn_hidden_size"])
+    writer.add_expert_count(config["n_routed_experts"])
+    writer.add_expert_used_count(config["moe_topk"])
+    writer.add_expert_weights_scale(config["routed_scaling_factor"])
+    writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SOFTMAX)
+    writer.add_uint32("longcat-flash.expert_zero_count", config["zero_expert_num"])
+
+
+def write(folder, model, architecture, config=None, change=lambda writer: None, said=None):
+    """A GGUF in `folder` with the model of that name in tests/models: its path. config: other values; said:
+    another name of the architecture."""
+    own, found = published(model)
+    config = own | (config or {})
+    path = folder / f"{model}.gguf"
+    writer = gguf.GGUFWriter(path, said or architecture)
+    keys(writer, config, architecture)
+    change(writer)
+    for name, x in layout(config, found, architecture).items():
+        writer.add_tensor(name, np.ascontiguousarray(x, np.float32))
+    if architecture == "minicpm3":
+        for kind in ("long", "short"):
+            factors = np.array(config["rope_scaling"][f"{kind}_factor"], np.float32)
+            writer.add_tensor(f"rope_factors_{kind}.weight", factors)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
