@@ -13,14 +13,13 @@ from support import C_TESTS, MODELS, ROOT, judge, make, need
 
 DEMO = ROOT / "demo" / "stories.bin"
 STORY = ["-p", "Once upon a time", "-n", "8", "-s", "1"]
-# What test_kernels.c is told here: one in so many of its random rounds (no divisor of what it takes rounds
-# modulo). All of them run without sanitizers, in test_c.py.
-ROUNDS = "11"
+# What the programs of tests/ are told here, because sanitizers are slow: one in so many random rounds (no
+# divisor of what rounds are taken modulo), every shape once. In test_c.py they run without sanitizers, whole.
+LESS = {"test_kernels": ["11"], "test_attention": ["once"]}
 
 
 def c_test(build, program):
-    """The command of a program of tests/ in a build."""
-    return [make(build, program), *([ROUNDS] if program == "test_kernels" else [])]
+    return [make(build, program), *LESS.get(program, [])]
 
 
 @pytest.mark.parametrize("program", C_TESTS)
