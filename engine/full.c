@@ -7,8 +7,9 @@
  *     MQA  G = 1    all heads share one
  *
  * Models of that kind are run in this way (num_key_value_heads; x --W_k--> keys, rotated whole, x --W_v-->
- * values). So are those with a latent, for comparison, with --cache full, full-bf16 or full-q8: each head then
- * keeps k_h,j = [ W_uk,h c_j | k_pe,j ] and v_h,j = W_uv,h c_j. --info says how much more memory that is.
+ * values). So are those with a latent, for comparison, with --cache full, full-bf16 or full-q8: each head
+ * then keeps k_h,j = [ W_uk,h c_j | k_pe,j ] and v_h,j = W_uv,h c_j. --info says how much more memory that
+ * is.
  *
  * Two ways. The definition is plain loops in f32: one row, one head, one key at a time. --cache full is
  * always computed by it, so that mla.c can be compared with it; other types are with MLA_PATH=definition.

@@ -27,9 +27,9 @@
  * no byte.
  *
  * The fast loop is `delta` in kernels/delta.h. Columns of values do not depend on one another, so they are
- * the lanes; a block of 32 columns of a head, 16 KB, stays in the level 1 cache while the rows pass. It is read
- * and written once for each row: o = S^T q + (k . q) r with S as it was before it learned, so both sums are
- * made in one pass, and S learns in the pass of the next row.
+ * the lanes. A block of 32 columns of a head, 16 KB, stays in the level 1 cache while the rows pass. It is
+ * read and written once for each row: o = S^T q + (k . q) r with S as it was before it learned, so both sums
+ * are made in one pass, and S learns in the pass of the next row.
  *
  * What a sequence keeps of such layers is its *constant part*. It lies in a slot of the cache
  * (engine/cache.h), for each layer: the memory, [H][d / 32][d keys][32 values], and the last K - 1 rows of u.
