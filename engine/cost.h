@@ -14,7 +14,7 @@ typedef struct {
 
 WeightBytes weight_bytes(const Model *m);
 
-/* Multiply-adds of one row's attention to one cached row, divided by all its others. */
+/* Multiply-adds of attention to one cached row, as a part of all others of a row. */
 double attention_work(const Model *m);
 
 /* Layers that have experts. */
