@@ -165,7 +165,7 @@ bench: $(PROGRAM)
 REQUEST   = Tell me a story about a dog and a red ball.
 demo: $(PROGRAM)
 	@echo "> $(REQUEST)"
-	@$(DIRECT)$(PROGRAM) demo/stories.bin --chat -p "$(REQUEST)" -s 5
+	@$(DIRECT)$(PROGRAM) demo/stories.bin --chat -p "$(REQUEST)" -s 123
 
 # a program in this folder is called with ./
 DIRECT    = $(if $(findstring /,$(PROGRAM)),,./)
