@@ -124,11 +124,11 @@ static void norm(const Model *m, State *s, const Hyper *h, const float *weight, 
     const Config *cfg = &m->config;
     float *y = s->scratch[t->id].a;
     size_t from, to;
+    profile_stage(s, t, STAGE_OTHER);
     if (cfg->hc_mult) {
         hyper_read(m, s, h, weight, t);
         return;
     }
-    profile_stage(s, t, STAGE_OTHER);
     share(t, s->row_count, &from, &to);
     for (size_t i = from; i < to; i++) {
         m->ops->rmsnorm(y, s->x + i * s->x_stride, weight, cfg->hidden_size, cfg->rms_norm_eps);
@@ -164,11 +164,11 @@ static void mlp(const Model *m, State *s, const Layer *L, Thread *t) {
 static void add_branch(const Model *m, State *s, const float *weight, Thread *t) {
     const Config *cfg = &m->config;
     size_t D = cfg->hidden_size, from, to;
+    profile_stage(s, t, STAGE_OTHER);
     if (cfg->hc_mult) {
         hyper_write(m, s, t);
         return;
     }
-    profile_stage(s, t, STAGE_OTHER);
     share(t, s->row_count, &from, &to);
     for (size_t i = from; i < to; i++) {
         float *branch = s->branch + i * s->out_stride;

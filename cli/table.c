@@ -165,7 +165,7 @@ const Option option_table[OPTION_COUNT] = {
 
 /* ---- which options go together -------------------------------------------------------------- */
 
-/* The first one that is given decides. An option has a meaning in the modes that its line above lists. */
+/* The first of these options that is given decides. The modes of each option are in the table above. */
 const ModeOption mode_table[] = {
     {OPT_BATCH, MODE_BATCH},       {OPT_CHOOSE, MODE_CHOOSE}, {OPT_PROMPTS, MODE_PROMPTS},
     {OPT_SAMPLES, MODE_SAMPLES},   {OPT_LOGITS, MODE_LOGITS}, {OPT_PERPLEXITY, MODE_PERPLEXITY},
@@ -174,7 +174,7 @@ const ModeOption mode_table[] = {
 };
 const size_t mode_count = sizeof mode_table / sizeof *mode_table;
 
-/* What modes do not say. */
+/* Rules that do not follow from the modes. */
 const Rule rule_table[] = {
     {false, {OPT_PROMPT, OPT_FILE, OPT_IDS, OPT_PROMPTS}, 4, "there is one prompt, or one list of them"},
     {false, {OPT_SESSION, OPT_FROM}, 2, "one goes on from FILE and writes it, the other leaves it as it is"},

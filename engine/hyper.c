@@ -33,7 +33,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "engine/state.h"
+#include "engine/buffers.h"
 #include "engine/util.h"
 
 enum { PIECE = 1024 }; /* columns of fn */
@@ -161,7 +161,6 @@ static float *weights_of(const Model *m, State *s, const Hyper *h, size_t i) {
 /* The weights' ingredients, for all rows. */
 static void begin(const Model *m, State *s, const Hyper *h, Thread *t) {
     size_t n = fan_in(&m->config);
-    profile_stage(s, t, STAGE_OTHER);
     if (!s->hyper.plain) {
         multiply(m, s, &h->fn, t);
         return;
@@ -215,7 +214,6 @@ void hyper_write(const Model *m, State *s, Thread *t) {
     const Config *cfg = &m->config;
     size_t D = cfg->hidden_size, columns = MLP_ROW / cfg->hc_mult / PANEL * PANEL,
            blocks = div_up(D, columns), from, to;
-    profile_stage(s, t, STAGE_OTHER);
     share(t, s->row_count * blocks, &from, &to);
     for (size_t task = from; task < to; task++) {
         size_t i = task / blocks, at = task % blocks * columns, n = min(D - at, columns);

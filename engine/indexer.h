@@ -4,6 +4,7 @@
 
 #include "engine/cache.h"
 #include "engine/util.h"
+#include "engine/buffers.h"
 #include "model.h"
 
 /* For the call's rows, in a layer that has an indexer: their index keys go into the cache (those of a CSA

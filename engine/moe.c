@@ -19,6 +19,7 @@
 
 #include <string.h>
 
+#include "engine/buffers.h"
 #include "engine/util.h"
 #include "kernels/linear.h"
 

@@ -14,6 +14,7 @@
 #ifndef SEQUENCE_H
 #define SEQUENCE_H
 
+#include "engine/buffers.h"
 #include "model.h"
 
 /* An empty sequence. NULL: StateOptions.sequences are open already. */

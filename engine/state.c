@@ -1,4 +1,4 @@
-/* engine/state.c: the cache and the buffers of a run, allocated once (model.h says what each is). They are
+/* engine/state.c: the cache and the buffers of a run, allocated once (buffers.h says what each is). They are
  * reserved as zero pages and become memory when they are first written: a decode step never touches what
  * only a long prefill needs. */
 #include <errno.h>

@@ -1,7 +1,7 @@
 """Chat templates of models whose repositories have an encoder script in place of one: DeepSeek-V3.2
 (encoding_dsv32.py) and DeepSeek-V4 (encoding_dsv4.py). They are written as Jinja programs, which chat.py
-takes apart like any other: what the script writes in its mode "chat", or "thinking" with the switch on. Tools,
-tasks and reminders are left out."""
+takes apart like any other: what the script writes in its mode "chat", or "thinking" with the switch on.
+Tools, tasks and reminders are left out."""
 
 # What V4's script puts in front of all if the effort is the greatest.
 EFFORT_MAX = (

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/buffers.h"
 #include "engine/hyper.h"
 #include "kernels/util.h"
 
