@@ -1,4 +1,5 @@
-/* engine/state.h: a call begins, and where its time goes (the struct is in buffers.h, its opening in model.h). */
+/* engine/state.h: a call begins, and where its time goes (the struct is in buffers.h, its opening in
+ * model.h). */
 #ifndef STATE_H
 #define STATE_H
 

@@ -110,8 +110,8 @@ static void rmsnorm(float *y, const float *x, const float *w, size_t n, float ep
                    vf_mul(vf_mul(vf_load_n(x + i, n - i, 0.0f), inverse), vf_load_n(w + i, n - i, 0.0f)));
 }
 
-/* silu(gate) = gate / (1 + e^-gate). `most` bounds the gate, `limit` its silu and up. NaN passes the limits, in
- * this order, and infinities become NaN. */
+/* silu(gate) = gate / (1 + e^-gate). `most` bounds the gate, `limit` its silu and up. NaN passes the limits,
+ * in this order, and infinities become NaN. */
 OP vf gated(vf gate, vf up, vf most, vf limit) {
     vf lost = vf_add(vf_sub(gate, gate), vf_sub(up, up));
     gate = vf_min(most, gate);

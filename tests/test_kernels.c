@@ -538,7 +538,8 @@ static void check_limits(const Kernels *ops) {
     report(ops->name, "swiglu-limits-same-bytes", same, "differs from portable");
 }
 
-/* Protects: the square root of log(1 + e^x), which weighs experts, over the range of floats and at any length. */
+/* Protects: the square root of log(1 + e^x), which weighs experts, over the range of floats and at any
+ * length. */
 static void check_sqrt_softplus(const Kernels *ops) {
     bool right = true, same = true;
     double worst = 0;
