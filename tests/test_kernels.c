@@ -649,7 +649,7 @@ static void check_delta(const Kernels *ops) {
 }
 
 int main(void) {
-    static const char *const NAMES[] = {"portable", "avx2", "avxvnni", "avx512", "neon"};
+    static const char *const NAMES[] = {"portable", "avx2", "avxvnni", "avx512", "amx", "neon"};
     const char *why = "";
     for (size_t i = 0; i < sizeof NAMES / sizeof *NAMES; i++) {
         setenv("MLA_ISA", NAMES[i], 1);
