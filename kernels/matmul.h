@@ -7,13 +7,13 @@
  * of rows and the type are constants wherever the loop is inlined, and the loops over them are unrolled.
  *
  * A second way for many rows of q8 and q4, from *many_rows on, unpacks several panels to a buffer first. It
- * needs fewer loads and unpacks nothing twice. Which is faster depends on the processor. Sums are added in
- * the same order, so that the bytes are the same. */
+ * needs fewer loads and unpacks nothing twice, and AMX can multiply what is unpacked. Which is faster depends
+ * on the processor. Sums are added in the same order, so that the bytes are the same. */
 #include "kernels/kernels.h"
 #include "kernels/simd.h"
 
 enum {
-    WEIGHTS_AHEAD = 2048,    /* bytes; hides the latency of memory when one row is multiplied */
+    WEIGHTS_AHEAD = 2048,    /* bytes; hides the latency of memory */
     CHUNK_BYTES = 256 * 1024 /* weights that stay in L2 while all rows of x pass by */
 };
 
@@ -154,6 +154,8 @@ OP void unpack_panels(Unpacked *u, const Matrix *w, const uint8_t *panel, size_t
             load_units(form, unit, block + 64 + (bytes - 64) / 2 * odd, codebook);
             UNROLL for (int i = 0; i < 8; i++) put_unit(u, h, i, p, unit[i]);
             u->scale[h][p] = vf_from_f16(block + 32 * odd);
+            for (size_t line = 0; line < bytes / 2; line += 64)
+                PREFETCH(block + bytes / 2 * odd + WEIGHTS_AHEAD + line);
         }
     }
 }
