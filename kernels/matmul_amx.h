@@ -6,7 +6,7 @@
  * columns] int8. Both lie in memory in just this form. What else vectors do with integer sums (their scales,
  * the sum of floats) they do here too, so the sums go through memory.
  *
- * Measured on Sapphire Rapids, and why the loops are as they are: vectors of 512 bits run at half speed while
+ * Measured on Emerald Rapids, and why the loops are as they are: vectors of 512 bits run at half speed while
  * a tile instruction is under way, so both take turns (first all products of a part, then all scales); a
  * product waits for the one before if its sums were cleared by tilezero, but not if zeros were loaded. */
 #ifndef MATMUL_AMX_H
