@@ -1,4 +1,4 @@
-# make            ./run
+# make            ./run, and what makes export.py fast
 # make demo       builds, then tells a story
 # make check      the tests of the kernels, two model families, the command line and sessions: a minute or two
 # make test       every test (brings its own Python packages into build/venv)
@@ -77,12 +77,13 @@ FLAGS_neon     = -march=armv8.2-a+dotprod
 KERNELS   = $(patsubst %,$(BUILD)/kernels/%.o,dispatch tune team pace) $(ISAS:%=$(BUILD)/kernels/kernels_%.o)
 SOURCES   = run.c mla.c tokenizer.c kernels/linear.c $(wildcard engine/*.c) $(wildcard cli/*.c)
 OBJECTS   = $(SOURCES:%.c=$(BUILD)/%.o) $(KERNELS)
+PACK      = $(BUILD)/pack.so
 LINK      = $(CC) $(CFLAGS) $(OPENMP) $(LDFLAGS) -pthread -o $@
 COMPILE   = $(CC) $(CFLAGS) $(OPENMP) $(STANDARD) -MMD -MP -c -o $@ $<
 Q         = $(if $(filter 1,$(V)),,@)
 SAY       = $(if $(filter 1,$(V)),@:,@printf '%-8s %s\n')
 
-all: $(PROGRAM)
+all: $(PROGRAM) $(PACK)
 
 $(PROGRAM): $(OBJECTS)
 	$(SAY) link $@
@@ -99,14 +100,20 @@ $(BUILD)/kernels/kernels_%.o: kernels/kernels.c $(BUILD)/compiler.mk
 	$(SAY) compile "$< for $*"
 	$(Q)$(COMPILE) $(FLAGS_$*) -DISA_$*
 
+# For export.py, which does without where this cannot be made.
+$(PACK): kernels/pack.c $(BUILD)/compiler.mk
+	$(SAY) compile $@
+	$(Q)$(CC) $(CFLAGS) $(STANDARD) -DISA_portable -fPIC -shared -MMD -MP -MF $(BUILD)/pack.d -o $@ $< || \
+		echo "export.py packs with numpy alone, several times slower: $(CC) makes no shared library"
+
 $(BUILD)/cli/options.o $(BUILD)/cli/manual.o: VERSION
 
--include $(OBJECTS:.o=.d) $(wildcard $(BUILD)/tests/*.d $(BUILD)/tests/fuzz/*.d)
+-include $(OBJECTS:.o=.d) $(BUILD)/pack.d $(wildcard $(BUILD)/tests/*.d $(BUILD)/tests/fuzz/*.d)
 
 # ---- installation -----------------------------------------------------------------------------------------
 PREFIX    = /usr/local
-install: $(PROGRAM)
-	$(Q)PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" cli/install.sh install "$(DIRECT)$(PROGRAM)"
+install: $(PROGRAM) $(PACK)
+	$(Q)PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" cli/install.sh install "$(DIRECT)$(PROGRAM)" "$(PACK)"
 	$(SAY) install "$(DESTDIR)$(PREFIX)/bin/mla"
 
 uninstall:
@@ -149,10 +156,10 @@ $(BUILD)/sequences_driver $(BUILD)/session_driver: $(BUILD)/%: $(BUILD)/tests/%.
 	$(SAY) link $@
 	$(LINK_TEST)
 
-check: $(PROGRAM) $(TESTS)
+check: $(PROGRAM) $(PACK) $(TESTS)
 	@tests/check.sh
 
-test: $(PROGRAM) $(TESTS)
+test: $(PROGRAM) $(PACK) $(TESTS)
 	@tests/run_tests.sh
 
 # Each kind of files that the tests look at is found by git: what it does not know is not ours.

@@ -1,9 +1,11 @@
 """float32 rows -> panels of 16 rows, as kernels/kernels.h lays them out: f32, bf16, q8 and q4.
 
 Whole arrays at a time, so that numpy's loops do the work; callers bring so few rows that the arrays stay in a
-core's cache.
+core's cache. What is written here is the definition. kernels/pack.c does the same in a fraction of the time,
+to the last bit, and is used where it was built (compiled.py).
 """
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -11,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from . import compiled
+from .errors import warn
 from .plan import BF16, F32, Q4, Q8
 from .sources import UNIFORM, Groups, Tensor, steps
 
@@ -106,8 +110,35 @@ def pack_integers(groups: Groups, kind: int, codebook: np.ndarray = UNIFORM) -> 
     return _blocks_q4(np.take(code, q.view(np.uint8)).reshape(-1, GROUP).T, scale)
 
 
+@functools.cache
+def fast() -> compiled.Compiled | None:
+    """pack.c, if it is there and gives the bytes of this file: it may be of another version, and compilers
+    have faults."""
+    found = compiled.load()
+    if found is None:
+        return None
+    x = np.random.default_rng(0).standard_normal((24, 160)).astype(np.float32)
+    for part in (x, x[:, :100].copy()):
+        if not all(
+            np.array_equal(_pack_compiled(found, part, kind), define(part, kind)) for kind in (Q8, Q4)
+        ):
+            warn(f"{found.path} is not used: it packs otherwise than {__name__}; run make again")
+            return None
+    return found
+
+
+def _pack_compiled(found: compiled.Compiled, x: np.ndarray, kind: int) -> np.ndarray:
+    return found.q8(x) if kind == Q8 else found.q4(x, CODEBOOK, np.array(TRIES, np.float32))
+
+
 def pack(x: np.ndarray, kind: int) -> np.ndarray:
-    """x [rows, cols] float32 -> its panels as bytes [panels, bytes of a panel]."""
+    """x [rows, cols] float32, finite -> its panels as bytes [panels, bytes of a panel]."""
+    found = fast() if kind in (Q8, Q4) else None
+    return _pack_compiled(found, np.ascontiguousarray(x), kind) if found else define(x, kind)
+
+
+def define(x: np.ndarray, kind: int) -> np.ndarray:
+    """What pack() gives."""
     cols = x.shape[1]
     return {F32: _pack_f32, BF16: _pack_bf16, Q8: _pack_q8, Q4: _pack_q4}[kind](
         _padded(x, PANEL, BLOCK if kind in (Q8, Q4) else 1), cols
@@ -180,8 +211,9 @@ def _columns(x: np.ndarray) -> np.ndarray:
 
 def _pack_q8(x: np.ndarray, cols: int) -> np.ndarray:
     groups = _columns(x)
-    # rounded first, then the integers
-    scale = (np.maximum(groups.max(axis=0), -groups.min(axis=0)) / 127).astype(np.float16)
+    largest = np.maximum(groups.max(axis=0), -groups.min(axis=0))
+    # rounded first, then the integers; of zeros numpy's maximum has now this sign, now that
+    scale = (np.abs(largest) / np.float32(127)).astype(np.float16)
     np.multiply(groups, _inverse(scale), out=groups)
     np.clip(np.rint(groups, out=groups), -127, 127, out=groups)
     q = np.ascontiguousarray(groups.astype(np.int8).T)
@@ -225,7 +257,9 @@ class Trial:
         value = self.value
         if self.present is not None:
             value *= self.present
-        xv, vv = np.einsum("jn,jn->n", self.x, value), np.einsum("jn,jn->n", value, value)
+        vv = np.einsum("jn,jn->n", value, value)  # exact, in any order
+        # column by column, and no product fused with a sum, as einsum does on some processors
+        xv = np.multiply(self.x, value, out=value).sum(axis=0, initial=0)
         scale = np.divide(xv, vv, out=np.zeros_like(xv), where=vv != 0)
         return Fit(scale, xv * scale)
 

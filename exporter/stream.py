@@ -14,7 +14,7 @@ import numpy as np
 
 from .errors import ExportError, printable
 from .plan import Q4, TYPE_NAMES, VECTOR, Entry
-from .quantize import CODEBOOK, kept_multiplier, multiplier, pack, pack_integers
+from .quantize import CODEBOOK, fast, kept_multiplier, multiplier, pack, pack_integers
 from .sources import Groups, Source
 from .workers import Call, Workers, processors
 from .writer import Piece, tensor_bytes
@@ -128,6 +128,7 @@ class Packer:
         # The C library keeps freed memory for the next arrays, up to the largest that it has seen freed;
         # otherwise each slab's arrays would be new pages from the system.
         np.empty(KEPT_MEMORY, np.uint8)
+        fast()  # once, and not in every worker
 
     def __call__(self, index: int, *part: Any) -> Any:
         """scale_of() of entry `index`, or, where a scale and a slab are given, packed()."""
