@@ -131,8 +131,9 @@ typedef struct {
     uint32_t hc_sinkhorn_iters;
     float hc_eps;
 
-    /* DeepSeek-V4 (engine/window.c): one row of d = n + p numbers is key and value of all heads, v is d,
-     * there is no latent; a token sees the last sliding_window rows and, in CSA and HCA layers, compressed ones */
+    /* DeepSeek-V4 (engine/window.c): one row of d = n + p numbers is key and value of all heads, v is d;
+     * there is no latent. A token sees the last sliding_window rows and, in CSA and HCA layers, compressed
+     * ones */
     uint32_t sliding_window;        /* 0: the model has none of it */
     uint32_t o_groups, o_lora_rank; /* W_o: first each group of heads by itself, to so many numbers */
     uint32_t csa_ratio, hca_ratio;  /* tokens for a compressed row; 0 where no layer is of the kind */
@@ -178,7 +179,7 @@ static inline bool layer_is_hca(const Config *cfg, uint32_t layer) {
     return cfg->hca_layers[layer / 32] >> layer % 32 & 1;
 }
 
-/* What a layer's attention is: mla.c, engine/full.c, engine/kda_layer.c, the last three of engine/window.c. */
+/* What a layer's attention is: mla.c, engine/full.c, engine/kda_layer.c, the last three engine/window.c */
 typedef enum {
     LAYER_LATENT,
     LAYER_ORDINARY,

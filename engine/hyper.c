@@ -16,7 +16,7 @@
  *
  * The head reads sum_i pre_i X_i with a fn of its own, of S rows, and one scale. A plain residual, x' = x +
  * y, is S = 1 with pre = post = C = 1. That C's rows and columns sum to 1 keeps the streams' size, however
- * many layers there are (DeepSeek calls the connections "manifold-constrained": such matrices are a manifold).
+ * many layers there are. (DeepSeek says "manifold-constrained": such matrices are a manifold.)
  *
  * fn's product is the work, S D (2 S + S S) multiplications: 0.4 M for each branch of DeepSeek-V4-Flash, and
  * 1.6 MB of f32. It has few rows and many columns, so threads share the columns: PIECE of them are a task,

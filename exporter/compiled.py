@@ -1,4 +1,4 @@
-"""kernels/pack.c, which packs q8 and q4 as quantize.py does and several times as fast, if `make` has built it.
+"""kernels/pack.c, which packs q8 and q4 as quantize.py does, several times as fast, if `make` has built it.
 
 Whether what is found gives the same bytes is quantize.py's to see. numpy's arrays are checked here, and C
 believes what it is given.

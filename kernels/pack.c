@@ -5,8 +5,8 @@
  * A block of 16 rows and 64 columns is taken at a time: 32 groups of 32 weights, each with its scale. It is
  * turned, so that the loops over the groups become vector instructions; within a group numbers are added in
  * the order of its columns, as in quantize.py. The integers of four columns lie in one word, as in a unit of
- * the panel. The weights must be finite: the exporter has looked at them. Others give bytes without a meaning,
- * and nothing worse. */
+ * the panel. The weights must be finite: the exporter has looked at them. Others give bytes without
+ * a meaning, and nothing worse. */
 #include <math.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -17,7 +17,7 @@
 #include "kernels/kernels.h"
 #include "kernels/simd.h"
 
-/* Everything becomes part of each of the functions at the end, which are compiled for different processors. */
+/* Everything becomes part of each function at the end, which are compiled for different processors. */
 #define INLINE static inline __attribute__((always_inline))
 
 enum { GROUP = 32, GROUPS = 2 * PANEL, WORDS = GROUP / 4, CODES = 16 };
@@ -58,8 +58,9 @@ INLINE void store_scales(uint8_t *block, Numbers scale) {
     }
 }
 
-/* x to the nearest integer in -127 .. 127, ties to even, as a byte. Beside 1.5 * 2^23 a float has no bits left
- * for a fraction, and its last byte is the integer's; as integers, floats above zero are in their order. */
+/* x to the nearest integer in -127 .. 127, ties to even, as a byte. Beside 1.5 * 2^23 a float has no bits
+ * left for a fraction, and its last byte is the integer's; as integers, floats above zero are in their
+ * order. */
 INLINE uint32_t rounded(float x) {
     const int32_t zero = 0x4b400000;
     int32_t bits = (int32_t)bits_of(x + 0x1.8p23f);
@@ -143,8 +144,8 @@ INLINE void search(Numbers best, Weights w, const Steps *values, const float *tr
     fit(best, gain, w, inverse, values, present);
 }
 
-/* The steps from an integer to the value of an ascending codebook that is nearest to it, of two the lower one;
- * or to that value's index. */
+/* The steps from an integer to the value of an ascending codebook that is nearest to it, of two the lower
+ * one; or to that value's index. */
 INLINE Steps steps_to(const int8_t value[CODES], bool index) {
     Steps steps = {.first = index ? 0 : (uint8_t)value[0]};
     for (int i = 0; i + 1 < CODES; i++) {
@@ -163,7 +164,7 @@ INLINE void mark_present(Words present, size_t n) {
             ((uint8_t *)&present[j / 4][g])[j % 4] = j + g / PANEL * GROUP < n ? 255 : 0;
 }
 
-/* x [rows, cols] -> out [panels, blocks, Q4_BLOCK]. codebook: 16 values, ascending. tries [n]: of search(). */
+/* x [rows, cols] -> out [panels, blocks, Q4_BLOCK]. codebook: 16 values, ascending. tries [n]: search() */
 typedef void PackQ4(const float *x, size_t rows, size_t cols, const int8_t *codebook, const float *tries,
                     size_t n, uint8_t *out);
 /* x [rows, cols] -> out [panels, blocks, Q8_BLOCK] */
@@ -220,7 +221,7 @@ INLINE void pack_q8(const float *x, size_t rows, size_t cols, uint8_t *out) {
         }
 }
 
-/* ---- compiled for each instruction set, chosen at the first call ------------------------------------------ */
+/* ---- compiled for each instruction set, chosen at the first call ---------------------------- */
 
 typedef struct {
     const char *isa;

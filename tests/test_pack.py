@@ -34,8 +34,8 @@ def library(monkeypatch):
 
 
 def matrices():
-    """Normal numbers of many sizes, some of them zeros of both signs, some far larger than the others; what rounds
-    to a scale of infinity, of nothing, and halves of integers, whose rounding is that of ties."""
+    """Normal numbers of many sizes, some of them zeros of both signs, some far larger than the others; what
+    rounds to a scale of infinity, of nothing, and halves of integers, whose rounding is that of ties."""
     random = np.random.default_rng(5)
     for shape in SHAPES:
         for size in (1, 1e4, 1e-3, 1e7, 1e-9, 1e-38, 1e-44):
@@ -67,7 +67,7 @@ def test_same_bytes(compiler, isa, library, monkeypatch):
 
 
 def test_what_is_not_finite_does_no_harm(library):
-    """It is refused before it is packed (test_export_robust.py); here every byte is still written in its place."""
+    """It is refused before it is packed (test_export_robust.py); here every byte is still in its place."""
     library("gcc")
     x = np.full((16, 64), np.nan, np.float32)
     x[::3], x[1::3] = np.inf, -np.inf
