@@ -57,7 +57,6 @@ $(BUILD)/compiler.mk: Makefile
 	@{ printf 'PROBED = %s\n' '$(COMPILER)'; \
 	   if grep -q '__x86_64__' $(BUILD)/macros; then echo 'ISAS = portable avx2 avx512'; \
 	     $(CC) -mavxvnni -fsyntax-only -x c /dev/null 2>/dev/null && echo 'ISAS += avxvnni'; \
-	     $(CC) -mamx-tile -mamx-int8 -fsyntax-only -x c /dev/null 2>/dev/null && echo 'ISAS += amx'; \
 	   elif grep -q '__aarch64__' $(BUILD)/macros; then echo 'ISAS = portable neon'; \
 	   elif grep -q '__i386__' $(BUILD)/macros; then echo 'ISAS = portable'; echo 'ROUNDING = -msse2 -mfpmath=sse'; \
 	   else echo 'ISAS = portable'; fi; \
@@ -71,7 +70,6 @@ FLAGS_portable =
 FLAGS_avx2     = -mavx2 -mfma -mf16c
 FLAGS_avxvnni  = $(FLAGS_avx2) -mavxvnni
 FLAGS_avx512   = -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c -mprefer-vector-width=512
-FLAGS_amx      = $(FLAGS_avx512) -mamx-tile -mamx-int8
 FLAGS_neon     = -march=armv8.2-a+dotprod
 
 KERNELS   = $(patsubst %,$(BUILD)/kernels/%.o,dispatch tune team pace) $(ISAS:%=$(BUILD)/kernels/kernels_%.o)

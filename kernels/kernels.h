@@ -173,7 +173,7 @@ typedef struct {
 
 /* ---- the functions -------------------------------------------------------------------------- */
 typedef struct {
-    const char *name; /* portable, avx2, avxvnni, avx512, amx, neon */
+    const char *name; /* portable, avx2, avxvnni, avx512, neon */
 
     /* -- plain vectors of n numbers -- */
 

@@ -635,8 +635,10 @@ static void check_sizes_and_error(const Kernels *ops) {
 }
 
 int main(int argc, char **argv) {
-    static const char *const names[] = {"portable", "avx2", "avxvnni", "avx512", "amx", "neon"},
-                             *const types[] = {"f32", "bf16", "q8", "q6", "q4"};
+    static const char *const names[] = {"portable", "avx2", "avxvnni", "avx512", "neon"}, *const types[] = {
+                                                                                              "f32", "bf16",
+                                                                                              "q8", "q6",
+                                                                                              "q4"};
     /* int8: the weights of the value sum are rounded to 255 steps of the largest one in a tile; the rest
      * is exact or f32. */
     static const double ordinary[] = {1e-6, 1e-6, 1.2e-2, 1.2e-2, 1.2e-2},

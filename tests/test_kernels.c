@@ -682,7 +682,7 @@ static void check_delta(const Kernels *ops) {
 }
 
 int main(int argc, char **argv) {
-    static const char *const NAMES[] = {"portable", "avx2", "avxvnni", "avx512", "amx", "neon"};
+    static const char *const NAMES[] = {"portable", "avx2", "avxvnni", "avx512", "neon"};
     const char *why = "";
     if (argc > 1)
         every = atoi(argv[1]);

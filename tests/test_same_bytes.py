@@ -39,7 +39,6 @@ WAYS = {
     "portable": (None, {"MLA_ISA": "portable"}, ["-j", "1"]),
     "avx2": (None, {"MLA_ISA": "avx2"}, ["-j", "1"]),
     "avx512": (None, {"MLA_ISA": "avx512"}, ["-j", "1"]),
-    "amx": (None, {"MLA_ISA": "amx"}, ["-j", "1"]),
     "gcc": ("gcc", {}, ["-j", "1"]),
     "clang": ("clang", {}, ["-j", "1"]),
     "clang, portable": ("clang", {"MLA_ISA": "portable"}, ["-j", "1"]),
@@ -51,7 +50,6 @@ WAYS = {
 CPU_FLAGS = {
     "avx2": {"avx2", "fma", "f16c"},
     "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"},
-    "amx": {"avx512_vnni", "amx_tile", "amx_int8"},
 }
 
 
