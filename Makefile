@@ -162,8 +162,10 @@ MODEL     = demo/stories.bin
 bench: $(PROGRAM)
 	$(if $(BASE),python3 tests/bench.py $(BASE) $(DIRECT)$(PROGRAM) $(MODEL),$(DIRECT)$(PROGRAM) $(MODEL) --bench --profile) $(BENCH)
 
+REQUEST   = Tell me a story about a dog and a red ball.
 demo: $(PROGRAM)
-	@$(DIRECT)$(PROGRAM) demo/stories.bin --echo -p "Once upon a time" -s 69
+	@echo "> $(REQUEST)"
+	@$(DIRECT)$(PROGRAM) demo/stories.bin --chat -p "$(REQUEST)" -s 7
 
 # a program in this folder is called with ./
 DIRECT    = $(if $(findstring /,$(PROGRAM)),,./)

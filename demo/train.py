@@ -1,76 +1,41 @@
-"""Trains a model like the one that ships: DeepSeek-V3's architecture (Multi-head Latent Attention, a mixture
-of experts with a sigmoid router, one layer of multi-token prediction) with 11 million parameters, on
-stories. It doubles as an explanation of MLA in PyTorch: read Attention first.
+"""Trains a model like the one that ships, in two phases: stories, then conversations about stories.
 
     pip install torch tokenizers safetensors numpy
-    python demo/train.py stories.txt build/stories --minutes 150
-    python export.py build/stories stories.bin
+    python demo/train.py stories.txt build/stories --held-out valid.txt
+    python export.py build/stories stories.bin --type q8 --mtp
 
-TEXT is stories with a line <|endoftext|> between them; one in thirty is held out to measure the loss on. OUT
-becomes a Hugging Face directory: export.py reads it, and so does transformers. There is no distributed
-training, no resuming and no search for hyperparameters here."""
+TEXT is stories with a line <|endoftext|> between them; without --held-out, one in thirty is held out to
+measure the loss on. --from DIR begins with the second phase, from the weights and the tokenizer in DIR. OUT
+becomes a Hugging Face directory: export.py reads it, and so does transformers. The model is in model.py,
+the conversations are made in conversations.py. torchrun starts several processes that train together, each
+with --batch windows a step. There is no resuming in the middle of a phase and no search for hyperparameters
+here.
+"""
 
 import argparse
+import itertools
 import json
-import math
+import os
+import random
+import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn as nn
-import torch.nn.functional as F
-from safetensors.torch import save_file
+from conversations import ASSISTANT, SEPARATOR, TEMPLATE, USER, Conversation, conversations, read_stories
+from model import CONFIG, Model, MoE, T, c
+from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-# config.json, under the names that DeepSeek-V3 gives them.
-CONFIG = dict(
-    architectures=["DeepseekV3ForCausalLM"],
-    model_type="deepseek_v3",
-    hidden_size=256,
-    num_hidden_layers=6,
-    num_nextn_predict_layers=1,
-    num_attention_heads=8,
-    num_key_value_heads=8,
-    q_lora_rank=128,
-    kv_lora_rank=64,
-    qk_nope_head_dim=32,
-    qk_rope_head_dim=16,
-    v_head_dim=32,
-    intermediate_size=768,
-    first_k_dense_replace=1,
-    moe_layer_freq=1,
-    n_routed_experts=8,
-    num_experts_per_tok=2,
-    n_shared_experts=1,
-    moe_intermediate_size=192,
-    scoring_func="sigmoid",
-    topk_method="noaux_tc",
-    n_group=1,
-    topk_group=1,
-    norm_topk_prob=True,
-    routed_scaling_factor=1.0,
-    vocab_size=4096,
-    tie_word_embeddings=True,
-    max_position_embeddings=512,
-    rope_theta=10000.0,
-    rope_scaling=None,
-    rms_norm_eps=1e-6,
-    hidden_act="silu",
-    attention_bias=False,
-    attention_dropout=0.0,
-    initializer_range=0.02,
-    torch_dtype="bfloat16",
-    use_cache=True,
-    bos_token_id=0,
-    eos_token_id=1,
-)
-c = SimpleNamespace(**CONFIG)
-T = c.max_position_embeddings
 MTP_WEIGHT = 0.3  # of the second loss, as in the DeepSeek-V3 report
+ASKED_WEIGHT = 3  # of a word that the user has asked for, where the answer has it first
 
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
-SEPARATOR = "<|endoftext|>"
 
 # DeepSeek-V3's pre-tokenizer: three splits, one after the other.
 PATTERNS = [
@@ -81,10 +46,17 @@ PATTERNS = [
 ]
 
 
+class Row(NamedTuple):
+    """Tokens, and how much it counts that each is predicted."""
+
+    ids: list[int]
+    weights: list[float]
+
+
 # ---- text
 
 
-def train_tokenizer(stories):
+def train_tokenizer(stories: list[str]) -> Tokenizer:
     """Byte-level BPE: every text can be written with its ids, whatever it was trained on."""
     tokenizer = Tokenizer(models.BPE())
     splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PATTERNS]
@@ -105,7 +77,20 @@ def train_tokenizer(stories):
     return tokenizer
 
 
-def encode(tokenizer, stories):
+def with_marks(tokenizer: Tokenizer) -> Tokenizer:
+    """The marks of turns take the ids of the last two merges: the rarest, and no other merge needs them. What
+    these wrote is written with two tokens from now on."""
+    values = json.loads(tokenizer.to_str())
+    vocabulary, merges = values["model"]["vocab"], values["model"]["merges"]
+    for mark in (ASSISTANT, USER):
+        place = vocabulary.pop("".join(merges.pop()))
+        vocabulary[mark] = place
+        values["added_tokens"].append({**values["added_tokens"][0], "id": place, "content": mark})
+    values["added_tokens"].sort(key=lambda token: token["id"])
+    return Tokenizer.from_str(json.dumps(values))
+
+
+def encode(tokenizer: Tokenizer, stories: list[str]) -> torch.Tensor:
     """All stories in a row, each between a begin and an end token: int64 [tokens]."""
     ids = []
     for story in tokenizer.encode_batch(stories):
@@ -113,202 +98,84 @@ def encode(tokenizer, stories):
     return torch.tensor(ids)
 
 
-def windows(ids, count, generator=None):
+def asked_weights(encoding, answer: str, words: tuple[str, ...]) -> list[float]:
+    """For the tokens of an answer."""
+    weights = [1.0] * len(encoding.ids)
+    for word in words:
+        found = re.search(rf"\b{word}\b", answer.lower())
+        for i, (begin, end) in enumerate(encoding.offsets):
+            if found and begin < found.end() and end > found.start():
+                weights[i] = ASKED_WEIGHT
+    return weights
+
+
+def encode_conversation(tokenizer: Tokenizer, conversation: Conversation) -> Row:
+    """As the template writes it. What is learnt are the answers, with the token that ends them."""
+
+    def given(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False).ids
+
+    ids = [c.bos_token_id, *given(conversation.system)]
+    weights = [0.0] * len(ids)
+    for turn in conversation.turns:
+        question = given(USER + turn.user + ASSISTANT)
+        answer = tokenizer.encode(turn.answer, add_special_tokens=False)
+        ids += [*question, *answer.ids, c.eos_token_id]
+        weights += [0.0] * len(question) + asked_weights(answer, turn.answer, turn.words)
+        weights.append(0.0 if turn.unfinished else 1.0)
+    return Row(ids, weights)
+
+
+# ---- batches: (ids, weights), both [rows, t + 2]
+
+
+def windows(ids: torch.Tensor, count: int, generator=None):
     """`count` pieces of T + 2 tokens from anywhere: the two more are what the last position has to
     predict."""
     starts = torch.randint(0, len(ids) - T - 1, (count,), generator=generator)
-    return torch.stack([ids[start : start + T + 2] for start in starts])
+    pieces = torch.stack([ids[start : start + T + 2] for start in starts])
+    return pieces, torch.ones(pieces.shape)
 
 
-# ---- the model
-# The modules carry the names of the published tensors, so that state_dict() is the checkpoint.
+def padded(rows: list[Row]):
+    """Rows of one length, two tokens longer than the longest: all that a row has is predicted, by MTP too."""
+    longest = max(len(row.ids) for row in rows)
+    ids = torch.full((len(rows), longest + 1), c.eos_token_id)
+    weights = torch.zeros(ids.shape)
+    for i, row in enumerate(rows):
+        ids[i, : len(row.ids)] = torch.tensor(row.ids)
+        weights[i, : len(row.ids)] = torch.tensor(row.weights)
+    return ids, weights
 
 
-def linear(inputs, outputs, std=None):
-    layer = nn.Linear(inputs, outputs, bias=False)
-    nn.init.normal_(layer.weight, std=std or 0.6 / math.sqrt(inputs))
-    return layer
-
-
-class RMSNorm(nn.Module):
-    def __init__(self, size):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-
-    def forward(self, x):
-        return self.weight * F.rms_norm(x.float(), x.shape[-1:], eps=c.rms_norm_eps)
-
-
-def rotations():
-    """e^(i m theta_j) for position m and pair j: complex [T, p / 2]."""
-    inv_freq = c.rope_theta ** (-torch.arange(0, c.qk_rope_head_dim, 2) / c.qk_rope_head_dim)
-    angle = torch.outer(torch.arange(T), inv_freq)
-    return torch.polar(torch.ones_like(angle), angle)
-
-
-def rope(x, rotation):
-    """Rotates pair (x[2j], x[2j + 1]) of position m by m theta_j. x: [..., T, p]."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)).contiguous())
-    return torch.view_as_real(pairs * rotation[: x.shape[-2]]).flatten(-2)
-
-
-class Attention(nn.Module):
-    """Multi-head Latent Attention. Keys and values of all heads are linear functions of one latent vector per
-    token; to continue a text it is enough to have kept the latent (r numbers) and one rotated key (p),
-    here 80 numbers instead of the H * (n + p + v) = 640 that heads read."""
-
-    def __init__(self):
-        super().__init__()
-        D, H, r = c.hidden_size, c.num_attention_heads, c.kv_lora_rank
-        n, p, v = c.qk_nope_head_dim, c.qk_rope_head_dim, c.v_head_dim
-        self.q_a_proj = linear(D, c.q_lora_rank)
-        self.q_a_layernorm = RMSNorm(c.q_lora_rank)
-        self.q_b_proj = linear(c.q_lora_rank, H * (n + p))
-        self.kv_a_proj_with_mqa = linear(D, r + p)
-        self.kv_a_layernorm = RMSNorm(r)
-        self.kv_b_proj = linear(r, H * (n + v))
-        self.o_proj = linear(H * v, D, std=1e-4)  # nearly zero: each layer begins as the identity
-        self.register_buffer("rotation", rotations(), persistent=False)
-
-    def forward(self, x):  # [B, T, D]
-        n, p, r, v = c.qk_nope_head_dim, c.qk_rope_head_dim, c.kv_lora_rank, c.v_head_dim
-
-        def heads(y):  # [B, T, H * size] -> [B, H, T, size]
-            return y.unflatten(-1, (c.num_attention_heads, -1)).transpose(1, 2)
-
-        q_nope, q_rope = heads(self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))).split((n, p), -1)
-        latent, k_rope = self.kv_a_proj_with_mqa(x).split(
-            (r, p), -1
-        )  # what a cache holds: normed and rotated
-        latent = self.kv_a_layernorm(latent)
-        k_rope = rope(k_rope, self.rotation).unsqueeze(1)  # one for all heads
-
-        k_nope, values = heads(self.kv_b_proj(latent)).split((n, v), -1)  # decompressed
-        queries = torch.cat((q_nope, rope(q_rope, self.rotation).type_as(q_nope)), -1)
-        keys = torch.cat((k_nope, k_rope.expand(-1, c.num_attention_heads, -1, -1).type_as(k_nope)), -1)
-        out = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)  # scale (n + p)^-0.5
-        return self.o_proj(out.transpose(1, 2).flatten(-2))
-
-
-class MLP(nn.Module):
-    def __init__(self, width):
-        super().__init__()
-        self.gate_proj = linear(c.hidden_size, width)
-        self.up_proj = linear(c.hidden_size, width)
-        self.down_proj = linear(width, c.hidden_size, std=1e-4)
-
-    def forward(self, x):
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
-class Router(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(
-            torch.randn(c.n_routed_experts, c.hidden_size) * 0.6 / math.sqrt(c.hidden_size)
-        )
-        self.register_buffer("e_score_correction_bias", torch.zeros(c.n_routed_experts))
-
-    def forward(self, x):  # [tokens, D] -> experts and their weights, both [tokens, num_experts_per_tok]
-        with torch.autocast(x.device.type, enabled=False):
-            scores = torch.sigmoid(F.linear(x.float(), self.weight))
-        chosen = (
-            (scores.detach() + self.e_score_correction_bias).topk(c.num_experts_per_tok).indices
-        )  # the bias chooses, it does not weigh
-        weights = scores.gather(1, chosen)
-        return chosen, c.routed_scaling_factor * weights / weights.sum(-1, keepdim=True)
-
-
-class MoE(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.gate = Router()
-        self.experts = nn.ModuleList(MLP(c.moe_intermediate_size) for _ in range(c.n_routed_experts))
-        self.shared_experts = MLP(c.n_shared_experts * c.moe_intermediate_size)
-        self.register_buffer(
-            "load", torch.zeros(c.n_routed_experts), persistent=False
-        )  # tokens per expert since the last balance()
-
-    def forward(self, x):
-        flat = x.flatten(0, -2)
-        chosen, weights = self.gate(flat)
-        out = self.shared_experts(flat).float()
-        for e, expert in enumerate(self.experts):
-            token, slot = (chosen == e).nonzero(as_tuple=True)
-            out = out.index_add(0, token, weights[token, slot, None] * expert(flat[token]).float())
-            self.load[e] += len(token)
-        return out.view_as(x)
-
-    def balance(self, speed):
-        """Balance without an auxiliary loss: experts with too many tokens become a little less eligible, the
-        others a little more."""
-        self.gate.e_score_correction_bias += speed * torch.sign(self.load.mean() - self.load)
-        self.load.zero_()
-
-
-class Layer(nn.Module):
-    def __init__(self, index):
-        super().__init__()
-        self.input_layernorm = RMSNorm(c.hidden_size)
-        self.self_attn = Attention()
-        self.post_attention_layernorm = RMSNorm(c.hidden_size)
-        self.mlp = MLP(c.intermediate_size) if index < c.first_k_dense_replace else MoE()
-
-    def forward(self, x):
-        x = x + self.self_attn(self.input_layernorm(x))
-        return x + self.mlp(self.post_attention_layernorm(x))
-
-
-class MTPLayer(Layer):
-    """Multi-token prediction: from the state at a position and the token after it, the token after that.
-    Trains the layers below to look further ahead; at inference it can draft tokens, or be left out."""
-
-    def __init__(self, index):
-        super().__init__(index)
-        self.enorm = RMSNorm(c.hidden_size)
-        self.hnorm = RMSNorm(c.hidden_size)
-        self.eh_proj = linear(2 * c.hidden_size, c.hidden_size)
-        self.shared_head = nn.ModuleDict({"norm": RMSNorm(c.hidden_size)})
-
-    def forward(self, state, next_embedding):
-        x = self.eh_proj(torch.cat((self.enorm(next_embedding), self.hnorm(state)), -1))
-        return self.shared_head["norm"](super().forward(x))
-
-
-class Model(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
-        nn.init.normal_(self.embed_tokens.weight, std=c.initializer_range)
-        self.layers = nn.ModuleList(Layer(i) for i in range(c.num_hidden_layers))
-        self.layers.append(MTPLayer(c.num_hidden_layers))  # stored as one more layer
-        self.norm = RMSNorm(c.hidden_size)
-
-    def forward(self, ids):
-        """The loss on the next token and on the one after it, of T positions. ids: [B, T + 2]."""
-        x = self.embed_tokens(ids[:, :-2])
-        for layer in self.layers[:-1]:
-            x = layer(x)
-        state = self.norm(x)
-        after = self.layers[-1](state, self.embed_tokens(ids[:, 1:-1]))
-        return self.loss(state, ids[:, 1:-1]), self.loss(after, ids[:, 2:])
-
-    def loss(self, state, targets):
-        logits = F.linear(state, self.embed_tokens.weight)  # tied
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+def conversation_batches(rows: Iterator[Row], tokens: int, seed: int):
+    """Endless batches of about so many tokens, each of rows of similar length."""
+    rng = random.Random(seed)
+    while True:
+        pool = sorted(itertools.islice(rows, 256), key=lambda row: len(row.ids))
+        batches: list[list[Row]] = [[]]
+        for row in pool:
+            if (len(batches[-1]) + 1) * len(row.ids) > tokens:
+                batches.append([])
+            batches[-1].append(row)
+        rng.shuffle(batches)
+        yield from map(padded, batches)
 
 
 # ---- training
 
 
-def optimizers(model, rate):
+def device_of(model: Model) -> str:
+    return next(model.parameters()).device.type
+
+
+def optimizers(model: Model, rate: float):
     """Muon for the matrices of the layers, AdamW for the rest; with this scaling of Muon one learning rate
     serves both."""
     matrices, rest = [], []
     for name, p in model.named_parameters():
-        (matrices if p.ndim == 2 and "embed" not in name and "mlp.gate.weight" not in name else rest).append(
-            p
-        )
+        is_matrix = p.ndim == 2 and "embed" not in name and "mlp.gate.weight" not in name
+        (matrices if is_matrix else rest).append(p)
     muon = torch.optim.Muon(
         matrices, lr=rate, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"
     )
@@ -316,14 +183,76 @@ def optimizers(model, rate):
 
 
 @torch.no_grad()
-def evaluate(model, ids, device, batches=8):
-    """Mean losses over the same windows of the held-out stories each time."""
-    generator = torch.Generator().manual_seed(0)
-    losses = [torch.stack(model(windows(ids, 8, generator).to(device))) for _ in range(batches)]
-    return torch.stack(losses).mean(0).tolist()
+def losses(model: Model, batches, bf16: bool) -> list[float]:
+    """Mean losses over batches: next token, MTP."""
+    device = device_of(model)
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=bf16):
+        each = [torch.stack(model(*(x.to(device) for x in batch))) for batch in batches]
+    return torch.stack(each).mean(0).tolist()
 
 
-def write(model, out):
+def worker() -> int:
+    """Which of the processes this is that train together (torchrun), or 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def average(tensors: list[torch.Tensor]) -> None:
+    """Over the processes that train together, in place."""
+    if dist.is_initialized():
+        whole = nn.utils.parameters_to_vector(tensors)
+        dist.all_reduce(whole)
+        nn.utils.vector_to_parameters(whole / dist.get_world_size(), tensors)
+
+
+def agreed(number: float) -> float:
+    """The mean over the processes that train together: their clocks differ."""
+    one = [torch.tensor(number)]
+    average(one)
+    return one[0].item()
+
+
+def step(model: Model, batch, both, rate: float, args) -> list[float]:
+    """One step of both optimizers; the losses."""
+    device = device_of(model)
+    for optimizer in both:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=args.bf16):
+        next_loss, mtp_loss = model(*(x.to(device) for x in batch))
+    (next_loss + MTP_WEIGHT * mtp_loss).backward()
+    balanced = [layer.mlp for layer in model.layers if isinstance(layer.mlp, MoE)]
+    average([p.grad for p in model.parameters()] + [mlp.load for mlp in balanced])
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer in both:
+        optimizer.step()
+        optimizer.zero_grad()
+    for mlp in balanced:
+        mlp.balance(rate * 2 / 3)
+    return [next_loss.item(), mtp_loss.item()]
+
+
+def fit(model: Model, batches, rate: float, level, args, report, mean=None) -> None:
+    """Trains and writes the model, or the running mean of its weights. level(steps done): the share of the
+    learning rate, 0 at the end."""
+    both = optimizers(model, rate)
+    begin, count = time.time(), 0
+    while now_level := agreed(level(count)):
+        now = step(model, next(batches), both, rate * min(now_level, (count + 1) / 20), args)
+        count += 1
+        if mean:
+            mean.update_parameters(model)
+        if worker() == 0 and count % 20 == 0:
+            took = time.time() - begin
+            print(f"step {count}, {took:.0f} s: loss {now[0]:.3f}, mtp {now[1]:.3f}", flush=True)
+            write(mean.module if mean else model, args.out)  # a run that is ended early leaves a model too
+        if worker() == 0 and count % 100 == 0:
+            report()
+    if worker() == 0:
+        report()
+        write(mean.module if mean else model, args.out)
+
+
+def write(model: Model, out: Path) -> None:
     tensors = {f"model.{name}": t.detach().cpu() for name, t in model.state_dict().items()}
     tensors = {
         name: (t.float() if "bias" in name else t.bfloat16()).contiguous() for name, t in tensors.items()
@@ -331,18 +260,17 @@ def write(model, out):
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
 
 
-def write_json(path, **values):
+def read(model: Model, directory: Path) -> None:
+    tensors = load_file(directory / "model.safetensors")
+    model.load_state_dict({name.removeprefix("model."): t.float() for name, t in tensors.items()})
+
+
+def write_json(path: Path, **values) -> None:
     path.write_text(json.dumps(values, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
-def prepare(text, out):
-    """Everything in OUT but the weights; returns the ids of the stories to train on and of those held out."""
-    stories = [story.strip() for story in text.read_text(encoding="utf-8").split(SEPARATOR)]
-    stories = [story for story in stories if story]
-    held_out = stories[::30]
-    stories = [story for i, story in enumerate(stories) if i % 30]
-    tokenizer = train_tokenizer(stories)
-
+def write_texts(tokenizer: Tokenizer, out: Path) -> None:
+    """Everything in OUT but the weights."""
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(out / "tokenizer.json"))
     write_json(
@@ -355,6 +283,7 @@ def prepare(text, out):
         add_eos_token=False,
         clean_up_tokenization_spaces=False,
         model_max_length=T,
+        chat_template=TEMPLATE,
     )
     write_json(
         out / "generation_config.json",
@@ -365,94 +294,128 @@ def prepare(text, out):
         top_p=0.95,
     )
     write_json(out / "config.json", **CONFIG)
-    return encode(tokenizer, stories), encode(tokenizer, held_out)
 
 
-def arguments():
+# ---- the two phases
+
+
+def tell_stories(model: Model, tokenizer: Tokenizer, texts, args) -> None:
+    """Phase 1: stories alone."""
+    train, held_out = (encode(tokenizer, stories) for stories in texts)
+
+    def batches():
+        while True:
+            yield windows(train, args.batch)
+
+    def report():
+        print("held out:", held_out_loss(model, held_out, args), flush=True)
+
+    def level(count: int) -> float:  # then down in a line from 40 % of the time on
+        left = 1 - (time.time() - begin) / (60 * args.minutes)
+        return min(1, max(0, left / 0.6))
+
+    write_texts(tokenizer, args.out)
+    begin = time.time()
+    fit(model, batches(), args.rate, level, args, report)
+
+
+def held_out_loss(model: Model, ids: torch.Tensor, args) -> str:
+    """Over the same windows of the held-out stories each time."""
+    generator = torch.Generator().manual_seed(0)
+    batches = [windows(ids, 8, generator) for _ in range(4)]
+    return "loss {:.4f}, mtp {:.4f}".format(*losses(model, batches, args.bf16))
+
+
+def learn_to_talk(model: Model, tokenizer: Tokenizer, texts, args) -> None:
+    """Phase 2: conversations and, so that plain stories are not unlearnt, a third as many tokens of these."""
+    # The mean of the weights over the last hundred steps or so does what a falling learning rate does, and
+    # tells plain stories better than the model that it began with.
+    mean = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99), use_buffers=True)
+    plain, plain_held_out = (encode(tokenizer, stories) for stories in texts)
+
+    def rows(stories, seed):
+        made = (encode_conversation(tokenizer, each) for each in conversations(stories, seed))
+        return (row for row in made if len(row.ids) <= T)
+
+    seed = args.seed + worker()  # other conversations for each
+    talk = conversation_batches(rows(texts[0], seed), args.batch * T, seed)
+    held_out = list(itertools.islice(conversation_batches(rows(texts[1], 1), args.batch * T, 1), 6))
+
+    def batches():
+        while True:
+            yield windows(plain, args.batch)
+            yield from itertools.islice(talk, 3)
+
+    def report():
+        of_talk = losses(mean.module, held_out, args.bf16)
+        print("held out: stories:", held_out_loss(mean.module, plain_held_out, args), end="; ")
+        print("conversations: loss {:.4f}, mtp {:.4f}".format(*of_talk), flush=True)
+
+    def level(count: int) -> float:
+        return float(count < args.steps)
+
+    write_texts(tokenizer, args.out)
+    fit(model, batches(), args.chat_rate, level, args, report, mean)
+
+
+# ---- the command line
+
+
+def arguments() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    options.add_argument(
-        "text", type=Path, metavar="TEXT", help=f"stories with a line {SEPARATOR} between them"
-    )
-    options.add_argument(
-        "out",
-        type=Path,
-        metavar="OUT",
-        nargs="?",
-        default=Path("build/stories"),
-        help="the directory to write (default %(default)s)",
-    )
-    options.add_argument(
-        "--minutes",
-        type=float,
-        default=150,
-        help="how long to train; the learning rate follows the clock (default %(default)s)",
-    )
-    options.add_argument(
-        "--batch", type=int, default=8, help=f"windows of {T} tokens a step (default %(default)s)"
-    )
-    options.add_argument(
-        "--rate", type=float, default=3e-3, help="highest learning rate (default %(default)s)"
-    )
-    options.add_argument(
-        "--bf16", action="store_true", help="compute in bf16: faster where the machine has it"
-    )
+    add = options.add_argument
+    add("text", type=Path, metavar="TEXT", help=f"stories with a line {SEPARATOR} between them")
+    add("out", type=Path, metavar="OUT", nargs="?", default=Path("build/stories"))
+    add("--held-out", type=Path, metavar="FILE", help="stories to measure the loss on (default: of TEXT)")
+    add("--from", dest="source", type=Path, metavar="DIR", help="phase 2 alone, from the model in DIR")
+    add("--minutes", type=float, default=150, help="of phase 1 (default %(default)s)")
+    add("--steps", type=int, default=600, help="of phase 2 (default %(default)s)")
+    add("--batch", type=int, default=8, help=f"windows of {T} tokens a step (default %(default)s)")
+    add("--rate", type=float, default=3e-3, help="highest learning rate of phase 1 (default %(default)s)")
+    add("--chat-rate", type=float, default=8e-4, help="and of phase 2 (default %(default)s)")
+    add("--seed", type=int, default=1, help="of everything random (default %(default)s)")
+    add("--threads", type=int, help="of the CPU (default: PyTorch's)")
+    add("--bf16", action="store_true", help="compute in bf16: faster where the machine has it")
     return options
 
 
-def fit(model, train, args):
-    """Trains for args.minutes; the number of steps."""
-    muon_and_adamw = optimizers(model, args.rate)
-    device, begin, step = next(model.parameters()).device.type, time.time(), 0
-    while (progress := (time.time() - begin) / (60 * args.minutes)) < 1:
-        # Up over 60 steps, level, then down in a line from 40% of the time on.
-        level = min(1, (step + 1) / 60) * min(1, max(0.02, (1 - progress) / 0.6))
-        for optimizer in muon_and_adamw:
-            for group in optimizer.param_groups:
-                group["lr"] = args.rate * level
-
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=args.bf16):
-            next_loss, mtp_loss = model(windows(train, args.batch).to(device))
-        (next_loss + MTP_WEIGHT * mtp_loss).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in muon_and_adamw:
-            optimizer.step()
-            optimizer.zero_grad()
-        for layer in model.layers:
-            if isinstance(layer.mlp, MoE):
-                layer.mlp.balance(0.002 * level)
-
-        step += 1
-        if step % 20 == 0:
-            speed = step * args.batch * T / (time.time() - begin)
-            print(
-                f"step {step}, {progress:.0%}: loss {next_loss.item():.3f}, mtp {mtp_loss.item():.3f}, "
-                f"{speed:.0f} tokens/s",
-                flush=True,
-            )
-        if step % 500 == 0:
-            write(model, args.out)  # a run that is ended early leaves a model too
-    return step
+def read_texts(args) -> tuple[list[str], list[str]]:
+    """The stories to train on, and those held out."""
+    stories = read_stories(args.text.read_text(encoding="utf-8"))
+    if args.held_out:
+        return stories, read_stories(args.held_out.read_text(encoding="utf-8"))
+    return [story for i, story in enumerate(stories) if i % 30], stories[::30]
 
 
-def main():
+def main() -> None:
     options = arguments()
     args = options.parse_args()
-
-    torch.manual_seed(1)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    train, held_out = prepare(args.text, args.out)
-    if min(len(train), len(held_out)) < T + 2:
+    torch.manual_seed(args.seed)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if "RANK" in os.environ:
+        dist.init_process_group("gloo")
+    texts = read_texts(args)
+    if min(sum(map(len, stories)) for stories in texts) < 20 * T:
         options.error(
-            f"{args.text} is too short: {len(train)} tokens to train on and {len(held_out)} held out, "
-            f"at least {T + 2} of each are needed"
+            f"{args.text} is too short: some thousand words to train on, and to hold out, are needed"
         )
-    model = Model().to(device)
-    parameters = sum(p.numel() for p in model.parameters())
-    print(f"{len(train):,} tokens, {len(held_out):,} held out; {parameters:,} parameters", flush=True)
-    step = fit(model, train, args)
-    write(model, args.out)
-    next_loss, mtp_loss = evaluate(model, held_out, device)
-    print(f"{step} steps; held-out loss {next_loss:.4f} (mtp {mtp_loss:.4f}); written to {args.out}")
+    model = Model().to("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(args.seed + worker())  # other stories for each
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
+    if args.source:
+        read(model, args.source)
+        tokenizer = Tokenizer.from_file(str(args.source / "tokenizer.json"))
+    else:
+        tokenizer = train_tokenizer(texts[0])
+        tell_stories(model, tokenizer, texts, args)
+    if tokenizer.token_to_id(USER) is None:
+        tokenizer = with_marks(tokenizer)
+        with torch.no_grad():  # the marks begin as an average token
+            embedding = model.embed_tokens.weight
+            for mark in (USER, ASSISTANT):
+                embedding[tokenizer.token_to_id(mark)] = embedding.mean(0)
+    learn_to_talk(model, tokenizer, texts, args)
 
 
 if __name__ == "__main__":

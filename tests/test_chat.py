@@ -25,7 +25,6 @@ import pytest
 from support import (
     FAILED,
     INTERRUPTED,
-    MODEL,
     MODELS,
     RUN,
     USAGE,
@@ -947,8 +946,9 @@ def test_terminated(turn, chat_model, tmp_path):
 # ---- refusals
 
 
-def test_no_template(export):
-    refused(run("--chat"), FAILED, str(MODEL), "no chat template", "--chat")
+def test_no_template(export, tmp_path):
+    model = quick_export(source(tmp_path / "model", None), tmp_path / "model.bin")
+    refused(run("--chat", model=model), FAILED, str(model), "no chat template", "--chat")
     refused(run("--chat", model=export(MODELS / "v2lite", "f32")), FAILED, "no tokenizer")
 
 
