@@ -133,10 +133,13 @@ static double step(Parallel *b, size_t n) {
 
 /* ---- results -------------------------------------------------------------------------------- */
 
-/* Multiply-adds of attention for one row with `rows` cached ones, absorbed, in all layers. */
+/* Multiply-adds of attention for one row with `rows` cached ones in all layers: absorbed, or with keys and
+ * values themselves. */
 static double attention_products(const Parallel *b, size_t rows) {
     const Config *cfg = &b->m->config;
-    double row = 2.0 * cfg->kv_lora_rank + cfg->qk_rope_head_dim;
+    double row = cache_groups(cfg, b->s->cache->type)
+                     ? (double)cfg->qk_nope_head_dim + cfg->qk_rope_head_dim + cfg->v_head_dim
+                     : 2.0 * cfg->kv_lora_rank + cfg->qk_rope_head_dim;
     return row * cfg->num_attention_heads * (double)cfg->num_hidden_layers *
            (double)min(rows, b->s->sparse.threshold);
 }
