@@ -1,4 +1,4 @@
-# make            ./run
+# make            ./run, and what makes export.py fast
 # make demo       builds, then tells a story
 # make check      the tests of the kernels, two model families, the command line and sessions: a minute or two
 # make test       every test (brings its own Python packages into build/venv)
@@ -57,6 +57,7 @@ $(BUILD)/compiler.mk: Makefile
 	@{ printf 'PROBED = %s\n' '$(COMPILER)'; \
 	   if grep -q '__x86_64__' $(BUILD)/macros; then echo 'ISAS = portable avx2 avx512'; \
 	     $(CC) -mavxvnni -fsyntax-only -x c /dev/null 2>/dev/null && echo 'ISAS += avxvnni'; \
+	     $(CC) -mamx-tile -mamx-int8 -fsyntax-only -x c /dev/null 2>/dev/null && echo 'ISAS += amx'; \
 	   elif grep -q '__aarch64__' $(BUILD)/macros; then echo 'ISAS = portable neon'; \
 	   elif grep -q '__i386__' $(BUILD)/macros; then echo 'ISAS = portable'; echo 'ROUNDING = -msse2 -mfpmath=sse'; \
 	   else echo 'ISAS = portable'; fi; \
@@ -70,17 +71,19 @@ FLAGS_portable =
 FLAGS_avx2     = -mavx2 -mfma -mf16c
 FLAGS_avxvnni  = $(FLAGS_avx2) -mavxvnni
 FLAGS_avx512   = -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c -mprefer-vector-width=512
+FLAGS_amx      = $(FLAGS_avx512) -mamx-tile -mamx-int8
 FLAGS_neon     = -march=armv8.2-a+dotprod
 
 KERNELS   = $(patsubst %,$(BUILD)/kernels/%.o,dispatch tune team pace) $(ISAS:%=$(BUILD)/kernels/kernels_%.o)
 SOURCES   = run.c mla.c tokenizer.c kernels/linear.c $(wildcard engine/*.c) $(wildcard cli/*.c)
 OBJECTS   = $(SOURCES:%.c=$(BUILD)/%.o) $(KERNELS)
+PACK      = $(BUILD)/pack.so
 LINK      = $(CC) $(CFLAGS) $(OPENMP) $(LDFLAGS) -pthread -o $@
 COMPILE   = $(CC) $(CFLAGS) $(OPENMP) $(STANDARD) -MMD -MP -c -o $@ $<
 Q         = $(if $(filter 1,$(V)),,@)
 SAY       = $(if $(filter 1,$(V)),@:,@printf '%-8s %s\n')
 
-all: $(PROGRAM)
+all: $(PROGRAM) $(PACK)
 
 $(PROGRAM): $(OBJECTS)
 	$(SAY) link $@
@@ -97,14 +100,20 @@ $(BUILD)/kernels/kernels_%.o: kernels/kernels.c $(BUILD)/compiler.mk
 	$(SAY) compile "$< for $*"
 	$(Q)$(COMPILE) $(FLAGS_$*) -DISA_$*
 
+# For export.py, which does without where this cannot be made.
+$(PACK): kernels/pack.c $(BUILD)/compiler.mk
+	$(SAY) compile $@
+	$(Q)$(CC) $(CFLAGS) $(STANDARD) -DISA_portable -fPIC -shared -MMD -MP -MF $(BUILD)/pack.d -o $@ $< || \
+		echo "export.py packs with numpy alone, several times slower: $(CC) makes no shared library"
+
 $(BUILD)/cli/options.o $(BUILD)/cli/manual.o: VERSION
 
--include $(OBJECTS:.o=.d) $(wildcard $(BUILD)/tests/*.d $(BUILD)/tests/fuzz/*.d)
+-include $(OBJECTS:.o=.d) $(BUILD)/pack.d $(wildcard $(BUILD)/tests/*.d $(BUILD)/tests/fuzz/*.d)
 
 # ---- installation -----------------------------------------------------------------------------------------
 PREFIX    = /usr/local
-install: $(PROGRAM)
-	$(Q)PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" cli/install.sh install "$(DIRECT)$(PROGRAM)"
+install: $(PROGRAM) $(PACK)
+	$(Q)PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" cli/install.sh install "$(DIRECT)$(PROGRAM)" "$(PACK)"
 	$(SAY) install "$(DESTDIR)$(PREFIX)/bin/mla"
 
 uninstall:
@@ -113,7 +122,7 @@ uninstall:
 # ---- tests ------------------------------------------------------------------------------------------------
 # The parts alone: programs that print a line `ok NAME` or `FAIL NAME` for each case, and drivers behind a pipe.
 C_TESTS   = $(BUILD)/test_kernels $(BUILD)/test_attention $(BUILD)/test_team
-DRIVERS   = $(patsubst %,$(BUILD)/%_driver,tokenizer rope logprob sampler json sequences session system)
+DRIVERS   = $(patsubst %,$(BUILD)/%_driver,tokenizer rope logprob sampler json sequences session system hyper)
 TESTS     = $(C_TESTS) $(DRIVERS)
 LINK_TEST = $(Q)$(LINK) $^ -lm
 
@@ -139,15 +148,18 @@ $(BUILD)/sampler_driver: $(BUILD)/tests/sampler_driver.o $(BUILD)/engine/sampler
 $(BUILD)/system_driver: $(BUILD)/tests/system_driver.o $(BUILD)/cli/system.o $(KERNELS)
 	$(SAY) link $@
 	$(LINK_TEST)
+$(BUILD)/hyper_driver: $(BUILD)/tests/hyper_driver.o $(filter $(BUILD)/engine/%,$(OBJECTS)) $(KERNELS) $(BUILD)/kernels/linear.o
+	$(SAY) link $@
+	$(LINK_TEST)
 $(BUILD)/sequences_driver $(BUILD)/session_driver: $(BUILD)/%: $(BUILD)/tests/%.o \
 		$(filter-out $(BUILD)/run.o,$(OBJECTS))
 	$(SAY) link $@
 	$(LINK_TEST)
 
-check: $(PROGRAM) $(TESTS)
+check: $(PROGRAM) $(PACK) $(TESTS)
 	@tests/check.sh
 
-test: $(PROGRAM) $(TESTS)
+test: $(PROGRAM) $(PACK) $(TESTS)
 	@tests/run_tests.sh
 
 # Each kind of files that the tests look at is found by git: what it does not know is not ours.
@@ -165,7 +177,7 @@ bench: $(PROGRAM)
 REQUEST   = Tell me a story about a dog and a red ball.
 demo: $(PROGRAM)
 	@echo "> $(REQUEST)"
-	@$(DIRECT)$(PROGRAM) demo/stories.bin --chat -p "$(REQUEST)" -s 7
+	@$(DIRECT)$(PROGRAM) demo/stories.bin --chat -p "$(REQUEST)" -s 123
 
 # a program in this folder is called with ./
 DIRECT    = $(if $(findstring /,$(PROGRAM)),,./)

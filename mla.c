@@ -309,6 +309,6 @@ void mla_attention(const Model *m, State *s, size_t layer, Thread *t) {
     sync_threads(t);
     profile_stage(s, t, STAGE_DENSE);
     /* out += W_o [ o_1 | ... | o_H ] */
-    linear_add(m->ops, s->out, s->x_stride, &a.L->o, &s->attention.heads, NULL, NULL, a.z->a, t);
+    linear_add(m->ops, s->out, s->out_stride, &a.L->o, &s->attention.heads, NULL, NULL, a.z->a, t);
     sync_threads(t);
 }

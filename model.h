@@ -4,7 +4,7 @@
  *   Config, Layer, Model   the checkpoint; engine/checkpoint.h describes the file byte by byte, and
  *                          kernels/kernels.h the inside of a matrix
  *   Sequence, Row          a text in the cache, and a place of it that is to be computed
- *   State                  the cache and the buffers of a call
+ *   State                  the cache and the buffers of a call (engine/buffers.h)
  *   forward, generate      in run.c; mla_attention in mla.c
  *
  * Words
@@ -79,7 +79,7 @@ typedef struct {
     /* 1: layers come in pairs; experts run beside the first one's MLP and are added after the second */
     uint32_t shortcut_moe;
     uint32_t n_group, topk_group; /* experts are chosen from the topk_group best of n_group groups */
-    uint32_t scoring_func;        /* SCORE_SOFTMAX or SCORE_SIGMOID */
+    uint32_t scoring_func;        /* SCORE_.. */
     uint32_t group_score;         /* GROUP_MAX or GROUP_TOP2_SUM: of a group's experts */
     uint32_t norm_topk_prob;      /* 1: the chosen weights are divided by their sum */
     float routed_scaling_factor;  /* and multiplied by this */
@@ -112,7 +112,7 @@ typedef struct {
 
     uint32_t experts_out_norm; /* 1: what a mixture of experts gives is normed before it is added */
     uint32_t head_gate;        /* 1: the output of each head of latent attention has a gate */
-    uint32_t swiglu_limits;    /* 1: Mlp.limit of experts is in the file */
+    uint32_t swiglu_limits;    /* LIMIT_..: Mlp.limit of experts is in the file */
 
     /* linear attention instead of latent attention, in the layers of kda_layers: engine/kda.c */
     uint32_t kda_heads;      /* 0: no layer has it */
@@ -125,6 +125,22 @@ typedef struct {
     /* G: attention is ordinary, H / G heads share keys [p] and values [v] (engine/full.c): MHA if G is H, MQA
      * if it is 1, else GQA. 0: it is latent */
     uint32_t num_key_value_heads;
+
+    /* hyper-connections: several residual streams (engine/hyper.c) */
+    uint32_t hc_mult; /* streams; 0: one, the plain residual */
+    uint32_t hc_sinkhorn_iters;
+    float hc_eps;
+
+    /* DeepSeek-V4 (engine/window.c): one row of d = n + p numbers is key and value of all heads, v is d;
+     * there is no latent. A token sees the last sliding_window rows and, in CSA and HCA layers, compressed
+     * ones */
+    uint32_t sliding_window;        /* 0: the model has none of it */
+    uint32_t o_groups, o_lora_rank; /* W_o: first each group of heads by itself, to so many numbers */
+    uint32_t csa_ratio, hca_ratio;  /* tokens for a compressed row; 0 where no layer is of the kind */
+    uint32_t csa_layers[32];        /* bit i of word j: layer 32 j + i */
+    uint32_t hca_layers[32];        /* the others are sliding */
+    float compress_rope_theta;      /* for people: compress_inv_freq holds its effect */
+    uint32_t num_hash_layers;       /* layers below it take their experts from a table of the token */
 } Config;
 
 enum { MLP_ROW = 2048 }; /* a single row computes so many columns of an MLP's hidden vector at once */
@@ -132,11 +148,15 @@ enum {
     MAX_EXPERTS = 1024,
     MAX_GROUPS = 64,
     MAX_LAYERS = 1024,
-    MAX_TAPS = 16
-}; /* engine/checkpoint.c refuses more */
+    MAX_TAPS = 16,
+    MAX_STREAMS = 16,
+    MAX_CSA_RATIO = 64, /* tokens of a compressed row */
+    MAX_HCA_RATIO = 1024
+}; /* engine/config.c refuses more */
 enum { ACT_SILU, ACT_RELU2 };
-enum { SCORE_SOFTMAX, SCORE_SIGMOID };
+enum { SCORE_SOFTMAX, SCORE_SIGMOID, SCORE_SQRT_SOFTPLUS };
 enum { GROUP_MAX, GROUP_TOP2_SUM };
+enum { LIMIT_NONE, LIMIT_SILU, LIMIT_GATE }; /* of what silu gives, or of what it is given */
 
 static inline bool layer_is_moe(const Config *cfg, uint32_t layer) {
     return cfg->n_routed_experts && layer >= cfg->first_k_dense_replace && layer % cfg->moe_layer_freq == 0;
@@ -151,18 +171,46 @@ static inline bool layer_is_kda(const Config *cfg, uint32_t layer) {
     return cfg->kda_layers[layer / 32] >> layer % 32 & 1;
 }
 
+static inline bool layer_is_csa(const Config *cfg, uint32_t layer) {
+    return cfg->csa_layers[layer / 32] >> layer % 32 & 1;
+}
+
+static inline bool layer_is_hca(const Config *cfg, uint32_t layer) {
+    return cfg->hca_layers[layer / 32] >> layer % 32 & 1;
+}
+
+/* What a layer's attention is: mla.c, engine/full.c, engine/kda_layer.c, the last three engine/window.c */
+typedef enum {
+    LAYER_LATENT,
+    LAYER_ORDINARY,
+    LAYER_KDA,
+    LAYER_SLIDING, /* the last rows alone */
+    LAYER_CSA,     /* and compressed rows, of which an indexer chooses */
+    LAYER_HCA      /* and all compressed rows, which stand for more tokens each */
+} LayerKind;
+
+static inline LayerKind layer_kind(const Config *cfg, uint32_t layer) {
+    if (layer_is_kda(cfg, layer))
+        return LAYER_KDA;
+    if (cfg->sliding_window)
+        return layer_is_csa(cfg, layer) ? LAYER_CSA : layer_is_hca(cfg, layer) ? LAYER_HCA : LAYER_SLIDING;
+    return cfg->num_key_value_heads ? LAYER_ORDINARY : LAYER_LATENT;
+}
+
 /* Whether the output of a layer's MLP is normed before it is added. */
 static inline bool layer_norms_mlp(const Config *cfg, uint32_t layer) {
     return cfg->sandwich_norm || (cfg->experts_out_norm && layer_is_moe(cfg, layer));
 }
 
 static inline bool layer_has_indexer(const Config *cfg, uint32_t layer) {
+    if (cfg->sliding_window)
+        return cfg->index_n_heads && layer_is_csa(cfg, layer);
     uint32_t past = layer + 1 > cfg->index_skip_topk_offset ? layer + 1 - cfg->index_skip_topk_offset : 0;
     return cfg->index_n_heads && past % cfg->index_topk_freq == 0;
 }
 
-/* ACT_SILU: down(silu(gate x) * up x). ACT_RELU2: down(relu(up x)^2), without gate. With a limit silu is at
- * most that, and up x lies between -limit and limit. */
+/* ACT_SILU: down(silu(gate x) * up x). ACT_RELU2: down(relu(up x)^2), without gate. With a limit silu (or
+ * with LIMIT_GATE gate x) is at most that, and up x lies between -limit and limit. */
 typedef struct {
     Matrix gate; /* [I or M, D] */
     Matrix up;   /* [I or M, D] */
@@ -182,6 +230,21 @@ typedef struct {
     const float *norm;       /* [d] of a head's output */
 } Kda;
 
+/* What makes one compressed row of several tokens (engine/compress.c). d: numbers of a row; w: 2 d in CSA
+ * (a half for the next row, a half for this one), d in HCA; R: csa_ratio or hca_ratio. */
+typedef struct {
+    Matrix kv, gate;   /* [w, D] */
+    const float *ape;  /* [R][w] added to the gate by place within the window */
+    const float *norm; /* [d] */
+} Compressor;
+
+/* Hyper-connection of a branch (engine/hyper.c). S: hc_mult; the head's own has S outputs and one scale. */
+typedef struct {
+    Matrix fn;          /* [2 S + S S, S D] f32; of the head [S, S D] */
+    const float *base;  /* [2 S + S S]; of the head [S] */
+    const float *scale; /* [3]; of the head [1] */
+} Hyper;
+
 /* One layer's weights. Matrices are [outputs, inputs]. */
 typedef struct {
     const float *input_norm; /* [D] */
@@ -197,12 +260,22 @@ typedef struct {
     Matrix w_uk_t;          /* [r, n] of head 0: the transposed one */
     Matrix w_uv;            /* [v, r] of head 0 */
     Matrix head_gate;       /* [H, D]; no data: heads have no gates */
-    size_t tile;            /* which tile of a page is this layer's: layers of latent attention before it */
+    size_t tile;            /* which tile of a page is this layer's: layers with tiles before it */
     Kda kda;                /* instead of all these, in a layer that is one */
     Matrix o;               /* [D, H * v'], v' = v rounded up to 32; or the same with d, in a KDA layer */
     Matrix k, v;            /* [G * p, D], [G * v, D] in place of kv_a .. w_uv: ordinary attention, full.c */
 
-    /* sparse attention, in a layer with an indexer */
+    /* attention of a model with sliding_window; q_a, q_a_norm, q_b and o as above, o being [D, o_groups *
+     * o_lora_rank] there */
+    Matrix window_kv;            /* [d, D] */
+    const float *window_kv_norm; /* [d] */
+    const float *sinks;          /* [H] a logit without a value, for each head */
+    Matrix o_a;            /* [o_lora_rank, H / o_groups * d] of group 0; head_matrix() gives the others */
+    Compressor compressor; /* of a CSA or HCA layer */
+    Compressor index_compressor;      /* of a CSA layer: its rows are the index keys */
+    Hyper attention_hyper, mlp_hyper; /* with hc_mult */
+
+    /* sparse attention, in a layer with an indexer (a CSA layer has index_q and index_weights alone) */
     Matrix index_q;                           /* [Hi * di, ql] */
     Matrix index_k;                           /* [di, D] */
     const float *index_k_norm, *index_k_bias; /* [di] */
@@ -215,7 +288,10 @@ typedef struct {
     Mlp mlp;                  /* a dense layer's (with shortcut_moe every layer's), or the shared experts' */
     Matrix router;            /* [E + Z, D] */
     const float *router_bias; /* [E + Z] added to the scores for choosing, not for weighing */
-    Mlp *experts;             /* [E]; NULL in a dense layer */
+    const float
+        *token_experts; /* [V][num_experts_per_tok] in a hash layer, in place of router_bias: the experts
+                                 * of each token, whole numbers */
+    Mlp *experts;       /* [E]; NULL in a dense layer */
 } Layer;
 
 /* The matrices of one head lie one after the other. */
@@ -229,6 +305,8 @@ typedef struct {
     Config config;
     const Kernels *ops;
     const float *inv_freq;            /* [p / 2] */
+    const float *compress_inv_freq;   /* [p / 2] in CSA and HCA layers */
+    Hyper head_hyper;                 /* with hc_mult */
     const float *query_scale;         /* [max_position_embeddings / query_scale_span, rounded up] */
     Matrix embed;                     /* [V, D] */
     Matrix head;                      /* [V, D] */
@@ -265,14 +343,14 @@ typedef enum {
 enum { MARKS = 2 };       /* of a sequence with a constant part, at a time */
 enum { REPLAY_ROWS = 8 }; /* rows of a small call */
 
-/* What a sequence keeps that does not grow with its rows (engine/kda.c): a slot of the cache. Slots are never
- * changed once a call is complete, so several places of several sequences may hold one. */
+/* What a sequence keeps that does not grow with its rows (engine/cache.h): a slot of the cache. Slots are
+ * never changed once a call is complete, so several places of several sequences may hold one. */
 typedef struct {
     uint32_t slot;   /* behind all rows */
     uint32_t before; /* behind `before_rows` rows: at the start of the last call, if that was small */
     size_t before_rows;
     size_t replay_rows;   /* of that call; their inputs are kept */
-    float *replay;        /* [2][layers][REPLAY_ROWS][kda_replay_floats()]; NULL: no constant part */
+    float *replay;        /* [2][REPLAY_ROWS * replay_floats()]; NULL: no constant part */
     int replay_now;       /* which of the two */
     uint32_t mark[MARKS]; /* [mark_count] the latest is the last */
     size_t mark_rows[MARKS], mark_count;
@@ -330,183 +408,8 @@ typedef struct {
     int threads;
 } StateOptions;
 
-/* An MLP and the rows of the call that it is computed for: an expert with the rows that chose it, the
- * shared experts or a dense layer with all rows. */
-typedef struct {
-    const Mlp *mlp;
-    size_t rows;
-    size_t first;       /* its rows are moe.row[first .. first + rows), ascending */
-    size_t task;        /* index of its first task: engine/moe.c */
-    Activations in;     /* [rows, D] */
-    Activations hidden; /* [rows, I or M] */
-} ExpertBatch;
-
-/* A thread's own buffers for intermediate results: no other thread reads them. */
-typedef struct {
-    /* [max(chunk, TILE_ROWS)][max(LINEAR_ADD_COLUMNS, n, v, r)], at least D and MLP_ROW: results of a
-     * matrix product before they are stored */
-    float *a, *b;
-    Activations acts;     /* [chunk, max(n, r)] rows of one head */
-    void *query;          /* sixteen packed queries */
-    void *keys, *values;  /* a tile of decompressed keys and one of values, of one head */
-    void *attend;         /* the attention kernel's own */
-    uint8_t *index_query; /* the packed index queries of one row */
-    float *index_keys;    /* the index kernel's own */
-    void *sample;         /* what engine/sampler.h works in */
-    float *kda;           /* the rows of a piece, of one head (engine/kda.c) */
-} Scratch;
-
-/* Where the time of a forward call goes (--bench --profile). */
-typedef enum {
-    STAGE_ATTENTION, /* from queries and latents to the heads' outputs */
-    STAGE_DENSE,     /* projections before and after it, dense MLPs */
-    STAGE_EXPERTS,   /* routers, experts, shared experts */
-    STAGE_HEAD,
-    STAGE_OTHER, /* embedding, norms */
-    STAGE_COUNT
-} Stage;
-
-typedef struct {
-    double seconds[STAGE_COUNT];
-    double waited;  /* at barriers, part of the above */
-    size_t experts; /* expert batches, in all layers */
-    Stage stage;    /* the current one, since `since` */
-    double since;
-} Profile;
-
-/* The cache and the buffers of one forward call, allocated once (engine/state.c). T is the number of rows
- * in the call; strides are rounded up so that panels of 16 outputs fit. */
-typedef struct State {
-    struct Cache *cache; /* engine/cache.h */
-    Sequence *sequences; /* [sequence_count] */
-    size_t sequence_count;
-    size_t context; /* cache rows of each sequence */
-    size_t chunk;   /* rows of one call at most */
-    size_t max_logits;
-    int threads;
-    bool path_is_forced; /* MLA_PATH, for tests */
-    Path forced_path;
-    bool (*stop)(void);        /* asked once a layer: true interrupts the call. NULL: nobody asks */
-    atomic_size_t stop_before; /* the layer at which all threads leave an interrupted call */
-    Profile *profile;          /* NULL: time is not measured */
-    Team team;
-    double work;       /* of this call, for the team: a row without context is 1 */
-    double place_work; /* attending to a further cached row */
-    Scratch *scratch;  /* [threads] */
-
-    Row *rows; /* [T] this call's */
-    size_t row_count;
-    Row *plan; /* [chunk] where generate() plans its calls */
-
-    float *x;        /* [T][x_stride] the residual stream */
-    size_t x_stride; /* D rounded up to 64 */
-    /* [T][x_stride] the residual branch, a second sum. sandwich_norm: the output of attention or MLP before
-     * its norm; shortcut_moe: of the experts, until the end of the pair. Else NULL. Zeros at other times. */
-    float *branch;
-    float *out, *experts_out; /* where attention and dense MLPs add, and where experts add: x or branch */
-    Activations normed;       /* [T, D] RMSNorm of x: what attention and MLPs read */
-
-    struct {                   /* for every path of attention */
-        float *cosine, *sine;  /* [T][p / 2] of each row's position */
-        float *qa;             /* [T][qa_stride] compressed queries, ql */
-        Activations qa_normed; /* [T, ql] */
-        float *q;              /* [T][q_stride] queries: H times (n + p) */
-        float *kv;             /* [T][kv_stride] latent and rotated key of the new rows; or keys, values */
-        float *gate;           /* [T][gate_stride] sigmoid of each head's gate, where the model has them */
-        size_t gate_stride;
-        Activations heads; /* [T, H * v_stride] the heads' outputs, side by side: the input of W_o */
-        size_t qa_stride, q_stride, kv_stride;
-        size_t v_stride; /* v rounded up to 32 */
-    } attention;
-
-    struct {
-        uint32_t *row; /* [count] the call's rows that attend this way */
-        size_t count;
-        float *q_latent; /* [count][H][r_stride] queries in the latent space, then the latents' sums */
-        size_t r_stride;
-        Softmax *
-            parts; /* [part_count] for each (row, sixteen heads, part), or two for each thread; out [r][16] */
-        size_t part_count;
-    } absorbed;
-
-    struct {
-        uint8_t *queries;    /* [H][chunk / 16] packed, query_bytes each */
-        Softmax *softmax;    /* [H][chunk / 16] with out [v][16] */
-        Activations latents; /* [SPAN_ROWS, r] a span of cached rows; CACHE_FULL..: the new rows' latents */
-        float *rope_keys;    /* [SPAN_ROWS][p] */
-    } decompressed;
-
-    struct { /* ordinary attention (engine/full.c) */
-        struct Sixteen *sixteens;
-        size_t sixteen_count;
-        Softmax *parts; /* [part_count] with out [v][16] */
-        size_t part_count;
-    } full;
-
-    struct {
-        float *rows;  /* [context][r + p] the cached rows that one row attends to */
-        float *w_uk;  /* [n][r] of one head */
-        float *w_uv;  /* [v][r] */
-        float *score; /* [context] */
-    } definition;
-
-    struct {                  /* sparse attention (engine/indexer.c); NULL in a model without indexer */
-        size_t threshold;     /* up to so many rows attention is dense: index_topk, or SIZE_MAX */
-        size_t absorbed_from; /* rows from this place on are absorbed, however many there are */
-        bool active;          /* some row of this call attends to more */
-        float *key;           /* [T][key_stride] di */
-        float *query;         /* [T][query_stride] Hi * di */
-        float *weight;        /* [T][weight_stride] Hi */
-        size_t key_stride, query_stride, weight_stride;
-        float *score; /* [score_rows][context] for score_rows rows at a time */
-        size_t score_rows;
-        uint64_t *mask; /* [T][mask_stride] bit j: the row attends to row j of its sequence */
-        size_t mask_stride;
-        uint8_t *tiles; /* absorbed: [rows or threads][tile_count] copies of the chosen latents */
-        size_t tile_count;
-        uint16_t *lane_mask; /* decompressed: [chunk / 16][SPAN_ROWS] bit i: row i of the sixteen */
-        bool *needed; /* [chunk / 16][pages of a span] whether any of the sixteen attends to the page */
-    } sparse;
-
-    struct {               /* linear attention (engine/kda.c); NULL in a model without */
-        ConstantRun *runs; /* [run_count] the sequences of the call */
-        size_t run_count;
-        float *in; /* [T][in_stride] what its matrices give */
-        size_t in_stride;
-        float *low; /* [T][low_stride] low rank of decay, then of gate */
-        size_t low_stride;
-        Activations decay_low, gate_low; /* [T, rank] */
-        Activations heads;               /* [T, heads * d rounded up to 32] the input of W_o */
-        float *plain;                    /* the definition's own */
-    } kda;
-
-    struct {                  /* router and MLPs (engine/moe.c) */
-        float *scores;        /* [T][E + Z rounded up to 16] */
-        uint32_t *chosen;     /* [T][num_experts_per_tok] best first */
-        float *weight;        /* [T][num_experts_per_tok] */
-        ExpertBatch *batches; /* [E + 1] */
-        size_t batch_count;
-        uint32_t *expert_rows; /* [E + Z] rows that chose each expert */
-        uint32_t *next;        /* [E + Z] where the next of them goes in row[] */
-        uint32_t *row;         /* [T * (num_experts_per_tok + 1)] the batches' rows */
-        float *row_weight;
-        Activations in;     /* [T * num_experts_per_tok, D] the experts' inputs, batch by batch */
-        Activations hidden; /* the batches' hidden rows, one batch after the other */
-    } moe;
-
-    struct {
-        uint32_t *row; /* [max_logits] the rows that asked for logits */
-        size_t count;
-        Activations normed; /* [count, D] */
-    } head;
-    float *logits; /* [max_logits][V]; V is rounded up to 16 while they are computed */
-
-    struct {
-        void *p;
-        size_t bytes;
-    } * blocks; /* all of the above, for state_close */
-    size_t block_count;
-} State;
+/* The cache and the buffers of a call: engine/buffers.h. */
+typedef struct State State;
 
 /* NULL: one line in err (out of memory, with both numbers; a forced instruction set, path or chunk that
  * does not exist). */

@@ -21,6 +21,7 @@
 #include "cli/modes.h"
 #include "cli/output.h"
 #include "engine/checkpoint.h"
+#include "engine/hyper.h"
 #include "engine/kda_layer.h"
 #include "engine/moe.h"
 #include "engine/rope.h"
@@ -28,6 +29,7 @@
 #include "engine/sequence.h"
 #include "engine/state.h"
 #include "engine/util.h"
+#include "engine/window.h"
 #include "kernels/clock.h"
 #include "kernels/linear.h"
 #include "model.h"
@@ -35,16 +37,18 @@
 
 /* ---- forward -------------------------------------------------------------------------------- */
 
-static void embed(const Model *m, State *s, Thread *t);                     /* x = embedding(token) */
-static void norm(const Model *m, State *s, const float *weight, Thread *t); /* normed = RMSNorm(x) */
-static void mlp(const Model *m, State *s, const Layer *L, Thread *t);       /* out += MLP(normed) */
+static void embed(const Model *m, State *s, Thread *t); /* x = embedding(token) */
+/* normed = RMSNorm(x) */
+static void norm(const Model *m, State *s, const Hyper *h, const float *weight, Thread *t);
+static void mlp(const Model *m, State *s, const Layer *L, Thread *t); /* out += MLP(normed) */
 static void add_branch(const Model *m, State *s, const float *weight, Thread *t);
 static void head(const Model *m, State *s, Thread *t); /* logits = W_head RMSNorm(x) */
 
 /* What every thread of the team runs. attention and mlp add to s->out, which is the residual stream x in most
  * models. With sandwich_norm it is the residual branch, which add_branch norms and adds to x (with
  * experts_out_norm for the experts alone). With shortcut_moe the experts of a pair's first layer add to the
- * branch, which add_branch adds after the second. */
+ * branch, which add_branch adds after the second. With hc_mult x is several streams (engine/hyper.c): norm
+ * reads a mixture of them, and add_branch spreads the branch over all. */
 static void forward_thread(const Model *m, State *s, Thread *t) {
     const Config *cfg = &m->config;
     embed(m, s, t);
@@ -56,16 +60,19 @@ static void forward_thread(const Model *m, State *s, Thread *t) {
         if (t->id == 0 && s->stop && s->stop())
             atomic_store(&s->stop_before, l + 1);
 
-        norm(m, s, L->input_norm, t);
-        if (layer_is_kda(cfg, (uint32_t)l)) /* out += attention(norm(x)) */
+        norm(m, s, &L->attention_hyper, L->input_norm, t);
+        LayerKind kind = layer_kind(cfg, (uint32_t)l); /* out += attention(norm(x)) */
+        if (kind == LAYER_KDA)
             kda_attention(m, s, l, t);
+        else if (kind >= LAYER_SLIDING)
+            window_attention(m, s, l, t);
         else
             mla_attention(m, s, l, t);
-        if (cfg->sandwich_norm)
+        if (cfg->sandwich_norm || cfg->hc_mult)
             add_branch(m, s, L->attention_out_norm, t);
-        norm(m, s, L->post_norm, t);
+        norm(m, s, &L->mlp_hyper, L->post_norm, t);
         mlp(m, s, L, t); /* out += mlp(norm(x)) */
-        if (L->mlp_out_norm || (cfg->shortcut_moe && l % 2))
+        if (L->mlp_out_norm || cfg->hc_mult || (cfg->shortcut_moe && l % 2))
             add_branch(m, s, L->mlp_out_norm, t);
     }
     if (s->head.count)
@@ -103,18 +110,25 @@ static void embed(const Model *m, State *s, Thread *t) {
         if (cfg->embed_scale != 1)
             for (size_t d = 0; d < cfg->hidden_size; d++)
                 x[d] *= cfg->embed_scale;
+        for (size_t k = 1; k < cfg->hc_mult; k++) /* all streams begin alike */
+            memcpy(x + k * cfg->hidden_size, x, cfg->hidden_size * sizeof *x);
         rope_angles(s->attention.cosine + i * pairs, s->attention.sine + i * pairs, m->inv_freq, pairs,
                     s->rows[i].position);
+        window_angles(m, s, i);
     }
     sync_threads(t);
 }
 
 /* normed = RMSNorm(x) * weight, in the number formats that the layer's matrices read. */
-static void norm(const Model *m, State *s, const float *weight, Thread *t) {
+static void norm(const Model *m, State *s, const Hyper *h, const float *weight, Thread *t) {
     const Config *cfg = &m->config;
     float *y = s->scratch[t->id].a;
     size_t from, to;
     profile_stage(s, t, STAGE_OTHER);
+    if (cfg->hc_mult) {
+        hyper_read(m, s, h, weight, t);
+        return;
+    }
     share(t, s->row_count, &from, &to);
     for (size_t i = from; i < to; i++) {
         m->ops->rmsnorm(y, s->x + i * s->x_stride, weight, cfg->hidden_size, cfg->rms_norm_eps);
@@ -125,7 +139,7 @@ static void norm(const Model *m, State *s, const float *weight, Thread *t) {
 
 /* y = normed. A dense layer: out += W_down (silu(W_gate y) * W_up y). A mixture of experts (engine/moe.c):
  *
- *     score  = softmax or sigmoid of W_router y                 (scoring_func)
+ *     score  = softmax, sigmoid or sqrt(log(1 + e^.)) of W_router y   (scoring_func)
  *     chosen = the num_experts_per_tok experts with the best score + bias. With groups, only experts of the
  *              topk_group best groups may be chosen; a group is as good as its best score + bias, or as
  *              the sum of its two best (group_score). Of equal ones the lower number is taken
@@ -151,9 +165,13 @@ static void add_branch(const Model *m, State *s, const float *weight, Thread *t)
     const Config *cfg = &m->config;
     size_t D = cfg->hidden_size, from, to;
     profile_stage(s, t, STAGE_OTHER);
+    if (cfg->hc_mult) {
+        hyper_write(m, s, t);
+        return;
+    }
     share(t, s->row_count, &from, &to);
     for (size_t i = from; i < to; i++) {
-        float *branch = s->branch + i * s->x_stride;
+        float *branch = s->branch + i * s->out_stride;
         if (weight)
             m->ops->rmsnorm(branch, branch, weight, D, cfg->rms_norm_eps);
         m->ops->axpy(s->x + i * s->x_stride, 1, branch, D);
@@ -168,6 +186,8 @@ static void head(const Model *m, State *s, Thread *t) {
     float *y = s->scratch[t->id].a;
     size_t V = cfg->vocab_size, stride = round_up(V, PANEL), from, to;
     profile_stage(s, t, STAGE_HEAD);
+    if (cfg->hc_mult)
+        hyper_head(m, s, t); /* x = the mixture that the head reads */
     share(t, s->head.count, &from, &to);
     for (size_t i = from; i < to; i++) {
         m->ops->rmsnorm(y, s->x + s->head.row[i] * s->x_stride, m->norm, cfg->hidden_size, cfg->rms_norm_eps);

@@ -21,25 +21,25 @@
 #include "kernels/clock.h"
 
 enum { PARALLEL = 32 };       /* texts at a time without --parallel */
-enum { LOGIT_ROWS = 16 };     /* rows of a call that may ask for logits, at least: the tokens of choices do */
-enum { WAITING_JOBS = 4096 }; /* that a text which takes very long may hold up */
+enum { LOGIT_ROWS = 16 };     /* rows with logits that a call has room for, at least: choices need them */
+enum { WAITING_JOBS = 4096 }; /* that are read while a long text holds up the replies */
 
 /* ---- jobs ----------------------------------------------------------------------------------- */
 
-/* Output lines before --first are there already. False: all of the job's. */
+/* Leaves out the job's lines of output before --first. False: that is all of them. */
 static bool skip_written(Batch *b, Job *job) {
     size_t lines = job->request.together ? 1 : job->reply_count, first = (size_t)b->options->first;
     size_t skipped = first > b->line ? min(first - b->line, lines) : 0;
     b->line += lines;
     if (skipped == lines)
         return false;
-    job->written = skipped; /* 0 with one line, choices and `together` */
+    job->written = skipped; /* 0 if the job has one line: choices, or `together` */
     if (!job->request.choice_count)
         job->begun = job->done = skipped;
     return true;
 }
 
-/* The next request as a job. NULL: none now. `wait`: until there is one. */
+/* The next request as a job; with `wait` it waits for one. NULL: there is none now. */
 static Job *next_job(Batch *b, bool wait) {
     const Options *o = b->options;
     while (!b->ended && b->job_count < WAITING_JOBS) {
@@ -74,6 +74,7 @@ static Job *next_job(Batch *b, bool wait) {
     return NULL;
 }
 
+/* Begins, in the order of the input, what there is room for. */
 static void begin_jobs(Batch *b) {
     for (Job *job = b->first; has_slot(b) && !b->interrupted; job = job->next) {
         if (!job && !(job = next_job(b, !b->first)))
@@ -83,7 +84,7 @@ static void begin_jobs(Batch *b) {
     }
 }
 
-/* All replies that are complete, in the order of the input. */
+/* Writes the replies that are complete, in the order of the input. */
 static void write_replies(Batch *b) {
     for (Job *job; (job = b->first);) {
         for (; job->written < job->reply_count && job->complete[job->written]; job->written++) {
@@ -107,8 +108,9 @@ static void show_progress(Batch *b) {
     if (now - b->shown < 0.2)
         return;
     b->shown = now;
-    size_t all =
-        b->exchange->count ? b->exchange->count(b->exchange->owner) * (size_t)b->options->samples : 0;
+    size_t all = 0; /* not known */
+    if (b->exchange->count)
+        all = b->exchange->count(b->exchange->owner) * (size_t)b->options->samples;
     char of[32] = "";
     if (all)
         snprintf(of, sizeof of, " of %zu", all);
@@ -131,7 +133,7 @@ static void answer_all(Batch *b) {
     progress_end();
 }
 
-static int print_stats(const Batch *b) {
+static void print_stats(const Batch *b) {
     double time = seconds() - b->start;
     char errors[48] = "", shared[64] = "";
     if (b->errors)
@@ -144,6 +146,9 @@ static int print_stats(const Batch *b) {
         log_info("%zu answers%s; prompts %zu tokens%s, texts %zu tokens, in %.2f s: %.1f tokens/s; seed %llu",
                  b->answers, errors, b->read, shared, b->written, time, (double)b->written / time,
                  (unsigned long long)b->jobs.seed);
+}
+
+static int exit_status(const Batch *b) {
     if (b->interrupted || interrupted())
         return interrupt_status();
     return b->errors ? FAILED : b->status;
@@ -157,7 +162,7 @@ static size_t half_of_memory(void) {
  * the memory does not hold their constant parts. */
 static size_t sequences_for(const Batch *b) {
     const Config *cfg = &b->model->config;
-    size_t constant = SEQUENCE_SLOTS * constant_floats(cfg, cfg->num_hidden_layers) * sizeof(float);
+    size_t constant = SEQUENCE_SLOTS * constant_bytes(cfg, b->options->cache, cfg->num_hidden_layers);
     size_t sequences = 2 * b->parallel + PREFIXES + 1;
     return constant ? max(4, min(sequences, half_of_memory() / constant)) : sequences;
 }
@@ -174,8 +179,10 @@ static size_t row_bytes(const Batch *b) {
 static bool pool_pages(const Batch *b, size_t context, size_t sequences, size_t *pages) {
     enum { MORE = 4 };
     const char *forced = getenv("MLA_PAGES");
-    size_t least = cache_pages(context) + cache_pages(b->saved.count) + MORE;
-    *pages = max(least, min(half_of_memory() / row_bytes(b) / TILE_ROWS, sequences * cache_pages(context)));
+    const Config *cfg = &b->model->config;
+    size_t least = cache_pages(cfg, context) + cache_pages(cfg, b->saved.count) + MORE,
+           most = half_of_memory() / row_bytes(b) / cache_page_rows(cfg);
+    *pages = max(least, min(most, sequences * cache_pages(cfg, context)));
     if (!forced || !*forced)
         return true;
     char *end;
@@ -223,8 +230,8 @@ static int load_session(Batch *b, Session *session) {
     if (!b->saved.count)
         return DONE;
     if (b->saved.count > b->jobs.context)
-        return log_error(FAILED, "%s: has %zu tokens, more than the context of %zu", session->name,
-                         b->saved.count, b->jobs.context);
+        return log_error(FAILED, "%s: has %zu tokens, more than the context of %zu; -c sets it",
+                         session->name, b->saved.count, b->jobs.context);
     b->session = sequence_open(b->state);
     b->session_logits = malloc(V * sizeof *b->session_logits);
     if (!b->session_logits)
@@ -285,7 +292,8 @@ int batch_run(const Model *m, const Options *given, const Exchange *exchange) {
         watch_interrupt();
         b.start = seconds();
         answer_all(&b);
-        status = print_stats(&b);
+        print_stats(&b);
+        status = exit_status(&b);
     }
     close_batch(&b);
     session_close(&session);

@@ -1,11 +1,11 @@
 /* cli/batch_json.c: --batch. A JSON object a line, and one a line as the answer, in the same order; lines
- * with nothing but white space are none. A line has the program's own form or OpenAI's (openai.c); an answer
+ * of white space are skipped. A line has the program's own form or OpenAI's (openai.c); an answer
  * has the form of its line. When texts run, and beside which others, is batch.c's business.
  *
  *   in    exactly one of prompt (a text), messages, ids; id (a text or a number; else the line's number
  *         counts); max_tokens, temperature, top_p, top_k, min_p, repeat_penalty, seed, stop, ignore_eos,
- *         logprobs (how many of the likeliest), n or samples, or choices (texts to be weighed). What is not
- *         given is as on the command line
+ *         logprobs (how many of the likeliest), n or samples, or choices (the likeliest is wanted). What
+ *         is absent is as on the command line
  *   out   {id, text, ids, finish_reason, completion_tokens, seed, logprobs, prompt_tokens}; with more samples
  *         {id, samples: [{text, ids, ...}], prompt_tokens}; with choices {id, text, best, choices: [{text,
  *         logprob, tokens, logprob_per_token, logprob_per_byte}], prompt_tokens}; or {id, error} */
@@ -24,14 +24,14 @@ typedef struct {
     bool is_openai; /* else the program's own form */
     bool is_number; /* the id: written as it is */
     Slice id;       /* NULL: none */
-    int prompts;    /* prompt, messages, ids: how many of them */
+    int prompts;    /* how many of prompt, messages and ids there are */
 } Origin;
 
 typedef struct {
     const Model *model;
     Input input;
     Json json;
-    bool openai; /* the last line that could be read had OpenAI's form */
+    bool openai; /* the last line of JSON had OpenAI's form: a line that is not JSON is answered in it */
     JsonOut out;
 } BatchJson;
 
@@ -100,7 +100,7 @@ static bool read_own(Fields *f, const JsonValue *line) {
                             "a line has one of \"prompt\", \"messages\" and \"ids\", this one has %d of them",
                             origin->prompts);
     if (r->choice_count && (r->logprobs || r->samples > 1))
-        return request_fail(r, "\"choices\" are weighed, and no text is written: \"%s\" has no meaning",
+        return request_fail(r, "with \"choices\" no text is written, so \"%s\" has no meaning",
                             r->logprobs ? "logprobs" : "samples");
     return true;
 }
@@ -126,7 +126,8 @@ static bool read_line(BatchJson *b, Request *r, Slice line) {
     return openai_read(&f, object);
 }
 
-/* White space, and a byte order mark at the beginning of the input, are no text. */
+/* The line without white space at its beginning, and without the byte order mark of a file. Empty: nothing is
+ * left. */
 static Slice json_part(const BatchJson *b, Slice line) {
     bool marked = b->input.line == 1 && starts_with(line, (Slice){"\xEF\xBB\xBF", 3});
     line = marked ? after(line, 3) : line;
@@ -146,9 +147,13 @@ static Next next_request(void *owner, Request *r, bool wait) {
     } while (event == INPUT_LINE && !json.bytes);
     if (event == INPUT_LATER || event == INPUT_END)
         return event == INPUT_LATER ? NEXT_LATER : NEXT_END;
-    r->data = event == INPUT_FAILED ? NULL : request_keep(r, NULL, sizeof(Origin));
-    if (!r->data)
+    if (event == INPUT_FAILED)
         return NEXT_FAILED;
+    r->data = request_keep(r, NULL, sizeof(Origin));
+    if (!r->data) {
+        log_error(FAILED, "%s: out of memory", b->input.name);
+        return NEXT_FAILED;
+    }
     r->line = b->input.line;
     r->together = true;
     if (event == INPUT_TOO_LONG)
@@ -174,8 +179,6 @@ static void put_id(JsonOut *out, const Request *r) {
 }
 
 static void put_sample(BatchJson *b, const Request *r, const Reply *reply) {
-    static const char *const reasons[] = {
-        [END_TOKEN] = "stop", [END_STOP] = "stop", [END_LENGTH] = "length", [END_CONTEXT] = "length"};
     JsonOut *out = &b->out;
     const int32_t *ids = reply->ids.data;
     json_put(out, "\"text\": ");
@@ -188,7 +191,7 @@ static void put_sample(BatchJson *b, const Request *r, const Reply *reply) {
     for (size_t i = 0; i < reply->ids.bytes / sizeof *ids; i++)
         json_put(out, i ? ", %d" : "%d", ids[i]);
     json_put(out, "], \"finish_reason\": \"%s\", \"completion_tokens\": %zu, \"seed\": %llu",
-             reasons[reply->end], reply->completion_tokens, (unsigned long long)reply->seed);
+             finish_reason(reply), reply->completion_tokens, (unsigned long long)reply->seed);
     if (r->logprobs) {
         json_put(out, ", \"logprobs\": {\"content\": ");
         put_logged_chat(out, b->model, reply, true);
@@ -217,10 +220,8 @@ static void put_choices(JsonOut *out, const Request *r, const Reply *reply) {
 
 static void put_own(BatchJson *b, const Request *r, const Reply *first) {
     JsonOut *out = &b->out;
-    const char *error = NULL;
+    const char *error = first_error(r, first);
     size_t replies = r->choice_count ? 1 : r->samples;
-    for (size_t i = 0; i < replies && !error; i++)
-        error = first[i].error;
     put_id(out, r);
     json_put(out, ", ");
     if (error) {

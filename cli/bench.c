@@ -163,16 +163,6 @@ static double compute(Bench *b, size_t n, bool logits) {
     return time;
 }
 
-/* What is read of a cache of `rows` rows: every index key, and the latents of the `attended` rows; a constant
- * part is read and written. */
-static double cache_bytes(const Bench *b, size_t rows, size_t attended) {
-    const Config *cfg = &b->m->config;
-    size_t latents = cache_row_bytes(cfg, b->s->cache->type) * b->s->cache->layers;
-    size_t all = cache_token_bytes(cfg, b->s->cache->type, cfg->num_hidden_layers);
-    double constant = 2 * sizeof(float) * (double)b->s->cache->slot_floats;
-    return (double)rows * (double)(all - latents) + (double)attended * (double)latents + constant;
-}
-
 static void start_profile(Bench *b) {
     b->measured = (Profile){.stage = STAGE_OTHER, .since = seconds()};
     b->s->profile = &b->measured;
@@ -204,7 +194,7 @@ static double prefill(Bench *b, size_t from, size_t to, double *bytes) {
         size_t n = min(to - rows, b->s->chunk);
         time += compute(b, n, rows + n == to);
         rows += n;
-        *bytes += cache_bytes(b, rows, rows);
+        *bytes += cache_read_bytes(b->m, b->s->cache->type, rows, true);
         progress("prefill", rows, to);
     }
     sequence_mark(b->sequence);
@@ -235,7 +225,7 @@ static void bench_decode(Bench *b, size_t context) {
     for (int i = 0; i < DECODE_STEPS && goes_on(b); i++)
         all += times[i] = compute(b, 1, true);
     Result r = {.test = "decode", .context = context, .rows = 1, .seconds = median(times, DECODE_STEPS)};
-    r.bytes = cache_bytes(b, context, min(context, b->s->sparse.threshold));
+    r.bytes = cache_read_bytes(b->m, b->s->cache->type, context, false);
     stop_profile(b, &r, DECODE_STEPS, DECODE_STEPS, all);
 }
 

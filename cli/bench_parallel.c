@@ -1,6 +1,6 @@
-/* cli/bench_parallel.c: --bench --parallel LIST: how fast so many texts are written together, one row of each
- * in a call, behind contexts that are their own, beside the bound that follows from two measurements: of a
- * loop that reads memory, and of matrix products at as many rows as a matrix has in the call.
+/* cli/bench_parallel.c: --bench --parallel LIST: how fast N texts are written together. A call computes one
+ * row of each text; each has its own context. Beside the speed stands the bound that follows from two
+ * measurements: of a loop that reads memory, and of matrix products with as many rows as in the call.
  *
  *     bytes a step           weights that the call read, experts as they were chosen, and every text's cache
  *     multiply-adds a step   of the matrices, and of attention to the cached rows
@@ -42,7 +42,7 @@ static bool goes_on(const Parallel *b) { return b->finite && !interrupted(); }
 
 /* ---- the speed of matrix products ------------------------------------------------------------ */
 
-/* A matrix as experts have them, or dense MLPs, which stays in the processor's caches. */
+/* A matrix of an expert, or of a dense MLP: small enough for the processor's caches. */
 static const Matrix *usual_matrix(const Model *m) {
     const Layer *last = &m->layers[m->config.num_hidden_layers - 1];
     return last->experts ? &last->experts[0].up : &last->mlp.up;
@@ -65,7 +65,7 @@ static double product_seconds(const Parallel *b, const Matrix *w, const Activati
     return seconds() - start;
 }
 
-/* Multiply-adds a second of products with so many rows, the fastest of some times. */
+/* Multiply-adds a second of products with `rows` rows, the fastest of PRODUCT_TIMES measurements. */
 static double product_speed(const Parallel *b, size_t rows) {
     const Matrix *w = usual_matrix(b->m);
     Activations x = b->s->normed;
@@ -85,7 +85,7 @@ static int32_t some_token(const Parallel *b, size_t text, size_t place) {
     return (int32_t)((place * 7919 + text * 104729 + 1) % b->m->config.vocab_size);
 }
 
-/* Reads `context` tokens of the first text; the others get copies of its pages, each its own. */
+/* The first text reads `context` tokens; each of the others gets its own copies of the pages. */
 static bool fill(Parallel *b, size_t n, size_t context) {
     State *s = b->s;
     for (size_t i = 0; i < n; i++) {
@@ -115,7 +115,7 @@ static bool fill(Parallel *b, size_t n, size_t context) {
     return true;
 }
 
-/* One more token of each text. The seconds. */
+/* Computes one more token of each text. Returns the seconds. */
 static double step(Parallel *b, size_t n) {
     for (size_t i = 0; i < n; i++) {
         Sequence *q = b->texts[i];
@@ -133,30 +133,19 @@ static double step(Parallel *b, size_t n) {
 
 /* ---- results -------------------------------------------------------------------------------- */
 
-/* Multiply-adds of attention for one row with `rows` cached ones in all layers: absorbed, or with keys and
- * values themselves. */
-static double attention_products(const Parallel *b, size_t rows) {
-    const Config *cfg = &b->m->config;
-    double row = cache_groups(cfg, b->s->cache->type)
-                     ? (double)cfg->qk_nope_head_dim + cfg->qk_rope_head_dim + cfg->v_head_dim
-                     : 2.0 * cfg->kv_lora_rank + cfg->qk_rope_head_dim;
-    return row * cfg->num_attention_heads * (double)cfg->num_hidden_layers *
-           (double)min(rows, b->s->sparse.threshold);
-}
-
 static void print_row(const Parallel *b, size_t n, size_t context, double time, double experts) {
     const Config *cfg = &b->m->config;
     const WeightBytes *w = &b->weights;
     double chosen = (double)(n * cfg->num_experts_per_tok * expert_layers(cfg)),
            rows = experts > 0 ? fmax(chosen / experts, 1) : (double)n,
-           cache = (double)(n * context * cache_token_bytes(cfg, b->s->cache->type, cfg->num_hidden_layers)),
+           cache = (double)n * cache_read_bytes(b->m, b->s->cache->type, context, false),
            bytes = (double)w->always + experts * (double)w->expert + cache,
-           dense = (double)n * ((double)w->always_products + attention_products(b, context)),
+           dense = (double)n * ((double)w->always_products + attention_products(b->m, context)),
            routed = chosen * (double)w->expert_products;
     double speed = product_speed(b, n), expert_speed = product_speed(b, (size_t)rint(rows));
     double reading = bytes / b->bandwidth, multiplying = dense / speed + routed / expert_speed;
     double all = (double)n / time, bound = (double)n / fmax(reading, multiplying);
-    char share[32] = "cached"; /* what was read was in the processor's caches, and memory is no bound */
+    char share[32] = "cached"; /* faster than memory: what was read was in the processor's caches */
     if (all <= 1.005 * bound)
         snprintf(share, sizeof share, "%.0f %%", 100 * all / bound);
     if (b->csv)
@@ -173,7 +162,7 @@ static void measure(Parallel *b, size_t n, size_t context) {
     double times[STEPS] = {0};
     if (!fill(b, n, context))
         return;
-    step(b, n); /* pages that are touched for the first time */
+    step(b, n); /* not measured: some memory is touched for the first time */
     Profile profile = {.stage = STAGE_OTHER, .since = seconds()};
     b->s->profile = &profile;
     for (int i = 0; i < STEPS && goes_on(b); i++)

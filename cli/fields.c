@@ -228,7 +228,7 @@ static bool read_content(Fields *f, const JsonValue *v) {
                                   : field_fails(f, "a text or an array of text parts");
 }
 
-/* A message of another role than these cannot be said in the chat template's pieces. */
+/* The chat template's pieces are for these roles alone. */
 static bool find_role(Fields *f, Slice name, Role *role) {
     static const struct {
         const char *name;
@@ -247,7 +247,7 @@ static bool find_role(Fields *f, Slice name, Role *role) {
 }
 
 static bool read_message(Fields *f, const JsonValue *v, Message *message) {
-    /* what the answers of servers have, and what asks for nothing */
+    /* beside role and content: keys that servers write into answers, and that may come back */
     static const Field keys[] = {
         {"role", read_role},
         {"content", read_content},

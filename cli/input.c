@@ -50,7 +50,7 @@ void input_close(Input *in) {
     buffer_free(&in->read);
 }
 
-/* Whether there is something to read, the end included; with `wait` after a while, if no signal comes. */
+/* Whether there is something to read, or the end. With `wait` it waits for that, or for a signal. */
 static bool is_ready(const Input *in, bool wait) {
     struct pollfd ready = {.fd = in->file, .events = POLLIN};
     int n;
@@ -60,7 +60,7 @@ static bool is_ready(const Input *in, bool wait) {
     return n > 0;
 }
 
-/* Forgets what was given, so that the buffer holds no more than a line and a block. */
+/* Drops the lines that were given, so that the buffer holds no more than a line and a block. */
 static void drop_used(Input *in) {
     in->read.bytes -= in->used;
     if (in->used && in->read.bytes)
@@ -68,7 +68,7 @@ static void drop_used(Input *in) {
     in->used = 0;
 }
 
-/* INPUT_LINE: more bytes are there, or the end was found. */
+/* Reads a block. INPUT_LINE: more bytes are there, or the end was found: look for a line again. */
 static InputEvent read_more(Input *in, bool wait) {
     if (!is_ready(in, wait))
         return interrupted() ? INPUT_END : INPUT_LATER;

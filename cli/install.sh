@@ -1,7 +1,7 @@
 #!/bin/sh
-# cli/install.sh install PROGRAM | cli/install.sh uninstall: what `make install` and `make uninstall` do, with PREFIX and
+# cli/install.sh install PROGRAM PACK | cli/install.sh uninstall: what `make install` and `make uninstall` do, with PREFIX and
 # DESTDIR from the environment. PROGRAM becomes bin/mla; its man page and completions are what it writes with
-# --generate. export.py and its package go to share/mla, and bin/mla-export is a link to it.
+# --generate. export.py and its package go to share/mla, with PACK if it is there, and bin/mla-export is a link to it.
 #
 # share/mla/manifest lists what was made, folders before what is in them. Uninstalling removes exactly that: a
 # folder that was there before stays, and one that holds something else, too.
@@ -54,6 +54,7 @@ install() {
     written fish "$PREFIX/share/fish/vendor_completions.d/mla.fish"
     put 755 export.py "$PREFIX/share/mla/export.py"
     for file in exporter/*.py exporter/*.txt; do put 644 "$file" "$PREFIX/share/mla/$file"; done
+    if [ -f "$2" ]; then put 644 "$2" "$PREFIX/share/mla/exporter/pack.so"; fi
     rm -f "$DESTDIR$PREFIX/bin/mla-export"
     ln -s ../share/mla/export.py "$DESTDIR$PREFIX/bin/mla-export"
     note "$PREFIX/bin/mla-export"
@@ -77,7 +78,7 @@ install)
         uninstall
         made=
     fi
-    install "$2"
+    install "$2" "$3"
     ;;
 uninstall) uninstall ;;
 esac

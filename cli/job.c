@@ -12,7 +12,7 @@
 
 /* ---- the prompt ----------------------------------------------------------------------------- */
 
-/* False: request.error says why. */
+/* Here and below: false means that request.error says why. */
 static bool take_ids(Job *job, const int32_t *ids, size_t count) {
     job->ids = malloc((count + 1) * sizeof *ids);
     if (!job->ids)
@@ -41,12 +41,12 @@ static bool prompt_of_text(const Jobs *jobs, Job *job) {
     return job->ids;
 }
 
-/* A turn behind the session's conversation. */
+/* The turn that follows the session's conversation. */
 static bool next_turn(Conversation *c, const Request *r, uint32_t turns) {
     const Message *m = r->messages;
     if (r->message_count != 1 || m->role != ROLE_USER) {
         snprintf(c->err, sizeof c->err,
-                 "behind the session's conversation there can be one message, a user's");
+                 "a session's conversation goes on with one message, of the role user");
         return false;
     }
     return conversation_next(c, turns) && conversation_content(c, m->content, STRIP_USER) &&
@@ -55,20 +55,21 @@ static bool next_turn(Conversation *c, const Request *r, uint32_t turns) {
 
 static bool prompt_of_messages(Jobs *jobs, Job *job) {
     Request *r = &job->request;
-    Conversation *c = &jobs->whole, *failed = c;
+    Conversation *c = &jobs->whole, *opening = &jobs->opening;
     if (*jobs->no_template)
         return request_fail(r, "%s", jobs->no_template);
     conversation_clear(c, !jobs->before);
     bool made =
         jobs->before ? next_turn(c, r, jobs->turns) : conversation_messages(c, r->messages, r->message_count);
-    made = made && take_ids(job, c->ids.data, conversation_count(c));
-    if (made && !jobs->before) {
-        const Message *first = r->messages;
-        made =
-            conversation_prefix(failed = &jobs->opening, first->role == ROLE_SYSTEM ? &first->content : NULL,
-                                job->ids, job->count, &job->prefix);
-    }
-    return made || *r->error || request_fail(r, "%s", failed->err);
+    if (!made)
+        return request_fail(r, "%s", c->err);
+    if (!take_ids(job, c->ids.data, conversation_count(c)))
+        return false;
+    if (jobs->before)
+        return true;
+    const Slice *system = r->messages->role == ROLE_SYSTEM ? &r->messages->content : NULL;
+    return conversation_prefix(opening, system, job->ids, job->count, &job->prefix) ||
+           request_fail(r, "%s", opening->err);
 }
 
 static bool make_prompt(Jobs *jobs, Job *job) {
@@ -105,19 +106,18 @@ static bool make_choices(const Jobs *jobs, Job *job) {
     return true;
 }
 
-/* How many tokens may follow the prompt, and whether there is room. */
+/* job->tokens, and whether there is room for prompt and choices. */
 static bool find_room(const Jobs *jobs, Job *job) {
     Request *r = &job->request;
-    size_t whole = jobs->before + job->count, context = jobs->context;
-    if (!whole)
+    size_t used = jobs->before + job->count, context = jobs->context;
+    if (!used)
         return request_fail(r, "%s", empty_prompt(jobs->model));
-    if (whole > context || (r->choice_count && job->tokens > context - whole))
-        return request_fail(r, "%s %zu tokens, more than the context of %zu",
-                            jobs->before ? "session and prompt have" : "the prompt has", whole + job->tokens,
+    if (used > context || (r->choice_count && job->tokens > context - used))
+        return request_fail(r, "%s %zu tokens, more than the context of %zu; -c sets it",
+                            jobs->before ? "session and prompt have" : "the prompt has", used + job->tokens,
                             context);
     if (!r->choice_count)
-        job->tokens =
-            r->limit < 0 || (uint64_t)r->limit > context - whole ? context - whole : (size_t)r->limit;
+        job->tokens = r->limit < 0 || (uint64_t)r->limit > context - used ? context - used : (size_t)r->limit;
     return true;
 }
 
@@ -153,7 +153,7 @@ Job *job_open(Jobs *jobs, const Request *request) {
         return NULL;
     }
     if (!usable)
-        job_fail(job, "%s", "");
+        job_fail(job, "%s", r->error);
     return job;
 }
 

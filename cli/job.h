@@ -32,14 +32,14 @@ typedef struct Job {
     JobState state;
     int32_t *ids; /* [count] of the prompt, without the session */
     size_t count;
-    size_t prefix;     /* so many of the ids begin other conversations, too */
+    size_t prefix;     /* as many of the ids as other conversations may begin with, too */
     int32_t **choices; /* [request.choice_count] ids */
     size_t *choice_tokens;
     uint64_t seed;
-    size_t tokens; /* most that follow the prompt in the cache */
+    size_t tokens; /* that may follow the prompt in the cache */
     size_t parts;  /* texts to be computed: samples or choices */
     size_t begun, done;
-    size_t texts;   /* that are computed now, the prompt included */
+    size_t texts;   /* that are computed now; the prompt is one of them */
     Reply *replies; /* [reply_count] */
     size_t reply_count, written;
     bool *complete; /* [reply_count] */
@@ -56,7 +56,8 @@ typedef struct Job {
 Job *job_open(Jobs *jobs, const Request *request);
 void job_close(Job *job);
 
-/* The job ends: those of its replies that are not complete have this error. */
+/* The job ends; its replies that are not complete have its first error, which is this one if there is none
+ * yet. */
 void job_fail(Job *job, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* Text `part` has ended. */

@@ -27,6 +27,7 @@ static bool wrong(Reader *r, const char *why) {
     return false;
 }
 
+/* Passes on whether there was memory. */
 static bool enough(Reader *r, bool memory) { return memory || wrong(r, "out of memory"); }
 
 static JsonValue *value_at(const Json *j, size_t i) { return (JsonValue *)j->values.data + i; }
@@ -44,6 +45,7 @@ static int next_after_space(Reader *r) {
     return c;
 }
 
+/* Reads the byte, if it is the next one. */
 static bool take(Reader *r, int byte) {
     bool there = next_byte(r) == byte;
     r->at += there;
@@ -192,7 +194,7 @@ static int compare_keys(const void *a, const void *b) {
     return order ? order : (x->bytes > y->bytes) - (x->bytes < y->bytes);
 }
 
-/* No two keys of a complete object are equal. They are sorted: an object may have a million. */
+/* Refuses a key that comes twice. Keys are sorted for that, because an object may have a million. */
 static bool check_keys(Reader *r, const JsonValue *object) {
     Buffer *keys = &r->json->keys;
     const JsonValue *key = object + 1;
@@ -247,7 +249,7 @@ static bool open_value(Reader *r, JsonType type, bool *complete) {
     return *complete || type == JSON_ARRAY || read_key(r);
 }
 
-/* A value; of an array or object that is not empty, the beginning. */
+/* Reads a value, but only the beginning of an array or object that is not empty. */
 static bool read_value(Reader *r, bool *complete) {
     *complete = true;
     int c = next_after_space(r);
@@ -334,7 +336,7 @@ void json_put(JsonOut *out, const char *format, ...) {
 
 void json_put_number(JsonOut *out, double number) { json_put(out, "%.9g", number); }
 
-/* Bytes at s that are no character but may be the beginning of one: as many as some character begins with. */
+/* How many bytes at s, which are no character, one U+FFFD replaces: as many as some character begins with. */
 static size_t broken_bytes(const uint8_t *s, size_t n) {
     size_t length = utf8_length(*s);
     for (size_t k = length > 2 ? length - 1 : 1; k > 1; k--) {
@@ -350,7 +352,7 @@ static size_t broken_bytes(const uint8_t *s, size_t n) {
     return 1;
 }
 
-/* Line feeds are not the only characters at which programs end a line. */
+/* Control characters, and those that some programs take for the end of a line. */
 static bool is_escaped(uint32_t code) {
     return code < ' ' || code == '"' || code == '\\' || (code >= 0x7F && code < 0xA0) || code == 0x2028 ||
            code == 0x2029;

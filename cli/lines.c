@@ -15,13 +15,13 @@ typedef struct {
     const Options *options;
     Input input;   /* of --prompts */
     Prompt prompt; /* of -p or -f */
-    bool taken;    /* it has been given */
+    bool taken;    /* the prompt was given to the scheduler */
     Buffer line;   /* of output */
 } Lines;
 
 /* ---- requests ------------------------------------------------------------------------------- */
 
-/* The text as the prompt, or with --chat as the first turn. */
+/* The text becomes the prompt, or with --chat the first turn. */
 static void make_request(const Lines *l, Request *r, Slice text) {
     const Options *o = l->options;
     char *kept = text.text ? request_keep(r, text.text, text.bytes) : NULL;

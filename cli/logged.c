@@ -1,5 +1,5 @@
-/* cli/logged.c: log-probabilities as JSON (logged.h). They are the scheduler's (texts.c) and computed in
- * engine/logprob.c; here they get their tokens' texts. */
+/* cli/logged.c: log-probabilities as JSON (logged.h), with the texts of their tokens. texts.c collects them,
+ * engine/logprob.c computes them. */
 #include "cli/logged.h"
 
 #include "engine/unicode.h"
@@ -72,7 +72,7 @@ void put_logged_chat(JsonOut *out, const Model *m, const Reply *reply, bool with
 
 /* ---- completions ---------------------------------------------------------------------------- */
 
-/* The token as a string that tells it from other tokens: half of a character is written as its bytes. */
+/* The token as a string; part of a character is written as its bytes, so that tokens differ. */
 static void put_name(JsonOut *out, Slice text) {
     if (is_utf8(text)) {
         json_put_string(out, text);
@@ -84,7 +84,7 @@ static void put_name(JsonOut *out, Slice text) {
     json_put(out, "\"");
 }
 
-/* Whether an earlier one of the likeliest has the same text: a key of an object comes once. */
+/* Whether an earlier one of the likeliest has the same text. A key may occur only once in an object. */
 static bool is_named(const Model *m, Place p, size_t k) {
     bool special;
     Slice text = token_slice(m, p.token[k].id, &special), none = {"", 0};
@@ -113,8 +113,8 @@ static void put_likeliest(JsonOut *out, const Model *m, Place p) {
 static void put_offsets(JsonOut *out, const Model *m, const Reply *reply) {
     const int32_t *ids = reply->ids.data;
     Slice text = contents(&reply->text);
-    size_t begin = 0, counted = 0,
-           characters = 0; /* of the token, in bytes; bytes and characters before it */
+    size_t begin = 0;                   /* of the token, in bytes */
+    size_t counted = 0, characters = 0; /* whole characters before it, in bytes and in number */
     for (size_t i = 0; i < place_count(reply); i++) {
         bool special;
         while (counted < min(begin, text.bytes)) {

@@ -75,8 +75,9 @@ static const char description[] =
 static const char *const environment[][2] = {
     {"OMP_NUM_THREADS", "The number of threads if -j is not given. The other variables of OpenMP, for "
                         "example OMP_PROC_BIND and OMP_PLACES, have their usual meaning."},
-    {"MLA_ISA", "The instruction set: portable, avx2, avxvnni, avx512 or neon, of those that the program was "
-                "built with and the machine can run. Default: the fastest. The text does not depend on it."},
+    {"MLA_ISA",
+     "The instruction set: portable, avx2, avxvnni, avx512, amx or neon, of those that the program "
+     "was built with and the machine can run. Default: the fastest. The text does not depend on it."},
     {"MLA_PATH", "How attention is computed: absorbed, decompressed, or definition (plain loops, slow). "
                  "Default: what is faster for each piece of the text. The results differ by rounding."},
     {"MLA_CHUNK", "How many rows of a prompt are computed in one call. Default: 2048."},

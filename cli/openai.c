@@ -15,7 +15,7 @@
 typedef struct {
     OpenAi *line;
     const JsonValue *body;
-    bool url, prompt, top;
+    bool url, prompt; /* they are there */
 } Reading;
 
 static Reading *reading(const Fields *f) { return f->form; }
@@ -68,7 +68,6 @@ static bool read_chat_logprobs(Fields *f, const JsonValue *v) {
 
 static bool read_top_logprobs(Fields *f, const JsonValue *v) {
     bool logprobs = f->request->logprobs;
-    reading(f)->top = true;
     if (!read_logprobs(f, v))
         return false;
     f->request->logprobs = logprobs;
@@ -80,7 +79,7 @@ static bool read_one(Fields *f, const JsonValue *v) {
     return field_integer(f, v, 1, 1, &one);
 }
 
-/* One of the words that ask for what is done anyway. */
+/* One of two words that ask for what is done anyway. */
 static bool read_word(Fields *f, const JsonValue *v, const char *first, const char *second) {
     return field_is(f, v, first) || field_is(f, v, second) || read_nothing(f, v);
 }
@@ -180,10 +179,6 @@ bool openai_read(Fields *f, const JsonValue *line) {
 
 /* ---- writing -------------------------------------------------------------------------------- */
 
-static const char *finish_reason(const Reply *reply) {
-    return reply->end == END_LENGTH || reply->end == END_CONTEXT ? "length" : "stop";
-}
-
 static void put_chat_choice(JsonOut *out, const Model *m, const Request *r, const Reply *reply) {
     json_put(out, "{\"index\": %zu, \"message\": {\"role\": \"assistant\", \"content\": ", reply->sample);
     json_put_string(out, contents(&reply->text));
@@ -233,9 +228,7 @@ static void put_body(JsonOut *out, const Model *m, const OpenAi *line, const Req
 }
 
 void openai_write(JsonOut *out, const Model *m, const OpenAi *line, const Request *r, const Reply *first) {
-    const char *error = NULL;
-    for (size_t i = 0; i < r->samples && !error; i++)
-        error = first[i].error;
+    const char *error = first_error(r, first);
     json_put(out, "{\"id\": \"batch_req_%zu\", \"custom_id\": ", r->line);
     json_put_string(out, line->custom_id);
     json_put(out, ", \"response\": {\"status_code\": %d, \"request_id\": \"req_%zu\", \"body\": ",

@@ -1,4 +1,5 @@
-/* cli/request.c: the memory of requests (request.h). What is in them is the business of their source. */
+/* cli/request.c: the memory of requests, and what all writers say of replies (request.h). What a request asks
+ * for is its source's business. */
 #include "cli/request.h"
 
 #include <stdarg.h>
@@ -35,4 +36,15 @@ bool request_fail(Request *r, const char *format, ...) {
     vsnprintf(r->error, sizeof r->error, format, args);
     va_end(args);
     return false;
+}
+
+const char *first_error(const Request *r, const Reply *first) {
+    const char *error = NULL;
+    for (size_t i = 0; i < (r->choice_count ? 1 : r->samples) && !error; i++)
+        error = first[i].error;
+    return error;
+}
+
+const char *finish_reason(const Reply *reply) {
+    return reply->end == END_LENGTH || reply->end == END_CONTEXT ? "length" : "stop";
 }

@@ -49,7 +49,7 @@ typedef struct Request {
     size_t samples;       /* at least 1: answers with seeds s, s + 1, ... */
     bool logprobs;        /* of each token, and of the top_logprobs likeliest in its place */
     size_t top_logprobs;  /* at most MAX_TOP_LOGPROBS */
-    const Slice *choices; /* [choice_count] continuations to be weighed; 0: a text is written */
+    const Slice *choices; /* [choice_count] continuations, of which the likeliest is wanted; 0: a text is */
     size_t choice_count;
     bool together;     /* its samples make one line of output, and not one each (--first) */
     void *data;        /* the source's own (id, custom_id, form), kept with request_keep() */
@@ -63,7 +63,7 @@ enum { MAX_TOP_LOGPROBS = 20 };
 void *request_keep(Request *r, const void *bytes, size_t n);
 void request_free(Request *r);
 
-/* r->error = the message, on one line. False, so that a reader can return it. */
+/* r->error = the message, on one line. Returns false, so that a reader can return that. */
 bool request_fail(Request *r, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* ---- replies -------------------------------------------------------------------------------- */
@@ -90,7 +90,7 @@ typedef struct Reply {
     Buffer text;    /* bytes as ./run writes them: without the stop text, special tokens left out. Not always
                       UTF-8. In a conversation it begins with the thought that the template opens, if any */
     Buffer thought; /* of a conversation with --think hide: what `text` is without */
-    size_t shown;   /* bytes of `text` that came from the template (such a beginning) and not from `ids` */
+    size_t shown;   /* bytes at the beginning of `text` that came from the template, not from `ids` */
     Buffer logged;  /* LoggedToken [completion_tokens][1 + top_logprobs]: the token itself, then the likeliest
                       in descending order; empty without request->logprobs */
     const ChoiceSum *sums; /* [request->choice_count]; NULL without choices */
@@ -99,6 +99,12 @@ typedef struct Reply {
     size_t completion_tokens;
     const char *error; /* NULL, or why there is no answer: request->error or what went wrong later */
 } Reply;
+
+/* The first error among all replies of a request, of which `first` is the first. NULL: there is none. */
+const char *first_error(const Request *r, const Reply *first);
+
+/* "stop" or "length", as OpenAI's interfaces say it. */
+const char *finish_reason(const Reply *reply);
 
 /* ---- source and writer ---------------------------------------------------------------------- */
 

@@ -8,10 +8,11 @@
  *   then                logits, float32, header.logits of them: vocab_size if rows == tokens (the next
  *                       token is chosen from them), else none
  *   then                a CRC-32 for each page
- *   round up to 4096    = header.data_offset: the pages, each header.page_bytes: 128 rows of all layers, as
+ *   round up to 4096    = header.data_offset: the pages, each header.page_bytes: 128 rows of all layers (in
+ *                       models with windows what some more tokens have of compressed rows), as
  *                       the cache holds them. There are as many as the rows need; the last may be filled
  *                       in part; its rows behind the last one are zeros
- *   then                the constant part of the sequence, in f32 (engine/cache.h), if header.constant is 1
+ *   then                the constant part of the sequence (engine/cache.h), if header.constant is 1
  *   header.file_bytes   end of file
  *
  * Everything is little-endian. The header's checksum covers all that stands before the pages, theirs
@@ -92,13 +93,15 @@ static uint64_t fingerprint(const Model *m) {
 }
 
 static size_t page_bytes(const Model *m, CacheType type) {
-    return cache_token_bytes(&m->config, type, m->config.num_hidden_layers) * TILE_ROWS;
+    return cache_page_bytes(&m->config, type, m->config.num_hidden_layers);
 }
 
 /* Of the model's constant part; 0: it has none. */
-static size_t constant_bytes(const Model *m) {
-    return constant_floats(&m->config, m->config.num_hidden_layers) * sizeof(float);
+static size_t part_bytes(const Model *m, CacheType type) {
+    return constant_bytes(&m->config, type, m->config.num_hidden_layers);
 }
+
+static size_t text_pages(const Model *m, size_t rows) { return cache_pages(&m->config, rows); }
 
 static uint64_t constant_offset(const SessionHeader *h) { return h->data_offset + h->pages * h->page_bytes; }
 
@@ -352,10 +355,11 @@ static int check_head(const Session *s, Options *o) {
                          cache_names[o->cache], cache_names[type], remedy(s));
     o->cache = (CacheType)type;
 
-    bool sizes = h->page_bytes == page_bytes(s->model, o->cache) && h->pages == cache_pages(h->rows) &&
+    bool sizes = h->page_bytes == page_bytes(s->model, o->cache) &&
+                 h->pages == text_pages(s->model, h->rows) &&
                  h->logits == (h->rows == h->tokens ? cfg->vocab_size : 0) &&
-                 h->constant == (h->rows && constant_bytes(s->model)) &&
-                 h->file_bytes == constant_offset(h) + h->constant * constant_bytes(s->model);
+                 h->constant == (h->rows && part_bytes(s->model, o->cache)) &&
+                 h->file_bytes == constant_offset(h) + h->constant * part_bytes(s->model, o->cache);
     if (!sizes || !h->tokens || h->rows > h->tokens || h->rows > cfg->max_position_embeddings)
         return damaged(s, "its sizes contradict each other");
     const int32_t *ids = head_ids(h, s->head);
@@ -420,8 +424,9 @@ int session_open(Session *s, SavedText *text, const Model *m, Options *o) {
 static int check_room(const Session *s, const State *state) {
     struct statvfs disk;
     size_t rows = state->context, logits = s->model->config.vocab_size;
-    uint64_t most = data_offset(sizeof(SessionHeader), rows + 1, logits, cache_pages(rows)) +
-                    cache_pages(rows) * page_bytes(s->model, state->cache->type) + constant_bytes(s->model);
+    CacheType type = state->cache->type;
+    uint64_t most = data_offset(sizeof(SessionHeader), rows + 1, logits, text_pages(s->model, rows)) +
+                    text_pages(s->model, rows) * page_bytes(s->model, type) + part_bytes(s->model, type);
     if (fstatvfs(s->lock, &disk) || !disk.f_blocks || (uint64_t)disk.f_bavail * disk.f_frsize >= most)
         return DONE;
     return log_error(
@@ -443,14 +448,16 @@ static int read_page(const Session *s, const Sequence *q, size_t i) {
 /* The constant part takes its place. A number that is not finite would make all text after it such. */
 static int read_constant(const Session *s, Sequence *q) {
     const SessionHeader *h = s->header;
-    size_t bytes = constant_bytes(s->model);
+    const Config *cfg = &s->model->config;
+    size_t bytes = part_bytes(s->model, q->cache->type);
     float *part = sequence_new_constant(q);
     if (!read_at(s->file, part, bytes, constant_offset(h)))
         return cannot_read(s);
     if (crc32(0, part, bytes) != h->constant_checksum)
         return damaged(s, "the checksum of its constant part is wrong");
-    return all_finite(part, bytes / sizeof *part) ? DONE
-                                                  : damaged(s, "its constant part holds a non-finite number");
+    return all_finite(part, constant_floats(cfg, cfg->num_hidden_layers))
+               ? DONE
+               : damaged(s, "its constant part holds a non-finite number");
 }
 
 int session_load(Session *s, Sequence *q, State *state) {
@@ -499,12 +506,12 @@ static uint8_t *make_head(const Session *s, const SavedText *text, const Sequenc
         .rows = (uint32_t)q->rows,
         .cut = (uint32_t)text->cut,
         .logits = q->rows == q->count ? m->config.vocab_size : 0,
-        .pages = (uint32_t)cache_pages(q->rows),
+        .pages = (uint32_t)text_pages(m, q->rows),
         .conversation = text->turns,
-        .constant = q->rows && constant_bytes(m),
+        .constant = q->rows && part_bytes(m, type),
     };
     h.data_offset = data_offset(header_bytes(&h), h.tokens, h.logits, h.pages);
-    h.file_bytes = constant_offset(&h) + h.constant * constant_bytes(m);
+    h.file_bytes = constant_offset(&h) + h.constant * part_bytes(m, type);
     memcpy(h.model_name, m->config.name, sizeof h.model_name);
     memcpy(h.cache, cache_names[type], strnlen(cache_names[type], sizeof h.cache));
     uint8_t *head = calloc(1, (size_t)h.data_offset);
@@ -529,8 +536,9 @@ static bool write_session(const Session *s, uint8_t *head, const Sequence *q) {
     }
     if (h->constant) {
         const float *part = sequence_constant(q);
-        h->constant_checksum = crc32(0, part, constant_bytes(s->model));
-        if (!write_at(s->lock, part, constant_bytes(s->model), constant_offset(h)))
+        size_t bytes = part_bytes(s->model, q->cache->type);
+        h->constant_checksum = crc32(0, part, bytes);
+        if (!write_at(s->lock, part, bytes, constant_offset(h)))
             return false;
     }
     h->checksum = head_checksum(head, h->data_offset);

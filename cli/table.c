@@ -12,7 +12,8 @@ const char *const cache_names[CACHE_TYPES] = {[CACHE_F32] = "f32",
                                               [CACHE_FULL_Q8] = "full-q8"};
 
 const char *const *kind_words(Kind kind, size_t *count) {
-    static const char *const thinks[] = {[THINK_ON] = "on", [THINK_OFF] = "off", [THINK_HIDE] = "hide"};
+    static const char *const thinks[] = {
+        [THINK_ON] = "on", [THINK_OFF] = "off", [THINK_MAX] = "max", [THINK_HIDE] = "hide"};
     static const char *const formats[FORMATS] = {"man", "bash", "zsh", "fish"};
     switch (kind) {
     case CACHE: *count = CACHE_TYPES; return cache_names;
@@ -71,8 +72,8 @@ const Option option_table[OPTION_COUNT] = {
                     "what the model is told before the first turn (default: the template's)"},
 
     [OPT_THINK] = {NULL, NULL, "--think", "HOW", THINK, CHAT | LINES | BATCH, FIELD(think), 0, 0,
-                   "on, off: the template's own switch for thoughts; hide: thoughts are made but not written "
-                   "(default: the template's)"},
+                   "on, off: the template's own switch for thoughts; max: as many as it can ask for; hide: "
+                   "thoughts are made but not written (default: the template's)"},
 
     [OPT_ECHO] = {"The text", NULL, "--echo", NULL, FLAG, GENERATE, 0, 0, 0,
                   "write the prompt before the generated text"},
@@ -164,7 +165,7 @@ const Option option_table[OPTION_COUNT] = {
 
 /* ---- which options go together -------------------------------------------------------------- */
 
-/* The first one that is given decides. An option has a meaning in the modes that its line above lists. */
+/* The first of these options that is given decides. The modes of each option are in the table above. */
 const ModeOption mode_table[] = {
     {OPT_BATCH, MODE_BATCH},       {OPT_CHOOSE, MODE_CHOOSE}, {OPT_PROMPTS, MODE_PROMPTS},
     {OPT_SAMPLES, MODE_SAMPLES},   {OPT_LOGITS, MODE_LOGITS}, {OPT_PERPLEXITY, MODE_PERPLEXITY},
@@ -173,7 +174,7 @@ const ModeOption mode_table[] = {
 };
 const size_t mode_count = sizeof mode_table / sizeof *mode_table;
 
-/* What modes do not say. */
+/* Rules that do not follow from the modes. */
 const Rule rule_table[] = {
     {false, {OPT_PROMPT, OPT_FILE, OPT_IDS, OPT_PROMPTS}, 4, "there is one prompt, or one list of them"},
     {false, {OPT_SESSION, OPT_FROM}, 2, "one goes on from FILE and writes it, the other leaves it as it is"},

@@ -85,7 +85,7 @@ typedef struct {
 } Counts;
 
 /* What is done about thoughts, as --think takes it. */
-typedef enum { THINK_ON, THINK_OFF, THINK_HIDE, THINK_DEFAULT } Think;
+typedef enum { THINK_ON, THINK_OFF, THINK_MAX, THINK_HIDE, THINK_DEFAULT } Think;
 
 typedef struct {
     /* how the option was written ("-n", "--tokens"); NULL: it was not given */

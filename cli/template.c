@@ -58,7 +58,7 @@ const char *template_open(const Model *m, Template *t, TemplateForm form) {
             *t = other;
     }
     t->forms = forms;
-    return wrong ? wrong : forms == 1 || forms == FORMS_WITH_SWITCH ? NULL : "its forms";
+    return wrong ? wrong : forms == 1 || (forms > FORM_NO_THINK && forms <= FORMS) ? NULL : "its forms";
 }
 
 static bool find_tokens(Piece *p, const Model *m) {
@@ -97,6 +97,7 @@ int32_t template_turn_end(const Template *t) {
 bool template_find(Template *t, const Model *m, const Options *o, char *err, size_t err_bytes) {
     static const TemplateForm forms[] = {[THINK_ON] = FORM_THINK,
                                          [THINK_OFF] = FORM_NO_THINK,
+                                         [THINK_MAX] = FORM_MOST_THINK,
                                          [THINK_HIDE] = FORM_DEFAULT,
                                          [THINK_DEFAULT] = FORM_DEFAULT};
     TemplateForm form = forms[o->think];
@@ -109,6 +110,8 @@ bool template_find(Template *t, const Model *m, const Options *o, char *err, siz
         snprintf(err, err_bytes, "the chat template is damaged: %s; export the checkpoint again", wrong);
     else if (form && t->forms == 1)
         snprintf(err, err_bytes, "the chat template has no switch for thoughts");
+    else if (form >= t->forms)
+        snprintf(err, err_bytes, "the chat template knows no greatest effort: use --think on");
     else if (o->think == THINK_HIDE && (!begin.bytes || !end.bytes))
         snprintf(err, err_bytes, "the chat template has no marks of thoughts");
     else if (template_tokens(t, m))

@@ -1,7 +1,8 @@
 /* cli/template.h: the chat template of a checkpoint, as exporter/chat.py has taken it apart.
  *
  * The section holds one form of the template; where it has a switch for thoughts, three, one after the other:
- * as it is by itself, with thoughts on, with thoughts off. They fill the section exactly. A form:
+ * as it is by itself, with thoughts on, with thoughts off; where it knows a greatest effort, a fourth with
+ * that. They fill the section exactly. A form:
  * little-endian u32 tag, flags, number, the bytes of each piece; then the pieces' texts, one after the other.
  * Special and added tokens are matched in the pieces and never in the texts of the conversation; text between
  * two of them is tokenized as one string.
@@ -47,10 +48,10 @@ typedef struct {
     Buffer tokens; /* Mark: the special and added tokens in it */
 } Piece;
 
-typedef enum { FORM_DEFAULT, FORM_THINK, FORM_NO_THINK, FORMS_WITH_SWITCH } TemplateForm;
+typedef enum { FORM_DEFAULT, FORM_THINK, FORM_NO_THINK, FORM_MOST_THINK, FORMS } TemplateForm;
 
 typedef struct {
-    uint32_t forms; /* in the section: 1 or FORMS_WITH_SWITCH */
+    uint32_t forms; /* in the section: 1, or the first 3 or 4 of TemplateForm */
     uint32_t flags, number;
     Piece piece[PIECES];
     ThoughtMarks marks;

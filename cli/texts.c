@@ -4,8 +4,9 @@
  * that shares the prompt's pages. A text begins when the pages for its prompt and all its tokens are free, so
  * that none ever stops for lack of memory.
  *
- * What conversations begin with is computed once, too: the first one that has a prefix leaves a fork of it
- * behind, and those that come after it begin with a fork of that. A session (--from) is such a prefix of all.
+ * What conversations begin with, their prefix, is computed once, too: the first conversation that has read it
+ * leaves a fork of it behind, and later ones begin with a fork of that. A session (--from) is a prefix of all
+ * texts.
  *
  * The bytes of a text do not depend on any of this: a prefix is a stretch of its own whether it is shared or
  * not (Generation.prefix), and forward() gives each row what it gives it alone. */
@@ -18,7 +19,7 @@
 #include "engine/sequence.h"
 #include "engine/util.h"
 
-enum { SHARED_ROWS = 8 }; /* a shorter prefix is computed again: a fork copies a page */
+enum { SHARED_ROWS = 8 }; /* a shorter prefix is computed again, because a fork copies a page */
 
 /* ---- what a text gives ---------------------------------------------------------------------- */
 
@@ -63,7 +64,7 @@ static void keep_logits(void *owner, size_t place, const float *logits) {
     memcpy(slot->job->logits, logits, slot->batch->model->config.vocab_size * sizeof *logits);
 }
 
-/* The logits before token `i` of a choice. */
+/* Adds token `i` of a choice to its sum. `logits`: those before it. */
 static void weigh_token(const Slot *slot, size_t i, const float *logits) {
     const Model *m = slot->batch->model;
     Job *job = slot->job;
@@ -78,19 +79,14 @@ static void weigh_choice(void *owner, size_t place, const float *logits) {
 
 /* ---- slots ---------------------------------------------------------------------------------- */
 
-static Slot *free_slot(Batch *b) {
+static Slot *free_slot(const Batch *b) {
     for (size_t i = 0; i < b->parallel; i++)
         if (!b->slots[i].job)
             return &b->slots[i];
     return NULL;
 }
 
-bool has_slot(const Batch *b) {
-    for (size_t i = 0; i < b->parallel; i++)
-        if (!b->slots[i].job)
-            return true;
-    return false;
-}
+bool has_slot(const Batch *b) { return free_slot(b); }
 
 static void close_slot(Slot *slot) {
     text_close(&slot->run.text);
@@ -99,9 +95,9 @@ static void close_slot(Slot *slot) {
     slot->job = NULL;
 }
 
-/* A text that will be computed by generate_step(), unless it ends at once. */
 static void end_text(Slot *slot);
 
+/* From now on generate_step() computes the text, unless it ends at once. */
 static void begin_text(Slot *slot) {
     Batch *b = slot->batch;
     b->running[b->running_count++] = &slot->g;
@@ -112,7 +108,7 @@ static void begin_text(Slot *slot) {
     }
 }
 
-/* What runs in `sequence` from now on. */
+/* A free slot for a text that uses `sequence`. */
 static Slot *open_slot(Batch *b, Job *job, Sequence *sequence) {
     Slot *slot = free_slot(b);
     job->texts++;
@@ -141,7 +137,7 @@ static Prefix *find_prefix(Batch *b, const Job *job) {
     return NULL;
 }
 
-/* Whether a text that runs is about to leave the prefix behind that the job has. */
+/* Whether a text that runs has the job's prefix, too, and has not read all of it yet. */
 static bool prefix_comes(const Batch *b, const Job *job) {
     for (size_t i = 0; i < b->parallel; i++) {
         const Slot *slot = &b->slots[i];
@@ -159,8 +155,8 @@ static void drop_prefix(Prefix *p) {
     p->sequence = NULL;
 }
 
-/* The text has just read its prefix. Where there is no room for a fork, those that come after read it again.
- * */
+/* Keeps a fork of the text's prefix, if it has just read it. Where there is no room for a fork, later texts
+ * read the prefix again. */
 static void leave_prefix(Batch *b, const Slot *slot) {
     Sequence *q = slot->g.sequence;
     if (!slot->reads || q->rows != slot->g.prefix || !has_prefix(slot->job) || find_prefix(b, slot->job))
@@ -184,6 +180,7 @@ static Sequence *open_prompt(Batch *b, const Job *job) {
     Sequence *q = from ? sequence_fork(b->state, from, from->rows) : sequence_open(b->state);
     if (!q)
         return NULL;
+    /* ids that the sequence begins with, and how many of them are the job's */
     size_t before = from == b->session && from ? from->count : q->rows, known = before - b->jobs.before;
     if (from)
         memcpy(q->ids, from->ids, before * sizeof *q->ids);
@@ -200,7 +197,7 @@ static Sequence *open_prompt(Batch *b, const Job *job) {
     return q;
 }
 
-/* The same, with the pages of prefixes that no text needs now. */
+/* The same. Where there is no room, kept prefixes are dropped, one after the other, until there is. */
 static Sequence *make_room(Batch *b, const Job *job) {
     Sequence *q = open_prompt(b, job);
     const Prefix *needed = q ? NULL : find_prefix(b, job);
@@ -213,7 +210,7 @@ static Sequence *make_room(Batch *b, const Job *job) {
     return q;
 }
 
-/* False: there is no room yet, or the prefix will be there soon. */
+/* Begins to compute the job's prompt. False: there is no room yet, or the prefix will be there soon. */
 static bool read_prompt(Batch *b, Job *job) {
     if (!b->session && has_prefix(job) && !find_prefix(b, job) && prefix_comes(b, job))
         return false;
@@ -243,7 +240,8 @@ static bool read_prompt(Batch *b, Job *job) {
 
 /* ---- texts ---------------------------------------------------------------------------------- */
 
-/* The sequence of the job's next text: the last one takes the prompt's own. NULL: there is no room yet. */
+/* The sequence of the job's next text: a fork of the prompt's. The last text takes the prompt's own, and so
+ * does one for whose fork there is no room. NULL: there is no room yet. */
 static Sequence *fork_prompt(Batch *b, const Job *job) {
     bool last = job->begun + 1 == job->parts;
     Sequence *q = last && !job->busy ? NULL : sequence_fork(b->state, job->sequence, job->rows);
@@ -298,7 +296,7 @@ static void open_choice(Slot *slot) {
     slot->g.weigh_from = job->rows;
 }
 
-/* False: there is no room yet. */
+/* Begins the job's next sample or choice. False: there is no room yet. */
 static bool begin_part(Batch *b, Job *job) {
     Sequence *q = fork_prompt(b, job);
     if (!q)
@@ -330,7 +328,7 @@ static void end_part(Slot *slot) {
     job_part_done(job, slot->part);
 }
 
-/* The job's sequence is as it was behind the prompt, and again has pages for a whole text. */
+/* The job's sequence holds the prompt alone again, and has pages for another text. */
 static void rewind_prompt(const Batch *b, Job *job) {
     sequence_cut(job->sequence, job->rows);
     job->sequence->count = job->rows;
@@ -338,14 +336,14 @@ static void rewind_prompt(const Batch *b, Job *job) {
     job->busy = false;
 }
 
-/* The text has its `end`, and other texts may have the room. */
+/* The text has ended: its result is kept, its slot and pages are free. */
 static void end_text(Slot *slot) {
     Batch *b = slot->batch;
     Job *job = slot->job;
     b->read += slot->g.read;
     if (slot->g.end == END_INTERRUPTED) {
         b->interrupted = true;
-        return; /* and with it the run */
+        return; /* the whole run ends */
     }
     if (slot->g.end == END_NON_FINITE)
         job_fail(job, "the logits are non-finite; --check looks for damage in the checkpoint");

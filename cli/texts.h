@@ -12,7 +12,7 @@ enum { PREFIXES = 16 }; /* that are kept for conversations to come */
 /* What other texts begin with. */
 typedef struct {
     Sequence *sequence; /* NULL: none */
-    size_t used;        /* when: the higher, the later */
+    size_t used;        /* Batch.uses when it was used last */
 } Prefix;
 
 /* A text that is computed. */
@@ -20,8 +20,8 @@ typedef struct {
     struct Batch *batch;
     Job *job; /* NULL: the slot is free */
     size_t part;
-    bool reads;  /* the prompt, for all texts of the job */
-    bool in_job; /* in the job's sequence, not in a fork of it */
+    bool reads;  /* it computes the prompt, for all texts of the job */
+    bool in_job; /* it uses the job's own sequence, not a fork of it */
     Run run;
     Generation g;
 } Slot;
@@ -33,7 +33,7 @@ typedef struct Batch {
     State *state;
     size_t parallel;
     Slot *slots;          /* [parallel] */
-    Generation **running; /* [running_count] of slots, in the order of their beginning */
+    Generation **running; /* [running_count] of slots, the oldest first */
     size_t running_count;
     Jobs jobs;
     Job *first, *last; /* those whose replies are not all written, in the order of the input */

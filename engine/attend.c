@@ -110,7 +110,7 @@ static void attend_part(const Attention *a, const AbsorbedTask *task, const uint
     const State *s = a->s;
     const Row *row = &s->rows[task->i];
     const TileShape *shape = &s->cache->shape;
-    size_t context = rows_attended(s, task->i), pages = cache_pages(context), parts = part_count(context);
+    size_t context = rows_attended(s, task->i), pages = cache_tiles(context), parts = part_count(context);
     softmax_begin(softmax);
     for (size_t j = pages * task->part / parts; j < pages * (task->part + 1) / parts; j++) {
         size_t here = min(context - j * TILE_ROWS, TILE_ROWS);
@@ -223,7 +223,7 @@ Run next_run(const State *s, size_t first) {
 }
 
 Span span_of(const Run *run, size_t page) {
-    return (Span){page, min(cache_pages(run->context) - page, SPAN_ROWS / TILE_ROWS)};
+    return (Span){page, min(cache_tiles(run->context) - page, SPAN_ROWS / TILE_ROWS)};
 }
 
 size_t span_page_rows(const Run *run, const Span *span, size_t k) {

@@ -8,6 +8,7 @@
 #define ATTEND_H
 
 #include "engine/cache.h"
+#include "engine/buffers.h"
 #include "model.h"
 
 /* The attention of one layer, as one thread of the team sees it. */

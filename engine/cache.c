@@ -3,18 +3,67 @@
 
 #include <string.h>
 
+#include "engine/compress.h"
 #include "engine/kda.h"
 
-uint32_t latent_layers(const Config *cfg, uint32_t layers) {
+/* ---- sizes ---------------------------------------------------------------------------------- */
+
+uint32_t count_layers(const Config *cfg, uint32_t layers, LayerKind kind) {
     uint32_t count = 0;
     for (uint32_t l = 0; l < layers; l++)
-        count += !layer_is_kda(cfg, l);
+        count += layer_kind(cfg, l) == kind;
     return count;
 }
 
+uint32_t attention_layers(const Config *cfg, uint32_t layers) {
+    return layers - count_layers(cfg, layers, LAYER_KDA);
+}
+
+static bool kind_has_tiles(LayerKind kind) {
+    return kind == LAYER_LATENT || kind == LAYER_ORDINARY || kind == LAYER_CSA;
+}
+
+static bool kind_has_ring(LayerKind kind) { return kind >= LAYER_SLIDING; }
+
+bool layer_has_tiles(const Config *cfg, uint32_t layer) { return kind_has_tiles(layer_kind(cfg, layer)); }
+
 size_t constant_floats(const Config *cfg, uint32_t layers) {
-    size_t count = layers - latent_layers(cfg, layers);
-    return count ? count * kda_layer_floats(cfg) : 0;
+    size_t floats = 0;
+    for (uint32_t l = 0; l < layers; l++) {
+        LayerKind kind = layer_kind(cfg, l);
+        floats += kind == LAYER_KDA ? kda_layer_floats(cfg) : compress_layer_floats(cfg, kind);
+    }
+    return floats;
+}
+
+size_t replay_floats(const Config *cfg, uint32_t layers) {
+    size_t floats = 0;
+    for (uint32_t l = 0; l < layers; l++) {
+        LayerKind kind = layer_kind(cfg, l);
+        floats += kind == LAYER_KDA     ? kda_replay_floats(cfg)
+                  : kind_has_ring(kind) ? window_input_floats(cfg)
+                                        : 0;
+    }
+    return floats;
+}
+
+size_t ring_bytes(const Config *cfg, CacheType type) {
+    TileShape shape = cache_shape(cfg, type);
+    return ring_tiles(cfg) * tile_bytes(&shape);
+}
+
+/* Where rings begin in a slot: whole vectors. */
+static size_t rings_at(const Config *cfg, uint32_t layers) {
+    return round_up(constant_floats(cfg, layers), 16);
+}
+
+size_t constant_bytes(const Config *cfg, CacheType type, uint32_t layers) {
+    size_t rings = 0;
+    for (uint32_t l = 0; l < layers; l++)
+        rings += kind_has_ring(layer_kind(cfg, l));
+    if (!rings)
+        return constant_floats(cfg, layers) * sizeof(float);
+    return rings_at(cfg, layers) * sizeof(float) + rings * ring_bytes(cfg, type);
 }
 
 static uint32_t tile_type(CacheType type) {
@@ -26,13 +75,15 @@ static uint32_t tile_type(CacheType type) {
     return tile_types[type];
 }
 
-bool cache_fits(const Config *cfg, CacheType type) { return !cfg->num_key_value_heads || type < CACHE_FULL; }
+bool cache_fits(const Config *cfg, CacheType type) { return cfg->kv_lora_rank || type < CACHE_FULL; }
 
 uint32_t cache_groups(const Config *cfg, CacheType type) {
     return type >= CACHE_FULL ? cfg->num_attention_heads : cfg->num_key_value_heads;
 }
 
 TileShape cache_shape(const Config *cfg, CacheType type) {
+    if (cfg->sliding_window)
+        return cache_key_shape(cfg, type);
     return (TileShape){tile_type(type), cfg->kv_lora_rank, cfg->qk_rope_head_dim};
 }
 
@@ -57,13 +108,60 @@ size_t cache_row_bytes(const Config *cfg, CacheType type) {
     return bytes / TILE_ROWS;
 }
 
-size_t cache_token_bytes(const Config *cfg, CacheType type, uint32_t layers) {
-    TileShape keys = cache_index_shape(cfg, type);
-    size_t bytes = latent_layers(cfg, layers) * cache_row_bytes(cfg, type);
-    for (uint32_t l = 0; l < layers; l++)
-        bytes += layer_has_indexer(cfg, l) ? tile_bytes(&keys) / TILE_ROWS : 0;
-    return bytes;
+static size_t common_multiple(size_t a, size_t b) {
+    size_t x = a, y = b;
+    while (y) {
+        size_t rest = x % y;
+        x = y;
+        y = rest;
+    }
+    return a / x * b;
 }
+
+size_t cache_page_rows(const Config *cfg) {
+    if (!cfg->sliding_window)
+        return TILE_ROWS;
+    return common_multiple(max(cfg->csa_ratio * TILE_ROWS, 1), max(cfg->hca_ratio * HCA_ROWS, 1));
+}
+
+static size_t page_tiles(const Config *cfg) {
+    return cfg->csa_ratio ? cache_page_rows(cfg) / cfg->csa_ratio / TILE_ROWS : 1;
+}
+
+size_t cache_page_hca_rows(const Config *cfg) {
+    return cfg->hca_ratio ? cache_page_rows(cfg) / cfg->hca_ratio : 0;
+}
+
+/* Bytes of a page in front of HCA layers, and in front of index keys. */
+static size_t hca_at(const Config *cfg, CacheType type, uint32_t layers) {
+    size_t tiles = 0;
+    for (uint32_t l = 0; l < layers; l++)
+        tiles += layer_has_tiles(cfg, l);
+    return tiles * page_tiles(cfg) * cache_row_bytes(cfg, type) * TILE_ROWS;
+}
+
+static size_t index_at(const Config *cfg, CacheType type, uint32_t layers) {
+    return hca_at(cfg, type, layers) +
+           count_layers(cfg, layers, LAYER_HCA) * cache_page_hca_rows(cfg) * cache_row_bytes(cfg, type);
+}
+
+static uint32_t indexers(const Config *cfg, uint32_t layers) {
+    uint32_t count = 0;
+    for (uint32_t l = 0; l < layers; l++)
+        count += layer_has_indexer(cfg, l);
+    return count;
+}
+
+size_t cache_page_bytes(const Config *cfg, CacheType type, uint32_t layers) {
+    TileShape keys = cache_index_shape(cfg, type);
+    return index_at(cfg, type, layers) + indexers(cfg, layers) * page_tiles(cfg) * tile_bytes(&keys);
+}
+
+size_t cache_token_bytes(const Config *cfg, CacheType type, uint32_t layers) {
+    return cache_page_bytes(cfg, type, layers) / cache_page_rows(cfg);
+}
+
+/* ---- pages and slots ------------------------------------------------------------------------ */
 
 void cache_open(Cache *cache, const Model *m, CacheType type, size_t page_count, size_t slot_count) {
     const Config *cfg = &m->config;
@@ -74,29 +172,52 @@ void cache_open(Cache *cache, const Model *m, CacheType type, size_t page_count,
     cache->groups = cache_groups(cfg, type);
     cache->keys = cache_key_shape(cfg, type);
     cache->values = cache_value_shape(cfg, type);
-    cache->layers = latent_layers(cfg, cfg->num_hidden_layers);
     cache->tile_bytes = cache_row_bytes(cfg, type) * TILE_ROWS;
-    cache->page_bytes = cache_token_bytes(cfg, type, cfg->num_hidden_layers) * TILE_ROWS;
+    cache->page_rows = cache_page_rows(cfg);
+    cache->page_tiles = page_tiles(cfg);
+    for (uint32_t l = 0; l < cfg->num_hidden_layers; l++)
+        cache->layers += layer_has_tiles(cfg, l);
+    cache->hca_at = hca_at(cfg, type, cfg->num_hidden_layers);
+    cache->index_at = index_at(cfg, type, cfg->num_hidden_layers);
+    cache->page_bytes = cache_page_bytes(cfg, type, cfg->num_hidden_layers);
     cache->page_count = cache->free_count = page_count;
     for (size_t i = 0; i < page_count; i++)
         cache->free_pages[i] = (uint32_t)(page_count - 1 - i); /* page 0 is used first */
-    cache->slot_floats = constant_floats(cfg, cfg->num_hidden_layers);
+    cache->slot_floats = constant_bytes(cfg, type, cfg->num_hidden_layers) / sizeof(float);
     cache->slot_count = slot_count;
     for (size_t i = slot_count; i-- > 1;) /* slot 0 is never free */
         cache->free_slots[cache->free_slot_count++] = (uint32_t)i;
 }
 
+/* Rows from, from + 1, ... of `count` tiles side by side become zeros. */
+static void clear_tiles(const Cache *cache, const TileShape *shape, uint8_t *at, size_t count, size_t from) {
+    for (size_t row = from; row < count * TILE_ROWS; row++)
+        cache->model->ops->tile_copy(shape, at + row / TILE_ROWS * tile_bytes(shape), row % TILE_ROWS,
+                                     cache->zeros, 0);
+}
+
 void cache_clear_rows(const Cache *cache, uint8_t *page, size_t from) {
-    uint8_t *at = page, *end = page + cache->page_bytes, *index = page + cache->layers * cache->tile_bytes;
-    for (size_t i = 0; at < end; i++) { /* of ordinary attention each group's keys, then its values */
-        const TileShape *shape = at >= index      ? &cache->index_shape
-                                 : !cache->groups ? &cache->shape
-                                 : i % 2          ? &cache->values
-                                                  : &cache->keys;
-        for (size_t row = from; row < TILE_ROWS; row++)
-            cache->model->ops->tile_copy(shape, at, row, cache->zeros, 0);
-        at += tile_bytes(shape);
+    const Config *cfg = &cache->model->config;
+    size_t tiles = cache->page_tiles, row = from * tiles * TILE_ROWS / cache->page_rows;
+    for (size_t i = 0; i < cache->layers;
+         i++) { /* of ordinary attention each group's keys, then its values */
+        uint8_t *at = page + i * tiles * cache->tile_bytes;
+        for (size_t g = 0; g < cache->groups; g++) {
+            clear_tiles(cache, &cache->keys, at, 1, row);
+            clear_tiles(cache, &cache->values, at + tile_bytes(&cache->keys), 1, row);
+            at += cache->tile_bytes / cache->groups;
+        }
+        if (!cache->groups)
+            clear_tiles(cache, &cache->shape, at, tiles, row);
     }
+    size_t rows = cache_page_hca_rows(cfg), row_bytes = cache->tile_bytes / TILE_ROWS;
+    for (uint8_t *at = page + cache->hca_at; at < page + cache->index_at; at += rows * row_bytes)
+        for (size_t j = from / cfg->hca_ratio; j < rows; j++)
+            cache->model->ops->tile_copy(&cache->shape, at + (j - j % HCA_ROWS) * row_bytes, j % HCA_ROWS,
+                                         cache->zeros, 0);
+    for (uint8_t *at = page + cache->index_at; at < page + cache->page_bytes;
+         at += tiles * tile_bytes(&cache->index_shape))
+        clear_tiles(cache, &cache->index_shape, at, tiles, row);
 }
 
 uint32_t cache_take_slot(Cache *cache) {
@@ -130,6 +251,31 @@ void cache_release_page(Cache *cache, uint32_t page) {
         cache->free_pages[cache->free_count++] = page;
 }
 
-float *cache_slot_layer(const Cache *cache, uint32_t slot, size_t number) {
-    return cache_slot(cache, slot) + number * kda_layer_floats(&cache->model->config);
+float *cache_slot_layer(const Cache *cache, uint32_t slot, size_t layer) {
+    return cache_slot(cache, slot) + constant_floats(&cache->model->config, (uint32_t)layer);
+}
+
+uint8_t *cache_ring(const Cache *cache, uint32_t slot, size_t layer) {
+    const Config *cfg = &cache->model->config;
+    size_t before = 0;
+    for (uint32_t l = 0; l < layer; l++)
+        before += kind_has_ring(layer_kind(cfg, l));
+    uint8_t *rings = (uint8_t *)(cache_slot(cache, slot) + rings_at(cfg, cfg->num_hidden_layers));
+    return rings + before * ring_bytes(cfg, cache->type);
+}
+
+uint8_t *cache_index_tile(const Sequence *q, size_t j, size_t layer) {
+    const Cache *cache = q->cache;
+    const Config *cfg = &cache->model->config;
+    size_t tiles = cache->page_tiles, before = indexers(cfg, (uint32_t)layer);
+    return cache_page(q, j / tiles) + cache->index_at +
+           (before * tiles + j % tiles) * tile_bytes(&cache->index_shape);
+}
+
+uint8_t *cache_hca_rows(const Sequence *q, size_t j, size_t layer) {
+    const Cache *cache = q->cache;
+    const Config *cfg = &cache->model->config;
+    size_t before = count_layers(cfg, (uint32_t)layer, LAYER_HCA);
+    return cache_page(q, j) + cache->hca_at +
+           before * cache_page_hca_rows(cfg) * (cache->tile_bytes / TILE_ROWS);
 }

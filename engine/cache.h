@@ -13,12 +13,21 @@
  *                          ordinary attention: for each group a tile of keys, then a tile of values
  *   then                   a tile of index keys for each layer with an indexer
  *
+ * In a model with windows (engine/window.c) a page holds what 2048 tokens have of compressed rows, in most
+ * models:
+ *
+ *   [CSA layers][page_tiles]   tiles of 128 rows, one for csa_ratio tokens
+ *   [HCA layers]               the first rows of a tile, one for hca_ratio tokens: 16, or a multiple of it
+ *   [CSA layers][page_tiles]   tiles of index keys
+ *
  * A sequence is a list of pages (engine/sequence.h); several sequences may share a page. The pool is
  * reserved at the start and becomes memory as it fills. Rows are written by mla.c and engine/full.c, not
  * here.
  *
- * What layers with linear attention keep of a sequence does not grow: its constant part (engine/kda.c), in
- * f32 whatever the cache's type. It lies in a *slot*. Several holders may share one, which is not changed
+ * What some layers keep of a sequence does not grow: its constant part. Linear attention has a memory
+ * (engine/kda.c), compressors have unfinished windows (engine/compress.c), both in f32 whatever the cache's
+ * type. Behind them lie the last rows of layers with windows: a ring of whole tiles, where the row at place t
+ * has place t % (rows of the ring). All this is a *slot*. Several holders may share one, which is not changed
  * then. Slot 0 is the beginning of every text, all zeros. */
 #ifndef CACHE_H
 #define CACHE_H
@@ -40,13 +49,17 @@ enum { SEQUENCE_SLOTS = MARKS + 3 };
 typedef struct Cache {
     const Model *model;
     CacheType type;
-    TileShape shape;       /* of the latent rows: {type, r, p}; no meaning where groups is not 0 */
+    TileShape shape;       /* of latent rows: {type, r, p}, of windows: {type, d, 0}; none with groups */
     TileShape index_shape; /* of the index keys: {type, di, 0} */
     size_t groups;         /* of heads with a key and a value each; 0: rows are latents */
     TileShape keys;        /* {type, n + p, 0} */
     TileShape values;      /* {type, v, 0} */
-    size_t layers;         /* that have latents */
-    size_t tile_bytes;     /* one page of one layer, without index keys */
+    size_t layers;         /* that have tiles */
+    size_t tile_bytes;     /* 128 rows of one layer, without index keys */
+    size_t page_rows;      /* tokens of a page */
+    size_t page_tiles;     /* tiles of a layer in a page */
+    size_t hca_at;         /* where in a page rows of HCA layers begin, and index keys */
+    size_t index_at;
     size_t page_bytes;
     uint8_t *pool; /* [page_count][page_bytes] */
     size_t page_count;
@@ -54,19 +67,32 @@ typedef struct Cache {
     uint32_t *free_pages; /* [free_count] the last is used next */
     size_t free_count;
     float *slots;       /* [slot_count][slot_floats]; NULL: the model has no constant part */
-    size_t slot_floats; /* 0: the same */
+    size_t slot_floats; /* 0: the same; rings count as floats, too */
     size_t slot_count;
     uint32_t *slot_references; /* [slot_count] as of pages */
     uint32_t *free_slots;      /* [free_slot_count] */
     size_t free_slot_count;
-    float *replay_buffer; /* kda_scratch_floats() */
+    float *replay_buffer; /* max(kda_scratch_floats(), compress_scratch_floats()) */
     uint8_t *zeros;       /* [page_bytes] what was never written */
 } Cache;
 
-/* Of the first `layers` layers, how many have latents. */
-uint32_t latent_layers(const Config *cfg, uint32_t layers);
-/* Floats of a sequence's constant part in the first `layers` layers: 0 in most models. */
+/* Has the layer tiles in pages, whole ones? */
+bool layer_has_tiles(const Config *cfg, uint32_t layer);
+/* Of the first `layers` layers, how many are of the kind. */
+uint32_t count_layers(const Config *cfg, uint32_t layers, LayerKind kind);
+/* Of the first `layers` layers, how many have an attention that is not linear. */
+uint32_t attention_layers(const Config *cfg, uint32_t layers);
+
+/* Floats of a sequence's constant part in the first `layers` layers, without rings: 0 in most models. */
 size_t constant_floats(const Config *cfg, uint32_t layers);
+/* Bytes of all of it. */
+size_t constant_bytes(const Config *cfg, CacheType type, uint32_t layers);
+/* Floats of what is kept of a row of a small call, from which the constant part follows, in the first
+ * `layers` layers. */
+size_t replay_floats(const Config *cfg, uint32_t layers);
+/* Tiles and bytes of a layer's ring. */
+static inline size_t ring_tiles(const Config *cfg) { return div_up(cfg->sliding_window, TILE_ROWS); }
+size_t ring_bytes(const Config *cfg, CacheType type);
 
 /* Can the model's rows be kept in this way? CACHE_FULL.. is for models with a latent. */
 bool cache_fits(const Config *cfg, CacheType type);
@@ -75,7 +101,7 @@ bool cache_fits(const Config *cfg, CacheType type);
  * is kept is the latent. */
 uint32_t cache_groups(const Config *cfg, CacheType type);
 
-/* How the latent rows [ c | k_pe ] are kept, and keys and values of a group. */
+/* How the latent rows [ c | k_pe ] are kept, or the rows of windows, and keys and values of a group. */
 TileShape cache_shape(const Config *cfg, CacheType type);
 TileShape cache_key_shape(const Config *cfg, CacheType type);
 TileShape cache_value_shape(const Config *cfg, CacheType type);
@@ -83,15 +109,26 @@ TileShape cache_index_shape(const Config *cfg, CacheType type);
 
 /* Bytes of one row in one layer, without index keys. */
 size_t cache_row_bytes(const Config *cfg, CacheType type);
-/* Bytes of one row in the model's first `layers` layers, with index keys. */
-size_t cache_token_bytes(const Config *cfg, CacheType type, uint32_t layers);
-/* Pages that hold `rows` rows. */
-static inline size_t cache_pages(size_t rows) { return div_up(rows, TILE_ROWS); }
+/* Rows of an HCA layer lie in sub-tiles (kernels/kernels.h). */
+enum { HCA_ROWS = 16, MAX_PAGE_ROWS = 1 << 16 }; /* engine/config.c refuses larger pages */
 
-/* A context of `rows` rows is split into so many parts of whole pages, as even as possible. */
+/* Tokens of a page. In models with windows as many as the layers' compressed rows fill whole tiles of 128
+ * rows with in CSA layers, and whole sub-tiles of 16 in HCA layers. */
+size_t cache_page_rows(const Config *cfg);
+/* Bytes of a page in the model's first `layers` layers, with index keys; and of one token on the average. */
+size_t cache_page_bytes(const Config *cfg, CacheType type, uint32_t layers);
+size_t cache_token_bytes(const Config *cfg, CacheType type, uint32_t layers);
+/* Pages that hold `rows` tokens. */
+static inline size_t cache_pages(const Config *cfg, size_t rows) {
+    return div_up(rows, cache_page_rows(cfg));
+}
+/* Tiles that hold `rows` rows of a layer. */
+static inline size_t cache_tiles(size_t rows) { return div_up(rows, TILE_ROWS); }
+
+/* A context of `rows` rows is split into so many parts of whole tiles, as even as possible. */
 static inline size_t part_count(size_t rows) {
-    size_t pages = cache_pages(rows);
-    return min(pages, max(USUAL_PARTS, min(pages / PART_PAGES, MAX_PARTS)));
+    size_t tiles = cache_tiles(rows);
+    return min(tiles, max(USUAL_PARTS, min(tiles / PART_PAGES, MAX_PARTS)));
 }
 
 /* All pages and slots are free. The arrays are in place. */
@@ -102,8 +139,7 @@ uint32_t cache_take_page(Cache *cache);
 /* Gives up one reference. */
 void cache_release_page(Cache *cache, uint32_t page);
 
-/* Rows from, from + 1, ... of a page, in all layers, become what they were before they were written:
- * zeros. */
+/* What tokens from, from + 1, ... of a page write, in all layers, becomes what it was before: zeros. */
 void cache_clear_rows(const Cache *cache, uint8_t *page, size_t from);
 
 /* The same for slots. There are always enough; nothing is done where the model has no constant part. */
@@ -114,16 +150,23 @@ static inline float *cache_slot(const Cache *cache, uint32_t slot) {
     return cache->slots + slot * cache->slot_floats;
 }
 
-/* A layer's part of a slot. `number`: layers without latents before it. */
-float *cache_slot_layer(const Cache *cache, uint32_t slot, size_t number);
+/* A layer's part of a slot, and its ring. */
+float *cache_slot_layer(const Cache *cache, uint32_t slot, size_t layer);
+uint8_t *cache_ring(const Cache *cache, uint32_t slot, size_t layer);
 
-/* Page j of a sequence: its rows 128 j .. 128 j + 127 in all layers. */
+/* Page j of a sequence, in all layers. */
 static inline uint8_t *cache_page(const Sequence *q, size_t j) {
     return q->cache->pool + q->page[j] * q->cache->page_bytes;
 }
-/* The tile of one layer in it, number Layer.tile: [128 rows] of [ c | k_pe ]. */
+/* Rows 128 j .. 128 j + 127 of one layer, number Layer.tile. */
 static inline uint8_t *cache_tile(const Sequence *q, size_t j, size_t tile) {
-    return cache_page(q, j) + tile * q->cache->tile_bytes;
+    size_t tiles = q->cache->page_tiles;
+    return cache_page(q, j / tiles) + (tile * tiles + j % tiles) * q->cache->tile_bytes;
 }
+/* The same of its index keys. */
+uint8_t *cache_index_tile(const Sequence *q, size_t j, size_t layer);
+/* Compressed rows of a layer in a page, and where those of an HCA layer begin in page j. */
+size_t cache_page_hca_rows(const Config *cfg);
+uint8_t *cache_hca_rows(const Sequence *q, size_t j, size_t layer);
 
 #endif

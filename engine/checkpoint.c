@@ -5,7 +5,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <float.h>
 #include <math.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -17,7 +16,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "engine/kda.h"
+#include "engine/cache.h"
+#include "engine/config.h"
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "checkpoints are little-endian and used in place");
 
@@ -133,12 +133,26 @@ static void read_mlp(Reader *r, Mlp *mlp, const char *prefix, size_t width) {
     mlp->down = matrix(r, join(name, prefix, "down"), D, width);
 }
 
-static void read_experts(Reader *r, Layer *L, const char *prefix) {
+/* The table of a hash layer. */
+static const float *read_token_experts(Reader *r, const char *name) {
+    const Config *cfg = &r->m->config;
+    size_t n = (size_t)cfg->vocab_size * cfg->num_experts_per_tok;
+    const float *table = vector(r, name, n);
+    for (size_t i = 0; table && i < n; i++)
+        if (!(table[i] >= 0 && table[i] < (float)cfg->n_routed_experts && table[i] == truncf(table[i])))
+            fail(r, "tensor %s names an expert that the model does not have: %s", name, export_again);
+    return table;
+}
+
+static void read_experts(Reader *r, Layer *L, const char *prefix, uint32_t layer) {
     const Config *cfg = &r->m->config;
     char name[64], expert[64];
     size_t choices = router_rows(cfg);
     L->router = matrix_of_kind(r, join(name, prefix, "router"), F32_MATRIX, 1, choices, cfg->hidden_size);
-    L->router_bias = vector(r, join(name, prefix, "router_bias"), choices);
+    if (layer < cfg->num_hash_layers)
+        L->token_experts = read_token_experts(r, join(name, prefix, "token_experts"));
+    else
+        L->router_bias = vector(r, join(name, prefix, "router_bias"), choices);
     if (cfg->n_shared_experts)
         read_mlp(r, &L->mlp, join(name, prefix, "shared."),
                  (size_t)cfg->n_shared_experts * cfg->moe_intermediate_size);
@@ -226,27 +240,88 @@ static void read_attention(Reader *r, Layer *L, const char *prefix) {
     L->o = matrix(r, join(name, prefix, "o"), D, H * round_up(v, 32));
 }
 
+/* names: of kv, gate, ape, norm. d: numbers of a row; w: what a token gives to one or two of them. */
+static void read_compressor(Reader *r, Compressor *c, const char *prefix, const char *const names[4],
+                            size_t ratio, size_t w, size_t d) {
+    char name[64];
+    c->kv = matrix(r, join(name, prefix, names[0]), w, r->m->config.hidden_size);
+    c->gate = matrix(r, join(name, prefix, names[1]), w, r->m->config.hidden_size);
+    c->ape = vector(r, join(name, prefix, names[2]), ratio * w);
+    c->norm = vector(r, join(name, prefix, names[3]), d);
+}
+
+static void read_csa(Reader *r, Layer *L, const char *prefix, size_t d) {
+    static const char *const rows[] = {"compress_kv", "compress_gate", "compress_ape", "compress_norm"},
+                             *const keys[] = {"index_compress_kv", "index_compress_gate",
+                                              "index_compress_ape", "index_compress_norm"};
+    const Config *cfg = &r->m->config;
+    char name[64];
+    size_t Hi = cfg->index_n_heads, di = cfg->index_head_dim;
+    read_compressor(r, &L->compressor, prefix, rows, cfg->csa_ratio, 2 * d, d);
+    L->index_q = matrix(r, join(name, prefix, "index_q"), Hi * di, cfg->q_lora_rank);
+    read_compressor(r, &L->index_compressor, prefix, keys, cfg->csa_ratio, 2 * di, di);
+    L->index_weights =
+        matrix_of_kind(r, join(name, prefix, "index_weights"), F32_MATRIX, 1, Hi, cfg->hidden_size);
+}
+
+/* Attention of a model with sliding_window. */
+static void read_window(Reader *r, Layer *L, const char *prefix, uint32_t layer) {
+    static const char *const rows[] = {"compress_kv", "compress_gate", "compress_ape", "compress_norm"};
+    const Config *cfg = &r->m->config;
+    char name[64];
+    size_t D = cfg->hidden_size, H = cfg->num_attention_heads, ql = cfg->q_lora_rank, G = cfg->o_groups,
+           d = (size_t)cfg->qk_nope_head_dim + cfg->qk_rope_head_dim;
+    L->q_a = matrix(r, join(name, prefix, "q_a"), ql, D);
+    L->q_a_norm = vector(r, join(name, prefix, "q_a_norm"), ql);
+    L->q_b = matrix(r, join(name, prefix, "q_b"), H * d, ql);
+    L->window_kv = matrix(r, join(name, prefix, "kv"), d, D);
+    L->window_kv_norm = vector(r, join(name, prefix, "kv_norm"), d);
+    L->sinks = vector(r, join(name, prefix, "sinks"), H);
+    if (layer_is_csa(cfg, layer))
+        read_csa(r, L, prefix, d);
+    else if (layer_is_hca(cfg, layer))
+        read_compressor(r, &L->compressor, prefix, rows, cfg->hca_ratio, d, d);
+    L->o_a = matrix_of_kind(r, join(name, prefix, "o_a"), ANY_MATRIX, G, cfg->o_lora_rank, H / G * d);
+    L->o = matrix(r, join(name, prefix, "o"), D, G * cfg->o_lora_rank);
+}
+
+/* A hyper-connection with `outputs` weights: the tensors "prefix" "fn", "base", "scale". */
+static void read_hyper(Reader *r, Hyper *h, const char *prefix, size_t outputs, size_t scales) {
+    const Config *cfg = &r->m->config;
+    char name[64];
+    h->fn = matrix_of_kind(r, join(name, prefix, "fn"), F32_MATRIX, 1, outputs,
+                           (size_t)cfg->hc_mult * cfg->hidden_size);
+    h->base = vector(r, join(name, prefix, "base"), outputs);
+    h->scale = vector(r, join(name, prefix, "scale"), scales);
+}
+
 /* `layer`: its number, which says of what kind it is. */
 static void read_layer(Reader *r, Layer *L, const char *prefix, uint32_t layer, bool indexer) {
     const Config *cfg = &r->m->config;
     char name[64];
-    size_t D = cfg->hidden_size;
+    size_t D = cfg->hidden_size, S = cfg->hc_mult;
     bool moe = layer_is_moe(cfg, layer);
 
+    if (S)
+        read_hyper(r, &L->attention_hyper, join(name, prefix, "attention_hc_"), 2 * S + S * S, 3);
     L->input_norm = vector(r, join(name, prefix, "input_norm"), D);
     if (layer < cfg->published_layers && layer_is_kda(cfg, layer))
         read_kda(r, L, prefix);
+    else if (cfg->sliding_window)
+        read_window(r, L, prefix, layer);
     else
         read_attention(r, L, prefix);
-    if (indexer)
+    if (indexer && !cfg->sliding_window)
         read_indexer(r, L, prefix);
     if (cfg->sandwich_norm)
         L->attention_out_norm = vector(r, join(name, prefix, "attention_out_norm"), D);
+    if (S)
+        read_hyper(r, &L->mlp_hyper, join(name, prefix, "mlp_hc_"), 2 * S + S * S, 3);
     L->post_norm = vector(r, join(name, prefix, "post_norm"), D);
     if (!moe || cfg->shortcut_moe)
         read_mlp(r, &L->mlp, prefix, cfg->intermediate_size);
     if (moe)
-        read_experts(r, L, prefix);
+        read_experts(r, L, prefix, layer);
     if (layer_norms_mlp(cfg, layer))
         L->mlp_out_norm = vector(r, join(name, prefix, "mlp_out_norm"), D);
 }
@@ -282,7 +357,7 @@ static void read_layers(Reader *r, const float *limits) {
         snprintf(prefix, sizeof prefix, "layers.%u.", l);
         read_layer(r, L, prefix, l, layer_has_indexer(cfg, l));
         L->tile = tiles;
-        tiles += !layer_is_kda(cfg, l);
+        tiles += layer_has_tiles(cfg, l);
         if (!L->experts || !limits)
             continue;
         const float *routed = limits + l, *shared = routed + cfg->published_layers;
@@ -292,6 +367,16 @@ static void read_layers(Reader *r, const float *limits) {
     }
 }
 
+/* Published ones are at most 1; quarter turns must fit their integers (rope.c). */
+static const float *read_frequencies(Reader *r, const char *name) {
+    size_t pairs = r->m->config.qk_rope_head_dim / 2;
+    const float *f = vector(r, name, pairs);
+    for (size_t i = 0; f && i < pairs; i++)
+        if (!(fabsf(f[i]) <= 64))
+            fail(r, "tensor %s has a value that no model can have: %s", name, export_again);
+    return f;
+}
+
 static void read_tensors(Reader *r) {
     Model *m = r->m;
     const Config *cfg = &m->config;
@@ -299,15 +384,15 @@ static void read_tensors(Reader *r) {
     m->embed = matrix(r, "embed", cfg->vocab_size, cfg->hidden_size);
     m->head = cfg->tie_word_embeddings ? m->embed : matrix(r, "head", cfg->vocab_size, cfg->hidden_size);
     m->norm = vector(r, "norm", cfg->hidden_size);
-    m->inv_freq = vector(r, "inv_freq", cfg->qk_rope_head_dim / 2);
-    for (uint32_t i = 0; m->inv_freq && i < cfg->qk_rope_head_dim / 2; i++)
-        /* published ones are at most 1; quarter turns must fit their integers (rope.c) */
-        if (!(fabsf(m->inv_freq[i]) <= 64))
-            fail(r, "tensor inv_freq has a value that no model can have: %s", export_again);
+    m->inv_freq = read_frequencies(r, "inv_freq");
+    if (cfg->csa_ratio || cfg->hca_ratio)
+        m->compress_inv_freq = read_frequencies(r, "compress_inv_freq");
     if (cfg->query_scale_span)
         m->query_scale = read_query_scale(r);
     if (cfg->swiglu_limits)
         limits = vector(r, "swiglu_limits", 2 * (size_t)cfg->published_layers);
+    if (cfg->hc_mult)
+        read_hyper(r, &m->head_hyper, "hc_head_", cfg->hc_mult, 1);
     read_layers(r, limits);
     if (cfg->mtp_layers && !r->failed)
         read_mtp(r);
@@ -317,127 +402,6 @@ static void read_tensors(Reader *r) {
 }
 
 /* ---- header and configuration --------------------------------------------------------------- */
-
-/* The comparisons are written so that NaN fails them. */
-static const char *float_error(const Config *cfg) {
-    struct {
-        const char *name;
-        float value, least, most;
-    } fields[] = {
-        {"softmax_scale", cfg->softmax_scale, FLT_TRUE_MIN, FLT_MAX},
-        {"rms_norm_eps", cfg->rms_norm_eps, FLT_TRUE_MIN, FLT_MAX},
-        {"latent_norm_eps", cfg->latent_norm_eps, FLT_TRUE_MIN, FLT_MAX},
-        {"embed_scale", cfg->embed_scale, -FLT_MAX, FLT_MAX},
-        {"temperature", cfg->temperature, 0, FLT_MAX},
-        {"top_p", cfg->top_p, FLT_TRUE_MIN, 1},
-        {"min_p", cfg->min_p, 0, 1},
-        {"repetition_penalty", cfg->repetition_penalty != 0 ? cfg->repetition_penalty : 1, 0.01f, 100},
-    };
-    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
-        if (!(fields[i].value >= fields[i].least && fields[i].value <= fields[i].most))
-            return fields[i].name;
-    return NULL;
-}
-
-/* Limits far above any published model, so that no product of two fields comes near overflowing. */
-static const char *config_error(const Config *cfg) {
-    uint32_t latent = !cfg->num_key_value_heads;
-    struct {
-        const char *name;
-        uint32_t value, least, most;
-    } fields[] = {
-        {"hidden_size", cfg->hidden_size, 1, 1 << 17},
-        {"num_hidden_layers", cfg->num_hidden_layers, 1, MAX_LAYERS},
-        {"published_layers", cfg->published_layers, cfg->num_hidden_layers, MAX_LAYERS},
-        {"num_attention_heads", cfg->num_attention_heads, 1, 1 << 12},
-        {"q_lora_rank", cfg->q_lora_rank, 0, latent << 17},
-        {"num_key_value_heads", cfg->num_key_value_heads, 0, cfg->num_attention_heads},
-        {"kv_lora_rank", cfg->kv_lora_rank, latent, latent << 14}, /* without a latent: none of it */
-        {"qk_nope_head_dim", cfg->qk_nope_head_dim, latent, latent << 12},
-        {"qk_rope_head_dim", cfg->qk_rope_head_dim, 2, 1 << 12},
-        {"v_head_dim", cfg->v_head_dim, 1, 1 << 12},
-        {"intermediate_size", cfg->intermediate_size, 1, 1 << 20},
-        {"hidden_act", cfg->hidden_act, ACT_SILU, ACT_RELU2},
-        {"sandwich_norm", cfg->sandwich_norm, 0, 1},
-        {"vocab_size", cfg->vocab_size, 1, 1 << 24},
-        {"max_position_embeddings", cfg->max_position_embeddings, 1, 1 << 24},
-        {"tie_word_embeddings", cfg->tie_word_embeddings, 0, 1},
-        {"n_routed_experts", cfg->n_routed_experts, 0, MAX_EXPERTS},
-        {"zero_expert_num", cfg->zero_expert_num, 0,
-         cfg->n_routed_experts ? MAX_EXPERTS - cfg->n_routed_experts : 0},
-        {"shortcut_moe", cfg->shortcut_moe, 0, cfg->n_routed_experts ? 1 : 0},
-        {"mtp_layers", cfg->mtp_layers, 0, 1},
-        {"experts_out_norm", cfg->experts_out_norm, 0, cfg->n_routed_experts ? 1 : 0},
-        {"swiglu_limits", cfg->swiglu_limits, 0, cfg->n_routed_experts ? 1 : 0},
-        {"head_gate", cfg->head_gate, 0, 1},
-        {"add_bos_token", cfg->add_bos_token, 0, cfg->bos_token_id >= 0},
-        {"bos_token_id", (uint32_t)cfg->bos_token_id + 1, 0, cfg->vocab_size},
-        {"eos_tokens", cfg->eos_tokens, 0, 8},
-    };
-    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
-        if (fields[i].value < fields[i].least || fields[i].value > fields[i].most)
-            return fields[i].name;
-    if (cfg->qk_rope_head_dim % 2)
-        return "qk_rope_head_dim";
-    if (!latent && cfg->num_attention_heads % cfg->num_key_value_heads)
-        return "num_key_value_heads";
-    for (uint32_t i = 0; i < cfg->eos_tokens; i++)
-        if (cfg->eos_token_id[i] < 0 || (uint32_t)cfg->eos_token_id[i] >= cfg->vocab_size)
-            return "eos_token_id";
-    if (!memchr(cfg->name, 0, sizeof cfg->name))
-        return "name";
-    return float_error(cfg);
-}
-
-static const char *moe_error(const Config *cfg) {
-    uint32_t E = cfg->n_routed_experts;
-    if (!E) /* State has rows for chosen experts by this number */
-        return cfg->num_experts_per_tok ? "num_experts_per_tok" : NULL;
-    if (cfg->n_group < 1 || cfg->n_group > MAX_GROUPS || E % cfg->n_group ||
-        (cfg->n_group > 1 && cfg->zero_expert_num))
-        return "n_group";
-    if (cfg->topk_group < 1 || cfg->topk_group > cfg->n_group)
-        return "topk_group";
-    if (cfg->num_experts_per_tok < 1 ||
-        cfg->num_experts_per_tok > E / cfg->n_group * cfg->topk_group + cfg->zero_expert_num)
-        return "num_experts_per_tok";
-    if (cfg->moe_intermediate_size < 1 || cfg->moe_intermediate_size > 1 << 17)
-        return "moe_intermediate_size";
-    if (cfg->n_shared_experts > 64)
-        return "n_shared_experts";
-    if (cfg->moe_layer_freq < 1)
-        return "moe_layer_freq";
-    if (cfg->scoring_func > SCORE_SIGMOID)
-        return "scoring_func";
-    if (cfg->group_score > GROUP_TOP2_SUM)
-        return "group_score";
-    if (cfg->norm_topk_prob > 1)
-        return "norm_topk_prob";
-    /* pairs of layers, the first with experts; what waits for the end of a pair has one buffer, and so has
-     * what waits for its norm */
-    if (cfg->shortcut_moe &&
-        (cfg->num_hidden_layers % 2 || cfg->published_layers % 2 || cfg->first_k_dense_replace ||
-         cfg->moe_layer_freq != 2 || cfg->n_shared_experts || cfg->sandwich_norm))
-        return "shortcut_moe";
-    if (cfg->experts_out_norm > (!cfg->sandwich_norm && !cfg->shortcut_moe))
-        return "experts_out_norm";
-    return isfinite(cfg->routed_scaling_factor) ? NULL : "routed_scaling_factor";
-}
-
-static const char *index_error(const Config *cfg) {
-    if (!cfg->index_n_heads)
-        return NULL;
-    if (cfg->index_n_heads > 1 << 12 || !cfg->q_lora_rank) /* index queries come from the compressed ones */
-        return "index_n_heads";
-    if (cfg->index_head_dim < cfg->qk_rope_head_dim || cfg->index_head_dim > 1 << 12)
-        return "index_head_dim";
-    if (cfg->index_topk < 1)
-        return "index_topk";
-    if (cfg->index_topk_freq < 1)
-        return "index_topk_freq";
-    /* the first layer has none before it to share with */
-    return layer_has_indexer(cfg, 0) ? NULL : "index_skip_topk_offset";
-}
 
 /* Copies the file's `bytes` of Config. Fields that an older file lacks stay 0, which means "as before". A
  * newer file may have fields that this program does not know. They must be 0 as well: another value could
@@ -453,9 +417,6 @@ static void read_config(Reader *r, size_t bytes) {
             return;
         }
     const char *bad = config_error(&m->config);
-    bad = bad ? bad : moe_error(&m->config);
-    bad = bad ? bad : index_error(&m->config);
-    bad = bad ? bad : kda_config_error(&m->config);
     if (bad)
         fail(r, "configuration field %s has a value that no model can have: %s", bad, export_again);
 }

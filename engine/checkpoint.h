@@ -25,11 +25,18 @@
  *   norm                 vector D
  *   inv_freq             vector p / 2        the angle of pair i at position m is the f32 product
  *                                            m * inv_freq[i]
+ *   compress_inv_freq    vector p / 2        the same in CSA and HCA layers; only if there is one
  *   query_scale          vector              max_position_embeddings / query_scale_span numbers, rounded up;
  *                                            only if query_scale_span is not 0
  *   swiglu_limits        vector 2 * published_layers  of routed, then of shared experts, for each layer; 0:
- *                        none; only if swiglu_limits is 1
+ *                        none; only if swiglu_limits is not 0
+ *   hc_head_fn           F32 [S, S D]        S hc_mult; these three only if it is not 0
+ *   hc_head_base         vector S
+ *   hc_head_scale        vector 1
  *   for each layer L = 0 .. num_hidden_layers - 1, names beginning with "layers.L.":
+ *   attention_hc_fn      F32 [2 S + S S, S D]  these three only if hc_mult is not 0
+ *   attention_hc_base    vector 2 S + S S
+ *   attention_hc_scale   vector 3
  *   input_norm           vector D
  *   a layer of kda_layers, C kda_heads * kda_head_dim, K kda_taps, d' = d rounded up to 32:
  *     kda_q, _k, _v      [C, D]
@@ -41,6 +48,23 @@
  *     kda_beta           F32 [kda_heads, D]
  *     kda_norm           vector kda_head_dim
  *     o                  [D, kda_heads * d']
+ *   if sliding_window is not 0, every layer that is not one of kda_layers, d = n + p, G o_groups:
+ *     q_a, q_a_norm, q_b as below
+ *     kv                 [d, D]              the last p rows are rotated
+ *     kv_norm            vector d
+ *     sinks              vector H
+ *     a layer of csa_layers (w = 2 d, R = csa_ratio) or hca_layers (w = d, R = hca_ratio):
+ *     compress_kv, compress_gate  [w, D]
+ *     compress_ape       vector R * w        [R][w]
+ *     compress_norm      vector d
+ *     a layer of csa_layers, Hi index_n_heads, di index_head_dim:
+ *     index_q            [Hi * di, ql]       within a head, di - p rows without position, then p rotated
+ *     index_compress_kv, index_compress_gate  [2 di, D]
+ *     index_compress_ape vector R * 2 di
+ *     index_compress_norm  vector di
+ *     index_weights      F32 [Hi, D]
+ *     o_a                G matrices [o_lora_rank, H / G * d]  its output goes into o
+ *     o                  [D, G * o_lora_rank]
  *   another layer:
  *   q                    [H * (n + p), D]    if q_lora_rank is 0, else these three:
  *     q_a                [ql, D]
@@ -65,13 +89,16 @@
  *     index_k_bias       vector di
  *     index_weights      F32 [Hi, D]
  *   attention_out_norm   vector D            if sandwich_norm is 1
+ *   mlp_hc_fn, mlp_hc_base, mlp_hc_scale   as for attention, only if hc_mult is not 0
  *   post_norm            vector D
  *   a dense layer, or the first of a pair with shortcut_moe:
  *   gate, up             [I, D]              no gate if hidden_act is ACT_RELU2
  *   down                 [D, I]
  *   a mixture of experts (layer_is_moe), Z zero_expert_num:
  *   router               F32 [E + Z, D]
- *   router_bias          vector E + Z        zeros where the model has none
+ *   router_bias          vector E + Z        zeros where the model has none; a layer below num_hash_layers
+ *                        has in its place
+ *   token_experts        vector V * num_experts_per_tok  [V][num_experts_per_tok] whole numbers below E
  *   shared.gate, .up     [S, D]              if n_shared_experts is not 0
  *   shared.down          [D, S]
  *   for each expert e:

@@ -14,7 +14,13 @@ typedef struct {
 
 WeightBytes weight_bytes(const Model *m);
 
-/* Multiply-adds of attention to one cached row, as a part of all others of a row. */
+/* What one row reads of the cache, or multiplies, where `rows` rows are cached: bytes, the constant part read
+ * and written, and multiply-adds of attention, absorbed where it has a latent. all: as a prompt does,
+ * whatever an indexer chooses. */
+double cache_read_bytes(const Model *m, CacheType type, size_t rows, bool all);
+double attention_products(const Model *m, size_t rows);
+
+/* Multiply-adds of attention to one further cached row, as a part of all others of a row. */
 double attention_work(const Model *m);
 
 /* Layers that have experts. */

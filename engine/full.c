@@ -7,13 +7,14 @@
  *     MQA  G = 1    all heads share one
  *
  * Models of that kind are run in this way (num_key_value_heads; x --W_k--> keys, rotated whole, x --W_v-->
- * values). So are those with a latent, for the comparison, with --cache full, full-bf16 or full-q8: each head
- * then keeps k_h,j = [ W_uk,h c_j | k_pe,j ] and v_h,j = W_uv,h c_j, 5.6 to 71 times the memory.
+ * values). So are those with a latent, for comparison, with --cache full, full-bf16 or full-q8: each head
+ * then keeps k_h,j = [ W_uk,h c_j | k_pe,j ] and v_h,j = W_uv,h c_j. --info says how much more memory that
+ * is.
  *
  * Two ways. The definition is plain loops in f32: one row, one head, one key at a time. --cache full is
- * computed by it, as a second witness that mla.c is compared with; in other types MLA_PATH=definition is.
- * What is fast goes through the attention kernel (kernels/attention.h). Its sixteen lanes are (row, head of
- * the group): heads that share keys read them once, and so do sixteen rows of a prompt. */
+ * always computed by it, so that mla.c can be compared with it; other types are with MLA_PATH=definition.
+ * The fast way is the attention kernel (kernels/attention.h). Its sixteen lanes are queries: one for each row
+ * and head of the group. So heads that share keys read them once, and so do sixteen rows of a prompt. */
 #include "engine/full.h"
 
 #include <math.h>
@@ -28,7 +29,7 @@ enum { PART_ROWS = FULL_PART_PAGES * TILE_ROWS };
 
 /* ---- what goes into the cache --------------------------------------------------------------- */
 
-/* In a layer's tile of a page: the tile of keys of a group; its values follow. */
+/* A group's tile of keys in a page of this layer; its tile of values follows. */
 static uint8_t *key_tile(const Attention *a, const Sequence *q, size_t page, size_t group) {
     const Cache *cache = a->s->cache;
     return cache_tile(q, page, a->layer) + group * (cache->tile_bytes / cache->groups);
@@ -47,8 +48,8 @@ static void store(const Attention *a, size_t i, size_t group, const float *key, 
     a->m->ops->tile_store(&cache->values, value_tile(a, keys), row->place % TILE_ROWS, value, NULL);
 }
 
-/* x = R x with R an orthonormal Hadamard matrix in blocks of the largest power of two that divides n: what a
- * number stands out with is spread over its block, so that few bits with one scale serve them all. */
+/* x = R x with R an orthonormal Hadamard matrix in blocks of the largest power of two that divides n. It
+ * spreads an outlier over its block, so that few bits with one scale are enough. */
 static void hadamard(float *x, size_t n) {
     size_t block = n & -n;
     for (size_t half = 1; half < block; half *= 2) {
@@ -65,8 +66,8 @@ static void hadamard(float *x, size_t n) {
         x[i] *= scale;
 }
 
-/* Below 8 bits keys and queries are rotated by it, behind rope, which leaves their products as they are.
- * (Values are rotated in the file: exporter/plan.py.) */
+/* Whether keys and queries are rotated by it, after rope: below 8 bits. Their products stay the same. (Values
+ * are rotated in the file: exporter/plan.py.) */
 static bool spreads(const Attention *a) { return a->s->cache->keys.type > TILE_Q8; }
 
 static void spread_queries(const Attention *a) {
@@ -97,7 +98,7 @@ void full_project(const Attention *a) {
     }
 }
 
-/* CACHE_FULL..: keys and values of one head, of the call's latents. */
+/* CACHE_FULL..: keys and values of one head, computed from the call's latents. */
 static void expand_rows(const Attention *a, size_t head) {
     State *s = a->s;
     size_t nope = a->cfg->qk_nope_head_dim, p = a->cfg->qk_rope_head_dim, r = a->cfg->kv_lora_rank;
@@ -136,7 +137,7 @@ static const float *row_of(const Attention *a, const TileShape *shape, const uin
 }
 
 /* out [v] = the attention of row i and one head, a page at a time: an online softmax. */
-static void define(const Attention *a, size_t i, size_t head, float *out) {
+static void attend_plainly(const Attention *a, size_t i, size_t head, float *out) {
     const Row *row = &a->s->rows[i];
     const Cache *cache = a->s->cache;
     const Kernels *ops = a->m->ops;
@@ -171,10 +172,10 @@ static void define(const Attention *a, size_t i, size_t head, float *out) {
         out[d] /= sum;
 }
 
-static void define_all(const Attention *a) {
+static void attend_all_plainly(const Attention *a) {
     size_t H = a->cfg->num_attention_heads, task;
     while ((task = next_task(a->t, a->s->row_count * H)) < a->s->row_count * H) {
-        define(a, task / H, task % H, a->z->a);
+        attend_plainly(a, task / H, task % H, a->z->a);
         store_head(a, task / H, task % H, a->z->a);
     }
 }
@@ -182,7 +183,7 @@ static void define_all(const Attention *a) {
 /* ---- sixteen queries at a time -------------------------------------------------------------- */
 
 size_t full_sixteens(const Config *cfg, size_t rows) {
-    /* fewest to a row where each is a run of its own, and G is smallest */
+    /* the most: each row is a run of its own, and all heads are one group */
     return rows * div_up(cfg->num_attention_heads, LANES);
 }
 
@@ -213,7 +214,7 @@ static size_t head_of_lane(const Attention *a, const Sixteen *x, size_t group, s
     return group * group_heads(a) + (x->first + lane) % group_heads(a);
 }
 
-/* Rows that the last of the lanes attends to, which are the most. */
+/* How many rows the last lane attends to; the others attend to no more. */
 static size_t context_of(const Attention *a, const Sixteen *x) {
     return (size_t)a->s->rows[row_of_lane(a, x, x->lanes - 1)].place + 1;
 }
@@ -293,7 +294,7 @@ void full_attention(const Attention *a) {
         list_sixteens(a);
     sync_threads(a->t);
     if (a->s->cache->type == CACHE_FULL || a->s->forced_path == PATH_DEFINITION)
-        define_all(a);
+        attend_all_plainly(a);
     else
         attend_all(a);
 }

@@ -14,6 +14,10 @@
  * Up to that many rows attention is dense: nothing is scored, only the keys are kept. A layer without an
  * indexer attends to the rows that the layer before it chose (IndexShare).
  *
+ * In DeepSeek-V4's CSA layers the rows are compressed ones, each for four tokens, and so are their index keys
+ * (engine/compress.c): row j then stands for a window, and the new row chooses from those that are closed.
+ * All else is the same.
+ *
  * The published arithmetic also multiplies scores by Hi^-0.5 di^-0.5, and keys and queries by an
  * orthonormal matrix before it rounds both to 8 bits. Neither changes which rows score highest, except by
  * the rounding. Here keys are f32 with -k f32 and full, bf16 with -k bf16, and otherwise q8: int8 with a
@@ -47,24 +51,29 @@ static void layer_norm(float *x, const float *weight, const float *bias, size_t 
         x[i] = (x[i] - mean) / deviation * weight[i] + bias[i];
 }
 
-/* Where a page has a layer's index keys: behind the latents of all layers. */
-static size_t index_keys_at(const Config *cfg, const Cache *cache, size_t layer) {
-    size_t before = 0;
-    for (uint32_t l = 0; l < layer; l++)
-        before += layer_has_indexer(cfg, l);
-    return cache->layers * cache->tile_bytes + before * tile_bytes(&cache->index_shape);
+/* Row i's index key goes into the cache. */
+static void store_key(const Model *m, State *s, size_t layer, size_t i, const float *cosine,
+                      const float *sine) {
+    const Row *row = &s->rows[i];
+    size_t di = m->config.index_head_dim, pairs = m->config.qk_rope_head_dim / 2;
+    float *key = s->sparse.key + i * s->sparse.key_stride;
+    layer_norm(key, m->layers[layer].index_k_norm, m->layers[layer].index_k_bias, di);
+    rope(key + di - 2 * pairs, cosine, sine, pairs);
+    m->ops->tile_store(&s->cache->index_shape, cache_index_tile(row->sequence, row->place / TILE_ROWS, layer),
+                       row->place % TILE_ROWS, key, NULL);
 }
 
 /* Index keys into the cache; queries and weights only where rows are to be scored. */
 static void project_index(const Model *m, State *s, size_t layer, Thread *t) {
     const Config *cfg = &m->config;
     const Layer *L = &m->layers[layer];
-    const Cache *cache = s->cache;
-    size_t di = cfg->index_head_dim, pairs = cfg->qk_rope_head_dim / 2,
-           unrotated = di - cfg->qk_rope_head_dim, from, to;
-    size_t at = index_keys_at(cfg, cache, layer);
+    bool compressed = layer_kind(cfg, (uint32_t)layer) == LAYER_CSA;
+    const float *cosines = compressed ? s->window.cosine : s->attention.cosine,
+                *sines = compressed ? s->window.sine : s->attention.sine;
+    size_t di = cfg->index_head_dim, pairs = cfg->qk_rope_head_dim / 2, from, to;
 
-    linear(m->ops, s->sparse.key, s->sparse.key_stride, &L->index_k, &s->normed, t);
+    if (!compressed)
+        linear(m->ops, s->sparse.key, s->sparse.key_stride, &L->index_k, &s->normed, t);
     if (s->sparse.active) {
         linear(m->ops, s->sparse.query, s->sparse.query_stride, &L->index_q, &s->attention.qa_normed, t);
         linear(m->ops, s->sparse.weight, s->sparse.weight_stride, &L->index_weights, &s->normed, t);
@@ -72,16 +81,12 @@ static void project_index(const Model *m, State *s, size_t layer, Thread *t) {
     sync_threads(t);
     share(t, s->row_count, &from, &to);
     for (size_t i = from; i < to; i++) {
-        const Row *row = &s->rows[i];
-        const float *cosine = s->attention.cosine + i * pairs, *sine = s->attention.sine + i * pairs;
-        float *key = s->sparse.key + i * s->sparse.key_stride,
-              *query = s->sparse.query + i * s->sparse.query_stride;
-        layer_norm(key, L->index_k_norm, L->index_k_bias, di);
-        rope(key + unrotated, cosine, sine, pairs);
-        uint8_t *tile = cache_page(row->sequence, row->place / TILE_ROWS) + at;
-        m->ops->tile_store(&cache->index_shape, tile, row->place % TILE_ROWS, key, NULL);
+        const float *cosine = cosines + i * pairs, *sine = sines + i * pairs;
+        float *query = s->sparse.query + i * s->sparse.query_stride;
+        if (!compressed)
+            store_key(m, s, layer, i, cosine, sine);
         for (size_t h = 0; h < cfg->index_n_heads && s->sparse.active; h++)
-            rope(query + h * di + unrotated, cosine, sine, pairs);
+            rope(query + (h + 1) * di - 2 * pairs, cosine, sine, pairs);
     }
     sync_threads(t);
 }
@@ -101,25 +106,25 @@ static void pack_queries(const Model *m, const State *s, size_t i, uint8_t *pack
     }
 }
 
-/* Rows first .. first + count - 1 of the call score the rows before them and themselves: every (row, page)
+/* Rows first .. first + count - 1 of the call score the rows before them and themselves: every (row, tile)
  * is a task. */
 static void score_rows(const Model *m, State *s, size_t layer, size_t first, size_t count, Thread *t) {
     const Config *cfg = &m->config;
     Scratch *z = &s->scratch[t->id];
-    size_t most = 0, from, to, packed = SIZE_MAX, at = index_keys_at(cfg, s->cache, layer);
+    size_t most = 0, from, to, packed = SIZE_MAX;
     for (size_t i = first; i < first + count; i++)
-        most = max(most, s->rows[i].place);
-    size_t pages = most / TILE_ROWS + 1;
+        most = max(most, index_rows(s, i));
+    size_t tiles = cache_tiles(most);
 
-    share(t, count * pages, &from, &to);
+    share(t, count * tiles, &from, &to);
     for (size_t task = from; task < to; task++) {
-        size_t line = task / pages, i = first + line, begin = task % pages * TILE_ROWS,
-               rows = (size_t)s->rows[i].place + 1;
+        size_t line = task / tiles, i = first + line, begin = task % tiles * TILE_ROWS,
+               rows = index_rows(s, i);
         if (rows <= cfg->index_topk || begin >= rows)
             continue;
         if (packed != i)
             pack_queries(m, s, packed = i, z->index_query);
-        const uint8_t *keys = cache_page(s->rows[i].sequence, begin / TILE_ROWS) + at;
+        const uint8_t *keys = cache_index_tile(s->rows[i].sequence, begin / TILE_ROWS, layer);
         m->ops->index_scores(s->sparse.score + line * s->context + begin, &s->cache->index_shape,
                              z->index_query, s->sparse.weight + i * s->sparse.weight_stride,
                              cfg->index_n_heads, keys, min(rows - begin, TILE_ROWS), z->index_keys);
@@ -169,7 +174,7 @@ static bool choose_highest(uint64_t *mask, const float *score, size_t rows, size
 void choose_rows(const Model *m, State *s, size_t layer, Thread *t) {
     const Config *cfg = &m->config;
     size_t from, to;
-    if (!layer_has_indexer(cfg, (uint32_t)layer))
+    if (!layer_has_indexer(cfg, (uint32_t)layer) || (cfg->sliding_window && !s->sparse.active))
         return;
     project_index(m, s, layer, t);
     for (size_t first = 0; first < s->row_count && s->sparse.active; first += s->sparse.score_rows) {
@@ -180,8 +185,8 @@ void choose_rows(const Model *m, State *s, size_t layer, Thread *t) {
         for (size_t line = from; line < to; line++) {
             uint64_t *mask = s->sparse.mask + (first + line) * s->sparse.mask_stride;
             memset(mask, 0, s->sparse.mask_stride * sizeof *mask);
-            if (!choose_highest(mask, s->sparse.score + line * s->context,
-                                (size_t)s->rows[first + line].place + 1, cfg->index_topk))
+            if (!choose_highest(mask, s->sparse.score + line * s->context, index_rows(s, first + line),
+                                cfg->index_topk))
                 /* a choice by non-finite scores means nothing: the row's logits shall be non-finite, too */
                 s->attention.q[(first + line) * s->attention.q_stride] = NAN;
         }

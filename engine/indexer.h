@@ -4,22 +4,29 @@
 
 #include "engine/cache.h"
 #include "engine/util.h"
+#include "engine/buffers.h"
 #include "model.h"
 
-/* For the call's rows, in a layer that has an indexer: their index keys go into the cache and, if the call
- * is sparse (State.sparse.active), the rows that each of them attends to into State.sparse.mask, where they
- * stay for the layers without indexer that follow. In other layers nothing happens. Every thread of the
- * team calls it, when normed and qa_normed are complete; returns when all are done. */
+/* For the call's rows, in a layer that has an indexer: their index keys go into the cache (those of a CSA
+ * layer are there already) and, if the call is sparse (State.sparse.active), the rows that each of them
+ * attends to into State.sparse.mask, where they stay for the layers without indexer that follow. In other
+ * layers nothing happens. Every thread of the team calls it, when normed and qa_normed are complete; returns
+ * when all are done. */
 void choose_rows(const Model *m, State *s, size_t layer, Thread *t);
 
-/* Does row i of a sparse call attend to row j of its sequence? j is at most its own place. */
+/* Rows that an indexer chooses from for row i: those up to its own, or the compressed ones that it sees. */
+static inline size_t index_rows(const State *s, size_t i) {
+    return ((size_t)s->rows[i].place + 1) / s->sparse.ratio;
+}
+
+/* Does row i of a sparse call attend to row j of its sequence? j is below index_rows(). */
 static inline bool attends_to(const State *s, size_t i, size_t j) {
     return s->sparse.mask[i * s->sparse.mask_stride + j / 64] >> j % 64 & 1;
 }
 
 /* How many rows row i attends to, in any call. */
 static inline size_t rows_attended(const State *s, size_t i) {
-    return min((size_t)s->rows[i].place + 1, s->sparse.threshold);
+    return min(index_rows(s, i), s->sparse.threshold);
 }
 
 /* Sets bit `lane` of mask[j] for the rows j of a page that row i attends to. */

@@ -27,9 +27,9 @@
  * no byte.
  *
  * The fast loop is `delta` in kernels/delta.h. Columns of values do not depend on one another, so they are
- * the lanes; a block of 32 columns of a head, 16 KB, stays in the first cache while the rows pass. It is read
- * and written once for each row: o = S^T q + (k . q) r with S as it was before it learned, so both sums are
- * made in one pass, and S learns in the pass of the next row.
+ * the lanes. A block of 32 columns of a head, 16 KB, stays in the level 1 cache while the rows pass. It is
+ * read and written once for each row: o = S^T q + (k . q) r with S as it was before it learned, so both sums
+ * are made in one pass, and S learns in the pass of the next row.
  *
  * What a sequence keeps of such layers is its *constant part*. It lies in a slot of the cache
  * (engine/cache.h), for each layer: the memory, [H][d / 32][d keys][32 values], and the last K - 1 rows of u.
@@ -45,7 +45,7 @@
 
 #include "engine/util.h"
 
-enum { PIECE = 32 }; /* rows that a head makes ready at once: they stay in the second cache */
+enum { PIECE = 32 }; /* rows that a head makes ready at once: they stay in the level 2 cache */
 
 /* ---- where numbers lie ---------------------------------------------------------------------- */
 
@@ -78,7 +78,7 @@ const char *kda_config_error(const Config *cfg) {
     bool any = false;
     for (uint32_t l = 0; l < MAX_LAYERS; l++) {
         any |= layer_is_kda(cfg, l);
-        /* beside pairs of layers, or an indexer whose choice later layers share, it is not known */
+        /* no known model has it beside pairs of layers or an indexer */
         if (layer_is_kda(cfg, l) && (l >= cfg->published_layers || cfg->shortcut_moe || cfg->index_n_heads))
             return "kda_layers";
     }
@@ -95,7 +95,7 @@ const char *kda_config_error(const Config *cfg) {
     return cfg->kda_lower_bound <= 0 && cfg->kda_lower_bound >= -1e4f ? NULL : "kda_lower_bound";
 }
 
-/* One head's u of row t; the rows before the call have negative numbers. */
+/* One head's u of row t of the call; t < 0: of the rows before it. */
 static const float *u_of(const KdaInputs *x, ptrdiff_t t, size_t part, size_t head) {
     const Config *cfg = x->cfg;
     size_t d = cfg->kda_head_dim;
@@ -135,7 +135,7 @@ void kda_definition(float *out, float *memory, const float *q, const float *k, c
 
 static float plain_sigmoid(float x) { return 1 / (1 + expf(-x)); }
 
-/* silu of the convolution for one part of row t; q and k are then made `length` long, v (0) stays. */
+/* silu of the convolution for one part of row t; with `length` > 0 scaled to that length (q and k). */
 static void plain_convolution(float *c, const KdaInputs *x, size_t t, size_t part, size_t head,
                               float length) {
     const Config *cfg = x->cfg;
@@ -154,7 +154,7 @@ static void plain_convolution(float *c, const KdaInputs *x, size_t t, size_t par
         c[i] *= length / sqrtf(squares + 1e-6f);
 }
 
-/* The memory as the definition has it, [d][d], from or into blocks of columns. */
+/* Copies the memory from blocks of columns to [d][d], as the definition has it, or `back`. */
 static void copy_memory(float *plain, float *blocks, size_t d, bool back) {
     for (size_t i = 0; i < d; i++)
         for (size_t j = 0; j < d; j++) {
@@ -197,7 +197,7 @@ void kda_head_plain(const KdaInputs *x, size_t head, Activations *heads, size_t 
 
 /* ---- the fast loop -------------------------------------------------------------------------- */
 
-/* A head's rows as `delta` reads them: line `i` = row t, in buffers of padded_dim() numbers. */
+/* Row t of a head becomes line i of the rows that `delta` reads; a line has padded_dim() numbers. */
 static void make_ready(const KdaInputs *x, size_t head, size_t t, size_t i, const DeltaRows *rows,
                        float *buffer) {
     const Config *cfg = x->cfg;

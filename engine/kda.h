@@ -24,8 +24,8 @@ typedef struct {
     float *to;
 } KdaInputs;
 
-/* One head of all rows. Their outputs go into rows first, first + 1, ... of `heads`, the input of W_o; heads
- * NULL: they are not wanted. buffer: kda_scratch_floats(). */
+/* Computes one head of all rows. The outputs go into rows first, first + 1, ... of `heads`, the input of W_o;
+ * heads NULL: only the constant part is wanted. buffer: kda_scratch_floats(). */
 void kda_head(const KdaInputs *x, size_t head, Activations *heads, size_t first, float *buffer);
 
 /* The same by the definition. buffer: kda_plain_floats(). */
@@ -44,7 +44,7 @@ size_t kda_replay_floats(const Config *cfg);
 size_t kda_scratch_floats(const Config *cfg);
 size_t kda_plain_floats(const Config *cfg);
 
-/* The name of a field of Config that has a value with which no such layer can be; NULL: there is none. */
+/* The name of a field of Config whose value is not possible for such layers; NULL: all are possible. */
 const char *kda_config_error(const Config *cfg);
 
 #endif

@@ -57,26 +57,26 @@ static void keep_inputs(const KdaInputs *x, size_t head, float *kept) {
 
 static void compute_task(const Model *m, State *s, size_t layer, size_t task, float *buffer) {
     const Config *cfg = &m->config;
-    const ConstantRun *run = &s->kda.runs[task / cfg->kda_heads];
-    size_t head = task % cfg->kda_heads, number = layer - m->layers[layer].tile;
+    const ConstantRun *run = &s->runs[task / cfg->kda_heads];
+    size_t head = task % cfg->kda_heads;
     KdaInputs x = {.m = m,
                    .cfg = cfg,
                    .kda = &m->layers[layer].kda,
                    .stride = s->kda.in_stride,
                    .rows = run->rows,
                    .in = s->kda.in + run->first * s->kda.in_stride,
-                   .from = cache_slot_layer(s->cache, run->from, number),
-                   .to = cache_slot_layer(s->cache, run->to, number)};
+                   .from = cache_slot_layer(s->cache, run->from, layer),
+                   .to = cache_slot_layer(s->cache, run->to, layer)};
     if (s->path_is_forced && s->forced_path == PATH_DEFINITION)
         kda_head_plain(&x, head, &s->kda.heads, run->first, s->kda.plain);
     else
         kda_head(&x, head, &s->kda.heads, run->first, buffer);
     if (run->rows <= REPLAY_ROWS)
-        keep_inputs(&x, head, sequence_replay(run->sequence, number, !run->sequence->constant.replay_now));
+        keep_inputs(&x, head, sequence_replay(run->sequence, layer, !run->sequence->constant.replay_now));
 }
 
 void kda_attention(const Model *m, State *s, size_t layer, Thread *t) {
-    size_t tasks = s->kda.run_count * m->config.kda_heads, task;
+    size_t tasks = s->run_count * m->config.kda_heads, task;
     Scratch *z = &s->scratch[t->id];
     bool plain = s->path_is_forced && s->forced_path == PATH_DEFINITION; /* on one thread */
     profile_stage(s, t, STAGE_DENSE);
@@ -90,6 +90,6 @@ void kda_attention(const Model *m, State *s, size_t layer, Thread *t) {
             compute_task(m, s, layer, task, z->kda);
     sync_threads(t);
     profile_stage(s, t, STAGE_DENSE);
-    linear_add(m->ops, s->out, s->x_stride, &m->layers[layer].o, &s->kda.heads, NULL, NULL, z->a, t);
+    linear_add(m->ops, s->out, s->out_stride, &m->layers[layer].o, &s->kda.heads, NULL, NULL, z->a, t);
     sync_threads(t);
 }

@@ -7,8 +7,8 @@
 #include <string.h>
 
 /* log x of a normal x > 0: x = 2^e m with m in [sqrt 1/2, sqrt 2), and log m = 2 atanh(s) with
- * s = (m - 1) / (m + 1). Of the series s + s^3 / 3 + s^5 / 5 + ... what follows the term of s^21 is below
- * 2^-57 of the sum, because s^2 < 0.0295. */
+ * s = (m - 1) / (m + 1). In the series s + s^3 / 3 + s^5 / 5 + ... the terms after s^21 / 21 are together
+ * less than 2^-57 of the sum, because s^2 < 0.0295. */
 static double natural_log(double x) {
     int e;
     double m = frexp(x, &e); /* exact; in [1/2, 1) */

@@ -15,7 +15,7 @@ static inline double log_probability(const Kernels *ops, const float *logits, si
 }
 
 /* ids[0 .. min(n, vocab)) = the tokens with the largest logits, the largest first; of equal ones the lower
- * id. Returns how many. Meant for few: it takes time proportional to vocab times their number. */
+ * id. Returns how many. Meant for small n: it takes time proportional to vocab times n. */
 size_t likeliest(const float *logits, size_t vocab, int32_t *ids, size_t n);
 
 #endif

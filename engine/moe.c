@@ -1,11 +1,13 @@
 /* engine/moe.c: mixtures of experts. For each row x of the call
  *
- *     s      = softmax or sigmoid of W_router x       one score for each of E + Z experts
- *     chosen = the K best of s + bias, from the best groups where experts are grouped
+ *     s      = softmax, sigmoid or sqrt(log(1 + e^.)) of W_router x   one score for each of E + Z experts
+ *     chosen = the K best of s + bias, from the best groups where experts are grouped; in a hash layer
+ *              (DeepSeek-V4) the K experts that a table has for the row's token
  *     y      = sum over chosen e of w_e MLP_e(x), and the shared experts' MLP(x), once
  *     w_e    = s_e, or s_e / sum of the chosen s, times the model's scaling factor
  *     MLP(x) = W_down (silu(W_gate x) * W_up x), or W_down relu(W_up x)^2 without gate
- *              (with a limit L: W_down (min(silu(W_gate x), L) * max(-L, min(W_up x, L))), Ling-3.0)
+ *              (with a limit L: W_down (min(silu(W_gate x), L) * max(-L, min(W_up x, L))), Ling-3.0;
+ *              DeepSeek-V4 has silu(min(W_gate x, L)) there)
  *
  * (DeepSeek-V2, arXiv 2405.04434, section 2.2; DeepSeek-V3, arXiv 2412.19437, section 2.1.2.)
  *
@@ -17,6 +19,7 @@
 
 #include <string.h>
 
+#include "engine/buffers.h"
 #include "engine/util.h"
 #include "kernels/linear.h"
 
@@ -53,39 +56,68 @@ static void limit_groups(const Config *cfg, const float *biased, bool *taken) {
         taken[e] = !kept[e / size];
 }
 
-/* The experts of one row and their weights, best first. scores [E + Z] are the router's outputs, changed
- * in place. The bias takes part in choosing, not in weighing. */
-static void choose_experts(const Model *m, float *scores, const float *bias, uint32_t *chosen,
-                           float *weight) {
-    const Config *cfg = &m->config;
-    size_t experts = router_rows(cfg), K = cfg->num_experts_per_tok;
-    float biased[MAX_EXPERTS], sum = 0;
+/* The K best of scores + bias, best first. The bias takes part in choosing, not in weighing. */
+static void choose_best(const Config *cfg, const float *scores, const float *bias, uint32_t *chosen) {
+    size_t experts = router_rows(cfg);
+    float biased[MAX_EXPERTS];
     bool taken[MAX_EXPERTS] = {false};
+    for (size_t e = 0; e < experts; e++)
+        biased[e] = scores[e] + bias[e];
+    if (cfg->n_group > 1)
+        limit_groups(cfg, biased, taken);
+    for (size_t k = 0; k < cfg->num_experts_per_tok; k++) {
+        size_t e = largest(biased, taken, experts);
+        taken[e] = true;
+        chosen[k] = (uint32_t)e;
+    }
+}
+
+/* A token's table may name an expert twice, which has both weights then. A batch takes a row once: one of the
+ * two becomes number E + Z, which is nobody's. */
+static void merge_equal(const Config *cfg, uint32_t *chosen, float *weight) {
+    for (size_t k = 1; k < cfg->num_experts_per_tok; k++)
+        for (size_t j = 0; j < k; j++)
+            if (chosen[j] == chosen[k]) {
+                weight[j] += weight[k];
+                weight[k] = 0;
+                chosen[k] = (uint32_t)router_rows(cfg);
+            }
+}
+
+/* The experts of row i and their weights. scores [E + Z] are the router's outputs, changed in place. */
+static void choose_experts(const Model *m, State *s, const Layer *L, size_t i, float *scores) {
+    const Config *cfg = &m->config;
+    void (*score)(float *, size_t) = cfg->scoring_func == SCORE_SIGMOID         ? m->ops->sigmoid
+                                     : cfg->scoring_func == SCORE_SQRT_SOFTPLUS ? m->ops->sqrt_softplus
+                                                                                : m->ops->softmax;
+    size_t experts = router_rows(cfg), K = cfg->num_experts_per_tok;
+    uint32_t *chosen = s->moe.chosen + i * K;
+    float *weight = s->moe.weight + i * K, sum = 0;
     /* NaN if some score is non-finite: such an expert would not be chosen, and nothing else would show it */
     float non_finite = 0;
 
     for (size_t e = 0; e < experts; e++)
         non_finite += scores[e] - scores[e];
-    (cfg->scoring_func == SCORE_SIGMOID ? m->ops->sigmoid : m->ops->softmax)(scores, experts);
-    for (size_t e = 0; e < experts; e++)
-        biased[e] = scores[e] + bias[e];
-    if (cfg->n_group > 1)
-        limit_groups(cfg, biased, taken);
+    score(scores, experts);
+    if (L->token_experts)
+        for (size_t k = 0; k < K; k++)
+            chosen[k] = (uint32_t)L->token_experts[(size_t)s->rows[i].token * K + k];
+    else
+        choose_best(cfg, scores, L->router_bias, chosen);
     for (size_t k = 0; k < K; k++) {
-        size_t e = largest(biased, taken, experts);
-        taken[e] = true;
-        chosen[k] = (uint32_t)e;
-        weight[k] = scores[e];
-        sum += scores[e];
+        weight[k] = scores[chosen[k]];
+        sum += weight[k];
     }
     for (size_t k = 0; k < K; k++) {
         float share_of_sum = cfg->norm_topk_prob ? weight[k] / (sum + 1e-20f) : weight[k];
         weight[k] = share_of_sum * cfg->routed_scaling_factor + non_finite;
     }
+    if (L->token_experts)
+        merge_equal(cfg, chosen, weight);
 }
 
 void route(const Model *m, State *s, const Layer *L, Thread *t) {
-    size_t stride = round_up(router_rows(&m->config), PANEL), K = m->config.num_experts_per_tok, from, to;
+    size_t stride = round_up(router_rows(&m->config), PANEL), from, to;
     linear(m->ops, s->moe.scores, stride, &L->router, &s->normed, t);
     sync_threads(t);
     bool few = s->row_count < (size_t)t->threads; /* not worth a barrier: thread 0 chooses for all */
@@ -95,8 +127,7 @@ void route(const Model *m, State *s, const Layer *L, Thread *t) {
         to = t->id == 0 ? s->row_count : 0;
     }
     for (size_t i = from; i < to; i++)
-        choose_experts(m, s->moe.scores + i * stride, L->router_bias, s->moe.chosen + i * K,
-                       s->moe.weight + i * K);
+        choose_experts(m, s, L, i, s->moe.scores + i * stride);
     if (!few)
         sync_threads(t);
 }
@@ -129,7 +160,7 @@ static void add_batch(State *s, const Mlp *mlp, size_t rows, size_t first, size_
  * are. */
 static size_t plan_experts(const Config *cfg, State *s, const Layer *L, size_t *hidden) {
     size_t K = cfg->num_experts_per_tok, first = 0;
-    memset(s->moe.expert_rows, 0, router_rows(cfg) * sizeof *s->moe.expert_rows);
+    memset(s->moe.expert_rows, 0, (router_rows(cfg) + 1) * sizeof *s->moe.expert_rows);
     for (size_t i = 0; i < s->row_count * K; i++)
         s->moe.expert_rows[s->moe.chosen[i]]++;
     for (uint32_t e = 0; e < cfg->n_routed_experts; e++) {
@@ -180,7 +211,8 @@ static void hidden_columns(const Model *m, ExpertBatch *batch, size_t from, size
     for (size_t i = 0; i < batch->rows; i++) {
         float *h = z->a + i * stride;
         if (gated)
-            m->ops->swiglu(h, z->b + i * stride, h, end - column, batch->mlp->limit);
+            m->ops->swiglu(h, z->b + i * stride, h, end - column, batch->mlp->limit,
+                           m->config.swiglu_limits == LIMIT_GATE);
         else
             relu2(h, end - column);
         m->ops->store_row(&batch->hidden, i, column, h, end - column);
@@ -230,7 +262,7 @@ static void add_zero_experts(const Model *m, State *s, const Thread *t) {
     to = min(to * PANEL, D);
     for (size_t i = 0; i < s->row_count * K && from < to; i++)
         if (s->moe.chosen[i] >= cfg->n_routed_experts)
-            m->ops->axpy(s->experts_out + i / K * s->x_stride + from, s->moe.weight[i],
+            m->ops->axpy(s->experts_out + i / K * s->out_stride + from, s->moe.weight[i],
                          s->normed.f + i / K * s->normed.stride + from, to - from);
 }
 
@@ -253,7 +285,7 @@ void run_batches(const Model *m, State *s, const Layer *L, Thread *t) {
         const ExpertBatch *batch = &s->moe.batches[i];
         float *shared = L->mlp_out_norm ? s->branch : s->out,
               *out = batch->mlp == &L->mlp ? shared : s->experts_out;
-        linear_add(m->ops, out, s->x_stride, &batch->mlp->down, &batch->hidden, s->moe.row + batch->first,
+        linear_add(m->ops, out, s->out_stride, &batch->mlp->down, &batch->hidden, s->moe.row + batch->first,
                    s->moe.row_weight + batch->first, s->scratch[t->id].a, t);
     }
     if (L->experts && m->config.zero_expert_num)

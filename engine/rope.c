@@ -51,3 +51,11 @@ void rope(float *x, const float *cosine, const float *sine, size_t pairs) {
         x[2 * i + 1] = a * sine[i] + b * cosine[i];
     }
 }
+
+void rope_back(float *x, const float *cosine, const float *sine, size_t pairs) {
+    for (size_t i = 0; i < pairs; i++) {
+        float a = x[2 * i], b = x[2 * i + 1];
+        x[2 * i] = a * cosine[i] + b * sine[i];
+        x[2 * i + 1] = b * cosine[i] - a * sine[i];
+    }
+}

@@ -13,4 +13,7 @@ void rope_angles(float *cosine, float *sine, const float *inv_freq, size_t pairs
 /* Rotates interleaved pairs (x[2i], x[2i + 1]), i < pairs, in place. */
 void rope(float *x, const float *cosine, const float *sine, size_t pairs);
 
+/* Rotates them back: by minus the angles. */
+void rope_back(float *x, const float *cosine, const float *sine, size_t pairs);
+
 #endif

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "engine/cache.h"
+#include "engine/compress.h"
 #include "engine/kda.h"
 #include "engine/util.h"
 
@@ -40,31 +41,53 @@ void sequence_end_run(Sequence *q, const ConstantRun *run) {
     c->slot = run->to;
 }
 
-float *sequence_replay(const Sequence *q, size_t number, int which) {
+float *sequence_replay(const Sequence *q, size_t layer, int which) {
     const Config *cfg = &q->cache->model->config;
-    size_t layers = cfg->num_hidden_layers - q->cache->layers, floats = REPLAY_ROWS * kda_replay_floats(cfg);
-    return q->constant.replay + ((size_t)which * layers + number) * floats;
+    size_t all = replay_floats(cfg, cfg->num_hidden_layers), before = replay_floats(cfg, (uint32_t)layer);
+    return q->constant.replay + REPLAY_ROWS * ((size_t)which * all + before);
+}
+
+static void replay_kda(const Sequence *q, size_t layer, size_t rows, uint32_t to) {
+    const Cache *cache = q->cache;
+    const Config *cfg = &cache->model->config;
+    KdaInputs x = {.m = cache->model,
+                   .cfg = cfg,
+                   .kda = &cache->model->layers[layer].kda,
+                   .rows = rows,
+                   .in = sequence_replay(q, layer, q->constant.replay_now),
+                   .stride = kda_replay_floats(cfg),
+                   .from = cache_slot_layer(cache, q->constant.before, layer),
+                   .to = cache_slot_layer(cache, to, layer)};
+    for (size_t head = 0; head < cfg->kda_heads; head++)
+        kda_head(&x, head, NULL, 0, cache->replay_buffer);
+}
+
+static void replay_window(const Sequence *q, size_t layer, size_t rows, uint32_t to) {
+    const Cache *cache = q->cache;
+    WindowInputs x = {.m = cache->model,
+                      .layer = layer,
+                      .place = q->constant.before_rows,
+                      .rows = rows,
+                      .in = sequence_replay(q, layer, q->constant.replay_now),
+                      .stride = window_input_floats(&cache->model->config),
+                      .from = cache_slot_layer(cache, q->constant.before, layer),
+                      .to = cache_slot_layer(cache, to, layer),
+                      .shape = cache->shape,
+                      .ring_from = cache_ring(cache, q->constant.before, layer),
+                      .ring_to = cache_ring(cache, to, layer)};
+    for (size_t slice = 0; slice < compress_slices(x.m, layer); slice++)
+        compress_slice(&x, slice, cache->replay_buffer);
+    advance_ring(&x);
 }
 
 /* Slot `to` = the constant part behind the first `rows` rows of the last call, a small one. */
 static void replay(const Sequence *q, size_t rows, uint32_t to) {
-    const Cache *cache = q->cache;
-    const Model *m = cache->model;
-    for (size_t layer = 0; layer < m->config.num_hidden_layers; layer++) {
-        const Layer *L = &m->layers[layer];
-        size_t number = layer - L->tile;
-        if (!layer_is_kda(&m->config, (uint32_t)layer))
-            continue;
-        KdaInputs x = {.m = m,
-                       .cfg = &m->config,
-                       .kda = &L->kda,
-                       .rows = rows,
-                       .in = sequence_replay(q, number, q->constant.replay_now),
-                       .stride = kda_replay_floats(&m->config),
-                       .from = cache_slot_layer(cache, q->constant.before, number),
-                       .to = cache_slot_layer(cache, to, number)};
-        for (size_t head = 0; head < m->config.kda_heads; head++)
-            kda_head(&x, head, NULL, 0, cache->replay_buffer);
+    const Config *cfg = &q->cache->model->config;
+    for (uint32_t layer = 0; layer < cfg->num_hidden_layers; layer++) {
+        if (layer_kind(cfg, layer) == LAYER_KDA)
+            replay_kda(q, layer, rows, to);
+        if (layer_kind(cfg, layer) >= LAYER_SLIDING)
+            replay_window(q, layer, rows, to);
     }
 }
 
@@ -116,7 +139,7 @@ void sequence_close(Sequence *q) {
 size_t sequence_cut(Sequence *q, size_t rows) {
     if (rows < q->rows)
         q->rows = has_constant(q) ? cut_constant(q, rows) : rows;
-    while (q->page_count > cache_pages(q->rows))
+    while (q->page_count > div_up(q->rows, q->cache->page_rows))
         cache_release_page(q->cache, q->page[--q->page_count]);
     return q->rows;
 }
@@ -163,9 +186,10 @@ static bool own_page(Sequence *q, size_t j) {
 }
 
 bool sequence_reserve(Sequence *q, size_t rows) {
-    if (q->rows % TILE_ROWS && rows > q->rows && !own_page(q, q->rows / TILE_ROWS))
+    size_t page_rows = q->cache->page_rows;
+    if (q->rows % page_rows && rows > q->rows && !own_page(q, q->rows / page_rows))
         return false;
-    while (q->page_count < cache_pages(rows)) {
+    while (q->page_count < div_up(rows, page_rows)) {
         uint32_t page = cache_take_page(q->cache);
         if (page == UINT32_MAX)
             return false;
@@ -182,11 +206,12 @@ Sequence *sequence_fork(State *s, const Sequence *from, size_t rows) {
     cache_hold_slot(q->cache, q->constant.slot = slot);
     memcpy(q->ids, from->ids, rows * sizeof *q->ids);
     q->count = q->rows = rows;
-    for (; q->page_count < cache_pages(rows); q->page_count++) {
+    size_t page_rows = q->cache->page_rows;
+    for (; q->page_count < div_up(rows, page_rows); q->page_count++) {
         q->page[q->page_count] = from->page[q->page_count];
         q->cache->references[q->page[q->page_count]]++;
     }
-    if (rows % TILE_ROWS && !own_page(q, rows / TILE_ROWS)) { /* `from` may write to it, too */
+    if (rows % page_rows && !own_page(q, rows / page_rows)) { /* `from` may write to it, too */
         sequence_close(q);
         return NULL;
     }
@@ -194,8 +219,9 @@ Sequence *sequence_fork(State *s, const Sequence *from, size_t rows) {
 }
 
 void sequence_clear_rest(const Sequence *q) {
-    if (q->rows % TILE_ROWS)
-        cache_clear_rows(q->cache, cache_page(q, q->rows / TILE_ROWS), q->rows % TILE_ROWS);
+    size_t page_rows = q->cache->page_rows;
+    if (q->rows % page_rows)
+        cache_clear_rows(q->cache, cache_page(q, q->rows / page_rows), q->rows % page_rows);
 }
 
 const float *sequence_constant(const Sequence *q) { return cache_slot(q->cache, q->constant.slot); }

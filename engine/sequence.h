@@ -5,15 +5,16 @@
  *     fork   a new sequence that begins like another one: many prompts behind one prefix, several samples
  *
  * Most models keep nothing of a text but its cache rows, so that a sequence can be cut and forked at any row.
- * What a linear attention keeps of it has a constant size and forgets (engine/kda.c): such a model goes back
- * to marks, of which a sequence has the last two and its beginning, or to any row of its last call, if that
- * had at most REPLAY_ROWS. Callers therefore ask where a cut went.
+ * What a linear attention, or one of windows, keeps of it has a constant size and forgets: such a model goes
+ * back to marks, of which a sequence has the last two and its beginning, or to any row of its last call, if
+ * that had at most REPLAY_ROWS. Callers therefore ask where a cut went.
  *
  * A fork shares its full pages with the sequence that it comes from; a page that two sequences hold is
  * copied before one of them writes to it. Here is no file and no option: sessions are in cli/session.c. */
 #ifndef SEQUENCE_H
 #define SEQUENCE_H
 
+#include "engine/buffers.h"
 #include "model.h"
 
 /* An empty sequence. NULL: StateOptions.sequences are open already. */
@@ -40,9 +41,9 @@ Sequence *sequence_fork(State *s, const Sequence *from, size_t rows);
 void sequence_begin_run(Sequence *q, ConstantRun *run);
 void sequence_end_run(Sequence *q, const ConstantRun *run);
 
-/* Where the inputs of small calls are kept for a layer: [REPLAY_ROWS][kda_replay_floats()]. `number`: layers
- * without latents before it; `which` of two: Constant.replay_now holds the last call. */
-float *sequence_replay(const Sequence *q, size_t number, int which);
+/* Where the inputs of small calls are kept for a layer: [REPLAY_ROWS][floats of the layer]. `which` of two:
+ * Constant.replay_now holds the last call. */
+float *sequence_replay(const Sequence *q, size_t layer, int which);
 
 /* Gives it pages of its own for rows q->rows .. rows - 1. False: no page is free. */
 bool sequence_reserve(Sequence *q, size_t rows);
@@ -50,8 +51,7 @@ bool sequence_reserve(Sequence *q, size_t rows);
 /* What of the last page is behind the last row becomes zeros. */
 void sequence_clear_rest(const Sequence *q);
 
-/* The constant part behind all rows: [constant_floats()], in a model that has one; and a new one, to be
- * filled. */
+/* The constant part behind all rows, constant_bytes() of it, in a model that has one; a new one, to fill. */
 const float *sequence_constant(const Sequence *q);
 float *sequence_new_constant(Sequence *q);
 

@@ -1,4 +1,4 @@
-/* engine/state.c: the cache and the buffers of a run, allocated once (model.h says what each is). They are
+/* engine/state.c: the cache and the buffers of a run, allocated once (buffers.h says what each is). They are
  * reserved as zero pages and become memory when they are first written: a decode step never touches what
  * only a long prefill needs. */
 #include <errno.h>
@@ -9,8 +9,11 @@
 #include <unistd.h>
 
 #include "engine/cache.h"
+#include "engine/compress.h"
 #include "engine/cost.h"
 #include "engine/full.h"
+#include "engine/hyper.h"
+#include "engine/indexer.h"
 #include "engine/kda.h"
 #include "engine/sampler.h"
 #include "engine/sequence.h"
@@ -81,15 +84,16 @@ static void reserve_softmax(Reserve *r, Softmax **list, size_t count, size_t dv)
 }
 
 /* Slots for constant parts, and what small calls keep, of all sequences. */
-static void reserve_constant(Reserve *r, const Config *cfg, size_t sequences) {
+static void reserve_constant(Reserve *r, const Config *cfg, CacheType type, size_t sequences) {
     State *s = r->s;
     Cache *cache = s->cache;
-    size_t layers = cfg->num_hidden_layers - latent_layers(cfg, cfg->num_hidden_layers),
-           slots = 1 + sequences * SEQUENCE_SLOTS, kept = 2 * layers * REPLAY_ROWS * kda_replay_floats(cfg);
-    cache->slots = reserve(r, slots * constant_floats(cfg, cfg->num_hidden_layers), sizeof *cache->slots);
+    size_t slots = 1 + sequences * SEQUENCE_SLOTS,
+           kept = 2 * REPLAY_ROWS * replay_floats(cfg, cfg->num_hidden_layers);
+    s->runs = reserve(r, sequences, sizeof *s->runs);
+    cache->slots = reserve(r, slots, constant_bytes(cfg, type, cfg->num_hidden_layers));
     cache->slot_references = reserve(r, slots, sizeof *cache->slot_references);
     cache->free_slots = reserve(r, slots, sizeof *cache->free_slots);
-    cache->replay_buffer = reserve(r, kda_scratch_floats(cfg), sizeof *cache->replay_buffer);
+    cache->replay_buffer = reserve(r, max(kda_scratch_floats(cfg), compress_scratch_floats()), sizeof(float));
     float *replay = reserve(r, sequences * kept, sizeof *replay);
     for (size_t i = 0; !r->failed && i < sequences; i++)
         s->sequences[i].constant.replay = replay + i * kept;
@@ -98,14 +102,16 @@ static void reserve_constant(Reserve *r, const Config *cfg, size_t sequences) {
 static void reserve_cache(Reserve *r, const Model *m, const StateOptions *o) {
     const Config *cfg = &m->config;
     State *s = r->s;
-    size_t pages = cache_pages(o->context), lists = pages * o->sequences, all = o->pages ? o->pages : lists;
+    size_t pages = cache_pages(cfg, o->context), lists = pages * o->sequences,
+           all = o->pages ? o->pages : lists,
+           page_bytes = cache_page_bytes(cfg, o->cache, cfg->num_hidden_layers);
     Cache *cache = s->cache = reserve(r, 1, sizeof *cache);
     s->sequences = reserve(r, o->sequences, sizeof *s->sequences);
     int32_t *ids = reserve(r, o->sequences * (o->context + 1), sizeof *ids);
     uint32_t *page = reserve(r, lists, sizeof *page), *references = reserve(r, all, sizeof *references),
              *free_pages = reserve(r, all, sizeof *free_pages);
-    void *zeros = reserve(r, 1, cache_token_bytes(cfg, o->cache, cfg->num_hidden_layers) * TILE_ROWS);
-    void *pool = reserve(r, all, cache_token_bytes(cfg, o->cache, cfg->num_hidden_layers) * TILE_ROWS);
+    void *zeros = reserve(r, 1, page_bytes);
+    void *pool = reserve(r, all, page_bytes);
     if (r->failed)
         return;
     cache->pool = pool;
@@ -115,8 +121,8 @@ static void reserve_cache(Reserve *r, const Model *m, const StateOptions *o) {
     for (size_t i = 0; i < o->sequences; i++)
         s->sequences[i] =
             (Sequence){.cache = cache, .ids = ids + i * (o->context + 1), .page = page + i * pages};
-    if (constant_floats(cfg, cfg->num_hidden_layers))
-        reserve_constant(r, cfg, o->sequences);
+    if (constant_bytes(cfg, o->cache, cfg->num_hidden_layers))
+        reserve_constant(r, cfg, o->cache, o->sequences);
     if (!r->failed)
         cache_open(cache, m, o->cache, all, cache->slots ? 1 + o->sequences * SEQUENCE_SLOTS : 0);
 }
@@ -127,7 +133,7 @@ static void reserve_full(Reserve *r, const Config *cfg) {
     if (!s->cache || !s->cache->groups)
         return;
     s->full.sixteens = reserve(r, full_sixteens(cfg, s->chunk), sizeof *s->full.sixteens);
-    s->full.part_count = max(256, div_up(cache_pages(s->context), FULL_PART_PAGES));
+    s->full.part_count = max(256, div_up(cache_tiles(s->context), FULL_PART_PAGES));
     reserve_softmax(r, &s->full.parts, s->full.part_count, cfg->v_head_dim);
 }
 
@@ -181,7 +187,6 @@ static void reserve_kda(Reserve *r, const Model *m) {
     size_t wide = round_up(cfg->kda_head_dim, DELTA_COLUMNS);
     if (!cfg->kda_heads)
         return;
-    s->kda.runs = reserve(r, s->sequence_count, sizeof *s->kda.runs);
     s->kda.in_stride = kda_input_floats(cfg);
     s->kda.in = reserve(r, s->chunk * s->kda.in_stride, sizeof(float));
     s->kda.low_stride = 2 * round_up(cfg->kda_rank, PANEL);
@@ -194,12 +199,25 @@ static void reserve_kda(Reserve *r, const Model *m) {
         s->scratch[i].kda = reserve(r, kda_scratch_floats(cfg), sizeof(float));
 }
 
+/* For several residual streams; in a model with one nothing. */
+static void reserve_hyper(Reserve *r, const Config *cfg) {
+    State *s = r->s;
+    size_t S = cfg->hc_mult, outputs = S * (2 + S);
+    if (!S)
+        return;
+    s->hyper.sums = reserve(r, s->chunk * hyper_sum_floats(cfg), sizeof(float));
+    s->hyper.weights = reserve(r, s->chunk * round_up(outputs, PANEL), sizeof(float));
+    if (s->path_is_forced && s->forced_path == PATH_DEFINITION)
+        s->hyper.plain = reserve(r, outputs * S * cfg->hidden_size, sizeof(float));
+}
+
 /* For sparse attention; without indexer nothing. */
 static void reserve_sparse(Reserve *r, const Config *cfg) {
     State *s = r->s;
     size_t Hi = cfg->index_n_heads, di = cfg->index_head_dim,
            head_groups = div_up(cfg->num_attention_heads, LANES);
     s->sparse.threshold = Hi ? cfg->index_topk : SIZE_MAX;
+    s->sparse.ratio = cfg->sliding_window && Hi ? cfg->csa_ratio : 1;
     s->sparse.absorbed_from = SIZE_MAX;
     if (!Hi || !s->cache)
         return;
@@ -211,14 +229,20 @@ static void reserve_sparse(Reserve *r, const Config *cfg) {
     s->sparse.weight = reserve(r, s->chunk * s->sparse.weight_stride, sizeof(float));
     s->sparse.score_rows = max((size_t)s->threads, SCORE_ROWS);
     s->sparse.score = reserve(r, s->sparse.score_rows * s->context, sizeof(float));
-    s->sparse.mask_stride = cache_pages(s->context) * TILE_ROWS / 64;
+    s->sparse.mask_stride = cache_tiles(div_up(s->context, s->sparse.ratio)) * TILE_ROWS / 64;
     s->sparse.mask = reserve(r, s->chunk * s->sparse.mask_stride, sizeof *s->sparse.mask);
     /* for the rows whose parts are computed together (engine/attend.c), or for a row of each thread */
-    s->sparse.tile_count = cache_pages(min(s->context, cfg->index_topk));
-    size_t together = s->absorbed.part_count / head_groups / part_count(min(s->context, cfg->index_topk)) *
-                      s->sparse.tile_count;
-    s->sparse.tiles =
-        reserve(r, max(together, (size_t)s->threads * s->sparse.tile_count), s->cache->tile_bytes);
+    s->sparse.tile_count = cache_tiles(min(s->context, cfg->index_topk));
+    size_t rows = cfg->sliding_window
+                      ? s->window.part_count / head_groups / 2
+                      : s->absorbed.part_count / head_groups / part_count(min(s->context, cfg->index_topk));
+    s->sparse.tiles = reserve(r, max(rows, (size_t)s->threads) * s->sparse.tile_count, s->cache->tile_bytes);
+    for (int i = 0; i < s->threads && s->scratch; i++) {
+        s->scratch[i].index_query = reserve(r, div_up(Hi, LANES), query_bytes(&s->cache->index_shape));
+        s->scratch[i].index_keys = reserve(r, 16 * di, sizeof(float));
+    }
+    if (cfg->sliding_window) /* decompressed rows there are not */
+        return;
     /* Multiplications for one row and head: absorbed, of the chosen rows; decompressed, of all rows, and as
      * much of their decompression as falls to one row of a piece. */
     size_t n = cfg->qk_nope_head_dim, p = cfg->qk_rope_head_dim, v = cfg->v_head_dim,
@@ -227,9 +251,39 @@ static void reserve_sparse(Reserve *r, const Config *cfg) {
         cfg->index_topk * (2 * latent + p) / (n + p + v + (n + v) * latent / PIECE_ROWS);
     s->sparse.lane_mask = reserve(r, div_up(s->chunk, LANES) * SPAN_ROWS, sizeof *s->sparse.lane_mask);
     s->sparse.needed = reserve(r, div_up(s->chunk, LANES) * SPAN_ROWS / TILE_ROWS, sizeof *s->sparse.needed);
-    for (int i = 0; i < s->threads && s->scratch; i++) {
-        s->scratch[i].index_query = reserve(r, div_up(Hi, LANES), query_bytes(&s->cache->index_shape));
-        s->scratch[i].index_keys = reserve(r, 16 * di, sizeof(float));
+}
+
+/* For windows and compressed rows; in a model without them nothing. */
+static void reserve_window(Reserve *r, const Model *m) {
+    const Config *cfg = &m->config;
+    State *s = r->s;
+    size_t H = cfg->num_attention_heads, d = (size_t)cfg->qk_nope_head_dim + cfg->qk_rope_head_dim,
+           G = cfg->o_groups, parts = 1;
+    if (!cfg->sliding_window || !s->cache)
+        return;
+    s->window.in_stride = window_input_floats(cfg);
+    s->window.in = reserve(r, s->chunk * s->window.in_stride, sizeof(float));
+    s->window.cosine = reserve(r, s->chunk * cfg->qk_rope_head_dim / 2, sizeof(float));
+    s->window.sine = reserve(r, s->chunk * cfg->qk_rope_head_dim / 2, sizeof(float));
+    s->window.ones = reserve(r, d, sizeof(float));
+    for (size_t i = 0; s->window.ones && i < d; i++)
+        s->window.ones[i] = 1;
+    s->window.closed_stride = compress_closed_floats(cfg);
+    s->window.closed = reserve(r, s->chunk * s->window.closed_stride, sizeof(float));
+    for (uint32_t l = 0; l < cfg->num_hidden_layers; l++)
+        parts =
+            max(parts, 1 + div_up(compressed_rows(cfg, layer_kind(cfg, l), s->context), WINDOW_PART_ROWS));
+    s->window.part_count = max(max(256, 2 * (size_t)s->threads), div_up(H, LANES) * parts);
+    reserve_softmax(r, &s->window.parts, s->window.part_count, d);
+    s->window.groups = reserve_activations(r, m, G * s->chunk, H / G * d, false);
+    s->window.low_stride = G * round_up(cfg->o_lora_rank, PANEL);
+    s->window.low = reserve(r, s->chunk * s->window.low_stride, sizeof(float));
+    s->window.low_rows = reserve_activations(r, m, s->chunk, (size_t)G * cfg->o_lora_rank, false);
+    for (int i = 0; i < s->threads && s->scratch; i++)
+        s->scratch[i].ring = reserve(r, ring_tiles(cfg), s->cache->tile_bytes);
+    if (s->path_is_forced && s->forced_path == PATH_DEFINITION) {
+        s->window.rows = reserve(r, (s->context + cfg->sliding_window) * d, sizeof(float));
+        s->window.score = reserve(r, s->context + cfg->sliding_window, sizeof(float));
     }
 }
 
@@ -246,7 +300,7 @@ static void reserve_moe(Reserve *r, const Model *m) {
     s->moe.chosen = reserve(r, chunk * K, sizeof *s->moe.chosen);
     s->moe.weight = reserve(r, chunk * K, sizeof *s->moe.weight);
     s->moe.batches = reserve(r, E + 1, sizeof *s->moe.batches);
-    s->moe.expert_rows = reserve(r, router_rows(cfg), sizeof *s->moe.expert_rows);
+    s->moe.expert_rows = reserve(r, router_rows(cfg) + 1, sizeof *s->moe.expert_rows);
     s->moe.next = reserve(r, router_rows(cfg), sizeof *s->moe.next);
     s->moe.row = reserve(r, rows, sizeof *s->moe.row);
     s->moe.row_weight = reserve(r, rows, sizeof *s->moe.row_weight);
@@ -264,11 +318,12 @@ static void reserve_scratch(Reserve *r, const Model *m) {
     size_t query = most_bytes(query_bytes, cfg->kv_lora_rank, p), attend = 0;
     _Static_assert(TILE_ROWS * LINEAR_ADD_COLUMNS >= MLP_ROW, "a single row's stretch of an MLP fits");
     size_t floats = max(rows * round_up(max(LINEAR_ADD_COLUMNS, max(max(key, v), latent)), 32),
-                        round_up(cfg->hidden_size, BLOCK));
+                        round_up(max(cfg->hidden_size, (size_t)cfg->o_groups * cfg->o_lora_rank), BLOCK));
     if (s->cache && s->cache->groups) { /* one query of either kind at a time */
         query = max(query, query_bytes(&s->cache->keys));
         attend = max(attend_scratch_bytes(&s->cache->keys), attend_scratch_bytes(&s->cache->values));
     } else if (s->cache) {
+        query = max(query, query_bytes(&s->cache->shape));
         attend = attend_scratch_bytes(&s->cache->shape);
     }
 
@@ -319,12 +374,14 @@ static bool read_environment(State *s, char *err, size_t err_bytes) {
 static void reserve_all(Reserve *r, const Model *m, const StateOptions *o) {
     const Config *cfg = &m->config;
     State *s = r->s;
-    s->x_stride = round_up(cfg->hidden_size, BLOCK);
+    s->out_stride = round_up(cfg->hidden_size, BLOCK);
+    s->x_stride = round_up(max(cfg->hc_mult, 1) * (size_t)cfg->hidden_size, BLOCK);
     s->x = reserve(r, s->chunk * s->x_stride, sizeof(float));
-    if (cfg->sandwich_norm || cfg->experts_out_norm || cfg->shortcut_moe)
-        s->branch = reserve(r, s->chunk * s->x_stride, sizeof(float));
-    s->out = cfg->sandwich_norm ? s->branch : s->x;
+    if (cfg->sandwich_norm || cfg->experts_out_norm || cfg->shortcut_moe || cfg->hc_mult)
+        s->branch = reserve(r, s->chunk * s->out_stride, sizeof(float));
+    s->out = cfg->sandwich_norm || cfg->hc_mult ? s->branch : s->x;
     s->experts_out = s->branch ? s->branch : s->x;
+    reserve_hyper(r, cfg);
     bool f32 = cfg->n_routed_experts || cfg->index_n_heads || cfg->kda_heads || cfg->head_gate;
     s->normed = reserve_activations(r, m, s->chunk, cfg->hidden_size, f32);
     s->rows = reserve(r, s->chunk, sizeof *s->rows);
@@ -333,6 +390,7 @@ static void reserve_all(Reserve *r, const Model *m, const StateOptions *o) {
     reserve_full(r, cfg);
     reserve_moe(r, m);
     reserve_scratch(r, m);
+    reserve_window(r, m);
     reserve_sparse(r, cfg);
     reserve_kda(r, m);
     s->head.row = reserve(r, o->max_logits, sizeof *s->head.row);
@@ -356,7 +414,7 @@ State *state_open(const Model *m, const StateOptions *o, char *err, size_t err_b
     }
     if (!cache_fits(&m->config, o->cache)) {
         snprintf(err, err_bytes,
-                 "%s: has no latent, all that it keeps is keys and values: use -k f32, bf16, "
+                 "%s: has no latent of which every head's keys and values could be made: use -k f32, bf16, "
                  "q8, q6 or q4",
                  m->path);
         state_close(s);
@@ -397,18 +455,18 @@ void state_close(State *s) {
 /* Row i of the call belongs to the run of its sequence: the same as the row before it, or a new one. */
 static void add_to_run(State *s, size_t i) {
     Sequence *q = s->rows[i].sequence;
-    if (!s->kda.runs)
+    if (!s->runs)
         return;
     if (i == 0 || s->rows[i - 1].sequence != q) {
-        ConstantRun *run = &s->kda.runs[s->kda.run_count++];
+        ConstantRun *run = &s->runs[s->run_count++];
         *run = (ConstantRun){.sequence = q, .first = i};
         sequence_begin_run(q, run);
     }
-    s->kda.runs[s->kda.run_count - 1].rows++;
+    s->runs[s->run_count - 1].rows++;
 }
 
 void state_begin(State *s, const Row *rows, size_t n) {
-    s->kda.run_count = 0;
+    s->run_count = 0;
     s->row_count = n;
     s->absorbed.count = s->head.count = 0;
     s->sparse.active = false;
@@ -419,33 +477,33 @@ void state_begin(State *s, const Row *rows, size_t n) {
         Row *row = &s->rows[i];
         if (s->path_is_forced)
             row->path = s->forced_path;
-        else if (row->place >= s->sparse.absorbed_from)
+        else if (row->place >= s->sparse.absorbed_from || s->window.in) /* windows have one path */
             row->path = PATH_ABSORBED;
         if (row->path == PATH_ABSORBED)
             s->absorbed.row[s->absorbed.count++] = (uint32_t)i;
-        s->sparse.active |= row->place >= s->sparse.threshold;
+        s->sparse.active |= index_rows(s, i) > s->sparse.threshold;
         sequence_reserve(row->sequence, (size_t)row->place + 1); /* no page is missing: StateOptions.pages */
         add_to_run(s, i);
-        s->work += 1 + s->place_work * (double)min(row->place, s->sparse.threshold);
+        s->work += 1 + s->place_work * (double)rows_attended(s, i);
         if (row->logits)
             s->head.row[s->head.count++] = (uint32_t)i;
     }
     s->normed.rows = s->attention.qa_normed.rows = s->attention.heads.rows = (uint32_t)n;
     s->kda.decay_low.rows = s->kda.gate_low.rows = s->kda.heads.rows = (uint32_t)n;
-    s->decompressed.latents.rows = (uint32_t)n;
+    s->decompressed.latents.rows = s->window.low_rows.rows = (uint32_t)n;
     s->head.normed.rows = (uint32_t)s->head.count;
 }
 
 void state_drop(State *s) {
     if (s->branch) /* the next call expects zeros */
-        memset(s->branch, 0, s->row_count * s->x_stride * sizeof *s->branch);
-    for (size_t i = 0; i < s->kda.run_count; i++)
-        cache_release_slot(s->cache, s->kda.runs[i].to);
+        memset(s->branch, 0, s->row_count * s->out_stride * sizeof *s->branch);
+    for (size_t i = 0; i < s->run_count; i++)
+        cache_release_slot(s->cache, s->runs[i].to);
 }
 
 void state_end(State *s) {
-    for (size_t i = 0; i < s->kda.run_count; i++)
-        sequence_end_run(s->kda.runs[i].sequence, &s->kda.runs[i]);
+    for (size_t i = 0; i < s->run_count; i++)
+        sequence_end_run(s->runs[i].sequence, &s->runs[i]);
     for (size_t i = 0; i < s->row_count; i++)
         s->rows[i].sequence->rows = (size_t)s->rows[i].place + 1;
 }

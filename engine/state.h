@@ -1,7 +1,9 @@
-/* engine/state.h: a call begins, and where its time goes (the struct and its opening are in model.h). */
+/* engine/state.h: a call begins, and where its time goes (the struct is in buffers.h, its opening in
+ * model.h). */
 #ifndef STATE_H
 #define STATE_H
 
+#include "engine/buffers.h"
 #include "model.h"
 
 /* Begins a call: every sequence has pages for its new rows, the rows are sorted by path, and those that ask

@@ -6,7 +6,7 @@ templates, in a child process with bounded CPU time and memory (bounded.py). It 
 of marked texts; what stands between the marks are the pieces. They are believed only if they give, put
 together, what the template gives for other conversations. Tools and pictures are never given, so that the
 template's defaults hold. Where it has a switch for thoughts, all of this is done three times: without it,
-with thoughts on, and with thoughts off.
+with thoughts on, and with thoughts off; where it knows a greatest effort, a fourth time with that.
 
 What the template keeps of an answer with a thought in it, the history keeps. A template that keeps everything
 it is given leaves it to the caller to part thought and answer, as servers do: then an answer begins behind
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 from .bounded import ChildFailed, LimitExceeded, run_bounded
+from .built_in import BUILT_IN
 from .errors import ExportError, printable
 from .files import PointerError, read_file
 from .sources import read_json
@@ -36,16 +37,6 @@ NO_SYSTEM, STRIP_SYSTEM, STRIP_USER, STRIP_ANSWER, SPLIT_FIRST, SPLIT_LAST, DROP
 SECONDS, MEMORY = 5, 1 << 30  # of the child process
 LONGEST = 1 << 20  # characters of a rendered conversation
 MAX_SECTION = 1 << 18  # bytes; cli/template.c reads no more
-
-# DeepSeek-V3.2's repository has an encoder script (encoding_dsv32.py) in place of a template: what it writes
-# in its mode "chat", or "thinking" with the switch on.
-DEEPSEEK_V32 = (
-    "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}"
-    "{% elif m.role == 'user' %}<｜User｜>{{ m.content }}"
-    "{% if add_generation_prompt or not loop.last %}<｜Assistant｜>"
-    "{{ '<think>' if thinking and loop.last else '</think>' }}{% endif %}"
-    "{% else %}{{ m.content }}<｜end▁of▁sentence｜>{% endif %}{% endfor %}"
-)
 
 # What anybody may say. Each role says each of them.
 TEXTS = [
@@ -76,6 +67,7 @@ SWITCHES: list[tuple[str, bool | str, bool | str]] = [
     ("reasoning_effort", "high", "no_think"),  # Hunyuan
     ("thinking_option", "on", "off"),  # Ling
 ]
+MOST_EFFORT = ("reasoning_effort", "max")  # what some templates know beside the switch
 
 
 class UnsupportedTemplate(ExportError):
@@ -444,8 +436,8 @@ def mentions(template: str, value: bool | str) -> bool:
 
 
 def proved_forms(template: str, special: Special) -> list[Template]:
-    """The template as it is by itself; and if it has a switch, with thoughts on, and with thoughts off.
-    Raises UnsupportedTemplate if the first cannot be taken apart."""
+    """The template as it is by itself; and if it has a switch, with thoughts on, with thoughts off, and if it
+    knows that, too, with the most effort. Raises UnsupportedTemplate if the first cannot be taken apart."""
     first = proved(template, special)
     for name, *values in SWITCHES:
         if not re.search(rf"\b{name}\b", template) or not all(mentions(template, value) for value in values):
@@ -454,9 +446,25 @@ def proved_forms(template: str, special: Special) -> list[Template]:
             on, off = (proved(template, special, {name: value}) for value in values)
         except UnsupportedTemplate:
             continue
-        if (on.pieces, on.flags, on.number) != (off.pieces, off.flags, off.number):
-            return [first, on, off]
+        if differ(on, off):
+            return [first, on, off, *proved_effort(template, special, {name: values[0]}, on)]
     return [first]
+
+
+def differ(a: Template, b: Template) -> bool:
+    return (a.pieces, a.flags, a.number) != (b.pieces, b.flags, b.number)
+
+
+def proved_effort(template: str, special: Special, switch: Switch, on: Template) -> list[Template]:
+    """The template with the most effort, if that is something else than thoughts on."""
+    name, value = MOST_EFFORT
+    if name in switch or not re.search(rf"\b{name}\b", template) or not mentions(template, value):
+        return []
+    try:
+        most = proved(template, special, {**switch, name: value})
+    except UnsupportedTemplate:
+        return []
+    return [most] if differ(most, on) else []
 
 
 # ---- in export.py's process
@@ -485,7 +493,7 @@ def packed_form(template: Template) -> bytes:
 
 
 def packed(forms: list[Template]) -> bytes:
-    """The chat section of one Template, or of three, as cli/template.h describes it."""
+    """The chat section of one Template, of three or of four, as cli/template.h describes it."""
     section = b"".join(map(packed_form, forms))
     if len(section) > MAX_SECTION:
         raise UnsupportedTemplate(f"its pieces have {len(section)} bytes, more than {MAX_SECTION}")
@@ -545,18 +553,18 @@ def find_template(directory: str | os.PathLike[str], model_type: str | None = No
     if template is None:
         values = read_json(str(folder / "chat_template.json"), required=False)
         template = default_template(values.get("chat_template"), folder / "chat_template.json")
-    if template is None and model_type == "deepseek_v32":
-        template = DEEPSEEK_V32
+    if template is None:
+        template = BUILT_IN.get(model_type or "")
     return Found(template, special)
 
 
-def gguf_template(metadata: dict[str, Any]) -> Found:
+def gguf_template(metadata: dict[str, Any], model_type: str | None = None) -> Found:
     """Of a GGUF file."""
     tokens = metadata.get("tokenizer.ggml.tokens", [])
     ids = {f"{key}_token": metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("bos", "eos")}
     special = {key: tokens[i] for key, i in ids.items() if type(i) is int and 0 <= i < len(tokens)}
     template = default_template(metadata.get("tokenizer.chat_template"), "tokenizer.chat_template")
-    return Found(template, special)
+    return Found(BUILT_IN.get(model_type or "") if template is None else template, special)
 
 
 def compile_chat(find: Callable[[], Found], warn: Callable[[str], None]) -> bytes:

@@ -13,13 +13,26 @@ from .writer import Front
 CONTEXT = 32768  # tokens for which the cache is counted, or as many as the model takes
 
 
+def row_bytes(*parts: int) -> int:
+    """Of `./run -k q8`: a byte for each number of the row's parts, a scale and a sum for each part."""
+    return sum(-(-n // 4) * 4 + 8 for n in parts if n)
+
+
 def cache_bytes(config: ModelConfig, tokens: int) -> int:
-    """Of `./run -k q8`: for each layer and token a byte for each number of the row and two f32 scales, and
-    where there is an indexer its key in bf16."""
-    layers = config.num_hidden_layers
-    row = config.kv_lora_rank + config.qk_rope_head_dim + 8
-    indexers = sum(config.has_indexer(i) for i in range(layers)) if config.index_n_heads else 0
-    return tokens * (layers * row + indexers * 2 * config.index_head_dim)
+    """What `./run -k q8` keeps of so many tokens, without the constant part of linear attention: in each
+    layer a row a token, and an index key where there is an indexer. Of a model with a window the rows in it,
+    and for as many tokens as become one a row, in CSA layers with an index key."""
+    layers = [i for i in range(config.num_hidden_layers) if not config.is_kda(i)]
+    key = row_bytes(config.index_head_dim)
+    if config.sliding_window:
+        row = row_bytes(config.v_head_dim)
+        csa = sum(map(config.is_csa, layers)) * (tokens // max(1, config.csa_ratio))
+        hca = sum(map(config.is_hca, layers)) * (tokens // max(1, config.hca_ratio))
+        return len(layers) * config.sliding_window * row + csa * (row + key) + hca * row
+    row = row_bytes(config.kv_lora_rank, config.qk_rope_head_dim)
+    if config.num_key_value_heads:
+        row = config.num_key_value_heads * (row_bytes(config.qk_rope_head_dim) + row_bytes(config.v_head_dim))
+    return tokens * (len(layers) * row + sum(map(config.has_indexer, layers)) * key)
 
 
 def size(count: int) -> str:

@@ -28,8 +28,9 @@ from . import gguf_config, mistral
 from .chat import Found, compile_chat, find_template, gguf_template
 from .check import report
 from .config import ModelConfig
-from .families import language_model, usual_name
+from .families import language_model
 from .gguf_source import Gguf
+from .names import usual_name
 from .plan import TYPE_NAMES, Entry, make_plan
 from .quantize import CODEBOOK
 from .quantized import decode
@@ -133,7 +134,7 @@ def chat_section(opened: Opened) -> bytes:
     def template() -> Found:
         if opened.directory:
             return find_template(opened.directory, opened.values.get("model_type"))
-        return gguf_template(opened.metadata)
+        return gguf_template(opened.metadata, opened.values.get("model_type"))
 
     return compile_chat(template, warn)
 
@@ -179,10 +180,9 @@ def understand(path: str, options: Options) -> Job:
     name = re.sub(r"(-\d{5}-of-\d{5})?\.gguf$", "", os.path.basename(os.path.abspath(path)))
     config = model_config.parse(opened.values, name, opened.config_path, source.has)
     text = text_fields(opened.values, config.vocab_size, opened.directory)
-    if options.mtp and config.kda_heads:
-        raise ExportError(
-            f"{path}: the MTP layer of a model with linear attention is not read: leave --mtp out"
-        )
+    if options.mtp and (config.kda_heads or config.sliding_window):
+        kind = "residual streams" if config.sliding_window else "linear attention"
+        raise ExportError(f"{path}: the MTP layer of a model with {kind} is not read: leave --mtp out")
     config = dataclasses.replace(config, **text, mtp_layers=int(options.mtp))
     decode(source, config.block)
     entries = make_plan(config, options.type, source, options.mtp, options.rotation)

@@ -14,8 +14,9 @@ from typing import Annotated, Any, NamedTuple, TypeAlias, get_type_hints
 
 import numpy as np
 
+from .deepseek_v4 import NO_WINDOW, read_window, window_heads
 from .experts import read_experts
-from .families import HARMLESS, NAMES, Family, ask, family_of, open_keys, refuse_by_name
+from .families import HARMLESS, NAMES, Family, ask, family_of, open_keys, own_keys, refuse_by_name
 from .kda import MASK_WORDS, read_kda
 from .keys import LIMITS, MEANING, REQUIRED, Keys
 from .rope import read_rope
@@ -102,10 +103,23 @@ class ModelConfig:
     kda_lower_bound: F32 = 0.0
     kda_layers: Layers = field(default_factory=lambda: [0] * MASK_WORDS)
     num_key_value_heads: U32 = 0  # 0: latent attention
+    hc_mult: U32 = 0
+    hc_sinkhorn_iters: U32 = 0
+    hc_eps: F32 = 0.0
+    sliding_window: U32 = 0
+    o_groups: U32 = 0
+    o_lora_rank: U32 = 0
+    csa_ratio: U32 = 0
+    hca_ratio: U32 = 0
+    csa_layers: Layers = field(default_factory=lambda: [0] * MASK_WORDS)
+    hca_layers: Layers = field(default_factory=lambda: [0] * MASK_WORDS)
+    compress_rope_theta: F32 = 0.0
+    num_hash_layers: U32 = 0
     # A new field of the file is added here, with the default 0, which means "as before".
 
     # tensors of their own in the file
     inv_freq: np.ndarray  # [p / 2] float32
+    compress_inv_freq: np.ndarray | None  # [p / 2] float32, of layers with compressed rows
     query_scale: np.ndarray | None  # [max_position_embeddings / query_scale_span, rounded up] float32
     limits: np.ndarray | None  # [2, layers] float32, of SwiGLU in routed and in shared experts; 0: none
     # folded into the weights
@@ -125,11 +139,19 @@ class ModelConfig:
         return bool(self.n_routed_experts) and later and layer % self.moe_layer_freq == 0
 
     def has_indexer(self, layer: int) -> bool:
+        if self.sliding_window:
+            return self.is_csa(layer)
         past = max(layer - self.index_skip_topk_offset + 1, 0)
         return bool(self.index_n_heads) and past % self.index_topk_freq == 0
 
     def is_kda(self, layer: int) -> bool:
         return bool(self.kda_layers[layer // 32] >> layer % 32 & 1)
+
+    def is_csa(self, layer: int) -> bool:
+        return bool(self.csa_layers[layer // 32] >> layer % 32 & 1)
+
+    def is_hca(self, layer: int) -> bool:
+        return bool(self.hca_layers[layer // 32] >> layer % 32 & 1)
 
     def norms_mlp(self, layer: int) -> bool:
         """Is what the layer's MLP gives normed before it is added?"""
@@ -271,10 +293,14 @@ def _grouped_heads(keys: Keys, heads: int, of_hidden: int) -> dict[str, int]:
 
 def _sizes(keys: Keys, family: Family) -> dict[str, int]:
     """The fields that are sizes of layers and heads."""
-    names = ("hidden_size", "intermediate_size", "vocab_size", "max_position_embeddings")
-    f = {key: keys.integer(key) for key in ("num_attention_heads", *names)}
+    f = {key: keys.integer(key) for key in ("num_attention_heads", "hidden_size")}
+    # in a model without dense layers an expert's width stands for theirs, as in transformers
+    f["intermediate_size"] = keys.integer("moe_intermediate_size" if family.window else "intermediate_size")
+    f |= {key: keys.integer(key) for key in ("vocab_size", "max_position_embeddings")}
     heads, of_hidden = f["num_attention_heads"], max(1, f["hidden_size"] // f["num_attention_heads"])
-    if family.groups:
+    if family.window:
+        f |= window_heads(keys)
+    elif family.groups:
         f |= _grouped_heads(keys, heads, of_hidden)
     else:
         f |= _latent_heads(keys, family, of_hidden)
@@ -326,9 +352,9 @@ def parse(
     tensor whose name ends so. The text fields are text_fields()'s. ExportError where something is missing,
     contradicts itself or is not supported."""
     refuse_by_name(values, where)
-    own = family_of(values).linear_attention
+    own = own_keys(family_of(values))
     for key in MEANING:  # said first: such a configuration may lack other keys as well
-        if values.get(key) not in (None, False) and key != own:
+        if values.get(key) not in (None, False) and key not in own:
             if not any(values.get(name) for name in NAMES):
                 ask(Keys(values, where), "model_type")
             Keys(values, where).refuse(key)
@@ -337,18 +363,20 @@ def parse(
     f: dict[str, Any] = _sizes(keys, family)
     n, p, layers = f["qk_nope_head_dim"], f["qk_rope_head_dim"], f["num_hidden_layers"]
     mixture = read_experts(keys, family, layers, has)
-    rope = read_rope(keys, family, n, p, f["max_position_embeddings"])
-    indexer = _indexer(keys, family, layers, p)
+    window = read_window(keys, f) if family.window else NO_WINDOW
+    rope = window.rope or read_rope(keys, family, n, p, f["max_position_embeddings"])
+    indexer = Indexer(NO_INDEXER, True) if family.window else _indexer(keys, family, layers, p)
     kda = read_kda(keys, family, layers)
     _only_one_value(keys, n, p, f["kv_lora_rank"], bool(kda.fields))
-    f |= mixture.fields | indexer.fields | kda.fields | _folded(keys, f)
+    eps = keys.number("rms_norm_eps", least=1e-30)
+    f |= mixture.fields | indexer.fields | kda.fields | window.fields | _folded(keys, f)
     f |= {
         "name": name.encode("utf-8", "replace")[:63].decode("utf-8", "ignore").encode("utf-8"),
-        "rms_norm_eps": keys.number("rms_norm_eps", least=1e-30),
-        "latent_norm_eps": LATENT_NORM_EPS,
+        "rms_norm_eps": eps,
+        "latent_norm_eps": eps if family.window else LATENT_NORM_EPS,
         "tie_word_embeddings": _tied(keys, has),
         "rope_theta": rope.theta if kda.rotated else 0.0,
-        "rope_factor": rope.factor,
+        "rope_factor": window.rope_factor or rope.factor,
         "softmax_scale": (n + p) ** -0.5 * rope.softmax_factor,
         "query_scale_span": rope.query_span,
         "embed_scale": keys.number("scale_emb", 1.0, least=1e-6),
@@ -356,9 +384,10 @@ def parse(
         "sandwich_norm": int(keys.boolean("sandwich_norm", False)),
         "eos_token_id": [0] * 8,
         "experts_out_norm": int(family.norms_experts),
-        "limits": kda.limits,
+        "limits": kda.limits if window.limits is None else window.limits,
         # an angle of 0 at every position is no rotation
         "inv_freq": (rope.inv_freq * kda.rotated).astype(np.float32),
+        "compress_inv_freq": window.compress_inv_freq,
         "query_scale": rope.query_scale(f["max_position_embeddings"]),
         "rope_multiplier": rope.multiplier,
         "rope_interleave": keys.boolean("rope_interleave"),

@@ -13,7 +13,7 @@ from .errors import ExportError, printable
 from .families import Family
 from .keys import LIMITS, Keys
 
-SCORE_SOFTMAX, SCORE_SIGMOID = 0, 1  # model.h
+SCORES = {"softmax": 0, "sigmoid": 1, "sqrtsoftplus": 2}  # model.h: SCORE_..
 GROUP_MAX, GROUP_TOP2_SUM = 0, 1
 
 NO_EXPERTS = {
@@ -27,7 +27,7 @@ NO_EXPERTS = {
     "shortcut_moe": 0,
     "n_group": 1,
     "topk_group": 1,
-    "scoring_func": SCORE_SOFTMAX,
+    "scoring_func": SCORES["softmax"],
     "group_score": GROUP_MAX,
     "norm_topk_prob": 0,
     "routed_scaling_factor": 1.0,
@@ -69,7 +69,7 @@ class Weights(NamedTuple):
     scaling: float
 
 
-def _placement(keys: Keys, layers: int) -> Placement | None:
+def _placement(keys: Keys, family: Family, layers: int) -> Placement | None:
     """Which layers are a mixture; None if no layer is. Some configurations list the layers instead."""
     first, freq = keys.get("first_k_dense_replace", None), keys.get("moe_layer_freq", 1)
     kinds = keys.get("mlp_layer_types", None)
@@ -77,7 +77,7 @@ def _placement(keys: Keys, layers: int) -> Placement | None:
     if isinstance(freq, list):
         moe = freq
     elif kinds is not None:
-        known = {"dense": 0, "sparse": 1}
+        known = {"hash_moe": 1, "moe": 1} if family.window else {"dense": 0, "sparse": 1}
         listed = kinds if isinstance(kinds, list) else []
         moe = [known.get(kind) if isinstance(kind, str) else None for kind in listed[:layers]]
     else:
@@ -155,7 +155,7 @@ def read_experts(keys: Keys, family: Family, layers: int, has: Callable[[str], b
     ends so."""
     keys.read.update(EXPERT_KEYS)
     experts = keys.integer("n_routed_experts", 0, least=0)
-    placement = _placement(keys, layers) if experts else None
+    placement = _placement(keys, family, layers) if experts else None
     if placement is None:
         return Mixture(dict(NO_EXPERTS), False)
     router = _router(keys, family, has)
@@ -177,7 +177,7 @@ def read_experts(keys: Keys, family: Family, layers: int, has: Callable[[str], b
         "zero_expert_num": zero,
         "shortcut_moe": int(family.pairs_of_layers),
         **groups._asdict(),
-        "scoring_func": SCORE_SOFTMAX if softmax else SCORE_SIGMOID,
+        "scoring_func": SCORES[router.scoring_func],
         "group_score": GROUP_MAX if softmax else GROUP_TOP2_SUM,
         "norm_topk_prob": int(weights.normalize),
         "routed_scaling_factor": weights.scaling,

@@ -4,10 +4,10 @@ A model is what its configuration's fields say. But transformers leaves out what
 published files leave out what is that class's default. model_type names the class, or architectures, where
 that is missing. A class that is not known here is read as DeepSeek-V3's, with a warning; where no class is
 named, a key whose absence means different things is asked for, and nothing is guessed. The other spellings of
-keys, the keys that cannot change the arithmetic, and language models inside larger ones are here, too.
+keys, the keys that cannot change the arithmetic, and language models inside larger ones are here, too; names
+of tensors are in names.py.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
@@ -33,6 +33,13 @@ LONGCAT = {
 # "greedy" with sigmoid: a router of sigmoid that has no correction bias
 PANGU = {"scoring_func": "sigmoid", "topk_method": "greedy"}
 SIGMOID = {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
+DEEPSEEK_V4 = {
+    "scoring_func": "sqrtsoftplus",
+    "topk_method": "noaux_tc",
+    "first_k_dense_replace": 0,
+    "rope_theta": 10000.0,
+    "swiglu_limit": 10.0,
+}
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,7 @@ class Family:
     norms_experts: bool = False  # what a mixture of experts gives is normed before it is added
     pairs_of_layers: bool = False  # num_layers counts pairs, with experts beside the first one's MLP
     groups: bool = False  # no latent: groups of heads share keys and values, and the whole head is rotated
+    window: bool = False  # no latent: deepseek_v4.py
 
 
 FAMILIES = (
@@ -81,6 +89,7 @@ FAMILIES = (
     Family(("mistral4",), ("Mistral4",), PAIRS | MISTRAL4, scales_softmax=True, partial_of_head=True),
     Family(("llama",), ("Llama",), HALVES | LLAMA, groups=True),
     Family(("longcat_flash",), ("LongcatFlash",), PAIRS | LONGCAT, scales_softmax=True, pairs_of_layers=True),
+    Family(("deepseek_v4",), ("DeepseekV4",), PAIRS | DEEPSEEK_V4, window=True),
 )
 UNKNOWN = Family((), (), scales_softmax=None)
 
@@ -148,6 +157,7 @@ GENERATION = (
 # layers for multi-token prediction: models declare them and do not ship them, so the tensors decide.
 PREDICTION = (
     "num_nextn_predict_layers", "index_share_for_mtp_iteration", "mtp_layer_types", "mtp_use_kda",
+    "dspark_block_size", "dspark_noise_token_id", "dspark_target_layer_ids", "dspark_markov_rank",
 )  # fmt: skip
 HARMLESS = frozenset(ORIGIN + TRAINING + CLASSES + GENERATION + PREDICTION)
 
@@ -189,10 +199,12 @@ REFUSED = (
         ("AXK2",),
     ),
     Refused(
-        "DeepSeek-V4",
-        f"{STREAMS}, compressed rows, learned sinks",
-        ("deepseek_v4", "deepseek_v41"),
-        ("DeepseekV4", "DeepseekV41"),
+        "DeepSeek-V4.1",
+        "compressed rows and selections that layers share, a selection in two steps, embeddings of n-grams "
+        "(Engram)",
+        ("deepseek_v41",),
+        ("DeepseekV41",),
+        ("kv_source_layer_ids", "index_source_layer_ids"),
     ),
     Refused(
         "GLM-5.3-Flash", f"{STREAMS}, an indexer over pools of keys", ("glm5_next",), ("Glm5Next",)
@@ -291,6 +303,12 @@ def family_of(values: Mapping[str, Any]) -> Family:
     return (of_type or of_class or [UNKNOWN])[0]
 
 
+def own_keys(family: Family) -> set[str]:
+    """Keys that are refused but in some families, of which this is one."""
+    linear = {family.linear_attention} if family.linear_attention else set()
+    return linear | ({"sliding_window", "hc_mult"} if family.window else set())
+
+
 def open_keys(values: dict[str, Any], where: str) -> tuple[Keys, Family]:
     """`values` (a config.json) ready to be read under the names that are used here, absent keys filled in
     with what the model's class means by that."""
@@ -311,28 +329,6 @@ def open_keys(values: dict[str, Any], where: str) -> tuple[Keys, Family]:
         warn(f"{where}: {name} is not known here; absent keys are taken to mean what they do for DeepSeek-V3")
         keys.values["rope_interleave"] = True
     return keys, family
-
-
-# How a tensor may be called, and what transformers calls it in most models: beginning or middle of a name.
-SPELLINGS = (
-    # Ling-3.0
-    (re.compile(r"^model\.word_embeddings\."), "model.embed_tokens."),
-    (re.compile(r"(?<=\d)\.attention\."), ".self_attn."),
-    (re.compile(r"\.dense\.weight"), ".o_proj.weight"),
-    (re.compile(r"\.gate\.expert_bias$"), ".gate.e_score_correction_bias"),
-    # Kimi-Linear
-    (re.compile(r"\.block_sparse_moe\."), ".mlp."),
-    (re.compile(r"(?<=\d)\.w1\."), ".gate_proj."),
-    (re.compile(r"(?<=\d)\.w2\."), ".down_proj."),
-    (re.compile(r"(?<=\d)\.w3\."), ".up_proj."),
-)
-
-
-def usual_name(name: str) -> str:
-    """What plan.py looks for under the tensor's name."""
-    for spelling, usual in SPELLINGS:
-        name = spelling.sub(usual, name)
-    return name
 
 
 def ask(keys: Keys, key: str) -> NoReturn:

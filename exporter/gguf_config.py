@@ -26,6 +26,7 @@ ARCHITECTURES = {
     "longcat-flash": "longcat_flash",
     "minicpm3": "minicpm3",
     "plm": "plm",
+    "deepseek4": "deepseek_v4",
 }
 SIGMOID = ("deepseek32", "glm-dsa")  # whose router llama.cpp takes for a sigmoid's where the file is silent
 # Without a list of the layers that have an indexer llama.cpp knows two: GLM-5.2's by its context, and all.
@@ -71,6 +72,38 @@ LAYER = {
     "nextn.shared_head_norm": "shared_head.norm",
     "nextn.shared_head_head": "shared_head.head",
 }
+# DeepSeek-V4's, of the model and of a layer, where they are called otherwise than above: whole names.
+V4_TOP = {
+    "output_hc_fn": "model.hc_head.hc_fn",
+    "output_hc_base": "model.hc_head.hc_base",
+    "output_hc_scale": "model.hc_head.hc_scale",
+}
+V4_LAYER = {
+    "attn_q_a_norm": "self_attn.q_a_norm.weight",
+    "attn_kv": "self_attn.kv_proj.weight",
+    "attn_kv_a_norm": "self_attn.kv_norm.weight",
+    "attn_sinks": "self_attn.sinks",
+    "attn_output_a": "self_attn.o_a_proj.weight",
+    "attn_output_b": "self_attn.o_b_proj.weight",
+    "attn_compressor_kv": "self_attn.compressor.kv_proj.weight",
+    "attn_compressor_gate": "self_attn.compressor.gate_proj.weight",
+    "attn_compressor_ape": "self_attn.compressor.position_bias",
+    "attn_compressor_norm": "self_attn.compressor.kv_norm.weight",
+    "indexer.attn_q_b": "self_attn.compressor.indexer.q_b_proj.weight",
+    "indexer.proj": "self_attn.compressor.indexer.scorer.weights_proj.weight",
+    "indexer_compressor_kv": "self_attn.compressor.indexer.kv_proj.weight",
+    "indexer_compressor_gate": "self_attn.compressor.indexer.gate_proj.weight",
+    "indexer_compressor_ape": "self_attn.compressor.indexer.position_bias",
+    "indexer_compressor_norm": "self_attn.compressor.indexer.kv_norm.weight",
+    "hc_attn_fn": "attn_hc.fn",
+    "hc_attn_base": "attn_hc.base",
+    "hc_attn_scale": "attn_hc.scale",
+    "hc_ffn_fn": "ffn_hc.fn",
+    "hc_ffn_base": "ffn_hc.base",
+    "hc_ffn_scale": "ffn_hc.scale",
+    "ffn_gate_tid2eid": "mlp.gate.tid2eid",
+}
+SQRT_SOFTPLUS = 4  # expert_gating_func
 # All experts stacked [E, rows, columns]; the last has both matrices of one expert one below the other.
 EXPERTS = {
     "ffn_gate_exps": ["gate_proj"],
@@ -114,17 +147,22 @@ def _of_pair(name: str, half: int) -> str:
     return f"{block}.{half}.{rest}".rstrip(".")
 
 
-def transformers_name(name: str, pairs: bool = False) -> str:
-    """The name in transformers; of stacked experts with {e} and {matrix} in it. Another name as it is.
-    `pairs`: two blocks of the file are one layer there."""
+def transformers_name(name: str, architecture: str) -> str:
+    """The name in transformers; of stacked experts with {e} and {matrix} in it. Another name as it is."""
     stem, _, ending = name.rpartition(".")
+    of_v4, pairs = architecture == "deepseek4", architecture == "longcat-flash"
+    if of_v4 and stem in V4_TOP:
+        return V4_TOP[stem]
     if stem in TOP:
         return TOP[stem] if TOP[stem].endswith("inv_freq") else f"{TOP[stem]}.{ending}"
     match = re.fullmatch(r"blk\.(\d{1,9})\.(.+)", stem)
     if not match:
         return name
     number, kind = int(match.group(1)), match.group(2)
+    # two blocks of LongCat's file are one layer there
     layer = f"model.layers.{number // 2 if pairs else number}."
+    if of_v4 and kind in V4_LAYER:
+        return layer + V4_LAYER[kind]
     if kind in EXPERTS:
         return layer + "mlp.experts.{e}.{matrix}." + ending
     if kind == "exp_probs_b":
@@ -164,6 +202,9 @@ def config(source: "Gguf") -> Converted:
     embed = source.tensors.get("model.embed_tokens.weight")
     if embed is None:
         raise ExportError(f"{source.directory}: tensor token_embd.weight is missing; is this a model?")
+    if keys.architecture == "deepseek4":
+        values = _deepseek4(keys, source) | {"vocab_size": embed.shape[0]} | _text(keys)
+        return Converted({key: value for key, value in values.items() if value is not None}, [])
     values = _sizes(keys) | {"vocab_size": embed.shape[0]} | _text(keys)
     notes = _experts(keys, values) if keys.natural("expert_count", 0) else []
     values |= _indexer(keys)
@@ -283,6 +324,68 @@ def _indexer(keys: Metadata) -> dict[str, Any]:
         "index_topk": top,
         "indexer_types": kinds,
     } | (SHARED if shared else {})
+
+
+def _deepseek4(keys: Metadata, source: "Gguf") -> dict[str, Any]:
+    """DeepSeek-V4's. Layers for multi-token prediction count as blocks where the file has them."""
+    layers, more = keys.natural("block_count"), keys.natural("nextn_predict_layers", 0)
+    if f"model.layers.{layers - more}.eh_proj.weight" in source.tensors:
+        layers -= more
+    keys.arch(keys.one_of, "expert_gating_func", SQRT_SOFTPLUS)
+    yarn = None
+    if keys.arch(keys.get, "rope.scaling.type", "none") != "none":
+        yarn = {
+            "type": keys.arch(keys.get, "rope.scaling.type"),
+            "factor": keys.real("rope.scaling.factor"),
+            "original_max_position_embeddings": keys.natural("rope.scaling.original_context_length"),
+            "beta_fast": keys.real("rope.scaling.yarn_beta_fast", 32.0),
+            "beta_slow": keys.real("rope.scaling.yarn_beta_slow", 1.0),
+        }
+    return {
+        "model_type": ARCHITECTURES["deepseek4"],
+        "hidden_size": keys.natural("embedding_length"),
+        "num_hidden_layers": layers,
+        "num_attention_heads": keys.natural("attention.head_count"),
+        "head_dim": keys.natural("attention.key_length"),
+        "qk_rope_head_dim": keys.natural("rope.dimension_count"),
+        "q_lora_rank": keys.natural("attention.q_lora_rank"),
+        "o_groups": keys.natural("attention.output_group_count"),
+        "o_lora_rank": keys.natural("attention.output_lora_rank"),
+        "sliding_window": keys.natural("attention.sliding_window"),
+        "compress_ratios": keys.arch(keys.get, "attention.compress_ratios"),
+        "index_n_heads": keys.natural("attention.indexer.head_count"),
+        "index_head_dim": keys.natural("attention.indexer.key_length"),
+        "index_topk": keys.natural("attention.indexer.top_k"),
+        "hc_mult": keys.natural("hyper_connection.count"),
+        "hc_sinkhorn_iters": keys.natural("hyper_connection.sinkhorn_iterations"),
+        "hc_eps": keys.real("hyper_connection.epsilon"),
+        "num_hash_layers": keys.natural("hash_layer_count"),
+        "n_routed_experts": keys.natural("expert_count"),
+        "num_experts_per_tok": keys.natural("expert_used_count"),
+        "n_shared_experts": keys.natural("expert_shared_count"),
+        "moe_intermediate_size": keys.natural("expert_feed_forward_length"),
+        "routed_scaling_factor": keys.real("expert_weights_scale"),
+        "norm_topk_prob": keys.arch(keys.boolean, "expert_weights_norm", False),
+        "swiglu_limit": _clamp(keys, layers),
+        "max_position_embeddings": keys.natural("context_length"),
+        "rms_norm_eps": keys.real("attention.layer_norm_rms_epsilon"),
+        "rope_theta": keys.real("rope.freq_base", 10000.0),
+        "compress_rope_theta": keys.real("attention.compress_rope_freq_base"),
+        "rope_scaling": yarn,
+    }
+
+
+def _clamp(keys: Metadata, layers: int) -> float:
+    """The one limit of SwiGLU in all layers, of routed and, unless they have their own, of shared experts."""
+    found = set()
+    for who in ("exp", "shexp"):
+        limits = keys.arch(keys.get, f"swiglu_clamp_{who}", [] if who == "shexp" else 0.0)
+        found.update(limits[:layers] if isinstance(limits, list) else [limits])
+    if len(found) != 1:
+        keys.fail(
+            f"{keys.architecture}.swiglu_clamp_exp", "one limit for all layers and experts is supported"
+        )
+    return float(found.pop())
 
 
 def _longcat(keys: Metadata, values: dict[str, Any]) -> None:

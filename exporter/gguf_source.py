@@ -1,9 +1,10 @@
 """A GGUF file, or several that are one model, as a source: tensors under transformers' names, and the
 metadata.
 
-F32, F16, BF16, Q8_0 and Q4_0 are read here; for every other type that the gguf package can turn into numbers,
-that package is asked for. The header's reader is our own: the package's believes every length and count that
-a file claims. Reads slabs of rows and keeps none. Which keys and names a model has is gguf_config.py's.
+F32, F16, BF16, Q8_0, Q4_0, MXFP4 and tables of I32 are read here; for every other type that the gguf package
+can turn into numbers, that package is asked for. The header's reader is our own: the package's believes every
+length and count that a file claims. Reads slabs of rows and keeps none. Which keys and names a model has is
+gguf_config.py's.
 """
 
 import math
@@ -17,7 +18,8 @@ import numpy as np
 from .errors import ExportError, printable
 from .gguf_config import EXPERTS, check_architecture, transformers_name
 from .keys import LIMITS
-from .sources import File, Groups, Integers, Source, Tensor, parts
+from .quantized import E2M1
+from .sources import File, Groups, Integers, Source, Tensor, parts, used
 
 SCALARS = {
     0: "<B",
@@ -33,8 +35,8 @@ SCALARS = {
     12: "<d",
 }
 FLOAT32, STRING, ARRAY = 6, 8, 9
-PLAIN = {0: "F32", 1: "F16", 30: "BF16"}
-Q4_0, Q8_0 = 2, 8
+PLAIN = {0: "F32", 1: "F16", 26: "I32", 30: "BF16"}
+Q4_0, Q8_0, MXFP4 = 2, 8, 39
 COUNT_LIMIT = 1 << 24  # of an array's elements; a vocabulary has 2^18
 
 
@@ -104,6 +106,25 @@ class Blocks(Integers):
             stored = np.concatenate([stored & 15, stored >> 4], axis=2) - np.uint8(8)
         integers = np.ascontiguousarray(stored).view(np.int8).reshape(high - low, self.cols)
         return Groups(integers, scale)
+
+
+class Mxfp4(Integers):
+    """A tensor in blocks of 32 columns, each a power of two in E8M0 and 32 numbers in E2M1: byte i has
+    columns i (low) and 16 + i (high)."""
+
+    bits, group, codebook, block_bytes = 4, 32, E2M1, 17
+
+    def __init__(self, file: File, name: str, shape: list[int], offset: int) -> None:
+        super().__init__(file, name, "MXFP4", shape, offset)
+        self.row_bytes = self.cols // 32 * self.block_bytes
+
+    def integers(self, low: int, high: int) -> Groups:
+        blocks = self.raw(low, high).reshape(high - low, -1, self.block_bytes)
+        # E2M1 is doubled; 255 is a power of two here as any other
+        scale = np.ldexp(np.float32(1), blocks[:, :, 0].astype(np.int32) - 128)
+        stored = blocks[:, :, 1:]
+        codes = np.concatenate([stored & 15, stored >> 4], axis=2).reshape(high - low, self.cols)
+        return used(np.take(E2M1, codes), scale)
 
 
 class Dequantized(Integers):
@@ -239,6 +260,8 @@ def _tensor(file: File, name: str, kind: int, shape: list[int], offset: int) -> 
         tensor, block = Tensor(file, name, PLAIN[kind], shape, offset), 1
     elif kind in (Q4_0, Q8_0):
         tensor, block = Blocks(file, name, kind, shape, offset), 32
+    elif kind == MXFP4:
+        tensor, block = Mxfp4(file, name, shape, offset), 32
     else:
         tensor = Dequantized(file, name, kind, shape, offset)
         block = tensor.block
@@ -294,7 +317,7 @@ class Gguf(Source):
     def _take(self, name: str, tensor: Tensor, found: dict[str, Tensor]) -> None:
         """Adds a tensor under transformers' name or names: stacked experts are taken apart, the two parts of
         kv_b_proj put together."""
-        ours = transformers_name(name, self.architecture == "longcat-flash")
+        ours = transformers_name(name, str(self.architecture))
         stem, _, kind = name.removesuffix(".weight").rpartition(".")
         if kind == "attn_k_b":
             v = found.get(f"{stem}.attn_v_b.weight")

@@ -14,7 +14,8 @@ import numpy as np
 from .families import Family
 from .keys import Keys
 
-MASK_WORDS = 32  # of 32 layers each: Config.kda_layers
+MASK_WORDS = 32  # of 32 layers each: Config.kda_layers and others
+LIMIT_NONE, LIMIT_SILU, LIMIT_GATE = 0, 1, 2  # model.h
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,11 @@ class Kda:
 NONE = Kda({})
 
 
-def _mask(layers: list[bool]) -> list[int]:
+def mask(layers: list[bool]) -> list[int]:
+    """Which layers: bit i of word j for layer 32 j + i."""
     words = [0] * MASK_WORDS
-    for i, kda in enumerate(layers):
-        words[i // 32] |= int(kda) << i % 32
+    for i, has in enumerate(layers):
+        words[i // 32] |= int(has) << i % 32
     return words
 
 
@@ -72,7 +74,7 @@ def _kimi(keys: Keys, layers: int) -> Kda:
         "kda_head_dim": size,
         "kda_taps": block.integer("short_conv_kernel_size", least=2),
         "kda_rank": size,
-        "kda_layers": _mask([i + 1 in kda for i in range(layers)]),
+        "kda_layers": mask([i + 1 in kda for i in range(layers)]),
     }
     block.finish()
     keys.one_of("use_grouped_topk", True)
@@ -125,9 +127,9 @@ def _ling(keys: Keys, layers: int) -> Kda:
         "kda_head_dim": keys.integer("head_dim"),
         "kda_taps": keys.integer("short_conv_kernel_size", 4, least=2),
         "kda_lower_bound": lower if safe else 0.0,
-        "kda_layers": _mask([(i + 1) % group != 0 and i < whole for i in range(layers)]),
+        "kda_layers": mask([(i + 1) % group != 0 and i < whole for i in range(layers)]),
         "head_gate": 1,
-        "swiglu_limits": int(limited),
+        "swiglu_limits": LIMIT_SILU if limited else LIMIT_NONE,
     }
     return Kda(fields, limits=np.array(limits, np.float32) if limited else None)
 

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from .errors import ExportError, printable
 
-# The largest that ./run accepts (engine/checkpoint.c), far above any published model.
+# The largest that ./run accepts (engine/config.c), far above any published model.
 LIMITS = {
     "hidden_size": 1 << 17,
     "num_hidden_layers": 1 << 10,
@@ -32,6 +32,10 @@ LIMITS = {
     "num_heads": 1 << 12,  # of linear attention
     "head_dim": 1 << 12,
     "short_conv_kernel_size": 16,
+    "hc_mult": 16,
+    "hc_sinkhorn_iters": 1000,
+    "sliding_window": 1 << 14,
+    "o_lora_rank": 1 << 17,
 }
 
 # What some refused keys mean, for a better message than "unknown".

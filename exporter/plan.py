@@ -83,6 +83,7 @@ class Entry:
     hadamard_rows: int = 0
     hadamard_cols: bool = False
     gain: str = ""
+    below: int = 0  # whole numbers from 0 on, all of them below it; 0: any numbers
 
     def ranges(self) -> list[tuple[int, int]]:
         """The source's rows that this tensor is made of: [(first, last + 1)], one of each matrix."""
@@ -239,12 +240,15 @@ class Plan:
         self.matrix(f"{name}up", role, width, D, f"{source}up_proj.weight")
         self.matrix(f"{name}down", role, D, width, f"{source}down_proj.weight", times=cfg.residual_factor)
 
-    def attention(self, name: str, source: str) -> None:
+    def attention(self, name: str, source: str, layer: int) -> None:
         cfg = self.config
         D, H, ql, r = cfg.hidden_size, cfg.num_attention_heads, cfg.q_lora_rank, cfg.kv_lora_rank
         n, p, v = cfg.qk_nope_head_dim, cfg.qk_rope_head_dim, cfg.v_head_dim
         if cfg.num_key_value_heads:
             self.grouped_attention(name, source)
+            return
+        if cfg.sliding_window:
+            self.window_attention(name, source, layer)
             return
         q: dict[str, Any] = self.rotated(n, p) | {"times": cfg.query_factor}
         if ql:
@@ -303,6 +307,44 @@ class Plan:
         self.matrix(name + "v", "attention", G * v, D, source + "v_proj.weight", **values)
         self.output(name, source, **output)
 
+    def window_attention(self, name: str, source: str, layer: int) -> None:
+        """One row is key and value of all heads; its last p numbers, and theirs, are rotated as they are."""
+        cfg = self.config
+        D, H, ql, d = cfg.hidden_size, cfg.num_attention_heads, cfg.q_lora_rank, cfg.v_head_dim
+        Hi, di, groups, rank = cfg.index_n_heads, cfg.index_head_dim, cfg.o_groups, cfg.o_lora_rank
+        self.matrix(name + "q_a", "attention", ql, D, source + "q_a_proj.weight")
+        self.vector(name + "q_a_norm", ql, source + "q_a_norm.weight")
+        self.matrix(name + "q_b", "attention", H * d, ql, source + "q_b_proj.weight")
+        self.matrix(name + "kv", "attention", d, D, source + "kv_proj.weight")
+        self.vector(name + "kv_norm", d, source + "kv_norm.weight")
+        self.vector(name + "sinks", H, source + "sinks")
+        rows, keys = source + "compressor.", source + "compressor.indexer."
+        if cfg.is_hca(layer):
+            self.compressor(name + "compress_", rows, cfg.hca_ratio, d, d)
+        if cfg.is_csa(layer):
+            self.compressor(name + "compress_", rows, cfg.csa_ratio, 2 * d, d)
+            self.matrix(name + "index_q", "attention", Hi * di, ql, keys + "q_b_proj.weight")
+            self.compressor(name + "index_compress_", keys, cfg.csa_ratio, 2 * di, di)
+            self.matrix(name + "index_weights", F32, Hi, D, keys + "scorer.weights_proj.weight")
+        first: dict[str, Any] = {"shape": (groups * rank, H // groups * d), "count": groups, "stride": rank}
+        self.matrix(name + "o_a", "attention", rank, H // groups * d, source + "o_a_proj.weight", **first)
+        self.matrix(name + "o", "attention", D, groups * rank, source + "o_b_proj.weight")
+
+    def compressor(self, name: str, source: str, ratio: int, width: int, d: int) -> None:
+        """`ratio` tokens become a row of d numbers, by way of `width` for each."""
+        D = self.config.hidden_size
+        self.matrix(name + "kv", "attention", width, D, source + "kv_proj.weight")
+        self.matrix(name + "gate", "attention", width, D, source + "gate_proj.weight")
+        self.vector(name + "ape", ratio * width, source + "position_bias", shape=(ratio, width))
+        self.vector(name + "norm", d, source + "kv_norm.weight")
+
+    def hyper(self, name: str, source: str, outputs: int, scales: int) -> None:
+        """A hyper-connection."""
+        width = self.config.hc_mult * self.config.hidden_size
+        self.matrix(name + "fn", F32, outputs, width, source + "fn")
+        self.vector(name + "base", outputs, source + "base")
+        self.vector(name + "scale", scales, source + "scale")
+
     def kda(self, name: str, source: str) -> None:
         """Linear attention, with the names of Kimi-Linear and Ling-3.0."""
         cfg = self.config
@@ -353,18 +395,22 @@ class Plan:
     def layer(self, name: str, source: str, layer: int, indexer: bool, half: str = "") -> None:
         """`layer`: its number; `half`: of a pair that is one layer of the source, ".0" or ".1"."""
         cfg, moe = self.config, self.config.is_moe(layer)
-        D, choices = cfg.hidden_size, cfg.n_routed_experts + cfg.zero_expert_num
+        D, choices, streams = cfg.hidden_size, cfg.n_routed_experts + cfg.zero_expert_num, cfg.hc_mult
+        if streams:
+            self.hyper(name + "attention_hc_", source + "attn_hc.", streams * (2 + streams), 3)
         self.vector(name + "input_norm", D, f"{source}input_layernorm{half}.weight")
         if layer < cfg.published_layers and cfg.is_kda(layer):
             self.kda(name, f"{source}self_attn.")
         else:
-            self.attention(name, f"{source}self_attn{half}.")
-        if indexer:
+            self.attention(name, f"{source}self_attn{half}.", layer)
+        if indexer and not cfg.sliding_window:
             self.indexer(name, f"{source}self_attn.indexer.")
         post = f"{source}post_attention_layernorm{half}.weight"
         if cfg.sandwich_norm:  # what is called so elsewhere stands before the MLP
             self.vector(name + "attention_out_norm", D, post)
             post = source + "pre_mlp_layernorm.weight"
+        if streams:
+            self.hyper(name + "mlp_hc_", source + "ffn_hc.", streams * (2 + streams), 3)
         self.vector(name + "post_norm", D, post)
         mlp = source + "mlp."
         if not moe or cfg.shortcut_moe:
@@ -373,7 +419,11 @@ class Plan:
             gate = mlp + ("router." if cfg.shortcut_moe else "gate.")
             weight = gate + ("classifier.weight" if cfg.shortcut_moe else "weight")
             self.matrix(name + "router", F32, choices, D, weight)
-            if cfg.router_bias:
+            if layer < cfg.num_hash_layers:
+                V, K = cfg.vocab_size, cfg.num_experts_per_tok
+                table: dict[str, Any] = {"shape": (V, K), "below": cfg.n_routed_experts}
+                self.vector(name + "token_experts", V * K, gate + "tid2eid", **table)
+            elif cfg.router_bias:
                 self.vector(name + "router_bias", choices, gate + "e_score_correction_bias")
             else:
                 self.vector(name + "router_bias", choices, constant=np.zeros(choices, np.float32))
@@ -392,10 +442,14 @@ class Plan:
             self.matrix("head", "head", V, D, "lm_head.weight")
         self.vector("norm", D, "model.norm.weight", times=cfg.head_factor)
         self.vector("inv_freq", cfg.qk_rope_head_dim // 2, constant=cfg.inv_freq)
+        if cfg.compress_inv_freq is not None:
+            self.vector("compress_inv_freq", len(cfg.compress_inv_freq), constant=cfg.compress_inv_freq)
         if cfg.query_scale is not None:
             self.vector("query_scale", len(cfg.query_scale), constant=cfg.query_scale)
         if cfg.limits is not None:
             self.vector("swiglu_limits", cfg.limits.size, constant=cfg.limits)
+        if cfg.hc_mult:
+            self.hyper("hc_head_", "model.hc_head.hc_", cfg.hc_mult, 1)
         for i in range(L):
             at, half = (i // 2, f".{i % 2}") if cfg.shortcut_moe else (i, "")
             self.layer(f"layers.{i}.", f"model.layers.{at}.", i, cfg.has_indexer(i), half)

@@ -1,9 +1,11 @@
 """float32 rows -> panels of 16 rows, as kernels/kernels.h lays them out: f32, bf16, q8 and q4.
 
 Whole arrays at a time, so that numpy's loops do the work; callers bring so few rows that the arrays stay in a
-core's cache.
+core's cache. What is written here is the definition. kernels/pack.c does the same in a fraction of the time,
+to the last bit, and is used where it was built (compiled.py).
 """
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -11,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from . import compiled
+from .errors import warn
 from .plan import BF16, F32, Q4, Q8
 from .sources import UNIFORM, Groups, Tensor, steps
 
@@ -56,7 +60,8 @@ def multiplier(largest: float, kind: int) -> float:
 def kept_multiplier(tensor: Tensor, ranges: list[tuple[int, int]], kind: int) -> float | None:
     """The multiplier with which the rows in `ranges` [(first, last + 1)] of `tensor`, integers with one scale
     for each 32 of a row or a multiple of that, can be packed as they are: every integer is one that `kind`
-    has, and every scale a half. None where that is not so, and its numbers must be rounded."""
+    has, and every scale a half, but for what is less than 2^-38 of the largest. None where that is not so,
+    and its numbers must be rounded."""
     if not tensor.group or tensor.group % GROUP or tensor.bits not in {Q8: (4, 8), Q4: (4,)}.get(kind, ()):
         return None
 
@@ -67,9 +72,9 @@ def kept_multiplier(tensor: Tensor, ranges: list[tuple[int, int]], kind: int) ->
         for low, high in ranges:
             yield from (tensor.integers(begin, end) for begin, end in steps(tensor, low, high))
 
-    def fits(scale: np.ndarray, factor: np.float32) -> bool:
+    def fits(scale: np.ndarray, factor: np.float32, slack: float) -> bool:
         with np.errstate(all="ignore"):
-            return bool(((scale / factor).astype(np.float16) * factor == scale).all())
+            return bool((np.abs((scale / factor).astype(np.float16) * factor - scale) <= slack).all())
 
     largest, one = 0.0, True
     for piece in pieces():
@@ -78,13 +83,16 @@ def kept_multiplier(tensor: Tensor, ranges: list[tuple[int, int]], kind: int) ->
         if kind == Q4 and not np.take(held, piece.integers.view(np.uint8)).all():
             return None
         scale = piece.scale
-        largest, one = max(largest, float(np.abs(scale).max(initial=0))), one and fits(scale, np.float32(1))
+        largest, one = (
+            max(largest, float(np.abs(scale).max(initial=0))),
+            one and fits(scale, np.float32(1), 0),
+        )
     if one and largest < np.inf:
         return 1.0
     if not 0 < largest < np.inf:
         return None
-    factor = 2.0 ** np.clip(np.floor(np.log2(largest)) - 8, -126, 127)
-    all_fit = all(piece and fits(piece.scale, np.float32(factor)) for piece in pieces())
+    factor = 2.0 ** np.clip(np.floor(np.log2(largest)) - 14, -126, 127)
+    all_fit = all(piece and fits(piece.scale, np.float32(factor), largest * 2.0**-38) for piece in pieces())
     return float(factor) if all_fit else None
 
 
@@ -102,8 +110,35 @@ def pack_integers(groups: Groups, kind: int, codebook: np.ndarray = UNIFORM) -> 
     return _blocks_q4(np.take(code, q.view(np.uint8)).reshape(-1, GROUP).T, scale)
 
 
+@functools.cache
+def fast() -> compiled.Compiled | None:
+    """pack.c, if it is there and gives the bytes of this file: it may be of another version, and compilers
+    have faults."""
+    found = compiled.load()
+    if found is None:
+        return None
+    x = np.random.default_rng(0).standard_normal((24, 160)).astype(np.float32)
+    for part in (x, x[:, :100].copy()):
+        if not all(
+            np.array_equal(_pack_compiled(found, part, kind), define(part, kind)) for kind in (Q8, Q4)
+        ):
+            warn(f"{found.path} is not used: it packs otherwise than {__name__}; run make again")
+            return None
+    return found
+
+
+def _pack_compiled(found: compiled.Compiled, x: np.ndarray, kind: int) -> np.ndarray:
+    return found.q8(x) if kind == Q8 else found.q4(x, CODEBOOK, np.array(TRIES, np.float32))
+
+
 def pack(x: np.ndarray, kind: int) -> np.ndarray:
-    """x [rows, cols] float32 -> its panels as bytes [panels, bytes of a panel]."""
+    """x [rows, cols] float32, finite -> its panels as bytes [panels, bytes of a panel]."""
+    found = fast() if kind in (Q8, Q4) else None
+    return _pack_compiled(found, np.ascontiguousarray(x), kind) if found else define(x, kind)
+
+
+def define(x: np.ndarray, kind: int) -> np.ndarray:
+    """What pack() gives."""
     cols = x.shape[1]
     return {F32: _pack_f32, BF16: _pack_bf16, Q8: _pack_q8, Q4: _pack_q4}[kind](
         _padded(x, PANEL, BLOCK if kind in (Q8, Q4) else 1), cols
@@ -176,8 +211,9 @@ def _columns(x: np.ndarray) -> np.ndarray:
 
 def _pack_q8(x: np.ndarray, cols: int) -> np.ndarray:
     groups = _columns(x)
-    # rounded first, then the integers
-    scale = (np.maximum(groups.max(axis=0), -groups.min(axis=0)) / 127).astype(np.float16)
+    largest = np.maximum(groups.max(axis=0), -groups.min(axis=0))
+    # rounded first, then the integers; of zeros numpy's maximum has now this sign, now that
+    scale = (np.abs(largest) / np.float32(127)).astype(np.float16)
     np.multiply(groups, _inverse(scale), out=groups)
     np.clip(np.rint(groups, out=groups), -127, 127, out=groups)
     q = np.ascontiguousarray(groups.astype(np.int8).T)
@@ -221,7 +257,9 @@ class Trial:
         value = self.value
         if self.present is not None:
             value *= self.present
-        xv, vv = np.einsum("jn,jn->n", self.x, value), np.einsum("jn,jn->n", value, value)
+        vv = np.einsum("jn,jn->n", value, value)  # exact, in any order
+        # column by column, and no product fused with a sum, as einsum does on some processors
+        xv = np.multiply(self.x, value, out=value).sum(axis=0, initial=0)
         scale = np.divide(xv, vv, out=np.zeros_like(xv), where=vv != 0)
         return Fit(scale, xv * scale)
 

@@ -2,9 +2,10 @@
 
 The forms: FP8 E4M3 with scales by block, channel or tensor; compressed-tensors' integers of four and eight
 bits, with zero points or without; AWQ's; floats of four bits, E2M1, as NVFP4 (of ModelOpt and of
-compressed-tensors) and as MXFP4. The names and types of the tensors tell which; weight_formats.py says of
-what the configuration names whether it is among them. Integers, and E2M1 doubled, stand in groups with one
-scale, so that quantize.py can carry them over where a type of the checkpoint has them.
+compressed-tensors), as MXFP4 and as DeepSeek-V4 has them. The names and types of the tensors tell which;
+weight_formats.py says of what the configuration names whether it is among them. Integers, and E2M1 doubled,
+stand in groups with one scale, so that quantize.py can carry them over where a type of the checkpoint has
+them.
 """
 
 import math
@@ -13,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .sources import ITEM_BYTES, Groups, Integers, Source, Tensor
+from .sources import ITEM_BYTES, Groups, Integers, Source, Tensor, steps, used
 from .weight_formats import WHOLE, Block
 
 # Scales of activations: how other programs round what flows through the model, and no part of it.
@@ -21,6 +22,8 @@ OF_ACTIVATIONS = (
     "activation_scale", ".input_scale", ".output_scale", ".qscale_act", ".k_scale", ".v_scale",
     ".input_global_scale",
 )  # fmt: skip
+
+TABLES = (".tid2eid",)  # which hold whole numbers, and no weights
 
 # The sixteen numbers of E2M1 by their codes, doubled: integers. The highest bit is the sign; -0 is 0 here.
 E2M1 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)
@@ -61,6 +64,25 @@ class Scaled(Tensor):
             return 0.0
         first, last = (int(row) for row in self.scale_rows(np.array([low, high - 1])))
         return super().largest(low, high) * self.scale.largest(first, last + 1)
+
+
+class Table(Tensor):
+    """Whole numbers from 0 on, in 32 or 64 bits."""
+
+    def stored(self, low: int, high: int) -> np.ndarray:
+        return self.raw(low, high).view("<i4" if self.dtype == "I32" else "<i8")
+
+    def floats(self, low: int, high: int) -> np.ndarray:
+        return self.stored(low, high).astype(np.float32)
+
+    def largest(self, low: int, high: int) -> float:
+        most = 0
+        for begin, end in steps(self, low, high):
+            numbers = self.stored(begin, end)
+            if numbers.min(initial=0) < 0:
+                self.fail(f": {numbers.min()} is in it, and whole numbers from 0 on were expected")
+            most = max(most, int(numbers.max(initial=0)))
+        return float(most)
 
 
 class Stored(NamedTuple):
@@ -187,7 +209,7 @@ class Bytes(Grouped):
 
 class Floats4(Grouped):
     """E2M1, two columns in a byte, the first one lower, with scales for groups of a row: of NVFP4 in E4M3,
-    times one number for the whole tensor; of MXFP4 in E8M0."""
+    times one number for the whole tensor; of MXFP4 and of DeepSeek-V4's experts in E8M0."""
 
     bits, codebook = 4, E2M1
 
@@ -195,7 +217,7 @@ class Floats4(Grouped):
         """factor: what the scales of NVFP4 are multiplied by, and 1."""
         shape = weight.shape[0] if weight.shape else 0, 2 * weight.cols
         kinds = ("F8_E4M3", "F8_E8M0")
-        if len(weight.shape) != 2 or weight.dtype != "U8" or scale.dtype not in kinds:
+        if len(weight.shape) != 2 or weight.dtype not in ("U8", "I8") or scale.dtype not in kinds:
             weight.fail(f" is {weight.dtype} {list(weight.shape)}, and bytes in a matrix were expected")
         if len(scale.shape) != 2 or scale.shape[0] != shape[0]:
             scale.fail(f" has shape {list(scale.shape)}, and the bytes {list(weight.shape)}")
@@ -208,6 +230,10 @@ class Floats4(Grouped):
         with np.errstate(all="ignore"):  # what is not finite is found by whoever looks at all numbers
             scale = self.scale.floats(low, high) * self.factor * np.float32(0.5)  # E2M1 is doubled
         return Stored(np.take(E2M1, codes).astype(np.int16), None, scale)
+
+    def integers(self, low: int, high: int) -> Groups | None:
+        codes, scale = self.differences(low, high)
+        return used(codes.astype(np.int8), scale)
 
 
 class Awq(Grouped):
@@ -272,11 +298,16 @@ def decode(source: Source, block: Block) -> None:
             _packed(source, name.removesuffix("_packed"), source.tensors.pop(name))
         elif name.endswith(".qweight"):
             _awq(source, name.removesuffix(".qweight"), source.tensors.pop(name))
+        elif name.endswith(TABLES) and tensor.dtype in ("I32", "I64"):
+            source.tensors[name] = Table(tensor.shard, name, tensor.dtype, tensor.shape, tensor.offset)
         elif tensor.dtype == "U8" and f"{name}_scale_2" in source.tensors:
             scale, whole = source.part(tensor, name, "_scale"), source.part(tensor, name, "_scale_2")
             source.tensors[name] = Floats4(name, tensor, scale, _number(whole))
         elif tensor.dtype == "I8" and f"{name}_scale" in source.tensors:
             scale = source.part(tensor, name, "_scale")
+            if scale.dtype == "F8_E8M0":  # DeepSeek-V4's experts
+                source.tensors[name] = Floats4(name, tensor, scale, 1.0)
+                continue
             source.tensors[name] = Bytes(tensor, scale, source.tensors.pop(f"{name}_zero_point", None))
     for name, tensor in list(source.tensors.items()):
         if tensor.dtype == "F8_E4M3" and name in source.tensors and not name.endswith("_scale"):

@@ -140,6 +140,50 @@ def _ling(**keys: Any) -> dict[str, Any]:
     )
 
 
+def _deepseek_v4(ratios: list[int], **keys: Any) -> dict[str, Any]:
+    return {
+        "model_type": "deepseek_v4",
+        "vocab_size": 129280,
+        "num_hidden_layers": len(ratios),
+        "head_dim": 512,
+        "qk_rope_head_dim": 64,
+        "num_key_value_heads": 1,
+        "sliding_window": 128,
+        "compress_ratios": ratios,
+        "o_lora_rank": 1024,
+        "index_n_heads": 64,
+        "index_head_dim": 128,
+        "hc_mult": 4,
+        "hc_sinkhorn_iters": 20,
+        "hc_eps": 1e-6,
+        "num_hash_layers": 3,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 6,
+        "scoring_func": "sqrtsoftplus",
+        "topk_method": "noaux_tc",
+        "norm_topk_prob": True,
+        "swiglu_limit": 10.0,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "tie_word_embeddings": False,
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 1048576,
+        "rope_theta": 10000,
+        "compress_rope_theta": 160000,
+        "rope_scaling": {
+            "type": "yarn",
+            "factor": 16,
+            "beta_fast": 32,
+            "beta_slow": 1,
+            "original_max_position_embeddings": 65536,
+        },
+        "bos_token_id": 0,
+        "add_bos_token": False,
+        "eos_token_id": 1,
+        **keys,
+    }
+
+
 SHAPES = {
     # before it there was ordinary attention
     "deepseek-67b": {
@@ -479,5 +523,27 @@ SHAPES = {
         bos_token_id=163691,
         eos_token_id=163691,
         **_experts(192, 2048, 1, 8, 2.5, 1, (8, 4)),
+    ),
+    "deepseek-v4-flash": _deepseek_v4(
+        [0, 0, *[4, 128] * 20, 4],
+        hidden_size=4096,
+        num_attention_heads=64,
+        q_lora_rank=1024,
+        o_groups=8,
+        index_topk=512,
+        n_routed_experts=256,
+        moe_intermediate_size=2048,
+        routed_scaling_factor=1.5,
+    ),
+    "deepseek-v4-pro": _deepseek_v4(
+        [128, 128, *[4, 128] * 29, 4],
+        hidden_size=7168,
+        num_attention_heads=128,
+        q_lora_rank=1536,
+        o_groups=16,
+        index_topk=1024,
+        n_routed_experts=384,
+        moe_intermediate_size=3072,
+        routed_scaling_factor=2.5,
     ),
 }

@@ -227,6 +227,13 @@ class Groups(NamedTuple):
     scale: np.ndarray  # float32 [rows, columns / group]
 
 
+def used(integers: np.ndarray, scale: np.ndarray) -> Groups:
+    """Where all integers of a group are 0 its scale is made 0, too: a scale that nothing needs may be any
+    number, and that would be kept."""
+    zeros = ~integers.reshape(*scale.shape, -1).any(axis=2)
+    return Groups(integers, np.where(zeros & np.isfinite(scale), np.float32(0), scale))
+
+
 class Integers(Tensor):
     """A tensor of integers [rows, cols] with one scale for each `group` of a row. A kind of it says how they
     are stored: integers()."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from .errors import ExportError, printable
 from .plan import Q4, TYPE_NAMES, VECTOR, Entry
-from .quantize import CODEBOOK, kept_multiplier, multiplier, pack, pack_integers
+from .quantize import CODEBOOK, fast, kept_multiplier, multiplier, pack, pack_integers
 from .sources import Groups, Source
 from .workers import Call, Workers, processors
 from .writer import Piece, tensor_bytes
@@ -83,6 +83,9 @@ def scale_of(entry: Entry, source: Source) -> tuple[float, bool]:
         if kept is not None:
             return kept, True
     largest = max(source.largest(entry.source, low, high) for low, high in entry.ranges())
+    if entry.below and largest >= entry.below:
+        what = f"{largest:.0f} is in it, and whole numbers from 0 to {entry.below - 1} were expected"
+        source.tensors[entry.source].fail(f": {what}")
     if entry.factor is not None:
         largest *= max(1.0, float(np.abs(entry.factor).max()))
     largest *= max(1.0, entry.times)
@@ -125,6 +128,7 @@ class Packer:
         # The C library keeps freed memory for the next arrays, up to the largest that it has seen freed;
         # otherwise each slab's arrays would be new pages from the system.
         np.empty(KEPT_MEMORY, np.uint8)
+        fast()  # once, and not in every worker
 
     def __call__(self, index: int, *part: Any) -> Any:
         """scale_of() of entry `index`, or, where a scale and a slab are given, packed()."""
@@ -153,11 +157,20 @@ def source_tensors(entries: list[Entry], workers: Workers, progress: Progress) -
         yield itertools.islice(done, sum(1 for _ in slabs(entry)))
 
 
-def random_vector(entry: Entry) -> np.ndarray:
+# What stands in a random vector whose name ends so; in others, which are norms, 1. A router's bias is there,
+# and prefers none.
+RANDOM_VECTORS = {"router_bias": 2.0**-10, "_bias": 0.0, "_base": 0.0, "sinks": 0.0, "_ape": 0.0}
+
+
+def random_vector(entry: Entry, random: np.random.Generator) -> np.ndarray:
     if entry.constant is not None:
         return entry.constant
-    # a router's bias is there, and prefers none; the others are norms
-    value = 2.0**-10 if entry.name.endswith("router_bias") else 0.0 if entry.name.endswith("_bias") else 1.0
+    if entry.below:  # a table of experts, different ones for each token
+        rows, cols = entry.shape
+        first, step = random.integers(entry.below, size=(rows, 1)), max(1, entry.below // cols)
+        table = (first + step * np.arange(cols)) % entry.below
+        return table.astype(np.float32).reshape(-1)
+    value = next((value for end, value in RANDOM_VECTORS.items() if entry.name.endswith(end)), 1.0)
     return np.full(entry.rows, value, np.float32)
 
 
@@ -174,7 +187,7 @@ def random_tensors(entries: list[Entry], seed: int, progress: Progress) -> Itera
 
     def pieces(entry: Entry) -> Iterator[Piece]:
         if entry.type == VECTOR:
-            yield Piece(1.0, b"", random_vector(entry))
+            yield Piece(1.0, b"", random_vector(entry, random))
             return
         key = entry.type, entry.cols
         if key not in panels:

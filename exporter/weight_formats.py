@@ -174,7 +174,7 @@ def fp8_block(keys: Keys) -> Block:
     quant.one_of("fmt", "e4m3")
     whole = Block(WHOLE, WHOLE)
     block = _block(quant, "weight_block_size") if quant.get("weight_block_size", None) else whole
-    quant.one_of("expert_dtype", "fp8")
+    quant.one_of("expert_dtype", "fp8", "fp4")
     # How activations are quantized elsewhere, how the scales were rounded, and which modules are not FP8
     # (their type says so).
     activations = {"activation_scheme", "scale_fmt", "dequantize"}

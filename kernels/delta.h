@@ -32,21 +32,6 @@ static void set_length(float *x, size_t n, float length, float eps) {
         store_left(x + i, n - i, vf_mul(load_left(x + i, n - i), times));
 }
 
-/* log(1 + e^x) = max(x, 0) + log(1 + y), y = e^-|x|. With t = y / (2 + y), at most 1/3, the logarithm is
- * 2 (t + t^3 / 3 + t^5 / 5 + ...): the terms past t^15 are below half a unit in the last place. */
-OP vf softplus(vf x) {
-    vf y = vf_exp(vf_sub(vf_set1(0.0f), vf_abs(x))), t = vf_div(y, vf_add(vf_set1(2.0f), y));
-    vf t2 = vf_mul(t, t), sum = vf_set1(1.0f / 15);
-    sum = vf_fma(sum, t2, vf_set1(1.0f / 13));
-    sum = vf_fma(sum, t2, vf_set1(1.0f / 11));
-    sum = vf_fma(sum, t2, vf_set1(1.0f / 9));
-    sum = vf_fma(sum, t2, vf_set1(1.0f / 7));
-    sum = vf_fma(sum, t2, vf_set1(1.0f / 5));
-    sum = vf_fma(sum, t2, vf_set1(1.0f / 3));
-    sum = vf_fma(vf_mul(sum, t2), t, t);
-    return vf_fma(vf_set1(2.0f), sum, vf_max(vf_set1(0.0f), x));
-}
-
 static void decay(float *y, const float *z, const float *bias, float rate, float lower, size_t n) {
     vf r = vf_exp(vf_set1(rate));
     for (size_t i = 0; i < n; i += 16) {

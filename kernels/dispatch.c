@@ -11,13 +11,18 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 #if defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
 
 /* Each kernels_*.o that is linked in defines one of these; what a build leaves out stays NULL. */
-__attribute__((weak)) const Kernels *kernels_avx512, *kernels_avxvnni, *kernels_avx2, *kernels_neon;
+__attribute__((weak)) const Kernels *kernels_amx, *kernels_avx512, *kernels_avxvnni, *kernels_avx2,
+    *kernels_neon;
 extern const Kernels *kernels_portable;
 
 static bool has_avx2(void) {
@@ -47,6 +52,19 @@ static bool has_avx512(void) {
 #endif
 }
 
+static bool has_amx(void) {
+#if defined(__x86_64__) && defined(__linux__)
+    /* Tile registers are large, so Linux gives them to those alone who ask. */
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    unsigned a, b, c,
+        d; /* leaf 7, EDX bits 24 (tiles) and 25 (int8): older compilers have no names for them */
+    return has_avx512() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 24 & 3) == 3 &&
+           syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+#else
+    return false;
+#endif
+}
+
 static bool has_neon_dot(void) {
 #if defined(__aarch64__) && defined(__linux__)
     return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
@@ -64,8 +82,8 @@ static const struct {
     bool (*runs_here)(void);
 } CHOICES[] = {
     /* fastest first */
-    {&kernels_avx512, has_avx512}, {&kernels_avxvnni, has_avxvnni}, {&kernels_avx2, has_avx2},
-    {&kernels_neon, has_neon_dot}, {&kernels_portable, always},
+    {&kernels_amx, has_amx},   {&kernels_avx512, has_avx512}, {&kernels_avxvnni, has_avxvnni},
+    {&kernels_avx2, has_avx2}, {&kernels_neon, has_neon_dot}, {&kernels_portable, always},
 };
 
 const Kernels *kernels_choose(const char **why) {

@@ -9,8 +9,6 @@
  *   attention.h  queries against tiles
  *   index.h      index queries against tiles of index keys
  *   delta.h      linear attention */
-#include <stdbool.h>
-
 #include "kernels/kernels.h"
 
 #include "kernels/simd.h"
@@ -34,6 +32,7 @@ static const Kernels kernels = {
     .swiglu = swiglu,
     .softmax = softmax,
     .sigmoid = sigmoid,
+    .sqrt_softplus = sqrt_softplus,
     .exp_minus = exp_minus,
     .store_row = store_row,
     .gather = gather,

@@ -14,6 +14,7 @@
 #ifndef KERNELS_H
 #define KERNELS_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -172,7 +173,7 @@ typedef struct {
 
 /* ---- the functions -------------------------------------------------------------------------- */
 typedef struct {
-    const char *name; /* portable, avx2, avxvnni, avx512, neon */
+    const char *name; /* portable, avx2, avxvnni, avx512, amx, neon */
 
     /* -- plain vectors of n numbers -- */
 
@@ -185,13 +186,14 @@ typedef struct {
     /* y = x / sqrt(mean(x^2) + eps) * w. y may be x. */
     void (*rmsnorm)(float *y, const float *x, const float *w, size_t n, float eps);
 
-    /* h = min(silu(gate), limit) * max(-limit, min(up, limit)); limit INFINITY: none. h may be gate or up.
-     * (relu squared is a plain loop in engine/moe.c.) */
-    void (*swiglu)(float *h, const float *gate, const float *up, size_t n, float limit);
+    /* h = min(silu(gate), limit) * max(-limit, min(up, limit)), or `before` silu(min(gate, limit)) times the
+     * same; limit INFINITY: none. h may be gate or up. (relu squared is a plain loop in engine/moe.c.) */
+    void (*swiglu)(float *h, const float *gate, const float *up, size_t n, float limit, bool before);
 
-    /* In place: softmax and sigmoid (routers, sampling). */
+    /* In place: softmax, sigmoid, sqrt(log(1 + e^x)) (routers, sampling). */
     void (*softmax)(float *x, size_t n);
     void (*sigmoid)(float *x, size_t n);
+    void (*sqrt_softplus)(float *x, size_t n);
 
     /* x_i = exp(x_i - minus); exp(-inf) = 0, and exp(-inf - -inf) = 0 as well. */
     void (*exp_minus)(float *x, size_t n, float minus);

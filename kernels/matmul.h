@@ -7,13 +7,13 @@
  * of rows and the type are constants wherever the loop is inlined, and the loops over them are unrolled.
  *
  * A second way for many rows of q8 and q4, from *many_rows on, unpacks several panels to a buffer first. It
- * needs fewer loads and unpacks nothing twice. Which is faster depends on the processor. Sums are added in
- * the same order, so that the bytes are the same. */
+ * needs fewer loads and unpacks nothing twice, and AMX can multiply what is unpacked. Which is faster depends
+ * on the processor. Sums are added in the same order, so that the bytes are the same. */
 #include "kernels/kernels.h"
 #include "kernels/simd.h"
 
 enum {
-    WEIGHTS_AHEAD = 2048,    /* bytes; hides the latency of memory when one row is multiplied */
+    WEIGHTS_AHEAD = 2048,    /* bytes; hides the latency of memory */
     CHUNK_BYTES = 256 * 1024 /* weights that stay in L2 while all rows of x pass by */
 };
 
@@ -133,16 +133,13 @@ OP void multiply_group(const int form, float *y, size_t ldy, const Matrix *w, co
 /* ---- many rows: panels are unpacked first ---------------------------------------------------- */
 
 /* The same products, in the same order, for many rows. MANY_PANELS panels are unpacked to a buffer that
- * stays in L1 beside the rows that pass by, PART halves of blocks at a time. A tile of MANY_PANELS panels by
- * MANY_ROWS rows then has its integer sums in registers, and four activations, once in a register, serve all
- * its panels. Between two parts the sums wait in y. */
-enum { PART = 32 / MANY_PANELS };
-
-typedef struct {
-    vb unit[PART][8][MANY_PANELS];
-    vf scale[PART][MANY_PANELS];
-    int32_t start[PART][16]; /* of the sums of a group's rows */
-} Unpacked;
+ * stays in L1 beside the rows that pass by, PART halves of blocks at a time. Between two parts the sums wait
+ * in y. */
+#ifdef ISA_amx
+#include "kernels/matmul_amx.h"
+#else
+#include "kernels/matmul_vectors.h"
+#endif
 
 /* Halves half .. half + n - 1 of MANY_PANELS panels. */
 OP void unpack_panels(Unpacked *u, const Matrix *w, const uint8_t *panel, size_t half, size_t n,
@@ -155,20 +152,11 @@ OP void unpack_panels(Unpacked *u, const Matrix *w, const uint8_t *panel, size_t
         UNROLL for (int p = 0; p < MANY_PANELS; p++, block += panel_size) {
             vb unit[8];
             load_units(form, unit, block + 64 + (bytes - 64) / 2 * odd, codebook);
-            UNROLL for (int i = 0; i < 8; i++) u->unit[h][i][p] = unit[i];
+            UNROLL for (int i = 0; i < 8; i++) put_unit(u, h, i, p, unit[i]);
             u->scale[h][p] = vf_from_f16(block + 32 * odd);
+            for (size_t line = 0; line < bytes / 2; line += 64)
+                PREFETCH(block + bytes / 2 * odd + WEIGHTS_AHEAD + line);
         }
-    }
-}
-
-/* Where the integer sums of a group's rows begin. x: from the group's first row on. */
-OP void start_sums(Unpacked *u, size_t n, Int8Rows x, const int form) {
-    for (size_t h = 0; h < n; h++, x.sum += x.group) {
-        int32_t few[16] = {0};
-        if (x.group < 16)
-            memcpy(few, x.sum, x.group * sizeof *few);
-        vi sums = vi_load(x.group < 16 ? few : x.sum);
-        vi_store(u->start[h], form == NARROW ? dot4_narrow_starts(sums) : dot4_starts(sums));
     }
 }
 
@@ -181,17 +169,7 @@ OP void multiply_many(float *y, size_t ldy, const Unpacked *u, size_t n, Int8Row
         first ? vf_set1(0.0f) : vf_load(y + (size_t)t * ldy + 16 * p);
     for (size_t h = 0; h < n; h++) {
         vi sum[MANY_ROWS][MANY_PANELS];
-        UNROLL for (int t = 0; t < rows; t++) UNROLL for (int p = 0; p < MANY_PANELS; p++) sum[t][p] =
-            vi_set1(u->start[h][row + (size_t)t]);
-        ROLLED for (int i = 0; i < 8; i++) {
-            vb w[MANY_PANELS];
-            UNROLL for (int p = 0; p < MANY_PANELS; p++) w[p] = u->unit[h][i][p];
-            UNROLL for (int t = 0; t < rows; t++) {
-                va four = va_load(x.q + 32 * t + 4 * i);
-                UNROLL for (int p = 0; p < MANY_PANELS; p++) sum[t][p] =
-                    form == NARROW ? dot4_narrow(sum[t][p], w[p], four) : dot4_va(sum[t][p], w[p], four);
-            }
-        }
+        sum_half(sum, u, h, x.q, row, rows, form);
         UNROLL for (int t = 0; t < rows; t++) {
             vf scale = vf_set1(x.scale[t]);
             UNROLL for (int p = 0; p < MANY_PANELS; p++) acc[t][p] =
@@ -216,7 +194,7 @@ OP void multiply_panels(float *y, size_t ldy, const Matrix *w, const uint8_t *pa
         for (size_t row = 0; row < x->rows; row += 16) {
             size_t group = min(x->rows - row, 16), at = row * (x->stride / 32) + half * group;
             Int8Rows rows = {x->q + 32 * at, x->scale + at, x->sum + at, group};
-            start_sums(&u, n, rows, form);
+            start_group(&u, n, rows, form);
             for (size_t t = 0; t < group; t += MANY_ROWS) {
                 float *to = y + (row + t) * ldy;
 #define TILE(count) \
@@ -280,9 +258,12 @@ static void matmul(float *y, size_t ldy, const Matrix *w, size_t panel, size_t p
     const uint32_t form = form_of(w);
     const size_t bytes = panel_bytes(w->type, w->cols), chunk = CHUNK_BYTES / bytes + 1;
     size_t first = 0;
-    if (panels_of[form] && x->rows >= many_rows)
+    if (panels_of[form] && x->rows >= many_rows) {
+        many_begin(x->rows);
         for (; first + MANY_PANELS <= panels; first += MANY_PANELS)
             panels_of[form](y + 16 * first, ldy, w, w->data + (panel + first) * bytes, x);
+        many_end();
+    }
     for (; first < panels; first += chunk) {
         size_t end = min(first + chunk, panels);
         for (size_t row = 0; row < x->rows; row += 16)

@@ -3,7 +3,7 @@
  *
  *   simd_portable.h  plain C: the definition of every operation, in loops
  *   simd_avx2.h      AVX2 with FMA and F16C, with and without the AVX form of VNNI
- *   simd_avx512.h    AVX-512 with VNNI
+ *   simd_avx512.h    AVX-512 with VNNI, with and without AMX (matmul_amx.h)
  *   simd_neon.h      NEON with dot products
  *
  * kernels.c is compiled once for each with -DISA_portable, -DISA_avx2, ... Each operation gives the same
@@ -93,19 +93,19 @@ OP uint16_t f16_from_f32(float f) {
 #include "kernels/simd_portable.h"
 #elif defined(ISA_avx2) || defined(ISA_avxvnni)
 #include "kernels/simd_avx2.h"
-#elif defined(ISA_avx512)
+#elif defined(ISA_avx512) || defined(ISA_amx)
 #include "kernels/simd_avx512.h"
 #elif defined(ISA_neon)
 #include "kernels/simd_neon.h"
 #else
-#error "compile with one of -DISA_portable, -DISA_avx2, -DISA_avxvnni, -DISA_avx512, -DISA_neon"
+#error "compile with one of -DISA_portable, -DISA_avx2, -DISA_avxvnni, -DISA_avx512, -DISA_amx, -DISA_neon"
 #endif
 
 /* ---- built on these, once for all ----------------------------------------------------------- */
 
 /* The first n lanes alone, 0 < n <= 16; the other lanes of a load are `fill`. AVX-512 has instructions that
  * do it. */
-#ifndef ISA_avx512
+#if !defined(ISA_avx512) && !defined(ISA_amx)
 OP vf vf_load_n(const float *p, size_t n, float fill) {
     float t[16];
     for (int i = 0; i < 16; i++)

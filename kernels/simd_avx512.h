@@ -1,11 +1,17 @@
-/* kernels/simd_avx512.h: the vectors of simd.h with AVX-512 and VNNI, each in one register of 512 bits. */
+/* kernels/simd_avx512.h: the vectors of simd.h with AVX-512 and VNNI, each in one register of 512 bits.
+ * Compiled twice: as avx512, and as amx for processors that also have AMX, which matmul_amx.h uses. */
 #ifndef SIMD_AVX512_H
 #define SIMD_AVX512_H
 
 #include <immintrin.h>
 
+#ifdef ISA_amx
+#define ISA_NAME amx
+enum { REG_ROWS = 16, MANY_PANELS = 2, MANY_ROWS = 4 };
+#else
 #define ISA_NAME avx512
 enum { REG_ROWS = 16, MANY_PANELS = 4, MANY_ROWS = 4 };
+#endif
 
 typedef __m512 vf;
 typedef __m512i vi;

@@ -110,21 +110,23 @@ static void rmsnorm(float *y, const float *x, const float *w, size_t n, float ep
                    vf_mul(vf_mul(vf_load_n(x + i, n - i, 0.0f), inverse), vf_load_n(w + i, n - i, 0.0f)));
 }
 
-/* silu(gate) = gate / (1 + e^-gate). NaN passes the limits, in this order, and infinities become NaN. */
-OP vf gated(vf gate, vf up, vf limit) {
-    vf silu = vf_min(limit, vf_mul(gate, vf_sigmoid(gate)));
+/* silu(gate) = gate / (1 + e^-gate). `most` bounds the gate, `limit` its silu and up. NaN passes the limits,
+ * in this order, and infinities become NaN. */
+OP vf gated(vf gate, vf up, vf most, vf limit) {
     vf lost = vf_add(vf_sub(gate, gate), vf_sub(up, up));
+    gate = vf_min(most, gate);
+    vf silu = vf_min(limit, vf_mul(gate, vf_sigmoid(gate)));
     return vf_mul(vf_add(silu, lost), vf_max(vf_sub(vf_set1(0.0f), limit), vf_min(limit, up)));
 }
 
-static void swiglu(float *h, const float *gate, const float *up, size_t n, float limit) {
-    vf most = vf_set1(limit);
+static void swiglu(float *h, const float *gate, const float *up, size_t n, float limit, bool before) {
+    vf most = vf_set1(before ? limit : INFINITY), limits = vf_set1(limit);
     size_t i = 0;
     for (; i + 16 <= n; i += 16)
-        vf_store(h + i, gated(vf_load(gate + i), vf_load(up + i), most));
+        vf_store(h + i, gated(vf_load(gate + i), vf_load(up + i), most, limits));
     if (i < n)
         vf_store_n(h + i, n - i,
-                   gated(vf_load_n(gate + i, n - i, 0.0f), vf_load_n(up + i, n - i, 0.0f), most));
+                   gated(vf_load_n(gate + i, n - i, 0.0f), vf_load_n(up + i, n - i, 0.0f), most, limits));
 }
 
 static void sigmoid(float *x, size_t n) {
@@ -133,6 +135,28 @@ static void sigmoid(float *x, size_t n) {
         vf_store(x + i, vf_sigmoid(vf_load(x + i)));
     if (i < n)
         vf_store_n(x + i, n - i, vf_sigmoid(vf_load_n(x + i, n - i, 0.0f)));
+}
+
+/* log(1 + e^x) = max(x, 0) + log(1 + y), y = e^-|x|. With t = y / (2 + y), at most 1/3, the logarithm is
+ * 2 (t + t^3 / 3 + t^5 / 5 + ...): the terms past t^15 are below half a unit in the last place. */
+OP vf softplus(vf x) {
+    vf y = vf_exp(vf_sub(vf_set1(0.0f), vf_abs(x))), t = vf_div(y, vf_add(vf_set1(2.0f), y));
+    vf t2 = vf_mul(t, t), sum = vf_set1(1.0f / 15);
+    sum = vf_fma(sum, t2, vf_set1(1.0f / 13));
+    sum = vf_fma(sum, t2, vf_set1(1.0f / 11));
+    sum = vf_fma(sum, t2, vf_set1(1.0f / 9));
+    sum = vf_fma(sum, t2, vf_set1(1.0f / 7));
+    sum = vf_fma(sum, t2, vf_set1(1.0f / 5));
+    sum = vf_fma(sum, t2, vf_set1(1.0f / 3));
+    sum = vf_fma(vf_mul(sum, t2), t, t);
+    return vf_fma(vf_set1(2.0f), sum, vf_max(vf_set1(0.0f), x));
+}
+
+static void sqrt_softplus(float *x, size_t n) {
+    for (size_t i = 0; i < n; i += 16) {
+        size_t here = min(n - i, 16);
+        vf_store_n(x + i, here, vf_sqrt(softplus(vf_load_n(x + i, here, 0.0f))));
+    }
 }
 
 static void softmax(float *x, size_t n) {

@@ -180,3 +180,122 @@ def write(folder, model, architecture, config=None, change=lambda writer: None, 
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+# DeepSeek-V4's names, as its converter writes them out: those of a layer begin with blk.N.
+V4_TOP = {
+    "embed": "token_embd", "head": "output", "norm": "output_norm", "hc_head_fn": "output_hc_fn",
+    "hc_head_base": "output_hc_base", "hc_head_scale": "output_hc_scale",
+}  # fmt: skip
+V4_LAYER = {
+    "attn.attn_sink": "attn_sinks", "attn.wq_a": "attn_q_a", "attn.wq_b": "attn_q_b",
+    "attn.q_norm": "attn_q_a_norm", "attn.wkv": "attn_kv", "attn.kv_norm": "attn_kv_a_norm",
+    "attn.wo_a": "attn_output_a", "attn.wo_b": "attn_output_b",
+    "attn.compressor.ape": "attn_compressor_ape", "attn.compressor.wkv": "attn_compressor_kv",
+    "attn.compressor.wgate": "attn_compressor_gate", "attn.compressor.norm": "attn_compressor_norm",
+    "attn.indexer.wq_b": "indexer.attn_q_b", "attn.indexer.weights_proj": "indexer.proj",
+    "attn.indexer.compressor.ape": "indexer_compressor_ape",
+    "attn.indexer.compressor.wkv": "indexer_compressor_kv",
+    "attn.indexer.compressor.wgate": "indexer_compressor_gate",
+    "attn.indexer.compressor.norm": "indexer_compressor_norm",
+    "ffn.shared_experts.w1": "ffn_gate_shexp", "ffn.shared_experts.w3": "ffn_up_shexp",
+    "ffn.shared_experts.w2": "ffn_down_shexp", "ffn.gate": "ffn_gate_inp",
+    "ffn.gate.tid2eid": "ffn_gate_tid2eid", "attn_norm": "attn_norm", "ffn_norm": "ffn_norm",
+    "hc_attn_fn": "hc_attn_fn", "hc_attn_base": "hc_attn_base", "hc_attn_scale": "hc_attn_scale",
+    "hc_ffn_fn": "hc_ffn_fn", "hc_ffn_base": "hc_ffn_base", "hc_ffn_scale": "hc_ffn_scale",
+}  # fmt: skip
+
+
+def v4_keys(writer, c, said):
+    layers = c["num_hidden_layers"]
+    yarn = c["rope_scaling"]
+    for key, value in {
+        "block_count": layers,
+        "context_length": c["max_position_embeddings"],
+        "embedding_length": c["hidden_size"],
+        "head_count": c["num_attention_heads"],
+        "head_count_kv": 1,
+        "key_length": c["head_dim"],
+        "value_length": c["head_dim"],
+        "layer_norm_rms_eps": c["rms_norm_eps"],
+        "rope_dimension_count": c["qk_rope_head_dim"],
+        "rope_freq_base": float(c["rope_theta"]),
+        "rope_scaling_type": gguf.RopeScalingType.YARN,
+        "rope_scaling_factor": float(yarn["factor"]),
+        "rope_scaling_orig_ctx_len": yarn["original_max_position_embeddings"],
+        "q_lora_rank": c["q_lora_rank"],
+        "sliding_window": c["sliding_window"],
+        "indexer_head_count": c["index_n_heads"],
+        "indexer_key_length": c["index_head_dim"],
+        "indexer_top_k": c["index_topk"],
+        "expert_count": c["n_routed_experts"],
+        "expert_used_count": c["num_experts_per_tok"],
+        "expert_shared_count": c["n_shared_experts"],
+        "expert_feed_forward_length": c["moe_intermediate_size"],
+        "expert_weights_scale": c["routed_scaling_factor"],
+        "expert_weights_norm": c["norm_topk_prob"],
+        "vocab_size": c["vocab_size"],
+        "bos_token_id": c["bos_token_id"],
+        "eos_token_id": c["eos_token_id"],
+        "add_bos_token": True,
+    }.items():
+        getattr(writer, f"add_{key}")(value)
+    own = {
+        "nextn_predict_layers": c["num_nextn_predict_layers"],  # which are not there
+        "expert_gating_func": 4,
+        "attention.output_lora_rank": c["o_lora_rank"],
+        "attention.output_group_count": c["o_groups"],
+        "attention.compress_ratios": c["compress_ratios"],
+        "attention.compress_rope_freq_base": float(c["compress_rope_theta"]),
+        "hash_layer_count": c["num_hash_layers"],
+        "hyper_connection.count": c["hc_mult"],
+        "hyper_connection.sinkhorn_iterations": c["hc_sinkhorn_iters"],
+        "hyper_connection.epsilon": c["hc_eps"],
+        "swiglu_clamp_exp": [float(c["swiglu_limit"])] * layers,
+        "swiglu_clamp_shexp": [float(c["swiglu_limit"])] * layers,
+    }
+    add = {int: writer.add_uint32, float: writer.add_float32, list: writer.add_array}
+    for key, value in (own | said).items():
+        add[type(value)](f"deepseek4.{key}", value)
+
+
+def v4_layout(c, found):
+    """{llama.cpp's name: numbers}; found: v4_models.numbers()."""
+    out = {f"{ours}.weight": found[name] for name, ours in V4_TOP.items()}
+    for i in range(c["num_hidden_layers"]):
+        blk, layer = f"blk.{i}.", f"layers.{i}."
+        for name, ours in V4_LAYER.items():
+            if layer + name in found:
+                out[f"{blk}{ours}.weight"] = found[layer + name]
+        if f"{layer}ffn.gate.bias" in found:
+            out[f"{blk}exp_probs_b.bias"] = found[f"{layer}ffn.gate.bias"]
+        for w, part in (("w1", "gate"), ("w2", "down"), ("w3", "up")):
+            experts = [found[f"{layer}ffn.experts.{e}.{w}"] for e in range(c["n_routed_experts"])]
+            out[f"{blk}ffn_{part}_exps.weight"] = np.stack(experts)
+    return out
+
+
+def write_v4(path, c, found, packed=None, said=None):
+    """A GGUF of DeepSeek-V4 at `path`. packed: {llama.cpp's name: bytes of MXFP4} in place of numbers; said:
+    other values of the architecture's own keys."""
+    writer = gguf.GGUFWriter(path, "deepseek4")
+    v4_keys(writer, c, said or {})
+    packed = packed or {}
+    for name, x in v4_layout(c, found).items():
+        if name in packed:
+            writer.add_tensor(name, packed[name], raw_dtype=gguf.GGMLQuantizationType.MXFP4)
+        else:
+            writer.add_tensor(name, np.ascontiguousarray(x))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def mxfp4(packed, scale):
+    """The blocks of published FP4: a scale, and 16 bytes of columns i (low) and 16 + i (high)."""
+    pairs = packed.view(np.uint8)
+    codes = np.stack([pairs & 15, pairs >> 4], axis=2).reshape(len(pairs), -1, 32)
+    bytes_ = codes[:, :, :16] | codes[:, :, 16:] << 4
+    return np.concatenate([scale[:, :, None], bytes_], axis=2).reshape(len(pairs), -1)

@@ -26,7 +26,12 @@ TYPES = ["f32", "q8", "mixed"]
 CACHES = ["f32", "bf16", "q8", "q6", "q4", "full"]
 PROMPTS = [1, 7, 300]
 
-X86 = ["portable", "avx2", "avx512"]
+X86 = {
+    "portable": "",
+    "avx2": "avx2",
+    "avx512": "avx512_vnni",
+    "amx": "amx_int8",
+}  # and what names it in Linux
 # name: (arguments of make, what runs it, instruction sets, most threads)
 BUILDS = {}
 for cc, level in itertools.product(["gcc", "clang"], ["-O0", "-O2", "-O3"]):
@@ -115,11 +120,7 @@ def main():
         want, wrong, begun = json.loads(HASHES.read_text()), 0, time.monotonic()
         for name, (_, _, isas, most) in BUILDS.items():
             program = make(name)
-            isas = [
-                isa
-                for isa in isas
-                if isa not in ("avx2", "avx512") or isa.replace("avx512", "avx512_vnni") in cpu
-            ]
+            isas = [isa for isa in isas if X86.get(isa, "") in cpu]
             for isa, threads in ways(isas, most):
                 got = hashes(models, program, "-j", str(threads), MLA_ISA=isa)
                 differ = [case for case in want if got.get(case) != want[case]]

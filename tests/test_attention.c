@@ -6,7 +6,8 @@
  * documents). The portable build then judges every other instruction set that this machine runs: byte for
  * byte.
  *
- * Prints `ok NAME` or `FAIL NAME why` for each check; exit status 1 if one failed. */
+ * Prints `ok NAME` or `FAIL NAME why` for each check; exit status 1 if one failed. With the argument `once`
+ * every shape is taken once, not again with other numbers: builds with sanitizers are slow. */
 #include <math.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -344,12 +345,16 @@ static const uint32_t shapes[][3] = {{512, 64, 0},  {128, 64, 128}, {192, 64, 25
                                      {128, 0, 128}, {32, 0, 32},    {24, 0, 40},    {200, 0, 1}};
 enum { SHAPES = sizeof shapes / sizeof *shapes };
 
+static bool once; /* every shape once, not several times with other numbers */
+
+static int rounds(int n) { return once ? 1 : n; }
+
 /* Every build gives the portable build's bytes, and unwritten rows and excluded rows change nothing. */
 static void check_bytes(const Kernels *portable, const Kernels *ops, TileType type, const char *type_name) {
     char name[64], why[128] = "";
     bool same = true;
     random_state = 7;
-    for (int i = 0; i < 4 * SHAPES && same; i++) {
+    for (int i = 0; i < rounds(4) * SHAPES && same; i++) {
         const uint32_t *d = shapes[i % SHAPES];
         Case c = make_case(type, d[0], d[1], d[2], i % 3 ? 1 : 30);
         Result a = run_case(portable, &c, 0xff), b = run_case(ops, &c, 0xff), g = run_case(ops, &c, 0x80);
@@ -380,7 +385,7 @@ static void check_values(const Kernels *portable, TileType type, const char *typ
     char name[64], why[128] = "";
     double worst = 0;
     random_state = 11;
-    for (int i = 0; i < 3 * SHAPES; i++) {
+    for (int i = 0; i < rounds(3) * SHAPES; i++) {
         const uint32_t *d = shapes[i % SHAPES];
         Case c = make_case(type, d[0], d[1], d[2], spread);
         Result r = run_case(portable, &c, 0xff);
@@ -463,7 +468,7 @@ static void check_acts(const Kernels *ops, TileType type, const char *type_name)
     char name[64];
     bool good = true;
     random_state = 17;
-    for (int i = 0; i < 3 * SHAPES; i++) {
+    for (int i = 0; i < rounds(3) * SHAPES; i++) {
         TileShape s = {type, shapes[i % SHAPES][0], shapes[i % SHAPES][1]};
         size_t d = s.d1 + s.d2, rows = 1 + below(TILE_ROWS), stride = round_up(s.d1, 64),
                blocks = stride / 32;
@@ -520,7 +525,7 @@ static void check_hostile(const Kernels *ops, TileType type, const char *type_na
     static const float bad[] = {NAN, INFINITY, -INFINITY, 3e38f, -3e38f, 1e-45f, 0};
     char name[64];
     random_state = 19;
-    for (int i = 0; i < 2 * SHAPES; i++) {
+    for (int i = 0; i < rounds(2) * SHAPES; i++) {
         const uint32_t *d = shapes[i % SHAPES];
         Case c = make_case(type, d[0], d[1], d[2], 1);
         for (size_t j = 0; j < c.rows * (d[0] + d[1]); j += 1 + below(40))
@@ -629,16 +634,15 @@ static void check_sizes_and_error(const Kernels *ops) {
     free(x);
 }
 
-int main(void) {
-    static const char *const names[] = {"portable", "avx2", "avxvnni", "avx512", "neon"}, *const types[] = {
-                                                                                              "f32", "bf16",
-                                                                                              "q8", "q6",
-                                                                                              "q4"};
+int main(int argc, char **argv) {
+    static const char *const names[] = {"portable", "avx2", "avxvnni", "avx512", "amx", "neon"},
+                             *const types[] = {"f32", "bf16", "q8", "q6", "q4"};
     /* int8: the weights of the value sum are rounded to 255 steps of the largest one in a tile; the rest
      * is exact or f32. */
     static const double ordinary[] = {1e-6, 1e-6, 1.2e-2, 1.2e-2, 1.2e-2},
                         peaked[] = {5e-5, 5e-5, 1e-2, 1e-2, 1e-2};
     const Kernels *portable = NULL;
+    once = argc > 1 && !strcmp(argv[1], "once");
     for (size_t n = 0; n < sizeof names / sizeof *names; n++) {
         const char *why = NULL;
         setenv("MLA_ISA", names[n], 1);

@@ -13,11 +13,18 @@ from support import C_TESTS, MODELS, ROOT, judge, make, need
 
 DEMO = ROOT / "demo" / "stories.bin"
 STORY = ["-p", "Once upon a time", "-n", "8", "-s", "1"]
+# What the programs of tests/ are told here, because sanitizers are slow: one in so many random rounds (no
+# divisor of what rounds are taken modulo), every shape once. In test_c.py they run without sanitizers, whole.
+LESS = {"test_kernels": ["11"], "test_attention": ["once"]}
+
+
+def c_test(build, program):
+    return [make(build, program), *LESS.get(program, [])]
 
 
 @pytest.mark.parametrize("program", C_TESTS)
 def test_sanitizers_on_c_tests(program, subtests):
-    judge([make("debug", program)], subtests)
+    judge(c_test("debug", program), subtests)
 
 
 @pytest.mark.parametrize("type", ["f32", "q8", "q4"])
@@ -36,7 +43,7 @@ def test_sanitizers_on_a_story(build):
 def test_undefined_behaviour_in_c_tests(program, subtests):
     """UndefinedBehaviorSanitizer alone: AddressSanitizer's allocator aligns more than malloc does, and hides
     accesses that are not aligned."""
-    judge([make("undefined", program)], subtests)
+    judge(c_test("undefined", program), subtests)
 
 
 @pytest.mark.parametrize("cache", ["f32", "q8", "q4", "full"])
@@ -53,7 +60,7 @@ def test_32_bits(tmp_path, subtests):
     if subprocess.run(probe, input=b"int main(void) { return 0; }", capture_output=True).returncode:
         pytest.skip("gcc's libraries for 32 bits are not installed")
     make("32 bits", "run")
-    judge([make("32 bits", "test_kernels")], subtests)
+    judge(c_test("32 bits", "test_kernels"), subtests)
 
 
 def test_valgrind_on_a_story():

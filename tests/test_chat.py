@@ -41,7 +41,8 @@ from exporter import chat as exporter_chat
 from exporter import command
 from exporter import tokenizer as exporter_tokenizer
 from exporter.bounded import ChildFailed
-from exporter.chat import DEEPSEEK_V32, MissingJinja, compile_chat, find_template, proved, put_together
+from exporter.built_in import BUILT_IN, DEEPSEEK_V4, DEEPSEEK_V32, EFFORT_MAX
+from exporter.chat import MissingJinja, compile_chat, find_template, proved, put_together
 from exporter.files import PointerError
 from exporter.section import MAX_TOKEN_TEXT
 
@@ -1163,12 +1164,13 @@ def test_no_system_text(tmp_path):
 
 def test_where_templates_are(tmp_path):
     """In tokenizer_config.json, by itself or under the name "default", or in a file of its own; none of
-    DeepSeek-V3.2's, but its encoder is known."""
+    DeepSeek-V3.2's and V4's, but their encoders are known."""
     folder = source(tmp_path / "model", None)
     config = json.loads((folder / "tokenizer_config.json").read_text())
     special = {"bos_token": BOS, "eos_token": EOS}
     assert find_template(folder) == (None, special)
-    assert find_template(folder, "deepseek_v32") == (DEEPSEEK_V32, special)
+    for model_type, own in BUILT_IN.items():
+        assert find_template(folder, model_type) == (own, special)
     for value in ("t", [{"name": "tool_use", "template": "x"}, {"name": "default", "template": "t"}]):
         (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": value}))
         assert find_template(folder) == ("t", special)
@@ -1182,3 +1184,23 @@ def test_deepseek_v32():
     messages = exporter_chat.conversation(["u", "a", "u"], "s")
     want = f"{BOS}s{USER}u{ASSISTANT}</think>a{EOS}{USER}u{ASSISTANT}</think>"
     assert put_together(parts, messages) == want
+
+
+def test_deepseek_v4():
+    """The second of the four pairs published beside its encoder script (encoding_dsv4.py): thoughts, which
+    the history does not keep. The others have tools, tasks and reminders, which a conversation has not."""
+    default, on, off, most = exporter_chat.proved_forms(DEEPSEEK_V4, {"bos_token": BOS})
+    messages = exporter_chat.conversation(
+        ["Hello", "Hi there! How can I help you?", "What is the capital of France?"],
+        "You are a helpful assistant.",
+    )
+    begin = (
+        f"{BOS}You are a helpful assistant.{USER}Hello{ASSISTANT}</think>Hi there! How can I help you?{EOS}"
+        f"{USER}What is the capital of France?{ASSISTANT}"
+    )
+    assert put_together(on, messages) == begin + "<think>"
+    assert put_together(off, messages) == put_together(default, messages) == begin + "</think>"
+    assert put_together(most, messages) == BOS + EFFORT_MAX + begin.removeprefix(BOS) + "<think>"
+    thought = "The user said hello, I should greet back.</think>Hi there! How can I help you?"
+    messages[2] = messages[2]._replace(content=thought)
+    assert put_together(on, messages) == begin + "<think>"

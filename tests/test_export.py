@@ -565,7 +565,28 @@ TOTALS |= {
     "ax-k1": mixtures(7168, 163840, 61, 1, 18432, 192, 2048, bias=0, norms=3)
     + 61 * latent(7168, 64, 1536, 0),
 }
+
+
+def window(D, H, ql, g, E, M, kinds, topk=6, V=129280, hashed=3):
+    """All of a model with rows of 512 numbers; kinds: how many layers are sliding, CSA and HCA. Four streams,
+    64 index heads of 128, 1024 numbers for each of g groups of heads."""
+    streams = 24 * 4 * D + 24 + 3
+    attention = ql * D + ql + H * 512 * ql + 512 * D + 512 + H + 1024 * H * 512 + D * g * 1024
+    experts = E * D + (E + 1) * 3 * D * M
+    csa = (2 * 1024 + 2 * 256 + 64) * D + 4 * (1024 + 256) + 512 + 128 + 64 * 128 * ql
+    hca = 2 * 512 * D + 128 * 512 + 512
+    layers = sum(kinds)
+    chosen = (layers - hashed) * E + hashed * V * topk
+    every = layers * (2 * streams + 2 * D + attention + experts) + chosen
+    return 2 * V * D + D + (4 * 4 * D + 4 + 1) + every + kinds[1] * csa + kinds[2] * hca
+
+
+TOTALS |= {
+    "deepseek-v4-flash": window(4096, 64, 1024, 8, 256, 2048, (2, 21, 20)),
+    "deepseek-v4-pro": window(7168, 128, 1536, 16, 384, 3072, (0, 30, 31)),
+}
 PUBLISHED = {
+    "deepseek-v4-flash": 284e9,
     "ling-3.0-tiny": 7.9e9,
     "ling-3.0-flash": 124e9,
     "kimi-linear-48b": 49e9,
@@ -792,18 +813,20 @@ def test_file_of_a_model_without_new_fields(source, exported):
 
 
 def with_config(file, config):
-    """The checkpoint `file` with the bytes `config` as its Config."""
-    data, old, tokenizer, count, chat = struct.unpack_from("<QIIII", file, 24)
-    up = lambda n: -(-n // 64) * 64
+    """The checkpoint `file` with the bytes `config` as its Config; its tensors move by whole pages if that
+    needs room."""
+    size, data, old, tokenizer, count, chat = struct.unpack_from("<QQIIII", file, 16)
+    up = lambda n, to=64: -(-n // to) * to
     old_at, new_at = up(64 + old), up(64 + len(config))
     sections = up(tokenizer) + up(chat) + 128 * count
-    assert new_at + sections <= data
-    front = bytearray(data)
+    moved = max(0, up(new_at + sections, 4096) - data)
+    front = bytearray(data + moved)
     front[:64] = file[:64]
     front[64 : 64 + len(config)] = config
     front[new_at : new_at + sections] = file[old_at : old_at + sections]
-    struct.pack_into("<I", front, 32, len(config))
-    struct.pack_into("<I", front, 12, 0)
+    for at in range(new_at + sections - 128 * count, new_at + sections, 128):
+        struct.pack_into("<Q", front, at + 56, struct.unpack_from("<Q", front, at + 56)[0] + moved)
+    struct.pack_into("<IQQI", front, 12, 0, size + moved, data + moved, len(config))
     struct.pack_into("<I", front, 12, zlib.crc32(front))
     return bytes(front) + file[data:]
 

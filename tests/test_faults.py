@@ -35,6 +35,7 @@ from support import (
     with_fields,
 )
 from test_fuzz import field, mended, set_field
+from test_same_bytes import need_cpu
 
 
 @pytest.fixture(scope="module")
@@ -232,6 +233,18 @@ def test_any_write_may_be_the_last(options, error, status, strace):
         assert done.stderr.count(b"\n") == (status == FAILED)
         n += 1
     assert n > 1
+
+
+def test_a_system_that_keeps_the_tile_registers(strace):
+    """AMX's registers are Linux's to give. Where it refuses, the same text comes without them."""
+    need_cpu("amx")
+    options = [*STORY, "-n", 5]
+    for n in range(1, 9):
+        done = injected("arch_prctl", "EPERM", n, strace, *options, "-q", model=MODEL)
+        if re.search("(XCOMP_PERM|0x1023).*INJECTED", strace.read_text()):  # not libc's own call
+            assert done.returncode == 0 and done.stdout == text(*options)
+            return
+    pytest.fail("the program never asked for them")
 
 
 # ---- files

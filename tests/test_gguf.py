@@ -6,7 +6,9 @@ import json
 import shutil
 
 import gguf_converted
+import numpy as np
 import pytest
+import v4_models
 from support import MODELS
 
 # MiniCPM3's scalings are constants of llama.cpp
@@ -61,8 +63,43 @@ def test_layers_that_share_an_indexer(directory, tmp_path, exported):
     assert exported(path, "--type", "f32").names["layers.1.index_q"]
 
 
-@pytest.mark.parametrize("architecture", ["kimi-linear", "bailingmoe3", "llama", "deepseek4"])
+@pytest.mark.parametrize("architecture", ["kimi-linear", "bailingmoe3", "llama", "deepseek41"])
 def test_other_architectures(architecture, tmp_path, exported):
     """What is not read is named before anything else is said of the file."""
     message = exported(gguf_converted.write(tmp_path, "v2lite", "deepseek2", said=architecture))
     assert f"general.architecture is {architecture};" in message and "glm-dsa" in message
+
+
+def test_deepseek_v4(tmp_path, exported):
+    """With numbers as they are the checkpoint is that of the directory; with FP4 as MXFP4 in q4, too."""
+    config = v4_models.CONFIG | {"hc_eps": 2.0**-20, "rms_norm_eps": 2.0**-20}  # which a file holds exactly
+    found = v4_models.tensors(config)
+    want = exported(v4_models.write(tmp_path / "v4", config, found), "--type", "f32").file
+    path = gguf_converted.write_v4(tmp_path / "v4.gguf", config, v4_models.numbers(found))
+    assert exported(path, "--type", "f32").file == want
+
+    found = v4_models.tensors(config, fp4=True)
+    folder = v4_models.write(tmp_path / "v4", config | v4_models.QUANTIZED, found)
+    packed = {}
+    for i in range(3):
+        for w, part in (("w1", "gate"), ("w2", "down"), ("w3", "up")):
+            stems = [f"layers.{i}.ffn.experts.{e}.{w}" for e in range(config["n_routed_experts"])]
+            parts = [[found[stem + ending][1] for ending in (".weight", ".scale")] for stem in stems]
+            packed[f"blk.{i}.ffn_{part}_exps.weight"] = np.stack([gguf_converted.mxfp4(*x) for x in parts])
+    path = gguf_converted.write_v4(tmp_path / "v4.gguf", config, v4_models.numbers(found), packed=packed)
+    assert exported(path, "--type", "q4").file == exported(folder, "--type", "q4").file
+
+
+@pytest.mark.parametrize(
+    "said, word",
+    [
+        ({"swiglu_clamp_shexp": [10.0, 10.0, 7.0]}, "one limit for all layers"),
+        ({"expert_gating_func": 2}, "expert_gating_func"),
+        ({"attention.compress_ratios": [0, 4]}, "compress_ratios"),
+    ],
+)
+def test_deepseek_v4_that_is_refused(said, word, tmp_path, exported):
+    numbers = v4_models.numbers(v4_models.tensors(v4_models.CONFIG))
+    path = gguf_converted.write_v4(tmp_path / "v4.gguf", v4_models.CONFIG, numbers, said=said)
+    message = exported(path)
+    assert isinstance(message, str) and word in message

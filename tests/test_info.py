@@ -101,10 +101,10 @@ def test_parameters(name, export):
     with open(MODELS / name / "model.safetensors", "rb") as file:
         tensors = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     held = sum(
-        math.prod(entry["shape"])
+        math.prod(entry["shape"]) * (2 if entry["dtype"] == "I8" else 1)  # FP4: two in a byte
         for key, entry in tensors.items()
         if key != "__metadata__"
-        and not key.endswith("_scale_inv")
+        and not key.endswith(("_scale_inv", ".scale", ".tid2eid"))  # tables of experts are no weights
         # A.X-K1 stores it for its dense layer, too, which does not use it
         and (name, key) != ("axk1", "model.layers.0.post_mlp_layernorm.weight")
     )

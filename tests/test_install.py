@@ -20,6 +20,7 @@ FILES = {
     "share/zsh/site-functions/_mla",
     "share/fish/vendor_completions.d/mla.fish",
     "share/mla/export.py",
+    "share/mla/exporter/pack.so",
 }
 
 

@@ -4,7 +4,7 @@
  * For every instruction set that this machine can run: results are right (judged by formulas written down
  * here from kernels.h, never by the kernels themselves), stay inside their buffers, and have the same
  * bytes as portable's. The attention functions have their own test. One line per check; exit status 1 if
- * any failed. */
+ * any failed. An argument N runs one in N of the random rounds: builds with sanitizers are slow. */
 #include <math.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -17,6 +17,7 @@
 static const Kernels *sets[5]; /* portable first */
 static size_t n_sets;
 static int failures;
+static int every = 1; /* of the random rounds one in so many is run */
 
 static void report(const char *set, const char *name, bool ok, const char *detail) {
     printf("%s %s/%s%s%s\n", ok ? "ok" : "FAIL", set, name, ok ? "" : " ", ok ? "" : detail);
@@ -228,7 +229,7 @@ static bool rows_are_right(const Rows *x, const float *v) {
 /* Protects: the int8 form of activations, its layout, and copies of rows to an expert's batch. */
 static void check_put_and_gather(const Kernels *ops) {
     bool right = true, copied = true, same = true, inside = true;
-    for (int round = 0; round < 300; round++) {
+    for (int round = 0; round < 300; round += every) {
         size_t rows = 1 + below(40), cols = 1 + below(200), picks = 1 + below(40);
         Rows x = make_rows(rows, cols), p = make_rows(rows, cols), g = make_rows(picks, cols),
              q = make_rows(picks, cols);
@@ -267,7 +268,7 @@ static void check_put_and_gather(const Kernels *ops) {
  * everywhere. */
 static void check_put_strange(const Kernels *ops) {
     bool same = true;
-    for (int round = 0; round < 200; round++) {
+    for (int round = 0; round < 200; round += every) {
         float v[70];
         for (int i = 0; i < 70; i++)
             v[i] = below(3) ? any_float() : below(2) ? NAN : 1e-40f * (float)below(100);
@@ -310,7 +311,7 @@ static bool product_is_right(const Weights *w, const Rows *x, const float *y, si
 static void check_matmul(const Kernels *ops) {
     for (uint32_t type = TYPE_F32; type < TYPE_COUNT; type++) {
         bool right = true, same = true, inside = true;
-        for (int round = 0; round < 120; round++) {
+        for (int round = 0; round < 120; round += every) {
             bool large = round >= 108;
             size_t rows = large ? 1 + below(600) : 1 + below(40),
                    cols = large ? 1 + below(3000) : 1 + below(200), n = 1 + below(40);
@@ -376,7 +377,7 @@ static void check_matmul_batches(const Kernels *ops) {
 static void check_row(const Kernels *ops) {
     bool right = true;
     for (uint32_t type = TYPE_F32; type < TYPE_COUNT; type++)
-        for (int round = 0; round < 50; round++) {
+        for (int round = 0; round < 50; round += every) {
             size_t rows = 1 + below(40), cols = 1 + below(200), r = below(rows);
             Weights w = make_weights(type, rows, cols);
             float *out = guarded(cols * 4);
@@ -405,7 +406,7 @@ static double ulps(float got, double exact) {
 static void check_exp(const Kernels *ops) {
     double worst_sigmoid = 0, worst_silu = 0, worst_softmax = 0;
     bool same = true, ends;
-    for (int round = 0; round < 4000; round++) {
+    for (int round = 0; round < 4000; round += every) {
         enum { N = 61 };
         float x[N], s[N], h[N], p[N], ps[N], ph[N], pp[N], one[N];
         float range = round % 2 ? 110.0f : 4.0f;
@@ -416,10 +417,10 @@ static void check_exp(const Kernels *ops) {
             largest = fmax(largest, x[i]);
         }
         ops->sigmoid(s, N);
-        ops->swiglu(h, x, one, N, INFINITY);
+        ops->swiglu(h, x, one, N, INFINITY, false);
         ops->softmax(p, N);
         sets[0]->sigmoid(ps, N);
-        sets[0]->swiglu(ph, x, one, N, INFINITY);
+        sets[0]->swiglu(ph, x, one, N, INFINITY, false);
         sets[0]->softmax(pp, N);
         same &= !memcmp(s, ps, sizeof s) && !memcmp(h, ph, sizeof h) && !memcmp(p, pp, sizeof p);
         for (int i = 0; i < N; i++)
@@ -451,7 +452,7 @@ static void check_exp(const Kernels *ops) {
 /* Protects: the one rounding of a fused multiply-add, on which "the same bytes" rests; judged by libm. */
 static void check_fma(const Kernels *ops) {
     bool right = true;
-    for (int round = 0; round < 2000000; round++) {
+    for (int round = 0; round < 2000000; round += every) {
         float a = any_float(), b = any_float(), c = any_float();
         if (round % 2) { /* near ties: a product that ends in the middle between two floats, and a trifle */
             a = ldexpf((float)(1 + below(4096)), (int)below(40) - 20);
@@ -469,7 +470,7 @@ static void check_fma(const Kernels *ops) {
 /* Protects: norms and reductions, at any length and in place. */
 static void check_vectors(const Kernels *ops) {
     bool right = true, same = true, inside = true;
-    for (int round = 0; round < 500; round++) {
+    for (int round = 0; round < 500; round += every) {
         size_t n = 1 + below(300);
         float *x = guarded(n * 4), *w = guarded(n * 4), *y = guarded(n * 4), *p = guarded(n * 4);
         double square = 0, product = 0, size = 0;
@@ -499,9 +500,9 @@ static void check_vectors(const Kernels *ops) {
         memcpy(y, x, n * 4);
         sets[0]->rmsnorm(y, x, w, n, 1e-6f);
         same &= !memcmp(y, p, n * 4);
-        ops->swiglu(p, x, w, n, INFINITY);
+        ops->swiglu(p, x, w, n, INFINITY, false);
         memcpy(y, x, n * 4);
-        ops->swiglu(y, y, w, n, INFINITY); /* h may be gate */
+        ops->swiglu(y, y, w, n, INFINITY, false); /* h may be gate */
         same &= !memcmp(y, p, n * 4);
         float *all[4] = {x, w, y, p};
         for (int i = 0; i < 4; i++)
@@ -512,31 +513,63 @@ static void check_vectors(const Kernels *ops) {
     report(ops->name, "vectors-bounds", inside, "wrote outside");
 }
 
-/* Protects: the limits of SwiGLU, after silu; a number that is not finite is not made one. */
+/* Protects: the limits of SwiGLU, after silu and before it; a number that is not finite is not made one. */
 static void check_limits(const Kernels *ops) {
     bool right = true, same = true;
-    for (int round = 0; round < 2000; round++) {
+    for (int round = 0; round < 2000; round += every) {
         float gate = uniform(-8, 8), up = uniform(-8, 8), limit = uniform(0.1f, 4), h, p;
-        ops->swiglu(&h, &gate, &up, 1, limit);
-        sets[0]->swiglu(&p, &gate, &up, 1, limit);
-        double silu = gate / (1 + exp(-(double)gate)), most = (double)limit;
-        double exact = fmin(silu, most) * fmax(-most, fmin((double)up, most));
+        bool before = round % 2;
+        ops->swiglu(&h, &gate, &up, 1, limit, before);
+        sets[0]->swiglu(&p, &gate, &up, 1, limit, before);
+        double most = (double)limit, x = before ? fmin((double)gate, most) : (double)gate;
+        double silu = x / (1 + exp(-x));
+        double exact = (before ? silu : fmin(silu, most)) * fmax(-most, fmin((double)up, most));
         right &= fabs(h - exact) <= fabs(exact) * 8 * 0x1p-24;
         same &= !memcmp(&h, &p, 4);
     }
-    float one = 1, inf = INFINITY, h;
-    ops->swiglu(&h, &inf, &one, 1, 2);
-    right &= !isfinite(h);
-    ops->swiglu(&h, &one, &inf, 1, 2);
-    right &= !isfinite(h);
+    float one = 1, lost[3] = {INFINITY, -INFINITY, NAN}, h;
+    for (int i = 0; i < 6; i++) {
+        ops->swiglu(&h, &lost[i % 3], &one, 1, 2, i < 3);
+        right &= !isfinite(h);
+        ops->swiglu(&h, &one, &lost[i % 3], 1, 2, i < 3);
+        right &= !isfinite(h);
+    }
     report(ops->name, "swiglu-limits", right, "differ from double precision");
     report(ops->name, "swiglu-limits-same-bytes", same, "differs from portable");
+}
+
+/* Protects: the square root of log(1 + e^x), which weighs experts, over the range of floats and at any
+ * length. */
+static void check_sqrt_softplus(const Kernels *ops) {
+    bool right = true, same = true;
+    double worst = 0;
+    for (int round = 0; round < 3000; round++) {
+        size_t n = 1 + below(40);
+        float x[40], y[40], p[40], range = round % 3 == 0 ? 100 : round % 3 == 1 ? 10 : 0.01f;
+        for (size_t i = 0; i < n; i++)
+            x[i] = y[i] = p[i] = uniform(-range, range);
+        ops->sqrt_softplus(y, n);
+        sets[0]->sqrt_softplus(p, n);
+        same &= !memcmp(y, p, n * 4);
+        for (size_t i = 0; i < n; i++)
+            if (x[i] > -87) /* below, e^x is too small for a float of full precision */
+                worst = fmax(worst, ulps(y[i], sqrt(log1p(exp((double)x[i])))));
+            else
+                right &= y[i] >= 0 && y[i] < 1e-18f;
+    }
+    float far[3] = {-1e30f, 1e30f, NAN};
+    ops->sqrt_softplus(far, 3);
+    right &= worst <= 3 && far[0] == 0 && far[1] == 1e15f && isnan(far[2]);
+    char detail[64];
+    snprintf(detail, sizeof detail, "differs from libm, by %.2f ulp at most", worst);
+    report(ops->name, "sqrt-softplus", right, detail);
+    report(ops->name, "sqrt-softplus-same-bytes", same, "differs from portable");
 }
 
 /* Protects: what makes the rows of a linear attention ready, at any length. */
 static void check_rows_of_delta(const Kernels *ops) {
     bool right = true, same = true;
-    for (int round = 0; round < 300; round++) {
+    for (int round = 0; round < 300; round += every) {
         size_t n = 1 + below(140), taps = 2 + below(6), ld = n + below(9);
         float u[8][140], w[8 * 160], y[140], p[140], lower = round % 2 ? -uniform(0.5f, 8) : 0,
                                                      rate = uniform(-2, 2);
@@ -589,7 +622,7 @@ static void check_rows_of_delta(const Kernels *ops) {
 static void check_delta(const Kernels *ops) {
     enum { MOST_KEYS = 70, STRIDE = 96, MOST_ROWS = 11 };
     bool right = true, same = true, cut = true;
-    for (int round = 0; round < 200; round++) {
+    for (int round = 0; round < 200; round += every) {
         size_t keys = 1 + below(MOST_KEYS), n = 1 + below(MOST_ROWS), column = 32 * below(3), at = below(n);
         static float q[MOST_ROWS * STRIDE], k[MOST_ROWS * STRIDE], decay[MOST_ROWS * STRIDE],
             v[MOST_ROWS * STRIDE], beta[MOST_ROWS], kq[MOST_ROWS], from[MOST_KEYS * 32];
@@ -648,9 +681,11 @@ static void check_delta(const Kernels *ops) {
     report(ops->name, "delta-any-cut", cut, "differs when a call is cut in two");
 }
 
-int main(void) {
-    static const char *const NAMES[] = {"portable", "avx2", "avxvnni", "avx512", "neon"};
+int main(int argc, char **argv) {
+    static const char *const NAMES[] = {"portable", "avx2", "avxvnni", "avx512", "amx", "neon"};
     const char *why = "";
+    if (argc > 1)
+        every = atoi(argv[1]);
     for (size_t i = 0; i < sizeof NAMES / sizeof *NAMES; i++) {
         setenv("MLA_ISA", NAMES[i], 1);
         const Kernels *ops = kernels_choose(&why);
@@ -676,6 +711,7 @@ int main(void) {
     }
     for (size_t i = 0; i < n_sets; i++) {
         check_limits(sets[i]);
+        check_sqrt_softplus(sets[i]);
         check_rows_of_delta(sets[i]);
         check_delta(sets[i]);
     }

@@ -61,7 +61,7 @@ def test_likeliest():
         assert np.array_equal(judged(logits, n)[1].reshape(20, -1), want)
 
 
-@pytest.mark.parametrize("isa", ["avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["avx2", "avx512", "amx"])
 def test_same_bytes_of_instruction_sets(isa):
     need_cpu(isa)
     for logits in random_logits():

@@ -120,8 +120,9 @@ def q8_0(x):
     return (integers * scale.astype(np.float16).astype(np.float64)).reshape(x.shape)
 
 
-def reference(values, tensors, ids, rounded):
-    """The logits [T, V] of a Llama in float64, keys and values as `rounded` gives them back."""
+def reference(values, tensors, ids, rounded, rounded_query=lambda x: x):
+    """The logits [T, V] of a Llama in float64, keys and values as `rounded` gives them back, and queries as
+    `rounded_query` does."""
     heads, groups, size = (values[k] for k in ("num_attention_heads", "num_key_value_heads", "head_dim"))
     count = len(ids)
 
@@ -145,7 +146,7 @@ def reference(values, tensors, ids, rounded):
             for n in "qkv"
         )
         k, v = (np.repeat(rounded(z), heads // groups, 0) for z in (rope(k), v))
-        score = rope(q) @ k.transpose(0, 2, 1) / size**0.5 + future
+        score = rounded_query(rope(q)) @ k.transpose(0, 2, 1) / size**0.5 + future
         weight = np.exp(score - score.max(-1, keepdims=True))
         out = weight / weight.sum(-1, keepdims=True) @ v
         x = x + out.transpose(1, 0, 2).reshape(count, -1) @ tensors[at + "self_attn.o_proj.weight"].T

@@ -28,6 +28,7 @@ FEATURES = [
     "sandwich",
     "v32",
     "llama_rope3",
+    "v4_fp4",
 ]  # other models, with code of their own in the forward pass
 CHECKPOINTS = [*TYPES, *FEATURES, "stories"]
 
@@ -38,6 +39,7 @@ WAYS = {
     "portable": (None, {"MLA_ISA": "portable"}, ["-j", "1"]),
     "avx2": (None, {"MLA_ISA": "avx2"}, ["-j", "1"]),
     "avx512": (None, {"MLA_ISA": "avx512"}, ["-j", "1"]),
+    "amx": (None, {"MLA_ISA": "amx"}, ["-j", "1"]),
     "gcc": ("gcc", {}, ["-j", "1"]),
     "clang": ("clang", {}, ["-j", "1"]),
     "clang, portable": ("clang", {"MLA_ISA": "portable"}, ["-j", "1"]),
@@ -49,6 +51,7 @@ WAYS = {
 CPU_FLAGS = {
     "avx2": {"avx2", "fma", "f16c"},
     "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"},
+    "amx": {"avx512_vnni", "amx_tile", "amx_int8"},
 }
 
 
@@ -75,7 +78,7 @@ def results(name, model, program, environment, options):
     """What one way of running gives: a hash of each set of logits and of a sampled text."""
     ids = " ".join(str(i % 40) for i in np.load(TINY / "expected.npz")["ids"])
     prompt = ["-p", compare.TEXT[:400]] if name == "stories" else ["--ids", ids]
-    caches = ["f32", "bf16", "q8", "q6", "q4"] if name in [*TYPES, "llama_rope3"] else ["q8"]
+    caches = ["f32", "bf16", "q8", "q6", "q4"] if name in [*TYPES, "llama_rope3", "v4_fp4"] else ["q8"]
     caches += ["full", "full-bf16", "full-q8"] if name in TYPES else []
     cases = {f"logits {cache}": ["-k", cache] for cache in caches} | {
         "text": ["-t", "0.8", "-s", "7", "-n", "24"]

@@ -37,7 +37,8 @@ from test_chat import (
 from transformers import PreTrainedTokenizerFast
 
 from exporter import chat as exporter_chat
-from exporter.chat import DEEPSEEK_V32, compile_chat, proved_forms, put_together
+from exporter.built_in import DEEPSEEK_V4, DEEPSEEK_V32
+from exporter.chat import compile_chat, proved_forms, put_together
 
 BEGIN, END = THINK
 
@@ -64,6 +65,7 @@ SWITCHED = {
         False,
     ),
     "V3.2": (DEEPSEEK_V32, "thinking", True, False),
+    "V4": (DEEPSEEK_V4, "thinking", True, False),
     "K2.5": (
         generation(
             when("thinking is defined and thinking is false", ASSISTANT + BEGIN + END, ASSISTANT + BEGIN)
@@ -137,21 +139,24 @@ def switched(tmp_path_factory):
 
 def variables(name, how):
     _, variable, on, off = SWITCHED[name]
-    return {"default": {}, "on": {variable: on}, "off": {variable: off}}[how]
+    most = {variable: on, "reasoning_effort": "max"}
+    return {"default": {}, "on": {variable: on}, "off": {variable: off}, "max": most}[how]
 
 
-@pytest.mark.parametrize("how", ["default", "on", "off"])
-@pytest.mark.parametrize("name", SWITCHED)
+WAYS = [(name, how) for name in SWITCHED for how in ("default", "on", "off")] + [("V4", "max")]
+
+
+@pytest.mark.parametrize("name, how", WAYS)
 def test_forms_are_the_templates(name, how):
     """In each position of the switch the pieces give what the template gives, for answers of marks, lines and
     words in any order."""
     chat_template = SWITCHED[name][0]
     forms = proved_forms(chat_template, {"bos_token": BOS, "eos_token": EOS})
-    parts = dict(zip(["default", "on", "off"], forms, strict=True))[how]
+    parts = dict(zip(["default", "on", "off", "max"], forms, strict=False))[how]
     library = PreTrainedTokenizerFast(tokenizer_object=tokenizer(), bos_token=BOS, eos_token=EOS)
     library.chat_template = chat_template
     parts = parts._replace(flags=parts.flags & ~exporter_chat.DROP_OPEN)
-    if name == "V3.2":  # it keeps what it is given; what is given to it is the caller's business
+    if name in ("V3.2", "V4"):  # it keeps what it is given; what is given to it is the caller's business
         parts = parts._replace(flags=parts.flags & ~exporter_chat.SPLIT_FIRST)
     draw = random.Random(7)
     words = [BEGIN, END, BEGIN + "\n", "\n" + END + "\n\n", "word", " ", "```\n", "so ", "\u3000", "</b>"]
@@ -166,8 +171,7 @@ def test_forms_are_the_templates(name, how):
         assert put_together(parts, [exporter_chat.Message(**message) for message in messages]) == want
 
 
-@pytest.mark.parametrize("how", ["default", "on", "off"])
-@pytest.mark.parametrize("name", SWITCHED)
+@pytest.mark.parametrize("name, how", WAYS)
 def test_switch(name, how, switched):
     """The model goes on from what the template writes with the variable: what it says is what it says after
     those ids. Alone, as a line of --prompts and in a batch."""
@@ -238,12 +242,12 @@ def test_no_switch(tmp_path):
         folder = source(tmp_path / f"model{i}", chat_template)
         model = quick_export(folder, folder / "model.bin")
         assert chat(model, "-p", "a", "-n", 1)
-        for how in ("on", "off"):
+        for how in ("on", "off", "max"):
             refused(run("--chat", "-p", "a", "--think", how, model=model), FAILED, "no switch", "--think")
             refused(run("--batch", "-", "--think", how, model=model), FAILED, "no switch", "--think")
         refused(run("--chat", "-p", "a", "--think", "hide", model=model), FAILED, "no marks", "--think")
     refused(run("--think", "on", "-p", "a", model=model), USAGE, "--think")
-    refused(run("--chat", "--think", "maybe", model=model), USAGE, "on, off or hide")
+    refused(run("--chat", "--think", "maybe", model=model), USAGE, "on, off, max or hide")
 
 
 @pytest.mark.parametrize(
@@ -252,6 +256,7 @@ def test_no_switch(tmp_path):
         (TEMPLATES["V3"], 1),
         (TEMPLATES["V3"] + "{# thinking #}", 1),  # a name alone is no switch
         (SWITCHED["V3.1"][0], 3),
+        (DEEPSEEK_V4, 4),
         (TEMPLATES["V3"] + "{{ reasoning_effort }}", 1),  # values that the template does not name are none
         (TEMPLATES["V3"] + "{{ reasoning_effort or 'none' if 1 else 'high' }}", 3),
     ],
@@ -263,12 +268,19 @@ def test_forms_in_the_section(chat_template, forms):
 
 
 def test_two_forms_are_damage(tmp_path, monkeypatch):
-    """A section is one form or three."""
+    """A section is one form, three or four."""
     whole = exporter_chat.packed
-    monkeypatch.setattr(exporter_chat, "packed", lambda forms: whole(forms[:2]))
-    folder = source(tmp_path / "model", SWITCHED["V3.1"][0])
-    model = quick_export(folder, folder / "model.bin")
-    refused(run("--chat", "-p", "a", model=model), FAILED, "chat template is damaged: its forms")
+    for count in (2, 5):
+        monkeypatch.setattr(exporter_chat, "packed", lambda forms, n=count: whole((forms + forms)[:n]))
+        folder = source(tmp_path / f"model{count}", SWITCHED["V3.1"][0])
+        model = quick_export(folder, folder / "model.bin")
+        refused(run("--chat", "-p", "a", model=model), FAILED, "chat template is damaged: its forms")
+
+
+def test_no_greatest_effort(switched):
+    """A template that has a switch and no more says so."""
+    model, _ = switched("V3.1")
+    refused(run("--chat", "-p", "a", "--think", "max", model=model), FAILED, "--think on", "effort")
 
 
 # ---- hidden thoughts
