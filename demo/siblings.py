@@ -66,5 +66,6 @@ SIBLINGS = {
     "mha": ordinary(HEADS, 512),
     "gqa": ordinary(2, 596),
     "mqa": ordinary(1, 620),
-    "mla": latent(112, 16, 492),
+    # 96 + 32: as many numbers as GQA keeps, and as many of them rotated as in the others' keys
+    "mla": latent(96, 32, 468),
 }

@@ -39,6 +39,7 @@ OUT = ROOT / "build" / "study"
 SIBLINGS = "mha", "gqa", "mqa", "mla"
 CACHES = "f32", "bf16", "q8", "q6", "q4"
 TEXT_BYTES, STORIES = 80_000, 64
+SEPARATOR = b"<|endoftext|>\n"  # of stories
 CONTEXTS, TOKENS, TIMES = (16, 128, 256, 448), 48, 9  # of decode
 ROWS, BUDGET = 2048, 160_000_000  # of parallel: rows of a text, bytes of all caches
 
@@ -53,10 +54,9 @@ class Table:
         self.print(["---", *["---:"] * (len(columns) - 1)])
 
     def print(self, cells):
-        widths = [max(len(column), 12) for column in self.columns]
-        first = f"{cells[0]:<{max(widths[0], 16)}}"
-        rest = [f"{cell:>{width}}" for cell, width in zip(cells[1:], widths[1:], strict=True)]
-        print(f"| {' | '.join([first, *rest])} |", flush=True)
+        columns = zip(cells[1:], self.columns[1:], strict=True)
+        rest = [f"{cell:>{max(len(column), 10)}}" for cell, column in columns]
+        print(f"| {' | '.join([f'{cells[0]:<17}', *rest])} |", flush=True)
 
     def add(self, *cells):
         self.rows.append(cells)
@@ -101,12 +101,14 @@ SHOWN = (
     "glm-5",
     "glm-5.2",
     "kimi-linear-48b",
+    "deepseek-v4-flash",
 )
 # The cache does not depend on these; small ones make a small checkpoint.
 SMALL = {
     "hidden_size": 256,
     "vocab_size": 256,
     "intermediate_size": 64,
+    "moe_intermediate_size": 64,
     "bos_token_id": None,
     "eos_token_id": None,
 }
@@ -117,6 +119,8 @@ def attention_of(shape):
     heads = shape["num_attention_heads"]
     if shape["model_type"] == "llama":
         return f"GQA, {shape['num_key_value_heads']} groups of {heads} heads"
+    if shape["model_type"] == "deepseek_v4":
+        return f"compressed rows, {heads} heads, index keys"
     linear = shape.get("linear_attn_config")
     layers = f" in {len(linear['full_attn_layers'])} layers" if linear else ""
     index = ", index keys" if shape.get("index_topk") else ""
@@ -128,17 +132,18 @@ def study_shapes(folder):
     table = Table(
         "shapes",
         "Bytes of a token in the cache, all layers of the published model:",
-        *("shape", "attention", "layers", "numbers", "bf16", "q8", "q6"),
+        *("shape", "layers", "numbers", "bf16", "q8", "q6", "attention"),
     )
     for name in SHOWN:
         shape = SHAPES[name]
-        random_checkpoint(name, {**shape, **SMALL}, folder / "shape.bin", "--layers", "1", "--type", "q4")
+        small = {key: SMALL.get(key, value) for key, value in shape.items()}
+        random_checkpoint(name, small, folder / "shape.bin", "--layers", "1", "--type", "q4")
         SHAPES[name] = shape
         rows = info_rows(folder / "shape.bin")
         counts = rows["bf16"][0], *(rows[kind][1] for kind in ("bf16", "q8", "q6"))
-        table.add(name, attention_of(shape), shape["num_hidden_layers"], *counts)
+        table.add(name, shape["num_hidden_layers"], *counts, attention_of(shape))
     table.save()
-    bars = [(name, bf16, f"{bf16:,} bytes, {what}") for name, what, _, _, bf16, *_ in table.rows]
+    bars = [(name, bf16, f"{bf16:,} bytes, {what}") for name, _, _, bf16, *_, what in table.rows]
     bars_chart(OUT / "shapes.svg", "What one token costs in the cache", "bf16, all layers", bars)
 
 
@@ -154,7 +159,7 @@ def own_stories():
 
 def study_siblings(folder, text, source):
     cut = folder / "text.txt"
-    cut.write_bytes(text[:TEXT_BYTES])
+    cut.write_bytes(text.replace(SEPARATOR, b"")[:TEXT_BYTES])
     table = Table(
         "siblings",
         f"Four small models, weights in q8. Perplexity of {source}, windows of 511 tokens:",
