@@ -259,9 +259,14 @@ def wide_shapes():
 
 
 def parallel_speeds(model, texts):
-    """{(texts, context): line} of --bench --parallel."""
-    said = run(model, "--bench", "--parallel", f"1,{texts}", "--csv", "-k", "q8", "-c", ROWS + 11).decode()
-    return {(int(r["texts"]), int(r["context"])): r for r in csv.DictReader(said.splitlines())}
+    """{(texts, context): line} of --bench --parallel, each the faster one of two runs."""
+    lines = {}
+    for _ in range(2):
+        said = run(model, "--bench", "--parallel", f"1,{texts}", "--csv", "-k", "q8", "-c", ROWS + 11)
+        for line in csv.DictReader(said.decode().splitlines()):
+            key = int(line["texts"]), int(line["context"])
+            lines[key] = max(lines.get(key, line), line, key=lambda r: float(r["tokens_per_s"]))
+    return lines
 
 
 def study_parallel(folder):
