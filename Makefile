@@ -6,8 +6,8 @@
 # make lint       that form, and the layout of the sources: includes, lengths of files, functions and lines
 # make bench      prefill and decode at growing context, and where the time goes (MODEL=file)
 #                 BASE=commit: beside that commit, in turns, as ratios with their spread (BENCH=options of --bench)
-# make study      the latent cache in each type beside an ordinary K/V cache: memory, speed, perplexity
-#                 (STUDY_TEXT=file: on a text of your own)
+# make study      MHA, GQA, MQA and MLA side by side: bytes, perplexity, speed, many texts; the files are in
+#                 build/study (STUDY_TEXT=file: perplexity of a text of your own)
 # make debug      build/debug/run, with ASan and UBSan
 # make analyse    what cppcheck has to say: nothing
 # make coverage   a table of the lines that the tests run (clang)

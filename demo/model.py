@@ -3,7 +3,8 @@ with a sigmoid router, one layer of multi-token prediction) with 11 million para
 explanation of MLA in PyTorch: read Attention first, beside mla.c.
 
 It has no cache and writes no text: it is for training (train.py). What the file that it is written to looks
-like is the business of export.py.
+like is the business of export.py. The modules read their sizes from a configuration c, because siblings.py
+trains models with other attention for the comparison in doc/study.md.
 """
 
 import math
@@ -12,6 +13,10 @@ from types import SimpleNamespace
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+
+T = 512  # positions
+EPS = 1e-6
+THETA = 10000.0
 
 # config.json, under the names that DeepSeek-V3 gives them.
 CONFIG = dict(
@@ -42,10 +47,10 @@ CONFIG = dict(
     routed_scaling_factor=1.0,
     vocab_size=4096,
     tie_word_embeddings=True,
-    max_position_embeddings=512,
-    rope_theta=10000.0,
+    max_position_embeddings=T,
+    rope_theta=THETA,
     rope_scaling=None,
-    rms_norm_eps=1e-6,
+    rms_norm_eps=EPS,
     hidden_act="silu",
     attention_bias=False,
     attention_dropout=0.0,
@@ -55,8 +60,6 @@ CONFIG = dict(
     bos_token_id=0,
     eos_token_id=1,
 )
-c = SimpleNamespace(**CONFIG)
-T = c.max_position_embeddings
 
 
 # The modules carry the names of the published tensors, so that state_dict() is the checkpoint.
@@ -74,12 +77,12 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x):
-        return self.weight * F.rms_norm(x.float(), x.shape[-1:], eps=c.rms_norm_eps)
+        return self.weight * F.rms_norm(x.float(), x.shape[-1:], eps=EPS)
 
 
-def rotations():
+def rotations(p):
     """e^(i m theta_j) for position m and pair j: complex [T, p / 2]."""
-    inv_freq = c.rope_theta ** (-torch.arange(0, c.qk_rope_head_dim, 2) / c.qk_rope_head_dim)
+    inv_freq = THETA ** (-torch.arange(0, p, 2) / p)
     angle = torch.outer(torch.arange(T), inv_freq)
     return torch.polar(torch.ones_like(angle), angle)
 
@@ -95,26 +98,36 @@ class Attention(nn.Module):
     token; to continue a text it is enough to have kept the latent (r numbers) and one rotated key (p),
     here 80 numbers instead of the H * (n + p + v) = 640 that heads read."""
 
-    def __init__(self):
+    def __init__(self, c):
         super().__init__()
+        self.c = c
         D, H, r = c.hidden_size, c.num_attention_heads, c.kv_lora_rank
         n, p, v = c.qk_nope_head_dim, c.qk_rope_head_dim, c.v_head_dim
-        self.q_a_proj = linear(D, c.q_lora_rank)
-        self.q_a_layernorm = RMSNorm(c.q_lora_rank)
-        self.q_b_proj = linear(c.q_lora_rank, H * (n + p))
+        if c.q_lora_rank:
+            self.q_a_proj = linear(D, c.q_lora_rank)
+            self.q_a_layernorm = RMSNorm(c.q_lora_rank)
+            self.q_b_proj = linear(c.q_lora_rank, H * (n + p))
+        else:
+            self.q_proj = linear(D, H * (n + p))
         self.kv_a_proj_with_mqa = linear(D, r + p)
         self.kv_a_layernorm = RMSNorm(r)
         self.kv_b_proj = linear(r, H * (n + v))
         self.o_proj = linear(H * v, D, std=1e-4)  # nearly zero: each layer begins as the identity
-        self.register_buffer("rotation", rotations(), persistent=False)
+        self.register_buffer("rotation", rotations(p), persistent=False)
+
+    def queries(self, x):
+        if self.c.q_lora_rank:
+            return self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
+        return self.q_proj(x)
 
     def forward(self, x):  # [B, T, D]
+        c = self.c
         n, p, r, v = c.qk_nope_head_dim, c.qk_rope_head_dim, c.kv_lora_rank, c.v_head_dim
 
         def heads(y):  # [B, T, H * size] -> [B, H, T, size]
             return y.unflatten(-1, (c.num_attention_heads, -1)).transpose(1, 2)
 
-        q_nope, q_rope = heads(self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))).split((n, p), -1)
+        q_nope, q_rope = heads(self.queries(x)).split((n, p), -1)
         latent, k_rope = self.kv_a_proj_with_mqa(x).split(
             (r, p), -1
         )  # what a cache holds: normed and rotated
@@ -130,20 +143,49 @@ class Attention(nn.Module):
         return self.o_proj(out.transpose(1, 2).flatten(-2))
 
 
-class MLP(nn.Module):
-    def __init__(self, width):
+class OrdinaryAttention(nn.Module):
+    """What MLA is compared with. To continue a text, the key and the value of each of G groups of heads are
+    kept: MHA (G = H), GQA (1 < G < H), MQA (G = 1)."""
+
+    def __init__(self, c):
         super().__init__()
-        self.gate_proj = linear(c.hidden_size, width)
-        self.up_proj = linear(c.hidden_size, width)
-        self.down_proj = linear(width, c.hidden_size, std=1e-4)
+        D, H, G, self.size = c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim
+        self.q_proj = linear(D, H * self.size)
+        self.k_proj = linear(D, G * self.size)
+        self.v_proj = linear(D, G * self.size)
+        self.o_proj = linear(H * self.size, D, std=1e-4)
+        self.register_buffer("rotation", rotations(self.size), persistent=False)
+
+    def forward(self, x):  # [B, T, D]
+        def heads(y):  # [B, T, heads * size] -> [B, heads, T, size]
+            return y.unflatten(-1, (-1, self.size)).transpose(1, 2)
+
+        def rotated(y):  # Llama's pairs are (y[j], y[j + size / 2])
+            pairs = y.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
+            return rope(pairs, self.rotation).type_as(y)
+
+        queries, keys, values = (heads(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        out = F.scaled_dot_product_attention(
+            rotated(queries), rotated(keys), values, is_causal=True, enable_gqa=True
+        )
+        return self.o_proj(out.transpose(1, 2).flatten(-2))
+
+
+class MLP(nn.Module):
+    def __init__(self, size, width):
+        super().__init__()
+        self.gate_proj = linear(size, width)
+        self.up_proj = linear(size, width)
+        self.down_proj = linear(width, size, std=1e-4)
 
     def forward(self, x):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Router(nn.Module):
-    def __init__(self):
+    def __init__(self, c):
         super().__init__()
+        self.c = c
         self.weight = nn.Parameter(
             torch.randn(c.n_routed_experts, c.hidden_size) * 0.6 / math.sqrt(c.hidden_size)
         )
@@ -152,19 +194,19 @@ class Router(nn.Module):
     def forward(self, x):  # [tokens, D] -> experts and their weights, both [tokens, num_experts_per_tok]
         with torch.autocast(x.device.type, enabled=False):
             scores = torch.sigmoid(F.linear(x.float(), self.weight))
-        chosen = (
-            (scores.detach() + self.e_score_correction_bias).topk(c.num_experts_per_tok).indices
-        )  # the bias chooses, it does not weigh
+        # the bias chooses, it does not weigh
+        chosen = (scores.detach() + self.e_score_correction_bias).topk(self.c.num_experts_per_tok).indices
         weights = scores.gather(1, chosen)
-        return chosen, c.routed_scaling_factor * weights / weights.sum(-1, keepdim=True)
+        return chosen, self.c.routed_scaling_factor * weights / weights.sum(-1, keepdim=True)
 
 
 class MoE(nn.Module):
-    def __init__(self):
+    def __init__(self, c):
         super().__init__()
-        self.gate = Router()
-        self.experts = nn.ModuleList(MLP(c.moe_intermediate_size) for _ in range(c.n_routed_experts))
-        self.shared_experts = MLP(c.n_shared_experts * c.moe_intermediate_size)
+        D, width = c.hidden_size, c.moe_intermediate_size
+        self.gate = Router(c)
+        self.experts = nn.ModuleList(MLP(D, width) for _ in range(c.n_routed_experts))
+        self.shared_experts = MLP(D, c.n_shared_experts * width)
         self.register_buffer(
             "load", torch.zeros(c.n_routed_experts), persistent=False
         )  # tokens per expert since the last balance()
@@ -187,12 +229,14 @@ class MoE(nn.Module):
 
 
 class Layer(nn.Module):
-    def __init__(self, index):
+    def __init__(self, c, index):
         super().__init__()
+        ordinary = c.model_type == "llama"
+        dense = ordinary or index < c.first_k_dense_replace
         self.input_layernorm = RMSNorm(c.hidden_size)
-        self.self_attn = Attention()
+        self.self_attn = OrdinaryAttention(c) if ordinary else Attention(c)
         self.post_attention_layernorm = RMSNorm(c.hidden_size)
-        self.mlp = MLP(c.intermediate_size) if index < c.first_k_dense_replace else MoE()
+        self.mlp = MLP(c.hidden_size, c.intermediate_size) if dense else MoE(c)
 
     def forward(self, x):
         x = x + self.self_attn(self.input_layernorm(x))
@@ -203,8 +247,8 @@ class MTPLayer(Layer):
     """Multi-token prediction: from the state at a position and the token after it, the token after that.
     Trains the layers below to look further ahead; at inference it can draft tokens, or be left out."""
 
-    def __init__(self, index):
-        super().__init__(index)
+    def __init__(self, c, index):
+        super().__init__(c, index)
         self.enorm = RMSNorm(c.hidden_size)
         self.hnorm = RMSNorm(c.hidden_size)
         self.eh_proj = linear(2 * c.hidden_size, c.hidden_size)
@@ -216,26 +260,30 @@ class MTPLayer(Layer):
 
 
 class Model(nn.Module):
-    def __init__(self):
+    def __init__(self, config):
         super().__init__()
+        c = SimpleNamespace(**config)
         self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
         nn.init.normal_(self.embed_tokens.weight, std=c.initializer_range)
-        self.layers = nn.ModuleList(Layer(i) for i in range(c.num_hidden_layers))
-        self.layers.append(MTPLayer(c.num_hidden_layers))  # stored as one more layer
+        self.depth = c.num_hidden_layers
+        self.layers = nn.ModuleList(Layer(c, i) for i in range(self.depth))
+        if c.num_nextn_predict_layers:
+            self.layers.append(MTPLayer(c, self.depth))  # stored as one more layer
         self.norm = RMSNorm(c.hidden_size)
 
     def forward(self, ids, weights):
-        """The loss on the next token and on the one after it (MTP), of t positions. ids: [B, t + 2] with
-        t <= T; weights: the same shape, how much it counts that a token is predicted, 0: not at all."""
+        """The loss on the next token and on the one after it (MTP; without such a layer 0), of t positions.
+        ids: [B, t + 2] with t <= T; weights: the same shape, how much it counts that a token is predicted, 0:
+        not at all."""
         x = self.embed_tokens(ids[:, :-2])
-        for layer in self.layers[:-1]:
+        for layer in self.layers[: self.depth]:
             x = layer(x)
         state = self.norm(x)
+        next_loss = self.loss(state, ids[:, 1:-1], weights[:, 1:-1])
+        if len(self.layers) == self.depth:
+            return next_loss, torch.zeros_like(next_loss)
         after = self.layers[-1](state, self.embed_tokens(ids[:, 1:-1]))
-        return (
-            self.loss(state, ids[:, 1:-1], weights[:, 1:-1]),
-            self.loss(after, ids[:, 2:], weights[:, 2:]),
-        )
+        return next_loss, self.loss(after, ids[:, 2:], weights[:, 2:])
 
     def loss(self, state, targets, weights):
         logits = F.linear(state, self.embed_tokens.weight)  # tied

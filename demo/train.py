@@ -8,8 +8,9 @@ TEXT is stories with a line <|endoftext|> between them; without --held-out, one 
 measure the loss on. --from DIR begins with the second phase, from the weights and the tokenizer in DIR. OUT
 becomes a Hugging Face directory: export.py reads it, and so does transformers. The model is in model.py,
 the conversations are made in conversations.py. torchrun starts several processes that train together, each
-with --batch windows a step. There is no resuming in the middle of a phase and no search for hyperparameters
-here.
+with --batch windows a step. --attention trains one of the small models that doc/study.md compares
+(siblings.py), on stories alone. There is no resuming in the middle of a phase and no search for
+hyperparameters here.
 """
 
 import argparse
@@ -27,8 +28,9 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 from conversations import ASSISTANT, SEPARATOR, TEMPLATE, USER, Conversation, conversations, read_stories
-from model import CONFIG, Model, MoE, T, c
+from model import CONFIG, Model, MoE, T
 from safetensors.torch import load_file, save_file
+from siblings import SIBLINGS
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -36,6 +38,7 @@ MTP_WEIGHT = 0.3  # of the second loss, as in the DeepSeek-V3 report
 ASKED_WEIGHT = 3  # of a word that the user has asked for, where the answer has it first
 
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
+BOS_ID, EOS_ID = CONFIG["bos_token_id"], CONFIG["eos_token_id"]
 
 # DeepSeek-V3's pre-tokenizer: three splits, one after the other.
 PATTERNS = [
@@ -65,14 +68,14 @@ def train_tokenizer(stories: list[str]) -> Tokenizer:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=c.vocab_size,
+        vocab_size=CONFIG["vocab_size"],
         special_tokens=[BOS, EOS, PAD],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator(stories, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", special_tokens=[(BOS, c.bos_token_id)]
+        single=f"{BOS} $A", special_tokens=[(BOS, BOS_ID)]
     )
     return tokenizer
 
@@ -94,7 +97,7 @@ def encode(tokenizer: Tokenizer, stories: list[str]) -> torch.Tensor:
     """All stories in a row, each between a begin and an end token: int64 [tokens]."""
     ids = []
     for story in tokenizer.encode_batch(stories):
-        ids += [*story.ids, c.eos_token_id]
+        ids += [*story.ids, EOS_ID]
     return torch.tensor(ids)
 
 
@@ -115,12 +118,12 @@ def encode_conversation(tokenizer: Tokenizer, conversation: Conversation) -> Row
     def given(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False).ids
 
-    ids = [c.bos_token_id, *given(conversation.system)]
+    ids = [BOS_ID, *given(conversation.system)]
     weights = [0.0] * len(ids)
     for turn in conversation.turns:
         question = given(USER + turn.user + ASSISTANT)
         answer = tokenizer.encode(turn.answer, add_special_tokens=False)
-        ids += [*question, *answer.ids, c.eos_token_id]
+        ids += [*question, *answer.ids, EOS_ID]
         weights += [0.0] * len(question) + asked_weights(answer, turn.answer, turn.words)
         weights.append(0.0 if turn.unfinished else 1.0)
     return Row(ids, weights)
@@ -140,7 +143,7 @@ def windows(ids: torch.Tensor, count: int, generator=None):
 def padded(rows: list[Row]):
     """Rows of one length, two tokens longer than the longest: all that a row has is predicted, by MTP too."""
     longest = max(len(row.ids) for row in rows)
-    ids = torch.full((len(rows), longest + 1), c.eos_token_id)
+    ids = torch.full((len(rows), longest + 1), EOS_ID)
     weights = torch.zeros(ids.shape)
     for i, row in enumerate(rows):
         ids[i, : len(row.ids)] = torch.tensor(row.ids)
@@ -269,8 +272,9 @@ def write_json(path: Path, **values) -> None:
     path.write_text(json.dumps(values, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
-def write_texts(tokenizer: Tokenizer, out: Path) -> None:
-    """Everything in OUT but the weights."""
+def write_texts(tokenizer: Tokenizer, config: dict, out: Path) -> None:
+    """Everything in OUT but the weights. The template needs the marks of turns."""
+    talks = tokenizer.token_to_id(USER) is not None
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(out / "tokenizer.json"))
     write_json(
@@ -283,17 +287,17 @@ def write_texts(tokenizer: Tokenizer, out: Path) -> None:
         add_eos_token=False,
         clean_up_tokenization_spaces=False,
         model_max_length=T,
-        chat_template=TEMPLATE,
+        **({"chat_template": TEMPLATE} if talks else {}),
     )
     write_json(
         out / "generation_config.json",
-        bos_token_id=c.bos_token_id,
-        eos_token_id=c.eos_token_id,
+        bos_token_id=BOS_ID,
+        eos_token_id=EOS_ID,
         do_sample=True,
         temperature=0.8,
         top_p=0.95,
     )
-    write_json(out / "config.json", **CONFIG)
+    write_json(out / "config.json", **config)
 
 
 # ---- the two phases
@@ -310,11 +314,11 @@ def tell_stories(model: Model, tokenizer: Tokenizer, texts, args) -> None:
     def report():
         print("held out:", held_out_loss(model, held_out, args), flush=True)
 
-    def level(count: int) -> float:  # then down in a line from 40 % of the time on
-        left = 1 - (time.time() - begin) / (60 * args.minutes)
-        return min(1, max(0, left / 0.6))
+    def level(count: int) -> float:  # down in a line from 40 % of the time, or of the siblings' steps, on
+        done = count / args.steps if args.attention else (time.time() - begin) / (60 * args.minutes)
+        return min(1, max(0, (1 - done) / 0.6))
 
-    write_texts(tokenizer, args.out)
+    write_texts(tokenizer, config_of(args), args.out)
     begin = time.time()
     fit(model, batches(), args.rate, level, args, report)
 
@@ -354,7 +358,7 @@ def learn_to_talk(model: Model, tokenizer: Tokenizer, texts, args) -> None:
     def level(count: int) -> float:
         return float(count < args.steps)
 
-    write_texts(tokenizer, args.out)
+    write_texts(tokenizer, CONFIG, args.out)
     fit(model, batches(), args.chat_rate, level, args, report, mean)
 
 
@@ -369,7 +373,8 @@ def arguments() -> argparse.ArgumentParser:
     add("--held-out", type=Path, metavar="FILE", help="stories to measure the loss on (default: of TEXT)")
     add("--from", dest="source", type=Path, metavar="DIR", help="phase 2 alone, from the model in DIR")
     add("--minutes", type=float, default=150, help="of phase 1 (default %(default)s)")
-    add("--steps", type=int, default=600, help="of phase 2 (default %(default)s)")
+    add("--steps", type=int, default=600, help="of phase 2, or of --attention (default %(default)s)")
+    add("--attention", choices=SIBLINGS, help="train this one of the siblings of doc/study.md instead")
     add("--batch", type=int, default=8, help=f"windows of {T} tokens a step (default %(default)s)")
     add("--rate", type=float, default=3e-3, help="highest learning rate of phase 1 (default %(default)s)")
     add("--chat-rate", type=float, default=8e-4, help="and of phase 2 (default %(default)s)")
@@ -377,6 +382,10 @@ def arguments() -> argparse.ArgumentParser:
     add("--threads", type=int, help="of the CPU (default: PyTorch's)")
     add("--bf16", action="store_true", help="compute in bf16: faster where the machine has it")
     return options
+
+
+def config_of(args) -> dict:
+    return SIBLINGS[args.attention] if args.attention else CONFIG
 
 
 def read_texts(args) -> tuple[list[str], list[str]]:
@@ -396,11 +405,13 @@ def main() -> None:
     if "RANK" in os.environ:
         dist.init_process_group("gloo")
     texts = read_texts(args)
+    if args.attention and args.source:
+        options.error("--attention trains from the beginning: without --from")
     if min(sum(map(len, stories)) for stories in texts) < 20 * T:
         options.error(
             f"{args.text} is too short: some thousand words to train on, and to hold out, are needed"
         )
-    model = Model().to("cuda" if torch.cuda.is_available() else "cpu")
+    model = Model(config_of(args)).to("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(args.seed + worker())  # other stories for each
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
     if args.source:
@@ -409,6 +420,8 @@ def main() -> None:
     else:
         tokenizer = train_tokenizer(texts[0])
         tell_stories(model, tokenizer, texts, args)
+        if args.attention:
+            return
     if tokenizer.token_to_id(USER) is None:
         tokenizer = with_marks(tokenizer)
         with torch.no_grad():  # the marks begin as an average token

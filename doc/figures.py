@@ -18,62 +18,18 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
-from xml.sax.saxutils import escape
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path.insert(0, str(ROOT))
 
-from exporter.shapes import SHAPES  # noqa: E402 (not before the path)
+from svg import EDGE, KEY, LATENT, ROPE, SOFT, VALUE, WEIGHT, Svg  # noqa: E402 (not before the path)
+
+from exporter.shapes import SHAPES  # noqa: E402
 
 MODEL = "deepseek-v3"
 GROUPS = 8  # of GQA, as in Llama 3
 CONTEXT = 32768
-
-# A card with a background of its own looks the same on a light page and on a dark one.
-CARD, EDGE, INK, SOFT = "#ffffff", "#d0d7de", "#1f2328", "#59636e"
-KEY, VALUE, LATENT, ROPE, QUERY, WEIGHT = "#5b8def", "#f0a35e", "#3aa17e", "#c678b5", "#8b93a1", "#e6eaf0"
-FONT = "-apple-system,'Segoe UI',Helvetica,Arial,sans-serif"
-
-
-class Svg:
-    """Shapes and texts in a card of width x height."""
-
-    def __init__(self, width, height, title):
-        self.width, self.height, self.title, self.parts = width, height, title, []
-
-    def box(self, x, y, width, height, fill, stroke="none", radius=0):
-        self.parts.append(
-            f'<rect x="{x:.2f}" y="{y:.2f}" width="{width:.2f}" height="{height:.2f}" rx="{radius}" '
-            f'fill="{fill}" stroke="{stroke}"/>'
-        )
-
-    def text(self, x, y, text, size=14, color=INK, anchor="start", weight="normal"):
-        self.parts.append(
-            f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" fill="{color}" text-anchor="{anchor}" '
-            f'font-weight="{weight}">{escape(text)}</text>'
-        )
-
-    def arrow(self, *points):
-        """A line through the points (x, y), with a head at the last."""
-        path = " L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-        self.parts.append(
-            f'<path d="M{path}" fill="none" stroke="{SOFT}" stroke-width="1.5" marker-end="url(#head)"/>'
-        )
-
-    def save(self, name):
-        head = (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {self.height}" '
-            f'width="{self.width}" height="{self.height}" font-family="{FONT}" role="img">'
-            f"<title>{escape(self.title)}</title>"
-            '<defs><marker id="head" markerWidth="9" markerHeight="8" refX="7" refY="4" orient="auto" '
-            f'markerUnits="userSpaceOnUse"><path d="M0 0 L8 4 L0 8 z" fill="{SOFT}"/></marker></defs>'
-        )
-        card = Svg(self.width, self.height, "")
-        card.box(0.5, 0.5, self.width - 1, self.height - 1, CARD, EDGE, 8)
-        (HERE / name).write_text("\n".join([head, *card.parts, *self.parts, "</svg>", ""]))
-        print(f"doc/{name}: {self.title}")
-
 
 # ---- what a token costs in the cache ----------------------------------------------------------------------
 
@@ -161,7 +117,7 @@ def draw_cache():
         x += 42 + 7.2 * len(name)
     note = f"right: {CONTEXT:,} tokens, {s.layers} layers, 2 bytes a number"
     svg.text(width - left, y, note, 13, SOFT, "end")
-    svg.save("cache.svg")
+    svg.save(HERE / "cache.svg")
 
 
 def check_formulas():
@@ -250,7 +206,7 @@ def draw_attention():
         836, y + 120, f"{pair} multiplications for each query, head and row (n + p + v),", 13, anchor="end"
     )
     svg.text(836, y + 138, f"and {expand:,} for each row and head, once ((n + v) r)", 13, anchor="end")
-    svg.save("attention.svg")
+    svg.save(HERE / "attention.svg")
     print(f"  {absorbed:,} or {pair:,} + {expand:,} once: by multiplications they cross at {crossing} rows")
 
 
@@ -316,7 +272,7 @@ def draw_layout():
     svg.text(left, 334, "A unit is one operand of an int8 dot product: one load", 13)
     svg.text(left, 352, "advances 16 outputs by 4 columns.", 13)
     svg.text(left, 384, "q8: 8.5 bits a weight, q4: 4.5 (kernels/kernels.h)", 13, SOFT)
-    svg.save("layout.svg")
+    svg.save(HERE / "layout.svg")
 
 
 if __name__ == "__main__":
