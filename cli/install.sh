@@ -1,7 +1,8 @@
 #!/bin/sh
-# cli/install.sh install PROGRAM PACK | cli/install.sh uninstall: what `make install` and `make uninstall` do, with PREFIX and
-# DESTDIR from the environment. PROGRAM becomes bin/mla; its man page and completions are what it writes with
-# --generate. export.py and its package go to share/mla, with PACK if it is there, and bin/mla-export is a link to it.
+# cli/install.sh install PROGRAM PACK | cli/install.sh uninstall: what `make install` and `make uninstall` do,
+# with PREFIX and DESTDIR from the environment. PROGRAM becomes bin/mla; its man page and completions are what it
+# writes with --generate. export.py and its package go to share/mla, with PACK (build/pack.so) if it is there,
+# and bin/mla-export is a link to export.py.
 #
 # share/mla/manifest lists what was made, folders before what is in them. Uninstalling removes exactly that: a
 # folder that was there before stays, and one that holds something else, too.
