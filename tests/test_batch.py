@@ -17,7 +17,7 @@ import compare
 import numpy as np
 import pytest
 from support import FAILED, INTERRUPTED, MODEL, MODELS, ROOT, RUN, USAGE, refused, run, text
-from test_chat import TEMPLATES, source
+from test_chat import TEMPLATES, quick_export, source
 
 SAMPLED = ["-t", "1", "--top-p", "0.9", "--repeat-penalty", "1.2", "--stop", "was so", "-n", "14"]
 WORDS = (
@@ -572,8 +572,9 @@ def test_a_conversation_goes_on_from_a_session(chat, tmp_path):
     )
 
 
-def test_a_model_without_template():
-    refused(run("--chat", "--prompts", "/dev/null"), FAILED, "no chat template", "--chat")
+def test_a_model_without_template(tmp_path):
+    model = quick_export(source(tmp_path / "model", None), tmp_path / "model.bin")
+    refused(run("--chat", "--prompts", "/dev/null", model=model), FAILED, "no chat template", "--chat")
 
 
 VALUES = {
