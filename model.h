@@ -167,16 +167,21 @@ static inline size_t router_rows(const Config *cfg) {
     return (size_t)cfg->n_routed_experts + cfg->zero_expert_num;
 }
 
+/* Bit `layer` of kda_layers, csa_layers or hca_layers. */
+static inline bool has_layer(const uint32_t *layers, uint32_t layer) {
+    return layers[layer / 32] >> layer % 32 & 1;
+}
+
 static inline bool layer_is_kda(const Config *cfg, uint32_t layer) {
-    return cfg->kda_layers[layer / 32] >> layer % 32 & 1;
+    return has_layer(cfg->kda_layers, layer);
 }
 
 static inline bool layer_is_csa(const Config *cfg, uint32_t layer) {
-    return cfg->csa_layers[layer / 32] >> layer % 32 & 1;
+    return has_layer(cfg->csa_layers, layer);
 }
 
 static inline bool layer_is_hca(const Config *cfg, uint32_t layer) {
-    return cfg->hca_layers[layer / 32] >> layer % 32 & 1;
+    return has_layer(cfg->hca_layers, layer);
 }
 
 /* What a layer's attention is: mla.c, engine/full.c, engine/kda_layer.c, the last three engine/window.c */

@@ -151,19 +151,9 @@ static void print_types(const Model *m) {
     }
 }
 
-static uint32_t indexers(const Config *cfg, uint32_t layers) {
-    uint32_t count = 0;
-    for (uint32_t l = 0; l < layers; l++)
-        count += layer_has_indexer(cfg, l);
-    return count;
-}
-
 static void print_window(const Config *cfg) {
-    uint32_t csa = 0, hca = 0, layers = cfg->num_hidden_layers;
-    for (uint32_t l = 0; l < layers; l++) {
-        csa += layer_is_csa(cfg, l);
-        hca += layer_is_hca(cfg, l);
-    }
+    uint32_t layers = cfg->num_hidden_layers, csa = count_layers(cfg, layers, LAYER_CSA),
+             hca = count_layers(cfg, layers, LAYER_HCA);
     output_print("%-20s %u heads of %u + %u rotated, keys and values one row of all heads, queries from %u\n",
                  "attention", cfg->num_attention_heads, cfg->qk_nope_head_dim, cfg->qk_rope_head_dim,
                  cfg->q_lora_rank);
@@ -226,7 +216,7 @@ static void print_shape(const Model *m) {
     print_attention(cfg);
     if (cfg->index_n_heads)
         output_print("%-20s %u heads of %u in %u layers choose %u rows to attend to\n", "indexer",
-                     cfg->index_n_heads, cfg->index_head_dim, indexers(cfg, cfg->num_hidden_layers),
+                     cfg->index_n_heads, cfg->index_head_dim, indexer_layers(cfg, cfg->num_hidden_layers),
                      cfg->index_topk);
     if (cfg->n_routed_experts) {
         output_print("%-20s %u of %u for each token, %u shared, width %u", "experts",
@@ -304,7 +294,7 @@ static size_t token_numbers(const Config *cfg, CacheType type, uint32_t layers) 
         return (csa ? csa * (key + di) / cfg->csa_ratio : 0) + (hca ? hca * key / cfg->hca_ratio : 0);
     size_t row =
         groups ? groups * (key + cfg->v_head_dim) : (size_t)cfg->kv_lora_rank + cfg->qk_rope_head_dim;
-    return attention_layers(cfg, layers) * row + indexers(cfg, layers) * di;
+    return attention_layers(cfg, layers) * row + indexer_layers(cfg, layers) * di;
 }
 
 /* Attention without a latent, at 2 bytes a number: this model's, where it has none, and others with heads of

@@ -101,8 +101,6 @@ static size_t part_bytes(const Model *m, CacheType type) {
     return constant_bytes(&m->config, type, m->config.num_hidden_layers);
 }
 
-static size_t text_pages(const Model *m, size_t rows) { return cache_pages(&m->config, rows); }
-
 static uint64_t constant_offset(const SessionHeader *h) { return h->data_offset + h->pages * h->page_bytes; }
 
 static uint32_t header_bytes(const SessionHeader *h) {
@@ -356,7 +354,7 @@ static int check_head(const Session *s, Options *o) {
     o->cache = (CacheType)type;
 
     bool sizes = h->page_bytes == page_bytes(s->model, o->cache) &&
-                 h->pages == text_pages(s->model, h->rows) &&
+                 h->pages == cache_pages(&s->model->config, h->rows) &&
                  h->logits == (h->rows == h->tokens ? cfg->vocab_size : 0) &&
                  h->constant == (h->rows && part_bytes(s->model, o->cache)) &&
                  h->file_bytes == constant_offset(h) + h->constant * part_bytes(s->model, o->cache);
@@ -425,8 +423,9 @@ static int check_room(const Session *s, const State *state) {
     struct statvfs disk;
     size_t rows = state->context, logits = s->model->config.vocab_size;
     CacheType type = state->cache->type;
-    uint64_t most = data_offset(sizeof(SessionHeader), rows + 1, logits, text_pages(s->model, rows)) +
-                    text_pages(s->model, rows) * page_bytes(s->model, type) + part_bytes(s->model, type);
+    uint64_t most =
+        data_offset(sizeof(SessionHeader), rows + 1, logits, cache_pages(&s->model->config, rows)) +
+        cache_pages(&s->model->config, rows) * page_bytes(s->model, type) + part_bytes(s->model, type);
     if (fstatvfs(s->lock, &disk) || !disk.f_blocks || (uint64_t)disk.f_bavail * disk.f_frsize >= most)
         return DONE;
     return log_error(
@@ -506,7 +505,7 @@ static uint8_t *make_head(const Session *s, const SavedText *text, const Sequenc
         .rows = (uint32_t)q->rows,
         .cut = (uint32_t)text->cut,
         .logits = q->rows == q->count ? m->config.vocab_size : 0,
-        .pages = (uint32_t)text_pages(m, q->rows),
+        .pages = (uint32_t)cache_pages(&m->config, q->rows),
         .conversation = text->turns,
         .constant = q->rows && part_bytes(m, type),
     };

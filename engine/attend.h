@@ -7,8 +7,8 @@
 #ifndef ATTEND_H
 #define ATTEND_H
 
-#include "engine/cache.h"
 #include "engine/buffers.h"
+#include "engine/cache.h"
 #include "model.h"
 
 /* The attention of one layer, as one thread of the team sees it. */

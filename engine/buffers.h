@@ -31,6 +31,7 @@ typedef struct {
     void *sample;         /* what engine/sampler.h works in */
     float *kda;           /* the rows of a piece, of one head (engine/kda.c) */
     uint8_t *ring;        /* the last rows of a text (engine/window.c) */
+    uint8_t *far;         /* a part's compressed rows (the same) */
 } Scratch;
 
 /* Where the time of a forward call goes (--bench --profile). */

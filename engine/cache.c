@@ -27,23 +27,26 @@ static bool kind_has_ring(LayerKind kind) { return kind >= LAYER_SLIDING; }
 
 bool layer_has_tiles(const Config *cfg, uint32_t layer) { return kind_has_tiles(layer_kind(cfg, layer)); }
 
+/* Of one layer. */
+static size_t layer_constant_floats(const Config *cfg, LayerKind kind) {
+    return kind == LAYER_KDA ? kda_layer_floats(cfg) : compress_layer_floats(cfg, kind);
+}
+
+static size_t layer_replay_floats(const Config *cfg, LayerKind kind) {
+    return kind == LAYER_KDA ? kda_replay_floats(cfg) : kind_has_ring(kind) ? window_input_floats(cfg) : 0;
+}
+
 size_t constant_floats(const Config *cfg, uint32_t layers) {
     size_t floats = 0;
-    for (uint32_t l = 0; l < layers; l++) {
-        LayerKind kind = layer_kind(cfg, l);
-        floats += kind == LAYER_KDA ? kda_layer_floats(cfg) : compress_layer_floats(cfg, kind);
-    }
+    for (uint32_t l = 0; l < layers; l++)
+        floats += layer_constant_floats(cfg, layer_kind(cfg, l));
     return floats;
 }
 
 size_t replay_floats(const Config *cfg, uint32_t layers) {
     size_t floats = 0;
-    for (uint32_t l = 0; l < layers; l++) {
-        LayerKind kind = layer_kind(cfg, l);
-        floats += kind == LAYER_KDA     ? kda_replay_floats(cfg)
-                  : kind_has_ring(kind) ? window_input_floats(cfg)
-                                        : 0;
-    }
+    for (uint32_t l = 0; l < layers; l++)
+        floats += layer_replay_floats(cfg, layer_kind(cfg, l));
     return floats;
 }
 
@@ -128,7 +131,7 @@ static size_t page_tiles(const Config *cfg) {
     return cfg->csa_ratio ? cache_page_rows(cfg) / cfg->csa_ratio / TILE_ROWS : 1;
 }
 
-size_t cache_page_hca_rows(const Config *cfg) {
+static size_t page_hca_rows(const Config *cfg) {
     return cfg->hca_ratio ? cache_page_rows(cfg) / cfg->hca_ratio : 0;
 }
 
@@ -142,10 +145,10 @@ static size_t hca_at(const Config *cfg, CacheType type, uint32_t layers) {
 
 static size_t index_at(const Config *cfg, CacheType type, uint32_t layers) {
     return hca_at(cfg, type, layers) +
-           count_layers(cfg, layers, LAYER_HCA) * cache_page_hca_rows(cfg) * cache_row_bytes(cfg, type);
+           count_layers(cfg, layers, LAYER_HCA) * page_hca_rows(cfg) * cache_row_bytes(cfg, type);
 }
 
-static uint32_t indexers(const Config *cfg, uint32_t layers) {
+uint32_t indexer_layers(const Config *cfg, uint32_t layers) {
     uint32_t count = 0;
     for (uint32_t l = 0; l < layers; l++)
         count += layer_has_indexer(cfg, l);
@@ -154,7 +157,7 @@ static uint32_t indexers(const Config *cfg, uint32_t layers) {
 
 size_t cache_page_bytes(const Config *cfg, CacheType type, uint32_t layers) {
     TileShape keys = cache_index_shape(cfg, type);
-    return index_at(cfg, type, layers) + indexers(cfg, layers) * page_tiles(cfg) * tile_bytes(&keys);
+    return index_at(cfg, type, layers) + indexer_layers(cfg, layers) * page_tiles(cfg) * tile_bytes(&keys);
 }
 
 size_t cache_token_bytes(const Config *cfg, CacheType type, uint32_t layers) {
@@ -162,6 +165,26 @@ size_t cache_token_bytes(const Config *cfg, CacheType type, uint32_t layers) {
 }
 
 /* ---- pages and slots ------------------------------------------------------------------------ */
+
+/* The layers' parts follow one another, in a page as in a slot. */
+static void find_places(Cache *cache, const Config *cfg) {
+    LayerPlace next = {.hca = cache->hca_at,
+                       .index = cache->index_at,
+                       .ring = rings_at(cfg, cfg->num_hidden_layers) * sizeof(float)};
+    for (uint32_t l = 0; l < cfg->num_hidden_layers; l++) {
+        LayerKind kind = layer_kind(cfg, l);
+        cache->places[l] = next;
+        if (kind == LAYER_HCA)
+            next.hca += cache->hca_rows * cache->tile_bytes / TILE_ROWS;
+        if (layer_has_indexer(cfg, l))
+            next.index += cache->page_tiles * tile_bytes(&cache->index_shape);
+        if (kind_has_ring(kind))
+            next.ring += ring_bytes(cfg, cache->type);
+        next.constant += layer_constant_floats(cfg, kind);
+        next.replay += layer_replay_floats(cfg, kind);
+    }
+    cache->replay_floats = next.replay;
+}
 
 void cache_open(Cache *cache, const Model *m, CacheType type, size_t page_count, size_t slot_count) {
     const Config *cfg = &m->config;
@@ -175,11 +198,13 @@ void cache_open(Cache *cache, const Model *m, CacheType type, size_t page_count,
     cache->tile_bytes = cache_row_bytes(cfg, type) * TILE_ROWS;
     cache->page_rows = cache_page_rows(cfg);
     cache->page_tiles = page_tiles(cfg);
+    cache->hca_rows = page_hca_rows(cfg);
     for (uint32_t l = 0; l < cfg->num_hidden_layers; l++)
         cache->layers += layer_has_tiles(cfg, l);
     cache->hca_at = hca_at(cfg, type, cfg->num_hidden_layers);
     cache->index_at = index_at(cfg, type, cfg->num_hidden_layers);
     cache->page_bytes = cache_page_bytes(cfg, type, cfg->num_hidden_layers);
+    find_places(cache, cfg);
     cache->page_count = cache->free_count = page_count;
     for (size_t i = 0; i < page_count; i++)
         cache->free_pages[i] = (uint32_t)(page_count - 1 - i); /* page 0 is used first */
@@ -199,9 +224,9 @@ static void clear_tiles(const Cache *cache, const TileShape *shape, uint8_t *at,
 void cache_clear_rows(const Cache *cache, uint8_t *page, size_t from) {
     const Config *cfg = &cache->model->config;
     size_t tiles = cache->page_tiles, row = from * tiles * TILE_ROWS / cache->page_rows;
-    for (size_t i = 0; i < cache->layers;
-         i++) { /* of ordinary attention each group's keys, then its values */
+    for (size_t i = 0; i < cache->layers; i++) {
         uint8_t *at = page + i * tiles * cache->tile_bytes;
+        /* of ordinary attention each group's keys, then its values */
         for (size_t g = 0; g < cache->groups; g++) {
             clear_tiles(cache, &cache->keys, at, 1, row);
             clear_tiles(cache, &cache->values, at + tile_bytes(&cache->keys), 1, row);
@@ -210,7 +235,7 @@ void cache_clear_rows(const Cache *cache, uint8_t *page, size_t from) {
         if (!cache->groups)
             clear_tiles(cache, &cache->shape, at, tiles, row);
     }
-    size_t rows = cache_page_hca_rows(cfg), row_bytes = cache->tile_bytes / TILE_ROWS;
+    size_t rows = cache->hca_rows, row_bytes = cache->tile_bytes / TILE_ROWS;
     for (uint8_t *at = page + cache->hca_at; at < page + cache->index_at; at += rows * row_bytes)
         for (size_t j = from / cfg->hca_ratio; j < rows; j++)
             cache->model->ops->tile_copy(&cache->shape, at + (j - j % HCA_ROWS) * row_bytes, j % HCA_ROWS,
@@ -249,33 +274,4 @@ uint32_t cache_take_page(Cache *cache) {
 void cache_release_page(Cache *cache, uint32_t page) {
     if (--cache->references[page] == 0)
         cache->free_pages[cache->free_count++] = page;
-}
-
-float *cache_slot_layer(const Cache *cache, uint32_t slot, size_t layer) {
-    return cache_slot(cache, slot) + constant_floats(&cache->model->config, (uint32_t)layer);
-}
-
-uint8_t *cache_ring(const Cache *cache, uint32_t slot, size_t layer) {
-    const Config *cfg = &cache->model->config;
-    size_t before = 0;
-    for (uint32_t l = 0; l < layer; l++)
-        before += kind_has_ring(layer_kind(cfg, l));
-    uint8_t *rings = (uint8_t *)(cache_slot(cache, slot) + rings_at(cfg, cfg->num_hidden_layers));
-    return rings + before * ring_bytes(cfg, cache->type);
-}
-
-uint8_t *cache_index_tile(const Sequence *q, size_t j, size_t layer) {
-    const Cache *cache = q->cache;
-    const Config *cfg = &cache->model->config;
-    size_t tiles = cache->page_tiles, before = indexers(cfg, (uint32_t)layer);
-    return cache_page(q, j / tiles) + cache->index_at +
-           (before * tiles + j % tiles) * tile_bytes(&cache->index_shape);
-}
-
-uint8_t *cache_hca_rows(const Sequence *q, size_t j, size_t layer) {
-    const Cache *cache = q->cache;
-    const Config *cfg = &cache->model->config;
-    size_t before = count_layers(cfg, (uint32_t)layer, LAYER_HCA);
-    return cache_page(q, j) + cache->hca_at +
-           before * cache_page_hca_rows(cfg) * (cache->tile_bytes / TILE_ROWS);
 }

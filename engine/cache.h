@@ -46,6 +46,14 @@ enum { USUAL_PARTS = 16, MAX_PARTS = 64, PART_PAGES = 8 };
  * writes. */
 enum { SEQUENCE_SLOTS = MARKS + 3 };
 
+/* Where what a layer keeps lies: found once, when the cache is opened. */
+typedef struct {
+    size_t hca, index; /* bytes in a page: compressed rows of an HCA layer, index keys */
+    size_t constant;   /* floats in a slot: its constant part */
+    size_t ring;       /* bytes in a slot */
+    size_t replay;     /* floats in what is kept of a row of a small call */
+} LayerPlace;
+
 typedef struct Cache {
     const Model *model;
     CacheType type;
@@ -55,9 +63,11 @@ typedef struct Cache {
     TileShape keys;        /* {type, n + p, 0} */
     TileShape values;      /* {type, v, 0} */
     size_t layers;         /* that have tiles */
+    LayerPlace *places;    /* [num_hidden_layers] */
     size_t tile_bytes;     /* 128 rows of one layer, without index keys */
     size_t page_rows;      /* tokens of a page */
     size_t page_tiles;     /* tiles of a layer in a page */
+    size_t hca_rows;       /* compressed rows of an HCA layer in a page */
     size_t hca_at;         /* where in a page rows of HCA layers begin, and index keys */
     size_t index_at;
     size_t page_bytes;
@@ -72,6 +82,7 @@ typedef struct Cache {
     uint32_t *slot_references; /* [slot_count] as of pages */
     uint32_t *free_slots;      /* [free_slot_count] */
     size_t free_slot_count;
+    size_t replay_floats; /* replay_floats() of all layers */
     float *replay_buffer; /* max(kda_scratch_floats(), compress_scratch_floats()) */
     uint8_t *zeros;       /* [page_bytes] what was never written */
 } Cache;
@@ -80,6 +91,8 @@ typedef struct Cache {
 bool layer_has_tiles(const Config *cfg, uint32_t layer);
 /* Of the first `layers` layers, how many are of the kind. */
 uint32_t count_layers(const Config *cfg, uint32_t layers, LayerKind kind);
+/* Of the first `layers` layers, how many have an indexer. */
+uint32_t indexer_layers(const Config *cfg, uint32_t layers);
 /* Of the first `layers` layers, how many have an attention that is not linear. */
 uint32_t attention_layers(const Config *cfg, uint32_t layers);
 
@@ -151,8 +164,12 @@ static inline float *cache_slot(const Cache *cache, uint32_t slot) {
 }
 
 /* A layer's part of a slot, and its ring. */
-float *cache_slot_layer(const Cache *cache, uint32_t slot, size_t layer);
-uint8_t *cache_ring(const Cache *cache, uint32_t slot, size_t layer);
+static inline float *cache_slot_layer(const Cache *cache, uint32_t slot, size_t layer) {
+    return cache_slot(cache, slot) + cache->places[layer].constant;
+}
+static inline uint8_t *cache_ring(const Cache *cache, uint32_t slot, size_t layer) {
+    return (uint8_t *)cache_slot(cache, slot) + cache->places[layer].ring;
+}
 
 /* Page j of a sequence, in all layers. */
 static inline uint8_t *cache_page(const Sequence *q, size_t j) {
@@ -164,9 +181,15 @@ static inline uint8_t *cache_tile(const Sequence *q, size_t j, size_t tile) {
     return cache_page(q, j / tiles) + (tile * tiles + j % tiles) * q->cache->tile_bytes;
 }
 /* The same of its index keys. */
-uint8_t *cache_index_tile(const Sequence *q, size_t j, size_t layer);
-/* Compressed rows of a layer in a page, and where those of an HCA layer begin in page j. */
-size_t cache_page_hca_rows(const Config *cfg);
-uint8_t *cache_hca_rows(const Sequence *q, size_t j, size_t layer);
+static inline uint8_t *cache_index_tile(const Sequence *q, size_t j, size_t layer) {
+    const Cache *cache = q->cache;
+    size_t tiles = cache->page_tiles;
+    return cache_page(q, j / tiles) + cache->places[layer].index +
+           j % tiles * tile_bytes(&cache->index_shape);
+}
+/* Where the compressed rows of an HCA layer begin in page j. */
+static inline uint8_t *cache_hca_rows(const Sequence *q, size_t j, size_t layer) {
+    return cache_page(q, j) + q->cache->places[layer].hca;
+}
 
 #endif

@@ -46,10 +46,8 @@ static double far_rows(const Config *cfg, size_t rows, bool all) {
 
 /* Index keys that it scores, in all layers. */
 static double scored_keys(const Config *cfg, size_t rows) {
-    double layers = 0;
-    for (uint32_t l = 0; l < cfg->num_hidden_layers; l++)
-        layers += layer_has_indexer(cfg, l);
-    return layers * (double)(rows / (cfg->sliding_window && cfg->csa_ratio ? cfg->csa_ratio : 1));
+    return (double)indexer_layers(cfg, cfg->num_hidden_layers) *
+           (double)(rows / (cfg->sliding_window && cfg->csa_ratio ? cfg->csa_ratio : 1));
 }
 
 double cache_read_bytes(const Model *m, CacheType type, size_t rows, bool all) {

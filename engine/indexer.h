@@ -2,9 +2,9 @@
 #ifndef INDEXER_H
 #define INDEXER_H
 
+#include "engine/buffers.h"
 #include "engine/cache.h"
 #include "engine/util.h"
-#include "engine/buffers.h"
 #include "model.h"
 
 /* For the call's rows, in a layer that has an indexer: their index keys go into the cache (those of a CSA

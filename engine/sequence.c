@@ -42,9 +42,9 @@ void sequence_end_run(Sequence *q, const ConstantRun *run) {
 }
 
 float *sequence_replay(const Sequence *q, size_t layer, int which) {
-    const Config *cfg = &q->cache->model->config;
-    size_t all = replay_floats(cfg, cfg->num_hidden_layers), before = replay_floats(cfg, (uint32_t)layer);
-    return q->constant.replay + REPLAY_ROWS * ((size_t)which * all + before);
+    const Cache *cache = q->cache;
+    return q->constant.replay +
+           REPLAY_ROWS * ((size_t)which * cache->replay_floats + cache->places[layer].replay);
 }
 
 static void replay_kda(const Sequence *q, size_t layer, size_t rows, uint32_t to) {

@@ -110,11 +110,13 @@ static void reserve_cache(Reserve *r, const Model *m, const StateOptions *o) {
     int32_t *ids = reserve(r, o->sequences * (o->context + 1), sizeof *ids);
     uint32_t *page = reserve(r, lists, sizeof *page), *references = reserve(r, all, sizeof *references),
              *free_pages = reserve(r, all, sizeof *free_pages);
+    LayerPlace *places = reserve(r, cfg->num_hidden_layers, sizeof *places);
     void *zeros = reserve(r, 1, page_bytes);
     void *pool = reserve(r, all, page_bytes);
     if (r->failed)
         return;
     cache->pool = pool;
+    cache->places = places;
     cache->zeros = zeros;
     cache->references = references;
     cache->free_pages = free_pages;
@@ -241,7 +243,7 @@ static void reserve_sparse(Reserve *r, const Config *cfg) {
         s->scratch[i].index_query = reserve(r, div_up(Hi, LANES), query_bytes(&s->cache->index_shape));
         s->scratch[i].index_keys = reserve(r, 16 * di, sizeof(float));
     }
-    if (cfg->sliding_window) /* decompressed rows there are not */
+    if (cfg->sliding_window) /* no row is decompressed */
         return;
     /* Multiplications for one row and head: absorbed, of the chosen rows; decompressed, of all rows, and as
      * much of their decompression as falls to one row of a piece. */
@@ -273,14 +275,17 @@ static void reserve_window(Reserve *r, const Model *m) {
     for (uint32_t l = 0; l < cfg->num_hidden_layers; l++)
         parts =
             max(parts, 1 + div_up(compressed_rows(cfg, layer_kind(cfg, l), s->context), WINDOW_PART_ROWS));
-    s->window.part_count = max(max(256, 2 * (size_t)s->threads), div_up(H, LANES) * parts);
+    s->window.part_count =
+        max(max(256, (size_t)s->threads * (div_up(H, LANES) + 1)), div_up(H, LANES) * parts);
     reserve_softmax(r, &s->window.parts, s->window.part_count, d);
     s->window.groups = reserve_activations(r, m, G * s->chunk, H / G * d, false);
     s->window.low_stride = G * round_up(cfg->o_lora_rank, PANEL);
     s->window.low = reserve(r, s->chunk * s->window.low_stride, sizeof(float));
     s->window.low_rows = reserve_activations(r, m, s->chunk, (size_t)G * cfg->o_lora_rank, false);
-    for (int i = 0; i < s->threads && s->scratch; i++)
+    for (int i = 0; i < s->threads && s->scratch; i++) {
         s->scratch[i].ring = reserve(r, ring_tiles(cfg), s->cache->tile_bytes);
+        s->scratch[i].far = reserve(r, WINDOW_PART_ROWS / TILE_ROWS, s->cache->tile_bytes);
+    }
     if (s->path_is_forced && s->forced_path == PATH_DEFINITION) {
         s->window.rows = reserve(r, (s->context + cfg->sliding_window) * d, sizeof(float));
         s->window.score = reserve(r, s->context + cfg->sliding_window, sizeof(float));

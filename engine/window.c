@@ -98,21 +98,18 @@ static uint8_t *far_row(const Window *w, const Sequence *q, size_t number, size_
         *at = number % TILE_ROWS;
         return cache_tile(q, number / TILE_ROWS, w->a.layer);
     }
-    size_t rows = cache_page_hca_rows(w->a.cfg), in_page = number % rows;
+    size_t rows = q->cache->hca_rows, in_page = number % rows;
     *at = in_page % HCA_ROWS;
     return cache_hca_rows(q, number / rows, w->layer) + (in_page - *at) * (q->cache->tile_bytes / TILE_ROWS);
 }
 
-/* The tile of compressed rows first .. first + rows - 1; `first` is a multiple of 128. Sub-tiles are put side
- * by side in this thread's scratch. */
-static const uint8_t *far_tile(const Window *w, const Sequence *q, size_t first, size_t rows) {
-    size_t row_bytes = q->cache->tile_bytes / TILE_ROWS, at;
-    if (w->kind == LAYER_CSA)
-        return far_row(w, q, first, &at);
-    uint8_t *tile = w->a.z->keys;
-    for (size_t j = 0; j < rows; j += HCA_ROWS)
-        memcpy(tile + j * row_bytes, far_row(w, q, first + j, &at), HCA_ROWS * row_bytes);
-    return tile;
+/* Of the compressed rows that row i attends to, first .. end - 1 as whole tiles. In HCA layers they lie in
+ * sub-tiles, which are copied side by side into this thread's scratch; all heads read them there. */
+static void gather_far(const Window *w, size_t i, size_t first, size_t end) {
+    size_t row_bytes = w->a.s->cache->tile_bytes / TILE_ROWS, at;
+    for (size_t j = first; w->kind == LAYER_HCA && j < end; j += HCA_ROWS)
+        memcpy(w->a.z->far + (j - first) * row_bytes, far_row(w, w->a.s->rows[i].sequence, j, &at),
+               HCA_ROWS * row_bytes);
 }
 
 /* The run that row i belongs to. */
@@ -292,16 +289,22 @@ static void attend_ring(const Window *w, size_t i, size_t group, const uint8_t *
     }
 }
 
-/* Another part: compressed rows. selected: copies of those that the indexer has chosen. */
+/* Another part are compressed rows: WINDOW_PART_ROWS of those that row i attends to. */
+static size_t part_begin(size_t part) { return (part - 1) * WINDOW_PART_ROWS; }
+
+static size_t part_end(const Window *w, size_t i, size_t part) {
+    return min(part * WINDOW_PART_ROWS, far_rows(w, i));
+}
+
+/* selected: copies of the rows that the indexer has chosen; others are where gather_far() leaves them. */
 static void attend_far(const Window *w, size_t i, size_t part, const uint8_t *selected, Softmax *softmax) {
-    bool chosen = is_chosen(w, i);
-    size_t first = (part - 1) * WINDOW_PART_ROWS, end = min(first + WINDOW_PART_ROWS, far_rows(w, i));
+    size_t begin = part_begin(part), end = part_end(w, i, part), tile_bytes = w->a.s->cache->tile_bytes, at;
     softmax_begin(softmax);
-    for (; first < end; first += TILE_ROWS) {
-        size_t rows = min(end - first, TILE_ROWS);
-        const uint8_t *tile = chosen ? selected + first / TILE_ROWS * w->a.s->cache->tile_bytes
-                                     : far_tile(w, w->a.s->rows[i].sequence, first, rows);
-        attend(w, tile, rows, NULL, softmax);
+    for (size_t first = begin; first < end; first += TILE_ROWS) {
+        const uint8_t *tile = is_chosen(w, i)        ? selected + first / TILE_ROWS * tile_bytes
+                              : w->kind == LAYER_CSA ? far_row(w, w->a.s->rows[i].sequence, first, &at)
+                                                     : w->a.z->far + (first - begin) / TILE_ROWS * tile_bytes;
+        attend(w, tile, min(end - first, TILE_ROWS), NULL, softmax);
     }
 }
 
@@ -348,10 +351,12 @@ static void attend_side_by_side(const Window *w) {
             if (part >= parts_of(w, i))
                 continue;
             pack_heads(w, i, group);
-            if (part)
+            if (part) {
+                gather_far(w, i, part_begin(part), part_end(w, i, part));
                 attend_far(w, i, part, selected_tiles(s, i - first), softmax);
-            else
+            } else {
                 attend_ring(w, i, group, ring_behind(w, i), softmax);
+            }
         }
         sync_threads(w->a.t);
         share(w->a.t, items, &from, &to);
@@ -369,23 +374,29 @@ static void attend_side_by_side(const Window *w) {
 
 enum { BLOCK_ROWS = 32, ROWS_OF_THREAD = 4 };
 
-/* All heads of row i, by one thread: the same parts, merged in the same order as they come. */
+/* All heads of row i, by one thread: the same parts, merged in the same order as they come. A part's rows are
+ * gathered once for all heads. */
 static void attend_row(const Window *w, size_t i, const uint8_t *ring) {
     State *s = w->a.s;
-    size_t id = (size_t)w->a.t->id;
-    Softmax *all = &s->window.parts[2 * id], *next = all + 1;
+    size_t id = (size_t)w->a.t->id, groups = head_groups(w);
+    Softmax *all = &s->window.parts[id * (groups + 1)], *next = all + groups;
     uint8_t *selected = selected_tiles(s, id);
     if (is_chosen(w, i))
         select_row(w->a.m, s, w->a.layer, i, selected);
-    for (size_t group = 0; group < head_groups(w); group++) {
+    for (size_t group = 0; group < groups; group++) {
         pack_heads(w, i, group);
-        attend_ring(w, i, group, ring, all);
-        for (size_t part = 1; part < parts_of(w, i); part++) {
-            attend_far(w, i, part, selected, next);
-            w->a.m->ops->softmax_merge(all, next, w->d);
-        }
-        finish_heads(w, i, group, all);
+        attend_ring(w, i, group, ring, &all[group]);
     }
+    for (size_t part = 1; part < parts_of(w, i); part++) {
+        gather_far(w, i, part_begin(part), part_end(w, i, part));
+        for (size_t group = 0; group < groups; group++) {
+            pack_heads(w, i, group);
+            attend_far(w, i, part, selected, next);
+            w->a.m->ops->softmax_merge(&all[group], next, w->d);
+        }
+    }
+    for (size_t group = 0; group < groups; group++)
+        finish_heads(w, i, group, &all[group]);
 }
 
 /* Rows first .. end - 1 of a run: the ring goes along. */

@@ -17,7 +17,7 @@ import numpy as np
 from .deepseek_v4 import NO_WINDOW, read_window, window_heads
 from .experts import read_experts
 from .families import HARMLESS, NAMES, Family, ask, family_of, open_keys, own_keys, refuse_by_name
-from .kda import MASK_WORDS, read_kda
+from .kda import MASK_WORDS, has_layer, read_kda
 from .keys import LIMITS, MEANING, REQUIRED, Keys
 from .rope import read_rope
 from .weight_formats import Block, fp8_block, refuse_config
@@ -145,13 +145,13 @@ class ModelConfig:
         return bool(self.index_n_heads) and past % self.index_topk_freq == 0
 
     def is_kda(self, layer: int) -> bool:
-        return bool(self.kda_layers[layer // 32] >> layer % 32 & 1)
+        return has_layer(self.kda_layers, layer)
 
     def is_csa(self, layer: int) -> bool:
-        return bool(self.csa_layers[layer // 32] >> layer % 32 & 1)
+        return has_layer(self.csa_layers, layer)
 
     def is_hca(self, layer: int) -> bool:
-        return bool(self.hca_layers[layer // 32] >> layer % 32 & 1)
+        return has_layer(self.hca_layers, layer)
 
     def norms_mlp(self, layer: int) -> bool:
         """Is what the layer's MLP gives normed before it is added?"""

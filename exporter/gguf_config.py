@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from . import names
 from .errors import ExportError, printable
 from .keys import REQUIRED, Keys
 from .shapes import SHAPES
@@ -95,13 +96,8 @@ V4_LAYER = {
     "indexer_compressor_gate": "self_attn.compressor.indexer.gate_proj.weight",
     "indexer_compressor_ape": "self_attn.compressor.indexer.position_bias",
     "indexer_compressor_norm": "self_attn.compressor.indexer.kv_norm.weight",
-    "hc_attn_fn": "attn_hc.fn",
-    "hc_attn_base": "attn_hc.base",
-    "hc_attn_scale": "attn_hc.scale",
-    "hc_ffn_fn": "ffn_hc.fn",
-    "hc_ffn_base": "ffn_hc.base",
-    "hc_ffn_scale": "ffn_hc.scale",
     "ffn_gate_tid2eid": "mlp.gate.tid2eid",
+    **{name: usual for name, usual in names.V4_LAYER.items() if name.startswith("hc_")},
 }
 SQRT_SOFTPLUS = 4  # expert_gating_func
 # All experts stacked [E, rows, columns]; the last has both matrices of one expert one below the other.

@@ -36,6 +36,11 @@ def mask(layers: list[bool]) -> list[int]:
     return words
 
 
+def has_layer(words: list[int], layer: int) -> bool:
+    """Whether mask() made `words` with the layer in it."""
+    return bool(words[layer // 32] >> layer % 32 & 1)
+
+
 def _listed(block: Keys, key: str, layers: int) -> set[int]:
     listed = block.get(key)
     right = isinstance(listed, list) and all(type(i) is int and 1 <= i <= layers for i in listed)
