@@ -175,7 +175,7 @@ bench: $(PROGRAM)
 REQUEST   = Tell me a story about a dog and a red ball.
 demo: $(PROGRAM)
 	@echo "> $(REQUEST)"
-	@$(DIRECT)$(PROGRAM) demo/stories.bin --chat -p "$(REQUEST)" -s 123
+	@$(DIRECT)$(PROGRAM) demo/stories.bin --chat -p "$(REQUEST)" -s 140
 
 # a program in this folder is called with ./
 DIRECT    = $(if $(findstring /,$(PROGRAM)),,./)

@@ -132,10 +132,14 @@ def encode_conversation(tokenizer: Tokenizer, conversation: Conversation) -> Row
 # ---- batches: (ids, weights), both [rows, t + 2]
 
 
-def windows(ids: torch.Tensor, count: int, generator=None):
-    """`count` pieces of T + 2 tokens from anywhere: the two more are what the last position has to
-    predict."""
-    starts = torch.randint(0, len(ids) - T - 1, (count,), generator=generator)
+def windows(ids: torch.Tensor, count: int, generator=None, begins: torch.Tensor | None = None):
+    """`count` pieces of T + 2 tokens from anywhere, or from places among `begins`: the two more are what the
+    last position has to predict."""
+    if begins is None:
+        starts = torch.randint(0, len(ids) - T - 1, (count,), generator=generator)
+    else:
+        begins = begins[begins < len(ids) - T - 1]
+        starts = begins[torch.randint(0, len(begins), (count,), generator=generator)]
     pieces = torch.stack([ids[start : start + T + 2] for start in starts])
     return pieces, torch.ones(pieces.shape)
 
@@ -234,9 +238,10 @@ def step(model: Model, batch, both, rate: float, args) -> list[float]:
     return [next_loss.item(), mtp_loss.item()]
 
 
-def fit(model: Model, batches, rate: float, level, args, report, mean=None) -> None:
-    """Trains and writes the model, or the running mean of its weights. level(steps done): the share of the
-    learning rate, 0 at the end."""
+def fit(model: Model, batches, rate: float, level, args, report, mean=None, result=None) -> None:
+    """Trains and writes the model's weights, or what result() makes of them. level(steps done): the share of
+    the learning rate, 0 at the end. mean: a running mean of the weights to keep."""
+    result = result or model.state_dict
     both = optimizers(model, rate)
     begin, count = time.time(), 0
     while now_level := agreed(level(count)):
@@ -247,16 +252,16 @@ def fit(model: Model, batches, rate: float, level, args, report, mean=None) -> N
         if worker() == 0 and count % 20 == 0:
             took = time.time() - begin
             print(f"step {count}, {took:.0f} s: loss {now[0]:.3f}, mtp {now[1]:.3f}", flush=True)
-            write(mean.module if mean else model, args.out)  # a run that is ended early leaves a model too
+            write(result(), args.out)  # a run that is ended early leaves a model too
         if worker() == 0 and count % 100 == 0:
             report()
     if worker() == 0:
         report()
-        write(mean.module if mean else model, args.out)
+        write(result(), args.out)
 
 
-def write(model: Model, out: Path) -> None:
-    tensors = {f"model.{name}": t.detach().cpu() for name, t in model.state_dict().items()}
+def write(weights: dict[str, torch.Tensor], out: Path) -> None:
+    tensors = {f"model.{name}": t.detach().cpu() for name, t in weights.items()}
     tensors = {
         name: (t.float() if "bias" in name else t.bfloat16()).contiguous() for name, t in tensors.items()
     }
@@ -331,11 +336,20 @@ def held_out_loss(model: Model, ids: torch.Tensor, args) -> str:
 
 
 def learn_to_talk(model: Model, tokenizer: Tokenizer, texts, args) -> None:
-    """Phase 2: conversations and, so that plain stories are not unlearnt, a third as many tokens of these."""
+    """Phase 2: conversations and, so that plain stories are not unlearnt, a third as many tokens of these,
+    from their begin token on: conversations begin with it, too, and without more it has to begin a story."""
     # The mean of the weights over the last hundred steps or so does what a falling learning rate does, and
     # tells plain stories better than the model that it began with.
     mean = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99), use_buffers=True)
+    first = {name: t.clone() for name, t in model.state_dict().items()}
+
+    def result() -> dict[str, torch.Tensor]:
+        """The mean, with --keep of the first weights: that tells stories better than either."""
+        now = mean.module.state_dict()
+        return {name: torch.lerp(t, first[name], args.keep) for name, t in now.items()}
+
     plain, plain_held_out = (encode(tokenizer, stories) for stories in texts)
+    begins = (plain == BOS_ID).nonzero()[:, 0]
 
     def rows(stories, seed):
         made = (encode_conversation(tokenizer, each) for each in conversations(stories, seed))
@@ -347,7 +361,7 @@ def learn_to_talk(model: Model, tokenizer: Tokenizer, texts, args) -> None:
 
     def batches():
         while True:
-            yield windows(plain, args.batch)
+            yield windows(plain, args.batch, begins=begins)
             yield from itertools.islice(talk, 3)
 
     def report():
@@ -359,7 +373,7 @@ def learn_to_talk(model: Model, tokenizer: Tokenizer, texts, args) -> None:
         return float(count < args.steps)
 
     write_texts(tokenizer, CONFIG, args.out)
-    fit(model, batches(), args.chat_rate, level, args, report, mean)
+    fit(model, batches(), args.chat_rate, level, args, report, mean, result)
 
 
 # ---- the command line
@@ -378,6 +392,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--batch", type=int, default=8, help=f"windows of {T} tokens a step (default %(default)s)")
     add("--rate", type=float, default=3e-3, help="highest learning rate of phase 1 (default %(default)s)")
     add("--chat-rate", type=float, default=8e-4, help="and of phase 2 (default %(default)s)")
+    add("--keep", type=float, default=0.0, help="share of phase 2's first weights in its result (default 0)")
     add("--seed", type=int, default=1, help="of everything random (default %(default)s)")
     add("--threads", type=int, help="of the CPU (default: PyTorch's)")
     add("--bf16", action="store_true", help="compute in bf16: faster where the machine has it")

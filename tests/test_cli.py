@@ -508,7 +508,7 @@ def test_closed_streams():
     """A checkpoint opened as file 1 must not be what text is written to; text that cannot be written is a
     failure."""
     before = MODEL.read_bytes()
-    done = subprocess.run(["sh", "-c", '"$0" "$1" -n 3 >&- 2>&-', RUN, MODEL])
+    done = subprocess.run(["sh", "-c", '"$0" "$1" -p Once -t 0 -n 3 >&- 2>&-', RUN, MODEL])
     assert done.returncode == FAILED and MODEL.read_bytes() == before
 
 

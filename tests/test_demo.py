@@ -61,6 +61,13 @@ def test_readme_dialogue():
     assert told.split() == " ".join(answers).split()
 
 
+def test_without_a_prompt():
+    """Conversations begin with the begin token, too; alone it still has to begin a story."""
+    for seed in range(20):
+        told = text("-n", 12, "-s", seed).decode()
+        assert re.match(r"[A-Z]\w+,? \w+,? \w+", told) and "welcome" not in told
+
+
 SYSTEM = ["--system", "Your name is Tom."]
 SAID = ["What is your name?", "Tell me a story about a cat.", "What happens next?"]
 
