@@ -9,7 +9,7 @@
  *                       token is chosen from them), else none
  *   then                a CRC-32 for each page
  *   round up to 4096    = header.data_offset: the pages, each header.page_bytes: 128 rows of all layers (in
- *                       models with windows what some more tokens have of compressed rows), as
+ *                       models with windows the compressed rows of more tokens), as
  *                       the cache holds them. There are as many as the rows need; the last may be filled
  *                       in part; its rows behind the last one are zeros
  *   then                the constant part of the sequence (engine/cache.h), if header.constant is 1

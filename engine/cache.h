@@ -13,7 +13,7 @@
  *                          ordinary attention: for each group a tile of keys, then a tile of values
  *   then                   a tile of index keys for each layer with an indexer
  *
- * In a model with windows (engine/window.c) a page holds what 2048 tokens have of compressed rows, in most
+ * In a model with windows (engine/window.c) a page holds the compressed rows of more tokens, of 2048 in most
  * models:
  *
  *   [CSA layers][page_tiles]   tiles of 128 rows, one for csa_ratio tokens
@@ -87,7 +87,7 @@ typedef struct Cache {
     uint8_t *zeros;       /* [page_bytes] what was never written */
 } Cache;
 
-/* Has the layer tiles in pages, whole ones? */
+/* Does the layer have whole tiles in pages? */
 bool layer_has_tiles(const Config *cfg, uint32_t layer);
 /* Of the first `layers` layers, how many are of the kind. */
 uint32_t count_layers(const Config *cfg, uint32_t layers, LayerKind kind);
@@ -125,8 +125,8 @@ size_t cache_row_bytes(const Config *cfg, CacheType type);
 /* Rows of an HCA layer lie in sub-tiles (kernels/kernels.h). */
 enum { HCA_ROWS = 16, MAX_PAGE_ROWS = 1 << 16 }; /* engine/config.c refuses larger pages */
 
-/* Tokens of a page. In models with windows as many as the layers' compressed rows fill whole tiles of 128
- * rows with in CSA layers, and whole sub-tiles of 16 in HCA layers. */
+/* Tokens of a page. In models with windows the fewest whose compressed rows fill whole tiles of 128 rows in
+ * CSA layers, and whole sub-tiles of 16 rows in HCA layers. */
 size_t cache_page_rows(const Config *cfg);
 /* Bytes of a page in the model's first `layers` layers, with index keys; and of one token on the average. */
 size_t cache_page_bytes(const Config *cfg, CacheType type, uint32_t layers);

@@ -40,7 +40,7 @@ enum { PIECE = 1024 }; /* columns of fn */
 
 static size_t fan_in(const Config *cfg) { return (size_t)cfg->hc_mult * cfg->hidden_size; }
 
-/* What the weights of one row are made of has so many numbers, rounded up to panels. */
+/* Numbers that fn gives for one row, rounded up to panels. */
 static size_t wide(const Config *cfg) { return round_up((size_t)cfg->hc_mult * (2 + cfg->hc_mult), PANEL); }
 
 static size_t pieces(const Config *cfg) { return div_up(fan_in(cfg), PIECE); }
@@ -158,7 +158,7 @@ static float *weights_of(const Model *m, State *s, const Hyper *h, size_t i) {
     return w;
 }
 
-/* The weights' ingredients, for all rows. */
+/* What the weights of all rows are made of: fn X, or in the definition fn itself. */
 static void begin(const Model *m, State *s, const Hyper *h, Thread *t) {
     size_t n = fan_in(&m->config);
     if (!s->hyper.plain) {

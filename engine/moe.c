@@ -73,7 +73,7 @@ static void choose_best(const Config *cfg, const float *scores, const float *bia
 }
 
 /* A token's table may name an expert twice, which has both weights then. A batch takes a row once: one of the
- * two becomes number E + Z, which is nobody's. */
+ * two becomes number E + Z, which is no expert's. */
 static void merge_equal(const Config *cfg, uint32_t *chosen, float *weight) {
     for (size_t k = 1; k < cfg->num_experts_per_tok; k++)
         for (size_t j = 0; j < k; j++)

@@ -419,8 +419,7 @@ State *state_open(const Model *m, const StateOptions *o, char *err, size_t err_b
     }
     if (!cache_fits(&m->config, o->cache)) {
         snprintf(err, err_bytes,
-                 "%s: has no latent of which every head's keys and values could be made: use -k f32, bf16, "
-                 "q8, q6 or q4",
+                 "%s: -k full needs a latent, and this model has none: use -k f32, bf16, q8, q6 or q4",
                  m->path);
         state_close(s);
         return NULL;
