@@ -111,7 +111,7 @@ bool template_find(Template *t, const Model *m, const Options *o, char *err, siz
     else if (form && t->forms == 1)
         snprintf(err, err_bytes, "the chat template has no switch for thoughts");
     else if (form >= t->forms)
-        snprintf(err, err_bytes, "the chat template has no such level: use --think on");
+        snprintf(err, err_bytes, "the chat template has no effort \"max\": use --think on");
     else if (o->think == THINK_HIDE && (!begin.bytes || !end.bytes))
         snprintf(err, err_bytes, "the chat template has no marks of thoughts");
     else if (template_tokens(t, m))

@@ -1,8 +1,8 @@
 /* cli/template.h: the chat template of a checkpoint, as exporter/chat.py has taken it apart.
  *
  * The section holds one form of the template; where it has a switch for thoughts, three, one after the other:
- * as it is by itself, with thoughts on, with thoughts off; where it has a level for most thoughts, a fourth with
- * that. They fill the section exactly. A form:
+ * as it is by itself, with thoughts on, with thoughts off; and where it has an effort "max", a
+ * fourth with that. They fill the section exactly. A form:
  * little-endian u32 tag, flags, number, the bytes of each piece; then the pieces' texts, one after the other.
  * Special and added tokens are matched in the pieces and never in the texts of the conversation; text between
  * two of them is tokenized as one string.

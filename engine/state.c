@@ -418,8 +418,7 @@ State *state_open(const Model *m, const StateOptions *o, char *err, size_t err_b
         return NULL;
     }
     if (!cache_fits(&m->config, o->cache)) {
-        snprintf(err, err_bytes,
-                 "%s: -k full needs a latent, and this model has none: use -k f32, bf16, q8, q6 or q4",
+        snprintf(err, err_bytes, "%s: has no latent, which -k full needs: use -k f32, bf16, q8, q6 or q4",
                  m->path);
         state_close(s);
         return NULL;
