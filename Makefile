@@ -12,7 +12,7 @@
 # make analyse    what cppcheck has to say: nothing
 # make coverage   a table of the lines that the tests run (clang)
 # make matrix     logits of every compiler, optimisation, instruction set, number of threads and cache type
-#                 against tests/hashes.json (HASHES=--write makes that file anew, with ./run on one thread)
+#                 against tests/hashes.json (HASHES="--write '* -k q6 *'" writes the hashes of such cases anew)
 # make fuzz       hostile checkpoints, sessions, tokenizers, batches and command lines (clang;
 #                 FUZZ_SECONDS=60 for each; what is found stays in build/fuzz)
 # make install    the program as mla, export.py as mla-export, man page and completions (PREFIX=/usr/local, DESTDIR=)

@@ -34,6 +34,16 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+# The files that take longest, the longest first. Where two processes run a file each, they begin with these:
+# one that began last would run alone at the end.
+LONGEST = """same_bytes builds fuzz tokenizer oracle long_context export_robust""".split()
+
+
+def pytest_collection_modifyitems(items):
+    order = {f"test_{name}": i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
 @pytest.fixture(autouse=True)
 def others(request):
     """Tests share a lock; one with the mark `alone` has it for itself. Who waits for it comes first: nobody

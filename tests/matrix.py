@@ -1,11 +1,14 @@
-"""The same bytes from every build:  python tests/matrix.py [--write]   (make matrix)
+"""The same bytes from every build:  python tests/matrix.py [--write CASES]   (make matrix)
 
 tests/hashes.json holds a hash of the logits, or of a text, for every case: three weight types, six cache
-types, prompts of 1, 7 and 300 tokens, and a text that goes on from a session. `--write` makes it with ./run
-on one thread. Without it, every build here must give the same: gcc and clang, -O0, -O2 and -O3 (this with 1
+types, prompts of 1, 7 and 300 tokens, and a text that goes on from a session. `--write '* -k q6 *'` computes
+the hashes of the cases with such names anew, with ./run on one thread, and leaves all others as they are.
+Without it, every build here must give the same: gcc and clang, -O0, -O2 and -O3 (this with 1
 to 8 threads), with and without OpenMP, each instruction set, aarch64 under qemu. A build whose tools are
 missing is an error. (`make test` compares ./run alone with the file: test_same_bytes.py.)"""
 
+import argparse
+import fnmatch
 import hashlib
 import itertools
 import json
@@ -95,7 +98,22 @@ def ways(isas, most):
     return [(isa, 1) for isa in isas] + [(isas[-1], threads) for threads in range(2, most + 1)]
 
 
+def write(pattern, known, now):
+    """Puts the hashes `now` of the cases that match the pattern into hashes.json, and says which changed."""
+    chosen = fnmatch.filter(now, pattern)
+    if not chosen:
+        sys.exit(f"matrix: --write {pattern}: no case has such a name; {next(iter(now))!r} is one")
+    changed = [case for case in chosen if known.get(case) != now[case]]
+    HASHES.write_text(json.dumps({**known, **{case: now[case] for case in chosen}}, indent=0) + "\n")
+    print(f"{len(chosen)} of {len(now)} cases written, {len(changed)} changed", *changed, sep="\n")
+
+
 def main():
+    options = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    options.add_argument(
+        "--write", metavar="CASES", help="a pattern of names, as shells have them: '* -k q6 *'"
+    )
+    pattern = options.parse_args().write
     missing = sorted(
         {
             tool
@@ -104,15 +122,14 @@ def main():
             if not shutil.which(tool)
         }
     )
-    if missing:
+    if missing and not pattern:
         sys.exit(f"matrix: not installed: {', '.join(missing)}; .ci/run installs all")
     cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     with tempfile.TemporaryDirectory() as folder:
         models = checkpoints(Path(folder))
-        if sys.argv[1:] == ["--write"]:
-            HASHES.write_text(json.dumps(hashes(models, compare.RUN, "-j", "1"), indent=0) + "\n")
-            return 0
         want, wrong, begun = json.loads(HASHES.read_text()), 0, time.monotonic()
+        if pattern:
+            return write(pattern, want, hashes(models, compare.RUN, "-j", "1"))
         for name, (_, _, isas, most) in BUILDS.items():
             program = make(name)
             isas = [

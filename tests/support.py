@@ -22,7 +22,7 @@ ROOT = compare.ROOT
 MODELS = ROOT / "tests" / "models"
 # What `make` is told for each build, beside where to put it; "./run" itself is whatever the user built.
 BUILDS = {
-    "gcc": ["CC=gcc"],
+    "gcc": ["CC=gcc", "CFLAGS=-O1"],  # "without OpenMP" is usually by gcc, too, and has the usual -O3
     "clang": ["CC=clang"],
     "without OpenMP": ["OPENMP="],
     "aarch64": [
@@ -34,7 +34,7 @@ BUILDS = {
     # in plain C alone the sanitizer sees all of the kernels
     "undefined": ["ISAS=portable", "CFLAGS=-O1 -g1 -fsanitize=undefined -fno-sanitize-recover=undefined"],
     # the package gcc-multilib has a link to this folder, but excludes compilers for other machines
-    "32 bits": ["ISAS=portable", "CC=gcc -m32 -idirafter /usr/include/x86_64-linux-gnu"],
+    "32 bits": ["ISAS=portable", "CFLAGS=-O1", "CC=gcc -m32 -idirafter /usr/include/x86_64-linux-gnu"],
     "threads": ["CC=clang", "ISAS=portable", "CFLAGS=-O1 -g1 -fsanitize=thread"],
 }
 

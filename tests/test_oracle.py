@@ -42,10 +42,15 @@ COST = {"bf16": 0.04, "q8": 0.1, "mixed": 0.3}
 # A memory goes on with what rounding did to it.
 OF_MEMORY = 1.5
 
-# Around the four taps of a convolution and the rows of a small call, too.
-CHUNKS = [None, 1, 3, 4, 5, 7]
-# Around the windows of DeepSeek-V4, which are of 4 and of 128 rows.
-CHUNKS_OF_WINDOWS = [*CHUNKS, 127, 128, 129]
+# Rows of a call: all, one, and an odd number.
+CHUNKS = [None, 1, 7]
+# Around the four taps of linear attention's convolution and the rows of a small call.
+AROUND_FOUR = [None, 1, 3, 4, 5, 7]
+CHUNKS_OF = {
+    "kimi_linear": AROUND_FOUR,
+    "bailing_hybrid": AROUND_FOUR,
+    "deepseek_v4": [*AROUND_FOUR, 127, 128, 129],  # around its windows, which are of 4 and of 128 rows
+}
 
 
 def sources():
@@ -99,7 +104,7 @@ def ways(source):
 def cases():
     for source in SUPPORTED:
         for path in ways(source):
-            for chunk in CHUNKS_OF_WINDOWS if family(source) == "deepseek_v4" else CHUNKS:
+            for chunk in CHUNKS_OF.get(family(source), CHUNKS):
                 name = f"{chunk} rows a call" if chunk else "one call"
                 yield pytest.param(source, path, chunk, id=f"{source.name}-{path}-{name}")
 

@@ -5,6 +5,7 @@ One run of ./run with one thread is the reference; every other way must give the
 the same text."""
 
 import hashlib
+import itertools
 import json
 import platform
 import tempfile
@@ -31,6 +32,10 @@ FEATURES = [
     "v4_fp4",
 ]  # other models, with code of their own in the forward pass
 CHECKPOINTS = [*TYPES, *FEATURES, "stories"]
+WITHOUT_LATENT = ["llama_rope3", "v4_fp4"]  # nor for -k full..: there MLA_PATH changes nothing
+# An emulator is slow: where another way with the same compiler differs in its kernels alone, models that use
+# other ones.
+KERNELS = [*TYPES, "kimi_linear", "v4_fp4"]
 
 # name: (build or None for ./run itself, environment, options)
 WAYS = {
@@ -82,8 +87,8 @@ def results(name, model, program, environment, options):
         "text": ["-t", "0.8", "-s", "7", "-n", "24"]
     }
     hashes = {}
-    for path in ("absorbed", "decompressed"):
-        for case, more in cases.items():
+    for path, (case, more) in itertools.product(("absorbed", "decompressed"), cases.items()):
+        if path == "absorbed" or not (name in WITHOUT_LATENT or "full" in case):
             hashes[path, case] = one(
                 model,
                 [*prompt, *more, *options],
@@ -116,8 +121,14 @@ def reference(export):
     return of
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", CHECKPOINTS)
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        (name, way)
+        for name, way in itertools.product(CHECKPOINTS, WAYS)
+        if way != "aarch64, portable" or name in KERNELS
+    ],
+)
 def test_same_bytes(name, way, reference, export, build):
     build_name, environment, options = WAYS[way]
     need_cpu(environment.get("MLA_ISA"))
@@ -134,5 +145,5 @@ def test_the_test_can_fail(reference):
 
 def test_the_hashes_of_other_builds(tmp_path):
     """tests/hashes.json was made elsewhere, by another build: the numbers of this one are the same. (`make
-    matrix` compares all of them; `make matrix HASHES=--write` where a change of the numbers is meant.)"""
+    matrix` compares all of them, and writes those whose numbers are meant to change: matrix.py.)"""
     assert matrix.hashes(matrix.checkpoints(tmp_path), compare.RUN) == json.loads(matrix.HASHES.read_text())
