@@ -269,7 +269,7 @@ static void decompressed(const Attention *a, const Run *run) {
             for (size_t k = 0; k < span.pages; k++) {
                 if (page_is_needed(a, run, k)) {
                     expand(a, h, k, span_page_rows(run, &span, k));
-                    attend_page(a, run, &span, h, k); /* sixteen rows at a time */
+                    attend_page(a, run, &span, h, k); /* a query group at a time */
                 }
             }
         }

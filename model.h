@@ -458,9 +458,9 @@ typedef struct {
     /* A new token is the sequence's last id; it was chosen from `logits` [V]. False: the text ends here. NULL
      * with limit 0. */
     bool (*emit)(void *owner, const float *logits);
-    /* NULL, or called with the logits [V] after each id at or behind place `weigh_from` that is computed */
-    void (*weigh)(void *owner, size_t place, const float *logits);
-    size_t weigh_from;
+    /* NULL, or called with the logits [V] after each id at or behind place `score_from` that is computed */
+    void (*score)(void *owner, size_t place, const float *logits);
+    size_t score_from;
     /* NULL, or called after each call that read a part of a prompt longer than State.chunk */
     void (*progress)(void *owner, size_t done, size_t all);
     void *owner;

@@ -258,7 +258,7 @@ static void next_token(const Model *m, const State *s, Generation *g, const floa
 
 /* Whether the logits after the id at `place` are wanted: the last one's choose the next token. */
 static bool wants_logits(const Generation *g, size_t place) {
-    return place + 1 == g->sequence->count || (g->weigh && place >= g->weigh_from);
+    return place + 1 == g->sequence->count || (g->score && place >= g->score_from);
 }
 
 /* Adds to s->plan the next ids of a text that are not in the cache, as far as there is room. */
@@ -306,8 +306,8 @@ static void take_rows(const Model *m, State *s, Generation *g, double time, cons
     for (size_t place = first; place < q->rows; place++) {
         if (g->sampler)
             sampler_saw(g->sampler, q->ids[place]);
-        if (g->weigh && place >= g->weigh_from)
-            g->weigh(g->owner, place, logits);
+        if (g->score && place >= g->score_from)
+            g->score(g->owner, place, logits);
         if (place + 1 == q->count)
             next_token(m, s, g, logits);
         else if (wants_logits(g, place))

@@ -8,7 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "cli/output.h"
 #include "cli/prompt.h"
@@ -154,10 +153,6 @@ static int exit_status(const Batch *b) {
     return b->errors ? FAILED : b->status;
 }
 
-static size_t half_of_memory(void) {
-    return (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE) / 2;
-}
-
 /* Sequences: of texts that run, of prompts whose texts wait, of prefixes and the session; fewer where half of
  * the memory does not hold their constant parts. */
 static size_t sequences_for(const Batch *b) {
@@ -173,16 +168,24 @@ static size_t row_bytes(const Batch *b) {
     return max(cache_token_bytes(cfg, b->options->cache, cfg->num_hidden_layers), 1);
 }
 
-/* Pages for as many texts as may run, as far as half of the memory holds them; but enough for a text of a
- * whole context beside the session, a prefix and the copies that forks make. MLA_PAGES in the environment
- * makes it fewer, for tests. False: reported. */
-static bool pool_pages(const Batch *b, size_t context, size_t sequences, size_t *pages) {
+/* The fewest pages that do: a text of a whole context beside the session, a prefix and the copies that forks
+ * make. */
+static size_t least_pages(const Batch *b, size_t context) {
     enum { MORE = 4 };
-    const char *forced = getenv("MLA_PAGES");
     const Config *cfg = &b->model->config;
-    size_t least = cache_pages(cfg, context) + cache_pages(cfg, b->saved.count) + MORE,
-           most = half_of_memory() / row_bytes(b) / cache_page_rows(cfg);
-    *pages = max(least, min(most, sequences * cache_pages(cfg, context)));
+    return cache_pages(cfg, context) + cache_pages(cfg, b->saved.count) + MORE;
+}
+
+/* Pages for as many texts as may run, as far as half of the memory holds them. */
+static size_t pool_pages(const Batch *b, size_t context, size_t sequences) {
+    const Config *cfg = &b->model->config;
+    size_t most = half_of_memory() / row_bytes(b) / cache_page_rows(cfg);
+    return max(least_pages(b, context), min(most, sequences * cache_pages(cfg, context)));
+}
+
+/* MLA_PAGES in the environment makes *pages fewer, but no fewer than `least`, for tests. False: reported. */
+static bool read_environment(size_t least, size_t *pages) {
+    const char *forced = getenv("MLA_PAGES");
     if (!forced || !*forced)
         return true;
     char *end;
@@ -202,8 +205,8 @@ static int open_cache(Batch *b) {
     if (!context)
         return WRONG_USAGE;
     b->parallel = o->parallel.count ? o->parallel.list[0] : PARALLEL;
-    size_t sequences = sequences_for(b), pages;
-    if (!pool_pages(b, context, sequences, &pages))
+    size_t sequences = sequences_for(b), pages = pool_pages(b, context, sequences);
+    if (!read_environment(least_pages(b, context), &pages))
         return FAILED;
     StateOptions so = {.cache = o->cache,
                        .context = context,

@@ -13,7 +13,7 @@
 
 #include "cli/batch.h"
 #include "cli/input.h"
-#include "cli/logged.h"
+#include "cli/logprobs.h"
 #include "cli/modes.h"
 #include "cli/openai.h"
 #include "cli/output.h"
@@ -194,7 +194,7 @@ static void put_sample(BatchJson *b, const Request *r, const Reply *reply) {
              finish_reason(reply), reply->completion_tokens, (unsigned long long)reply->seed);
     if (r->logprobs) {
         json_put(out, ", \"logprobs\": {\"content\": ");
-        put_logged_chat(out, b->model, reply, true);
+        put_chat_logprobs(out, b->model, reply, true);
         json_put(out, "}");
     }
 }

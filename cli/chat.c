@@ -13,7 +13,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "cli/conversation.h"
 #include "cli/generate.h"
@@ -271,9 +270,8 @@ static size_t default_rows(const Chat *c) {
     const Config *cfg = &c->run.model->config;
     if (c->turns.terminal)
         return DEFAULT_CONTEXT;
-    size_t memory = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
     size_t row = cache_token_bytes(cfg, c->run.options->cache, cfg->num_hidden_layers);
-    size_t rows = memory / 2 / max(row, 1); /* no layer may have latents */
+    size_t rows = half_of_memory() / max(row, 1); /* no layer may have latents */
     return max(rows, DEFAULT_CONTEXT);
 }
 

@@ -68,23 +68,27 @@ static void drop_used(Input *in) {
     in->used = 0;
 }
 
-/* Reads a block. INPUT_LINE: more bytes are there, or the end was found: look for a line again. */
-static InputEvent read_more(Input *in, bool wait) {
-    if (!is_ready(in, wait))
-        return interrupted() ? INPUT_END : INPUT_LATER;
+/* Reads a block. True: more bytes are there, or the end was found: look for a line again. False: *event says
+ * why not. */
+static bool read_more(Input *in, bool wait, InputEvent *event) {
+    if (!is_ready(in, wait)) {
+        *event = interrupted() ? INPUT_END : INPUT_LATER;
+        return false;
+    }
+    *event = INPUT_FAILED;
     drop_used(in);
     if (!buffer_reserve(&in->read, BLOCK)) {
         log_error(FAILED, "%s: out of memory", in->name);
-        return INPUT_FAILED;
+        return false;
     }
     ssize_t n = read(in->file, (char *)in->read.data + in->read.bytes, BLOCK);
     if (n < 0 && errno != EINTR && errno != EAGAIN) {
         cannot_read(in);
-        return INPUT_FAILED;
+        return false;
     }
     in->end = n == 0;
     in->read.bytes += n > 0 ? (size_t)n : 0;
-    return INPUT_LINE;
+    return true;
 }
 
 /* Takes the line that ends at byte `length` of what is left. */
@@ -114,8 +118,8 @@ InputEvent input_line(Input *in, Slice *line, bool wait) {
             in->used += rest.bytes;
             in->searched = 0;
         }
-        InputEvent event = read_more(in, wait);
-        if (event != INPUT_LINE)
+        InputEvent event;
+        if (!read_more(in, wait, &event))
             return event;
     }
 }

@@ -164,7 +164,7 @@ void job_close(Job *job) {
         buffer_free(&job->replies[i].ids);
         buffer_free(&job->replies[i].text);
         buffer_free(&job->replies[i].thought);
-        buffer_free(&job->replies[i].logged);
+        buffer_free(&job->replies[i].logprobs);
     }
     request_free(&job->request);
     free(job->ids);

@@ -5,7 +5,7 @@
  * The same input gives the same output, byte for byte: ids count the lines, and `created` is 0. */
 #include "cli/openai.h"
 
-#include "cli/logged.h"
+#include "cli/logprobs.h"
 
 #define COUNT_OF(table) (sizeof(table) / sizeof *(table))
 
@@ -189,7 +189,7 @@ static void put_chat_choice(JsonOut *out, const Model *m, const Request *r, cons
     json_put(out, ", \"refusal\": null}, \"logprobs\": ");
     if (r->logprobs) {
         json_put(out, "{\"content\": ");
-        put_logged_chat(out, m, reply, false);
+        put_chat_logprobs(out, m, reply, false);
         json_put(out, ", \"refusal\": null}");
     } else {
         json_put(out, "null");
@@ -202,7 +202,7 @@ static void put_completion_choice(JsonOut *out, const Model *m, const Request *r
     json_put_string(out, contents(&reply->text));
     json_put(out, ", \"logprobs\": ");
     if (r->logprobs)
-        put_logged_completion(out, m, reply);
+        put_completion_logprobs(out, m, reply);
     else
         json_put(out, "null");
     json_put(out, ", \"finish_reason\": \"%s\"}", finish_reason(reply));

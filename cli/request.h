@@ -73,7 +73,7 @@ bool request_fail(Request *r, const char *format, ...) __attribute__((format(pri
 typedef struct {
     int32_t id;
     double logprob;
-} LoggedToken;
+} TokenLogprob;
 
 /* How likely a choice is as a continuation. */
 typedef struct {
@@ -91,8 +91,9 @@ typedef struct Reply {
                       UTF-8. In a conversation it begins with the thought that the template opens, if any */
     Buffer thought; /* of a conversation with --think hide: what `text` is without */
     size_t shown;   /* bytes at the beginning of `text` that came from the template, not from `ids` */
-    Buffer logged;  /* LoggedToken [completion_tokens][1 + top_logprobs]: the token itself, then the likeliest
-                      in descending order; empty without request->logprobs */
+    /* TokenLogprob [completion_tokens][1 + top_logprobs]: the token itself, then the likeliest in descending
+     * order; empty without request->logprobs */
+    Buffer logprobs;
     const ChoiceSum *sums; /* [request->choice_count]; NULL without choices */
     size_t best;           /* the likeliest choice, the first of equal ones */
     size_t prompt_tokens;  /* begin token and session included */

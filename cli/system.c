@@ -166,6 +166,8 @@ int default_threads(void) {
 #endif
 }
 
+size_t half_of_memory(void) { return (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE) / 2; }
+
 const char *machine_line(void) {
     static char line[512];
     const char *why, *openmp = "built without OpenMP";

@@ -3,6 +3,7 @@
 #define SYSTEM_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 enum { MAX_THREADS = 1024 };
@@ -16,6 +17,9 @@ int allowed_processors(const char *root);
 
 /* Threads where -j is not given: OMP_NUM_THREADS, or the physical cores. */
 int default_threads(void);
+
+/* Bytes: what the cache may take where nothing else bounds it. */
+size_t half_of_memory(void);
 
 /* The second line of --version: instruction set, OpenMP, threads. */
 const char *machine_line(void);

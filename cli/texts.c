@@ -25,7 +25,7 @@ enum { SHARED_ROWS = 8 }; /* a shorter prefix is computed again, because a fork 
 
 static Reply *slot_reply(const Slot *slot) { return &slot->job->replies[slot->part]; }
 
-static bool log_token(const Slot *slot, Reply *reply, int32_t id, const float *logits) {
+static bool add_logprobs(const Slot *slot, Reply *reply, int32_t id, const float *logits) {
     const Model *m = slot->batch->model;
     size_t V = m->config.vocab_size, most = min(slot->job->request.top_logprobs, MAX_TOP_LOGPROBS);
     int32_t ids[MAX_TOP_LOGPROBS + 1];
@@ -33,8 +33,8 @@ static bool log_token(const Slot *slot, Reply *reply, int32_t id, const float *l
     ids[0] = id;
     size_t n = 1 + likeliest(logits, V, ids + 1, most);
     for (size_t i = 0; i < n; i++) {
-        LoggedToken token = {.id = ids[i], .logprob = (double)logits[ids[i]] - sum};
-        if (!buffer_add(&reply->logged, &token, sizeof token))
+        TokenLogprob token = {.id = ids[i], .logprob = (double)logits[ids[i]] - sum};
+        if (!buffer_add(&reply->logprobs, &token, sizeof token))
             return false;
     }
     return true;
@@ -48,7 +48,7 @@ static bool take_token(void *owner, const float *logits) {
     int32_t id = r->sequence->ids[r->sequence->count - 1];
     r->written++;
     if (!buffer_add(&reply->ids, &id, sizeof id) ||
-        (slot->job->request.logprobs && !log_token(slot, reply, id, logits))) {
+        (slot->job->request.logprobs && !add_logprobs(slot, reply, id, logits))) {
         r->text.lost = true;
         return false;
     }
@@ -65,16 +65,16 @@ static void keep_logits(void *owner, size_t place, const float *logits) {
 }
 
 /* Adds token `i` of a choice to its sum. `logits`: those before it. */
-static void weigh_token(const Slot *slot, size_t i, const float *logits) {
+static void score_token(const Slot *slot, size_t i, const float *logits) {
     const Model *m = slot->batch->model;
     Job *job = slot->job;
     job->sums[slot->part].sum +=
         log_probability(m->ops, logits, m->config.vocab_size, job->choices[slot->part][i]);
 }
 
-static void weigh_choice(void *owner, size_t place, const float *logits) {
+static void score_choice(void *owner, size_t place, const float *logits) {
     const Slot *slot = owner;
-    weigh_token(slot, place - slot->job->rows + 1, logits);
+    score_token(slot, place - slot->job->rows + 1, logits);
 }
 
 /* ---- slots ---------------------------------------------------------------------------------- */
@@ -228,8 +228,8 @@ static bool read_prompt(Batch *b, Job *job) {
     Slot *slot = open_slot(b, job, q);
     slot->reads = true;
     slot->g = run_generation(&slot->run, 0, true);
-    slot->g.weigh = keep_logits;
-    slot->g.weigh_from = q->count - 1;
+    slot->g.score = keep_logits;
+    slot->g.score_from = q->count - 1;
     slot->g.logits = b->session_logits; /* if the session's last row is the prompt's */
     slot->g.owner = slot;
     if (q->rows == q->count)
@@ -287,13 +287,13 @@ static void open_choice(Slot *slot) {
     const Job *job = slot->job;
     Sequence *q = slot->run.sequence;
     size_t more = job->choice_tokens[slot->part] - 1;
-    weigh_token(slot, 0, job->logits);
+    score_token(slot, 0, job->logits);
     memcpy(q->ids + q->count, job->choices[slot->part], more * sizeof *q->ids);
     q->count += more;
     slot->g = run_generation(&slot->run, 0, true);
     slot->g.logits = job->logits; /* where there is nothing more to compute */
-    slot->g.weigh = weigh_choice;
-    slot->g.weigh_from = job->rows;
+    slot->g.score = score_choice;
+    slot->g.score_from = job->rows;
 }
 
 /* Begins the job's next sample or choice. False: there is no room yet. */

@@ -230,15 +230,15 @@ size_t span_page_rows(const Run *run, const Span *span, size_t k) {
     return min(run->context - (span->page + k) * TILE_ROWS, TILE_ROWS);
 }
 
-/* Sparse attention: bit i of the mask of a cached row of page k: row i of sixteen of the run attends to
- * it. */
-static uint16_t *lane_mask(const Attention *a, size_t sixteen, size_t k) {
-    return a->s->sparse.lane_mask + sixteen * SPAN_ROWS + k * TILE_ROWS;
+/* The run's rows are taken sixteen at a time: with one head their queries are a query group. Sparse
+ * attention: bit i of the mask of a cached row of page k: row i of the group attends to it. */
+static uint16_t *lane_mask(const Attention *a, size_t query_group, size_t k) {
+    return a->s->sparse.lane_mask + query_group * SPAN_ROWS + k * TILE_ROWS;
 }
 
-/* Whether any of these sixteen rows attends to page k. */
-static bool *sixteen_needs(const Attention *a, size_t sixteen, size_t k) {
-    return a->s->sparse.needed + sixteen * (SPAN_ROWS / TILE_ROWS) + k;
+/* Whether any row of the group attends to page k. */
+static bool *query_group_needs(const Attention *a, size_t query_group, size_t k) {
+    return a->s->sparse.needed + query_group * (SPAN_ROWS / TILE_ROWS) + k;
 }
 
 static bool any_bit(const uint16_t *mask, size_t n) {
@@ -248,14 +248,14 @@ static bool any_bit(const uint16_t *mask, size_t n) {
     return any;
 }
 
-/* Masks of page k of the span, sixteen rows at a time. */
+/* Masks of page k of the span, for each query group. */
 static void mask_page(const Attention *a, const Run *run, size_t page, size_t k) {
     for (size_t i = 0; i < run->count; i += LANES) {
         uint16_t *mask = lane_mask(a, i / LANES, k);
         memset(mask, 0, TILE_ROWS * sizeof *mask);
         for (size_t lane = 0; lane < min(run->count - i, LANES); lane++)
             add_to_mask(a->s, run->first + i + lane, page, lane, mask);
-        *sixteen_needs(a, i / LANES, k) = any_bit(mask, TILE_ROWS);
+        *query_group_needs(a, i / LANES, k) = any_bit(mask, TILE_ROWS);
     }
 }
 
@@ -295,9 +295,9 @@ TileShape key_shape(const Attention *a) {
 
 TileShape value_shape(const Attention *a) { return (TileShape){decompressed_type(a), a->cfg->v_head_dim, 0}; }
 
-/* Where sixteen rows' queries and sums of one head are kept. */
-static size_t place_of(const Attention *a, size_t head, size_t sixteen) {
-    return head * div_up(a->s->chunk, LANES) + sixteen;
+/* Where the queries and sums of a query group are kept. */
+static size_t place_of(const Attention *a, size_t head, size_t query_group) {
+    return head * div_up(a->s->chunk, LANES) + query_group;
 }
 
 void begin_queries(const Attention *a, const Run *run, size_t head) {
@@ -318,13 +318,13 @@ bool page_is_needed(const Attention *a, const Run *run, size_t k) {
     if (!a->s->sparse.active)
         return true; /* the last row attends to every page */
     for (size_t i = 0; i < run->count; i += LANES)
-        if (*sixteen_needs(a, i / LANES, k))
+        if (*query_group_needs(a, i / LANES, k))
             return true;
     return false;
 }
 
 /* limit[lane] = how many of the `rows` cached rows from number `begin` on a row may attend to: those at or
- * before its own place. False: none of the sixteen rows any. */
+ * before its own place. False: no row of the query group any. */
 static bool causal_limits(const Attention *a, const Run *run, size_t i, size_t begin, size_t rows,
                           int32_t limit[LANES]) {
     bool any = false;
@@ -346,7 +346,7 @@ void attend_page(const Attention *a, const Run *run, const Span *span, size_t he
         size_t place = place_of(a, head, i / LANES);
         int32_t limit[LANES];
         if (!causal_limits(a, run, i, (span->page + k) * TILE_ROWS, rows, limit) ||
-            (mask && !*sixteen_needs(a, i / LANES, k)))
+            (mask && !*query_group_needs(a, i / LANES, k)))
             continue;
         a->m->ops->attend(&keys, s->decompressed.queries + place * query_bytes(&keys), a->z->keys, &values,
                           a->z->values, rows, limit, mask, a->cfg->softmax_scale,

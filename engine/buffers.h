@@ -126,8 +126,8 @@ struct State {
     } decompressed;
 
     struct { /* ordinary attention (engine/full.c) */
-        struct Sixteen *sixteens;
-        size_t sixteen_count;
+        struct QueryGroup *query_groups;
+        size_t query_group_count;
         Softmax *parts; /* [part_count] with out [v][16] */
         size_t part_count;
     } full;
@@ -154,8 +154,8 @@ struct State {
         size_t mask_stride;
         uint8_t *tiles; /* absorbed: [rows or threads][tile_count] copies of the chosen latents */
         size_t tile_count;
-        uint16_t *lane_mask; /* decompressed: [chunk / 16][SPAN_ROWS] bit i: row i of the sixteen */
-        bool *needed; /* [chunk / 16][pages of a span] whether any of the sixteen attends to the page */
+        uint16_t *lane_mask; /* decompressed: [chunk / 16][SPAN_ROWS] bit i: row i of a query group */
+        bool *needed;        /* [chunk / 16][pages of a span] whether any of its rows attends to the page */
     } sparse;
 
     struct {       /* linear attention (engine/kda.c); NULL in a model without */

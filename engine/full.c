@@ -180,9 +180,9 @@ static void attend_all_plainly(const Attention *a) {
     }
 }
 
-/* ---- sixteen queries at a time -------------------------------------------------------------- */
+/* ---- a query group at a time ---------------------------------------------------------------- */
 
-size_t full_sixteens(const Config *cfg, size_t rows) {
+size_t full_query_groups(const Config *cfg, size_t rows) {
     /* the most: each row is a run of its own, and all heads are one group */
     return rows * div_up(cfg->num_attention_heads, LANES);
 }
@@ -190,8 +190,8 @@ size_t full_sixteens(const Config *cfg, size_t rows) {
 /* Heads of a group. */
 static size_t group_heads(const Attention *a) { return a->cfg->num_attention_heads / a->s->cache->groups; }
 
-/* The sixteens of the call; those of one run follow one another. */
-static void list_sixteens(const Attention *a) {
+/* The query groups of the call; those of one run follow one another. */
+static void list_query_groups(const Attention *a) {
     State *s = a->s;
     size_t count = 0;
     for (size_t row = 0; row < s->row_count;) {
@@ -201,35 +201,38 @@ static void list_sixteens(const Attention *a) {
         run.context = (size_t)s->rows[row - 1].place + 1;
         size_t queries = run.count * group_heads(a);
         for (size_t first = 0; first < queries; first += LANES)
-            s->full.sixteens[count++] = (Sixteen){run, first, min(queries - first, LANES)};
+            s->full.query_groups[count++] = (QueryGroup){run, first, min(queries - first, LANES)};
     }
-    s->full.sixteen_count = count;
+    s->full.query_group_count = count;
 }
 
-static size_t row_of_lane(const Attention *a, const Sixteen *x, size_t lane) {
+static size_t row_of_lane(const Attention *a, const QueryGroup *x, size_t lane) {
     return x->run.first + (x->first + lane) / group_heads(a);
 }
 
-static size_t head_of_lane(const Attention *a, const Sixteen *x, size_t group, size_t lane) {
+static size_t head_of_lane(const Attention *a, const QueryGroup *x, size_t group, size_t lane) {
     return group * group_heads(a) + (x->first + lane) % group_heads(a);
 }
 
 /* How many rows the last lane attends to; the others attend to no more. */
-static size_t context_of(const Attention *a, const Sixteen *x) {
+static size_t context_of(const Attention *a, const QueryGroup *x) {
     return (size_t)a->s->rows[row_of_lane(a, x, x->lanes - 1)].place + 1;
 }
 
-static size_t parts_of(const Attention *a, const Sixteen *x) { return div_up(context_of(a, x), PART_ROWS); }
+static size_t parts_of(const Attention *a, const QueryGroup *x) {
+    return div_up(context_of(a, x), PART_ROWS);
+}
 
-static void pack_lanes(const Attention *a, const Sixteen *x, size_t group) {
+static void pack_lanes(const Attention *a, const QueryGroup *x, size_t group) {
     const float *query[LANES] = {NULL};
     for (size_t lane = 0; lane < x->lanes; lane++)
         query[lane] = query_of(a, row_of_lane(a, x, lane), head_of_lane(a, x, group, lane));
     a->m->ops->pack_query(&a->s->cache->keys, a->z->query, query, NULL);
 }
 
-/* Sixteen queries attend to one part of their context. */
-static void attend_part(const Attention *a, const Sixteen *x, size_t group, size_t part, Softmax *softmax) {
+/* A query group attends to one part of its context. */
+static void attend_part(const Attention *a, const QueryGroup *x, size_t group, size_t part,
+                        Softmax *softmax) {
     const State *s = a->s;
     const Cache *cache = s->cache;
     size_t end = min((part + 1) * PART_ROWS, context_of(a, x));
@@ -251,8 +254,8 @@ static void attend_part(const Attention *a, const Sixteen *x, size_t group, size
     }
 }
 
-/* The parts of a sixteen are merged in order, and its lanes' outputs stored. */
-static void finish_lanes(const Attention *a, const Sixteen *x, size_t group, Softmax *parts) {
+/* The parts of a query group are merged in order, and its lanes' outputs stored. */
+static void finish_lanes(const Attention *a, const QueryGroup *x, size_t group, Softmax *parts) {
     size_t v = a->cfg->v_head_dim, stride = a->s->attention.v_stride;
     for (size_t part = 1; part < parts_of(a, x); part++)
         a->m->ops->softmax_merge(&parts[0], &parts[part], v);
@@ -261,26 +264,27 @@ static void finish_lanes(const Attention *a, const Sixteen *x, size_t group, Sof
         store_head(a, row_of_lane(a, x, lane), head_of_lane(a, x, group, lane), a->z->a + lane * stride);
 }
 
-/* All sixteens of all groups, as many at a time as there are places for their parts. Tasks that follow one
- * another read the same part of the same group's cache. */
+/* All query groups of all groups of heads, as many at a time as there are places for their parts. Tasks that
+ * follow one another read the same part of the same group's cache. */
 static void attend_all(const Attention *a) {
     State *s = a->s;
-    size_t count = s->full.sixteen_count, items = count * s->cache->groups, most_parts = 1, task, from, to;
+    size_t count = s->full.query_group_count, items = count * s->cache->groups, most_parts = 1, task, from,
+           to;
     for (size_t i = 0; i < count; i++)
-        most_parts = max(most_parts, parts_of(a, &s->full.sixteens[i]));
+        most_parts = max(most_parts, parts_of(a, &s->full.query_groups[i]));
     size_t most = s->full.part_count / most_parts;
     for (size_t first = 0; first < items; first += most) {
         size_t here = min(items - first, most);
         while ((task = next_task(a->t, here * most_parts)) < here * most_parts) {
             size_t item = task % here, part = task / here;
-            const Sixteen *x = &s->full.sixteens[(first + item) % count];
+            const QueryGroup *x = &s->full.query_groups[(first + item) % count];
             if (part < parts_of(a, x))
                 attend_part(a, x, (first + item) / count, part, &s->full.parts[item * most_parts + part]);
         }
         sync_threads(a->t);
         share(a->t, here, &from, &to);
         for (size_t item = from; item < to; item++)
-            finish_lanes(a, &s->full.sixteens[(first + item) % count], (first + item) / count,
+            finish_lanes(a, &s->full.query_groups[(first + item) % count], (first + item) / count,
                          &s->full.parts[item * most_parts]);
         sync_threads(a->t);
     }
@@ -291,7 +295,7 @@ void full_attention(const Attention *a) {
         store_latents(a);
     spread_queries(a);
     if (a->t->id == 0)
-        list_sixteens(a);
+        list_query_groups(a);
     sync_threads(a->t);
     if (a->s->cache->type == CACHE_FULL || a->s->forced_path == PATH_DEFINITION)
         attend_all_plainly(a);

@@ -4,20 +4,20 @@
 
 #include "engine/attend.h"
 
-/* Up to sixteen queries of one group of heads: the lanes of a vector. Lane i is query first + i of the run:
- * queries are counted row by row, in a row head by head of the group. */
-typedef struct Sixteen {
+/* A query group: up to sixteen queries of one group of heads, the lanes of a vector. Lane i is query
+ * first + i of the run: queries are counted row by row, in a row head by head of the group of heads. */
+typedef struct QueryGroup {
     Run run;
     size_t first;
     size_t lanes;
-} Sixteen;
+} QueryGroup;
 
 /* A context is split into parts of so many pages, which threads attend to side by side. They begin at fixed
  * rows, so that a row's result depends neither on what is computed beside it nor on the threads. */
 enum { FULL_PART_PAGES = 4 };
 
-/* Sixteens that a call of `rows` rows has at most. */
-size_t full_sixteens(const Config *cfg, size_t rows);
+/* Query groups that a call of `rows` rows has at most. */
+size_t full_query_groups(const Config *cfg, size_t rows);
 
 /* A model without latent: q = W_q x; keys, rotated, and values of the call's rows go into the cache. Returns
  * with the queries complete, not rotated yet; the cache's rows only after the next sync_threads. */

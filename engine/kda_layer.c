@@ -55,6 +55,7 @@ static void keep_inputs(const KdaInputs *x, size_t head, float *kept) {
     }
 }
 
+/* buffer: of the fast path; NULL: the definition computes the head. */
 static void compute_task(const Model *m, State *s, size_t layer, size_t task, float *buffer) {
     const Config *cfg = &m->config;
     const ConstantRun *run = &s->runs[task / cfg->kda_heads];
@@ -67,10 +68,10 @@ static void compute_task(const Model *m, State *s, size_t layer, size_t task, fl
                    .in = s->kda.in + run->first * s->kda.in_stride,
                    .from = cache_slot_layer(s->cache, run->from, layer),
                    .to = cache_slot_layer(s->cache, run->to, layer)};
-    if (s->path_is_forced && s->forced_path == PATH_DEFINITION)
-        kda_head_plain(&x, head, &s->kda.heads, run->first, s->kda.plain);
-    else
+    if (buffer)
         kda_head(&x, head, &s->kda.heads, run->first, buffer);
+    else
+        kda_head_plain(&x, head, &s->kda.heads, run->first, s->kda.plain);
     if (run->rows <= REPLAY_ROWS)
         keep_inputs(&x, head, sequence_replay(run->sequence, layer, !run->sequence->constant.replay_now));
 }

@@ -11,7 +11,7 @@ void route(const Model *m, State *s, const Layer *L, Thread *t);
 /* Thread 0: lists the MLPs that the call's rows go through, as expert batches. */
 void plan_batches(const Model *m, State *s, const Layer *L);
 
-/* Adds the MLPs' outputs, weighed: routed experts to State.experts_out, shared experts or the dense MLP to
+/* Adds the MLPs' outputs, weighted: routed experts to State.experts_out, shared experts or the dense MLP to
  * State.out. Every thread of the team calls it when the batches are planned; returns when all are done. */
 void run_batches(const Model *m, State *s, const Layer *L, Thread *t);
 

@@ -134,7 +134,7 @@ static void reserve_full(Reserve *r, const Config *cfg) {
     State *s = r->s;
     if (!s->cache || !s->cache->groups)
         return;
-    s->full.sixteens = reserve(r, full_sixteens(cfg, s->chunk), sizeof *s->full.sixteens);
+    s->full.query_groups = reserve(r, full_query_groups(cfg, s->chunk), sizeof *s->full.query_groups);
     s->full.part_count = max(256, div_up(cache_tiles(s->context), FULL_PART_PAGES));
     reserve_softmax(r, &s->full.parts, s->full.part_count, cfg->v_head_dim);
 }
@@ -142,7 +142,7 @@ static void reserve_full(Reserve *r, const Config *cfg) {
 static void reserve_attention(Reserve *r, const Model *m) {
     const Config *cfg = &m->config;
     State *s = r->s;
-    size_t H = cfg->num_attention_heads, chunk = s->chunk, sixteens = div_up(chunk, LANES),
+    size_t H = cfg->num_attention_heads, chunk = s->chunk, query_groups = div_up(chunk, LANES),
            head_groups = div_up(H, LANES), nope = cfg->qk_nope_head_dim, p = cfg->qk_rope_head_dim,
            v = cfg->v_head_dim, latent = cfg->kv_lora_rank;
 
@@ -169,8 +169,8 @@ static void reserve_attention(Reserve *r, const Model *m) {
     reserve_softmax(r, &s->absorbed.parts, s->absorbed.part_count, latent);
 
     s->decompressed.queries =
-        reserve(r, H * sixteens, most_bytes(query_bytes, cfg->qk_nope_head_dim, cfg->qk_rope_head_dim));
-    reserve_softmax(r, &s->decompressed.softmax, H * sixteens, v);
+        reserve(r, H * query_groups, most_bytes(query_bytes, cfg->qk_nope_head_dim, cfg->qk_rope_head_dim));
+    reserve_softmax(r, &s->decompressed.softmax, H * query_groups, v);
     s->decompressed.latents = reserve_activations(r, m, SPAN_ROWS, latent, false);
     s->decompressed.rope_keys = reserve(r, SPAN_ROWS * p, sizeof(float));
 

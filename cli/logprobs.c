@@ -1,6 +1,6 @@
-/* cli/logged.c: log-probabilities as JSON (logged.h), with the texts of their tokens. texts.c collects them,
- * engine/logprob.c computes them. */
-#include "cli/logged.h"
+/* cli/logprobs.c: log-probabilities as JSON (logprobs.h), with the texts of their tokens. texts.c collects
+ * them, engine/logprob.c computes them. */
+#include "cli/logprobs.h"
 
 #include "engine/unicode.h"
 #include "engine/util.h"
@@ -8,15 +8,15 @@
 
 /* The tokens at one place: [0] is the answer's own, then the likeliest. */
 typedef struct {
-    const LoggedToken *token;
+    const TokenLogprob *token;
     size_t count;
 } Place;
 
 static size_t place_count(const Reply *reply) { return reply->ids.bytes / sizeof(int32_t); }
 
 static Place place_at(const Reply *reply, size_t i) {
-    size_t count = reply->logged.bytes / sizeof(LoggedToken) / place_count(reply);
-    return (Place){(const LoggedToken *)reply->logged.data + i * count, count};
+    size_t count = reply->logprobs.bytes / sizeof(TokenLogprob) / place_count(reply);
+    return (Place){(const TokenLogprob *)reply->logprobs.data + i * count, count};
 }
 
 /* The text of a token, special or not. Without a tokenizer it has none. */
@@ -37,7 +37,7 @@ static bool is_utf8(Slice text) {
 
 /* ---- chat ----------------------------------------------------------------------------------- */
 
-static void put_token(JsonOut *out, const Model *m, const LoggedToken *token, bool with_id) {
+static void put_token(JsonOut *out, const Model *m, const TokenLogprob *token, bool with_id) {
     bool special;
     Slice text = token_slice(m, token->id, &special);
     json_put(out, "{");
@@ -53,7 +53,7 @@ static void put_token(JsonOut *out, const Model *m, const LoggedToken *token, bo
     json_put(out, "]");
 }
 
-void put_logged_chat(JsonOut *out, const Model *m, const Reply *reply, bool with_ids) {
+void put_chat_logprobs(JsonOut *out, const Model *m, const Reply *reply, bool with_ids) {
     json_put(out, "[");
     for (size_t i = 0; i < place_count(reply); i++) {
         Place p = place_at(reply, i);
@@ -130,7 +130,7 @@ static void put_offsets(JsonOut *out, const Model *m, const Reply *reply) {
     }
 }
 
-void put_logged_completion(JsonOut *out, const Model *m, const Reply *reply) {
+void put_completion_logprobs(JsonOut *out, const Model *m, const Reply *reply) {
     size_t n = place_count(reply);
     bool special;
     json_put(out, "{\"tokens\": [");
