@@ -1,10 +1,12 @@
 """Makes tests/long_context.json with transformers; nothing in it comes from this project's own code.
 
-pip install torch transformers==5.23.0 python tests/make_long_context_vectors.py
+    pip install torch transformers==5.23.0
+    python tests/make_long_context_vectors.py
 
 rotations   inv_freq, cos and sin (float32) of the published configurations at positions up to the longest
-context logits      of the tiny model tests/models/v2lite at a few rows of a long text, computed in f32; its
-limit of positions is raised for that
+            context
+logits      of the tiny model tests/models/v2lite at a few rows of a long text, computed in f32; its limit of
+            positions is raised for that
 """
 
 import json

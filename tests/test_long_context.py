@@ -80,10 +80,18 @@ def long_model(tmp_path_factory):
     return folder / "model.bin"
 
 
+# The definition reads every row again for every row: the whole text would take it a minute. What is long here
+# is cut into pieces by the other ways alone.
+ROWS_OF_DEFINITION = 2049
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_long_text(path, long_model):
     """More rows than are decompressed at once, several pages in each part of an absorbed context, and a
     prefill of many calls."""
     options, environment = PATHS[path]
-    got = compare.logits(long_model, long_text(), *options, **environment)[ROWS]
-    assert compare.relative_difference(got, np.array(WANT["logits"], np.float32)) <= TOLERANCE
+    ids = long_text()[: ROWS_OF_DEFINITION if path == "definition" else None]
+    rows = [row for row in ROWS if row < len(ids)]
+    got = compare.logits(long_model, ids, *options, **environment)[rows]
+    want = np.array(WANT["logits"], np.float32)
+    assert len(rows) >= 5 and compare.relative_difference(got, want[: len(rows)]) <= TOLERANCE
