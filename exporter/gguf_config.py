@@ -28,6 +28,8 @@ ARCHITECTURES = {
     "minicpm3": "minicpm3",
     "plm": "plm",
     "deepseek4": "deepseek_v4",
+    "kimi-linear": "kimi_linear",
+    "bailingmoe3": "bailing_hybrid",
 }
 SIGMOID = ("deepseek32", "glm-dsa")  # whose router llama.cpp takes for a sigmoid's where the file is silent
 # Without a list of the layers that have an indexer llama.cpp knows two: GLM-5.2's by its context, and all.
@@ -72,7 +74,31 @@ LAYER = {
     "nextn.embed_tokens": "embed_tokens",
     "nextn.shared_head_norm": "shared_head.norm",
     "nextn.shared_head_head": "shared_head.head",
+    "layer_output_norm": "shared_head.norm",  # bailingmoe3's name of it
+    # linear attention, and what comes with it
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_gate": "self_attn.g_proj",
+    "ssm_conv1d_q": "self_attn.q_conv1d",
+    "ssm_conv1d_k": "self_attn.k_conv1d",
+    "ssm_conv1d_v": "self_attn.v_conv1d",
+    "ssm_f_a": "self_attn.f_a_proj",
+    "ssm_f_b": "self_attn.f_b_proj",
+    "ssm_g_a": "self_attn.g_a_proj",
+    "ssm_g_b": "self_attn.g_b_proj",
+    "ssm_beta": "self_attn.b_proj",
+    "ssm_norm": "self_attn.o_norm",
 }
+# Ling's decay and gate are one matrix each. llama.cpp calls it as the first of Kimi-Linear's two, others do
+# not.
+ONE_MATRIX = {
+    "ssm_f_a": "self_attn.f_proj",
+    "ssm_g_a": "self_attn.g_proj",
+    "ssm_f": "self_attn.f_proj",
+    "ssm_g": "self_attn.g_proj",
+}
+# Whole names: with the ending, or of a tensor that has none.
+LINEAR_VECTORS = {"ssm_a": "self_attn.A_log", "ssm_dt.bias": "self_attn.dt_bias"}
 # DeepSeek-V4's, of the model and of a layer, where they are called otherwise than above: whole names.
 V4_TOP = {
     "output_hc_fn": "model.hc_head.hc_fn",
@@ -151,6 +177,9 @@ def transformers_name(name: str, architecture: str) -> str:
         return V4_TOP[stem]
     if stem in TOP:
         return TOP[stem] if TOP[stem].endswith("inv_freq") else f"{TOP[stem]}.{ending}"
+    vector = re.fullmatch(r"blk\.(\d{1,9})\.(ssm_a|ssm_dt\.bias)", name)
+    if vector:
+        return f"model.layers.{vector.group(1)}.{LINEAR_VECTORS[vector.group(2)]}"
     match = re.fullmatch(r"blk\.(\d{1,9})\.(.+)", stem)
     if not match:
         return name
@@ -163,6 +192,8 @@ def transformers_name(name: str, architecture: str) -> str:
         return layer + "mlp.experts.{e}.{matrix}." + ending
     if kind == "exp_probs_b":
         return layer + ("mlp.router" if pairs else "mlp.gate") + ".e_score_correction_bias"
+    if architecture == "bailingmoe3" and kind in ONE_MATRIX:
+        return f"{layer}{ONE_MATRIX[kind]}.{ending}"
     if kind not in LAYER:
         return name
     part = _of_pair(LAYER[kind], number % 2) if pairs else LAYER[kind]
@@ -213,6 +244,10 @@ def config(source: "Gguf") -> Converted:
         values |= {"hidden_act": "relu2"}
     if keys.architecture == "longcat-flash":
         _longcat(keys, values)
+    if keys.architecture == "kimi-linear":
+        _kimi_linear(keys, values, source)
+    if keys.architecture == "bailingmoe3":
+        _ling(keys, values, source)
     return Converted({key: value for key, value in values.items() if value is not None}, notes)
 
 
@@ -322,11 +357,16 @@ def _indexer(keys: Metadata) -> dict[str, Any]:
     } | (SHARED if shared else {})
 
 
+def _main_layers(keys: Metadata, source: "Gguf") -> int:
+    """The blocks without those for multi-token prediction, which count as blocks where the file has them."""
+    blocks: int = keys.natural("block_count")
+    layers: int = blocks - keys.natural("nextn_predict_layers", 0)
+    return layers if f"model.layers.{layers}.eh_proj.weight" in source.tensors else blocks
+
+
 def _deepseek4(keys: Metadata, source: "Gguf") -> dict[str, Any]:
-    """DeepSeek-V4's. Layers for multi-token prediction count as blocks where the file has them."""
-    layers, more = keys.natural("block_count"), keys.natural("nextn_predict_layers", 0)
-    if f"model.layers.{layers - more}.eh_proj.weight" in source.tensors:
-        layers -= more
+    """DeepSeek-V4's."""
+    layers = _main_layers(keys, source)
     keys.arch(keys.one_of, "expert_gating_func", SQRT_SOFTPLUS)
     yarn = None
     if keys.arch(keys.get, "rope.scaling.type", "none") != "none":
@@ -397,6 +437,62 @@ def _longcat(keys: Metadata, values: dict[str, Any]) -> None:
     }
     for key in ("n_shared_experts", "first_k_dense_replace"):
         values.pop(key, None)
+
+
+def _linear_layers(keys: Metadata, layers: int) -> list[bool]:
+    """Which layers have linear attention: those without heads of keys."""
+    counts = keys.arch(keys.get, "attention.head_count_kv")
+    right = isinstance(counts, list) and len(counts) >= layers and all(type(n) is int for n in counts)
+    if not right:
+        what = f"a number for each of {layers} layers was expected, 0 where attention is linear"
+        keys.fail(f"{keys.architecture}.attention.head_count_kv", what)
+    return [n == 0 for n in counts[:layers]]
+
+
+def _kimi_linear(keys: Metadata, values: dict[str, Any], source: "Gguf") -> None:
+    """The lists of its layers, counted from 1. Weights of experts are normalized in llama.cpp without a key,
+    and attention does not rotate. There is one key for the heads of all layers, so the rates of decay tell
+    how many heads those with linear attention have."""
+    keys.arch(keys.one_of, "kda.gate_lower_bound", None)
+    linear = _linear_layers(keys, values["num_hidden_layers"])
+    rates = [x for name, x in source.tensors.items() if name.endswith(".self_attn.A_log")]
+    values |= {
+        "norm_topk_prob": True,
+        "mla_use_nope": True,
+        "linear_attn_config": {
+            "kda_layers": [i + 1 for i, is_linear in enumerate(linear) if is_linear],
+            "full_attn_layers": [i + 1 for i, is_linear in enumerate(linear) if not is_linear],
+            "head_dim": keys.natural("kda.head_dim"),
+            "num_heads": rates[0].cols if rates else keys.natural("attention.head_count"),
+            "short_conv_kernel_size": keys.natural("ssm.conv_kernel"),
+        },
+    }
+
+
+def _ling(keys: Metadata, values: dict[str, Any], source: "Gguf") -> None:
+    """Ling-3.0's. The layers' kinds are given one by one here, and in groups there. There are files with the
+    low-rank queries and without their key: the tensors tell."""
+    layers = _main_layers(keys, source)
+    linear = _linear_layers(keys, layers)
+    group = linear.index(False) + 1 if False in linear else layers + 1
+    whole = layers // group * group
+    if linear != [(i + 1) % group != 0 and i < whole for i in range(layers)]:
+        what = "the last layer of each group, and nothing else, with full attention is supported"
+        keys.fail(f"{keys.architecture}.attention.head_count_kv", what)
+    norms = [x for name, x in source.tensors.items() if name.endswith(".self_attn.q_a_layernorm.weight")]
+    values |= {
+        "num_hidden_layers": layers,
+        "q_lora_rank": values["q_lora_rank"] or (norms[0].cols if norms else None),
+        "layer_group_size": group,
+        "head_dim": keys.natural("kda.head_dim"),
+        "short_conv_kernel_size": keys.natural("ssm.conv_kernel"),
+        "kda_safe_gate": keys.arch(keys.boolean, "kda.safe_gate", True),
+        "kda_lower_bound": keys.arch(keys.number, "kda.gate_lower_bound", least=-1e4),
+        "moe_shared_expert_intermediate_size": keys.natural("expert_shared_feed_forward_length", 0) or None,
+    }
+    for ours, theirs in (("expert", "exp"), ("share_expert", "shexp")):
+        limits = keys.arch(keys.get, f"swiglu_clamp_{theirs}", None)
+        values[f"{ours}_swiglu_limit_list"] = limits[:layers] if isinstance(limits, list) else limits
 
 
 def _yarn(keys: Metadata, values: dict[str, Any], published: dict[str, Any]) -> None:

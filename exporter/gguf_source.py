@@ -203,6 +203,26 @@ class Joined(Tensor):
         return max((part.largest(begin, end) for part, begin, end, _ in self.pieces(low, high)), default=0.0)
 
 
+class Logarithms(Tensor):
+    """A vector as the logarithms of its magnitudes: a rate of decay, which files hold as exp(A_log) or as
+    -exp(A_log)."""
+
+    def __init__(self, stored: Tensor) -> None:
+        super().__init__(stored.shard, stored.name, stored.dtype, (math.prod(stored.shape),), stored.offset)
+        if stored.dtype not in PLAIN.values():
+            self.fail(f": type {stored.dtype} cannot be read here; F32, F16 and BF16 can")
+
+    def floats(self, low: int, high: int) -> np.ndarray:
+        with np.errstate(divide="ignore"):  # what that gives is refused by largest()
+            return np.log(np.abs(super().floats(low, high).astype(np.float64))).astype(np.float32)
+
+    def largest(self, low: int, high: int) -> float:
+        top = float(np.abs(self.floats(low, high)).max(initial=0))
+        if not math.isfinite(top):
+            self.fail(" holds a rate of decay that is 0 or not finite; the file is damaged")
+        return top
+
+
 class Info(NamedTuple):
     """What the header says of a tensor."""
 
@@ -326,6 +346,10 @@ class Gguf(Source):
                 self.add(ours, Joined(ours, tensor, v, heads))
         elif kind in EXPERTS and len(tensor.shape) == 3:
             self._take_apart(ours, tensor, EXPERTS[kind])
+        elif kind == "ssm_a":
+            self.add(ours, Logarithms(tensor))
+        elif kind.startswith("ssm_conv1d_"):  # [1, channels, 1, taps], or without the first
+            self.add(ours, tensor.part(0, tensor.rows))
         elif kind != "attn_v_b":
             self.add(ours, tensor)
 

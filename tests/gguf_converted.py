@@ -182,6 +182,120 @@ def write(folder, model, architecture, config=None, change=lambda writer: None, 
     return path
 
 
+# Models with linear attention. Of Ling's tensors the converter writes out the names of two.
+LING_NAMES = {
+    ".attention.": ".self_attn.",
+    ".dense.": ".o_proj.",
+    "gate.expert_bias": "gate.e_score_correction_bias",
+    ".f_proj.": ".f_a_proj.",
+}
+
+
+def hybrid_layout(config, found, linear, logarithms):
+    """{llama.cpp's name: numbers}; linear: which layers have linear attention; logarithms: what becomes of
+    A_log."""
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.KIMI_LINEAR, len(linear))
+    H, n, v = (config[key] for key in ("num_attention_heads", "qk_nope_head_dim", "v_head_dim"))
+    out = {}
+    for name, x in stacked(found).items():
+        for theirs, ours in LING_NAMES.items():
+            name = name.replace(theirs, ours)
+        layer = int(name.split(".")[2]) if ".layers." in name else 0
+        if name.endswith("g_proj.weight"):
+            out[f"blk.{layer}.{'ssm_g_a' if linear[layer] else 'attn_gate'}.weight"] = x
+            continue
+        if name.endswith("A_log.weight"):
+            name, x = name.removesuffix(".weight"), logarithms(x)
+        name = name.replace(".dt_bias", ".dt_proj.bias").replace("correction_bias", "correction.bias")
+        ours = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert ours, name
+        if ours.endswith("attn_kv_b.weight"):
+            heads = x.reshape(H, n + v, -1)
+            out[ours.replace("kv_b", "k_b")] = heads[:, :n].transpose(0, 2, 1)
+            out[ours.replace("kv_b", "v_b")] = heads[:, n:]
+        else:
+            out[ours] = x.reshape(1, len(x), 1, -1) if "conv1d" in ours else x
+    return out
+
+
+def hybrid_keys(writer, c, linear):
+    """KimiLinearModel's and BailingMoeV3Model's. Of Kimi-Linear's groups of experts the converter looks for
+    no key."""
+    n, p, r = c["qk_nope_head_dim"], c["qk_rope_head_dim"], c["kv_lora_rank"]
+    own = c.get("linear_attn_config", c)
+    for key, value in {
+        "block_count": len(linear),
+        "context_length": c.get("max_position_embeddings") or c["model_max_length"],
+        "embedding_length": c["hidden_size"],
+        "feed_forward_length": c["intermediate_size"],
+        "head_count": c["num_attention_heads"],
+        "head_count_kv": [0 if is_linear else 1 for is_linear in linear],
+        "layer_norm_rms_eps": c["rms_norm_eps"],
+        "rope_freq_base": float(c["rope_theta"]),
+        "rope_dimension_count": p,
+        "vocab_size": c["vocab_size"],
+        "ssm_conv_kernel": own["short_conv_kernel_size"],
+        "kda_head_dim": own["head_dim"],
+        "q_lora_rank": c["q_lora_rank"],
+        "kv_lora_rank": r,
+        "key_length": r + p,
+        "key_length_mla": n + p,
+        "value_length_mla": c["v_head_dim"],
+        "expert_count": c["num_experts"],
+        "expert_used_count": c.get("num_experts_per_tok") or c["num_experts_per_token"],
+        "expert_group_count": c.get("n_group"),
+        "expert_group_used_count": c["topk_group"],
+        "expert_gating_func": gguf.ExpertGatingFuncType.SIGMOID,
+        "expert_feed_forward_length": c["moe_intermediate_size"],
+        "expert_shared_feed_forward_length": c.get("moe_shared_expert_intermediate_size"),
+        "expert_shared_count": c["num_shared_experts"],
+        "leading_dense_block_count": c["first_k_dense_replace"],
+        "expert_weights_scale": c["routed_scaling_factor"],
+        "expert_weights_norm": c.get("norm_topk_prob"),
+        "swiglu_clamp_exp": c.get("expert_swiglu_limit_list"),
+        "swiglu_clamp_shexp": c.get("share_expert_swiglu_limit_list"),
+        "bos_token_id": c.get("bos_token_id"),
+        "eos_token_id": c["eos_token_id"],
+    }.items():
+        if value is not None:
+            if "clamp" in key:
+                value = [float(limit or 0) for limit in value]
+            getattr(writer, f"add_{key}")(value)
+
+
+def write_hybrid(folder, model, architecture, leave=(), say=None, change=lambda tensors: None):
+    """A GGUF in `folder` with a model of linear attention: its path. leave: keys of the configuration that
+    the file does not have; say: {key: value} beside or instead; change: of {name: numbers}."""
+    config, found = published(model)
+    kimi, layers = architecture == "kimi-linear", config["num_hidden_layers"]
+    if kimi:
+        linear = [i + 1 in config["linear_attn_config"]["kda_layers"] for i in range(layers)]
+    else:
+        linear = [(i + 1) % config["layer_group_size"] != 0 for i in range(layers)]
+    path = folder / f"{model}.gguf"
+    writer = gguf.GGUFWriter(path, architecture)
+    hybrid_keys(writer, config | dict.fromkeys(leave), linear)
+    if not kimi:
+        writer.add_bool("bailingmoe3.kda.safe_gate", config["kda_safe_gate"])
+        writer.add_float32("bailingmoe3.kda.gate_lower_bound", config["kda_lower_bound"])
+    for key, value in (say or {}).items():
+        add = {int: writer.add_uint32, list: writer.add_array, float: writer.add_float32}[type(value)]
+        add(f"{architecture}.{key}", value)
+    tensors = hybrid_layout(config, found, linear, (lambda x: -np.exp(x)) if kimi else ling_rate)
+    change(tensors)
+    for name, x in tensors.items():
+        writer.add_tensor(name, np.ascontiguousarray(x, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def ling_rate(x):
+    return np.exp(x).reshape(-1, 1)
+
+
 # DeepSeek-V4's names, as its converter writes them out: those of a layer begin with blk.N.
 V4_TOP = {
     "embed": "token_embd", "head": "output", "norm": "output_norm", "hc_head_fn": "output_hc_fn",

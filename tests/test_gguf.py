@@ -5,11 +5,12 @@ logits (test_oracle.py holds those against transformers). What a file leaves out
 import json
 import shutil
 
+import compare
 import gguf_converted
 import numpy as np
 import pytest
 import v4_models
-from support import MODELS
+from support import MODELS, TOLERANCE
 
 # MiniCPM3's scalings are constants of llama.cpp
 MINICPM3 = {"dim_model_base": 256}
@@ -63,7 +64,98 @@ def test_layers_that_share_an_indexer(directory, tmp_path, exported):
     assert exported(path, "--type", "f32").names["layers.1.index_q"]
 
 
-@pytest.mark.parametrize("architecture", ["kimi-linear", "bailingmoe3", "llama", "deepseek41"])
+HYBRIDS = [("kimi_linear", "kimi-linear"), ("ling_flash", "bailingmoe3")]
+
+
+@pytest.mark.parametrize("model, architecture", HYBRIDS)
+def test_linear_attention(model, architecture, tmp_path, exported):
+    """The checkpoint of a model with linear attention has the tensors of the directory's, byte for byte. The
+    rates of decay alone went through an exponential; the logits are those of transformers."""
+    want = exported(MODELS / model, "--type", "f32")
+    got = exported(gguf_converted.write_hybrid(tmp_path, model, architecture), "--type", "f32")
+    text = ("name", "bos_token_id", "add_bos_token", "eos_token_id", "eos_tokens")
+    assert not isinstance(got, str), got
+    assert {k: v for k, v in got.config.items() if k not in text} == {
+        k: v for k, v in want.config.items() if k not in text
+    }
+    assert list(got.names) == list(want.names)
+    for name in want.names:
+        if name.endswith("kda_rate"):
+            np.testing.assert_allclose(got.read(name), want.read(name), rtol=1e-6, atol=1e-6)
+        else:
+            assert np.array_equal(got.bytes(name), want.bytes(name)), name
+    ids, logits = compare.expected(MODELS / model, None, None)
+    found = compare.logits(tmp_path / "model.bin", ids, "-k", "f32")
+    assert compare.relative_difference(found, logits) <= TOLERANCE
+
+
+def test_linear_attention_of_other_converters(tmp_path, exported):
+    """Files of Ling that hold other names for its decay and gate, count layers for multi-token prediction
+    that are not there, and say nothing of the low-rank queries that they have."""
+
+    def rename(tensors):
+        for name in list(tensors):
+            if ".ssm_f_a." in name or ".ssm_g_a." in name:
+                tensors[name.replace("_a.", ".")] = tensors.pop(name)
+
+    want = exported(gguf_converted.write_hybrid(tmp_path, "ling_flash", "bailingmoe3"), "--type", "f32")
+    path = gguf_converted.write_hybrid(
+        tmp_path, "ling_flash", "bailingmoe3", say={"nextn_predict_layers": 1}, change=rename
+    )
+    assert exported(path, "--type", "f32").file == want.file
+
+    def low_rank(tensors):
+        for name in [name for name in tensors if ".attn_gate." in name]:
+            query = tensors.pop(name.replace("gate", "q"))
+            tensors[name.replace("gate", "q_a")] = np.zeros((16, query.shape[1]), np.float32)
+            tensors[name.replace("gate", "q_a_norm")] = np.ones(16, np.float32)
+            tensors[name.replace("gate", "q_b")] = np.zeros((len(query), 16), np.float32)
+
+    path = gguf_converted.write_hybrid(tmp_path, "ling_flash", "bailingmoe3", change=low_rank)
+    assert exported(path, "--type", "f32").config["q_lora_rank"] == 16
+
+
+def test_the_prediction_layer_of_ling_stays_behind(tmp_path, exported):
+    """Where the file has it, it counts as a block, and its norms and limits are nobody's."""
+    want = exported(gguf_converted.write_hybrid(tmp_path, "ling_flash", "bailingmoe3"), "--type", "f32")
+
+    def add(tensors):
+        ones = np.ones((24, 24), np.float32)
+        for name in ("nextn.eh_proj", "nextn.enorm", "nextn.hnorm", "layer_output_norm", "attn_gate"):
+            tensors[f"blk.6.{name}.weight"] = ones
+
+    counts = [0, 0, 1, 0, 0, 1, 1]
+    say = {"block_count": 7, "nextn_predict_layers": 1, "attention.head_count_kv": counts}
+    path = gguf_converted.write_hybrid(tmp_path, "ling_flash", "bailingmoe3", say=say, change=add)
+    assert exported(path, "--type", "f32").file == want.file
+
+
+@pytest.mark.parametrize(
+    "model, architecture, say, word",
+    [
+        ("ling_flash", "bailingmoe3", {"attention.head_count_kv": [0, 1, 0, 0, 0, 1]}, "head_count_kv"),
+        ("ling_flash", "bailingmoe3", {"attention.head_count_kv": 1}, "head_count_kv"),
+        ("ling_flash", "bailingmoe3", {"swiglu_clamp_exp": 2.0}, "swiglu_limit"),
+        ("kimi_linear", "kimi-linear", {"attention.head_count_kv": [0, 1]}, "head_count_kv"),
+        ("kimi_linear", "kimi-linear", {"kda.gate_lower_bound": -5.0}, "gate_lower_bound"),
+    ],
+)
+def test_linear_attention_that_is_refused(model, architecture, say, word, tmp_path, exported):
+    message = exported(gguf_converted.write_hybrid(tmp_path, model, architecture, say=say))
+    assert isinstance(message, str) and word in message
+
+
+def test_a_decay_that_is_damaged(tmp_path, exported):
+    """A rate of 0 has no logarithm."""
+
+    def change(tensors):
+        tensors["blk.0.ssm_a"][..., 0] = 0
+
+    message = exported(gguf_converted.write_hybrid(tmp_path, "kimi_linear", "kimi-linear", change=change))
+    assert isinstance(message, str) and "ssm_a" in message and "decay" in message
+
+
+@pytest.mark.parametrize("architecture", ["kimi-k3", "bailingmoe2", "llama", "deepseek41"])
 def test_other_architectures(architecture, tmp_path, exported):
     """What is not read is named before anything else is said of the file."""
     message = exported(gguf_converted.write(tmp_path, "v2lite", "deepseek2", said=architecture))
