@@ -207,6 +207,14 @@ static inline bool layer_norms_mlp(const Config *cfg, uint32_t layer) {
     return cfg->sandwich_norm || (cfg->experts_out_norm && layer_is_moe(cfg, layer));
 }
 
+/* The layer that owns the tiles, the compressed rows and the index keys which a layer reads: the layer itself
+ * today. It is a function because models after DeepSeek-V4 share them between layers: then it names the layer
+ * before, whose place in a page is found for both, and which alone has room there. */
+static inline uint32_t compressed_rows_owner(const Config *cfg, uint32_t layer) {
+    (void)cfg;
+    return layer;
+}
+
 static inline bool layer_has_indexer(const Config *cfg, uint32_t layer) {
     if (cfg->sliding_window)
         return cfg->index_n_heads && layer_is_csa(cfg, layer);

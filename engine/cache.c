@@ -25,7 +25,29 @@ static bool kind_has_tiles(LayerKind kind) {
 
 static bool kind_has_ring(LayerKind kind) { return kind >= LAYER_SLIDING; }
 
-bool layer_has_tiles(const Config *cfg, uint32_t layer) { return kind_has_tiles(layer_kind(cfg, layer)); }
+/* Does it have a part of its own in pages, whatever that is? */
+static bool owns_rows(const Config *cfg, uint32_t layer) {
+    return compressed_rows_owner(cfg, layer) == layer;
+}
+
+bool layer_has_tiles(const Config *cfg, uint32_t layer) {
+    return owns_rows(cfg, layer) && kind_has_tiles(layer_kind(cfg, layer));
+}
+
+static bool layer_has_hca_rows(const Config *cfg, uint32_t layer) {
+    return owns_rows(cfg, layer) && layer_kind(cfg, layer) == LAYER_HCA;
+}
+
+static bool layer_has_keys(const Config *cfg, uint32_t layer) {
+    return owns_rows(cfg, layer) && layer_has_indexer(cfg, layer);
+}
+
+static size_t layers_with(bool (*has)(const Config *, uint32_t), const Config *cfg, uint32_t layers) {
+    size_t count = 0;
+    for (uint32_t l = 0; l < layers; l++)
+        count += has(cfg, l);
+    return count;
+}
 
 /* Of one layer. */
 static size_t layer_constant_floats(const Config *cfg, LayerKind kind) {
@@ -137,15 +159,13 @@ static size_t page_hca_rows(const Config *cfg) {
 
 /* Bytes of a page in front of HCA layers, and in front of index keys. */
 static size_t hca_at(const Config *cfg, CacheType type, uint32_t layers) {
-    size_t tiles = 0;
-    for (uint32_t l = 0; l < layers; l++)
-        tiles += layer_has_tiles(cfg, l);
-    return tiles * page_tiles(cfg) * cache_row_bytes(cfg, type) * TILE_ROWS;
+    return layers_with(layer_has_tiles, cfg, layers) * page_tiles(cfg) * cache_row_bytes(cfg, type) *
+           TILE_ROWS;
 }
 
 static size_t index_at(const Config *cfg, CacheType type, uint32_t layers) {
     return hca_at(cfg, type, layers) +
-           count_layers(cfg, layers, LAYER_HCA) * page_hca_rows(cfg) * cache_row_bytes(cfg, type);
+           layers_with(layer_has_hca_rows, cfg, layers) * page_hca_rows(cfg) * cache_row_bytes(cfg, type);
 }
 
 uint32_t indexer_layers(const Config *cfg, uint32_t layers) {
@@ -157,7 +177,8 @@ uint32_t indexer_layers(const Config *cfg, uint32_t layers) {
 
 size_t cache_page_bytes(const Config *cfg, CacheType type, uint32_t layers) {
     TileShape keys = cache_index_shape(cfg, type);
-    return index_at(cfg, type, layers) + indexer_layers(cfg, layers) * page_tiles(cfg) * tile_bytes(&keys);
+    return index_at(cfg, type, layers) +
+           layers_with(layer_has_keys, cfg, layers) * page_tiles(cfg) * tile_bytes(&keys);
 }
 
 size_t cache_token_bytes(const Config *cfg, CacheType type, uint32_t layers) {
@@ -174,9 +195,11 @@ static void find_places(Cache *cache, const Config *cfg) {
     for (uint32_t l = 0; l < cfg->num_hidden_layers; l++) {
         LayerKind kind = layer_kind(cfg, l);
         cache->places[l] = next;
-        if (kind == LAYER_HCA)
+        cache->places[l].hca = cache->places[compressed_rows_owner(cfg, l)].hca;
+        cache->places[l].index = cache->places[compressed_rows_owner(cfg, l)].index;
+        if (layer_has_hca_rows(cfg, l))
             next.hca += cache->hca_rows * cache->tile_bytes / TILE_ROWS;
-        if (layer_has_indexer(cfg, l))
+        if (layer_has_keys(cfg, l))
             next.index += cache->page_tiles * tile_bytes(&cache->index_shape);
         if (kind_has_ring(kind))
             next.ring += ring_bytes(cfg, cache->type);
@@ -199,8 +222,7 @@ void cache_open(Cache *cache, const Model *m, CacheType type, size_t page_count,
     cache->page_rows = cache_page_rows(cfg);
     cache->page_tiles = page_tiles(cfg);
     cache->hca_rows = page_hca_rows(cfg);
-    for (uint32_t l = 0; l < cfg->num_hidden_layers; l++)
-        cache->layers += layer_has_tiles(cfg, l);
+    cache->layers = layers_with(layer_has_tiles, cfg, cfg->num_hidden_layers);
     cache->hca_at = hca_at(cfg, type, cfg->num_hidden_layers);
     cache->index_at = index_at(cfg, type, cfg->num_hidden_layers);
     cache->page_bytes = cache_page_bytes(cfg, type, cfg->num_hidden_layers);

@@ -87,7 +87,7 @@ typedef struct Cache {
     uint8_t *zeros;       /* [page_bytes] what was never written */
 } Cache;
 
-/* Does the layer have whole tiles in pages? */
+/* Does the layer have whole tiles of its own in pages? */
 bool layer_has_tiles(const Config *cfg, uint32_t layer);
 /* Of the first `layers` layers, how many are of the kind. */
 uint32_t count_layers(const Config *cfg, uint32_t layers, LayerKind kind);

@@ -358,6 +358,7 @@ static void read_layers(Reader *r, const float *limits) {
         read_layer(r, L, prefix, l, layer_has_indexer(cfg, l));
         L->tile = tiles;
         tiles += layer_has_tiles(cfg, l);
+        L->tile = m->layers[compressed_rows_owner(cfg, l)].tile;
         if (!L->experts || !limits)
             continue;
         const float *routed = limits + l, *shared = routed + cfg->published_layers;
