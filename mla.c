@@ -5,6 +5,8 @@
  * The idea     Cache what keys and values are made of: one latent c (r numbers) and one rotated key k_pe
  *              (p numbers) for all heads: 576 in DeepSeek-V3.
  *
+ * x is the layer's normed input, s->normed in the code.
+ *
  *     x --W_kva--> [ c_raw | k_raw ]    c = RMSNorm(c_raw), k_pe = rope(k_raw)      cache row [ c | k_pe ]
  *     x --W_q----> [ q_nope | q_raw ] of each head, q_pe = rope(q_raw)
  *                  (with q_lora_rank: W_qb RMSNorm(W_qa x), a low rank for the queries, too)
@@ -25,15 +27,16 @@
  *                    cached row. Best for one new row: decode.
  *     decompressed   For each head, expand keys and values of a page of cached rows, use them for all new
  *     ("MHA mode")   rows of the sequence and forget them. n + p + v multiplications for each query, head
- *                    and cached row, and (n + v) r for each head and cached row. Best for many new rows:
- *                    prefill.
+ *                    and cached row, and (n + v) r for each head and cached row, in every call anew. Best
+ *                    for many new rows: prefill.
  *
- * The two cost the same number of multiplications at (n + v) r / (2 r - n - v) new rows, 170 for DeepSeek's
- * sizes. Measured (V2-Lite's shape, q8 cache, 512 and 4096 cached rows), absorbed is faster at 96 new rows
- * and decompressed at 128: sooner than the count says, because its matrix products are larger and so faster.
- * ABSORBED_ROWS in engine/sequence.h is the middle, 112. What a text reads at once, a stretch, is cut into
- * pieces of 2048 rows; a piece of at most 112 rows is absorbed, a longer one decompressed, however many calls
- * it takes. The two round differently, and so a row's path follows from its own text alone.
+ * The two cost the same number of multiplications at (n + v) r / (2 r - n - v) new rows of a text in one
+ * call, 170 for DeepSeek's sizes. (Where 2 r <= n + v absorbed always costs fewer.) Measured (V2-Lite's
+ * shape, q8 cache, 512 and 4096 cached rows), absorbed is faster at 96 new rows and decompressed at 128:
+ * sooner than the count says, because its matrix products are larger and so faster. ABSORBED_ROWS in
+ * engine/sequence.h is the middle, 112. What a text reads at once, a stretch, is cut into pieces of 2048
+ * rows from its first row on; a piece of at most 112 rows is absorbed, a longer one decompressed, however
+ * many calls it takes. The two round differently, and so a row's path follows from its own text alone.
  *
  * Questions that a reader may have
  *
@@ -170,7 +173,7 @@ static void finish_row(const Attention *a, size_t i) {
     float *c = s->attention.kv + i * s->attention.kv_stride, *k_pe = c + r;
     a->m->ops->rmsnorm(c, c, a->L->kv_a_norm, r, cfg->latent_norm_eps);
     rope(k_pe, s->attention.cosine + i * pairs, s->attention.sine + i * pairs, pairs);
-    if (!s->cache->groups)
+    if (!s->cache->groups) /* else it holds keys and values of every head: engine/full.c */
         a->m->ops->tile_store(&s->cache->shape, cache_tile(row->sequence, row->place / TILE_ROWS, a->layer),
                               row->place % TILE_ROWS, c, k_pe);
     if (cfg->head_gate)
@@ -207,7 +210,8 @@ static void project(const Attention *a) {
 
 /* ---- 3. absorbed: decode -------------------------------------------------------------------- */
 
-/* The absorbed rows of the call. The last step is not followed by a barrier. */
+/* The absorbed rows of the call. A thread's heads are those that it rotated in rotate_queries: no barrier is
+ * needed before. None follows the last step: that is mla_attention's. z is this thread's scratch. */
 static void absorbed(const Attention *a) {
     const Config *cfg = a->cfg;
     State *s = a->s;
@@ -223,7 +227,8 @@ static void absorbed(const Attention *a) {
     }
     sync_threads(a->t);
 
-    /* q_latent = sum_j softmax_j(scale (q_latent . c_j + q_pe . k_pe,j)) c_j, in place; then a barrier */
+    /* q_latent = sum_j softmax_j(scale (q_latent . c_j + q_pe . k_pe,j)) c_j, in place; then a barrier. From
+     * here on q_latent holds these sums. */
     attend_latents(a);
 
     for (size_t h = from; h < to; h++) { /* o = W_uv (sum of latents): values are expanded after the sum */
@@ -239,8 +244,8 @@ static void absorbed(const Attention *a) {
 
 /* ---- 4. decompressed: prefill --------------------------------------------------------------- */
 
-/* Keys and values of one head for `rows` cached rows, page k of the span that was read: k_j = [ W_uk c_j |
- * k_pe,j ], v_j = W_uv c_j. They go into this thread's scratch. */
+/* Keys and values of one head for `rows` cached rows, the k-th page of the span that was read:
+ * k_j = [ W_uk c_j | k_pe,j ], v_j = W_uv c_j. They go into this thread's scratch. */
 static void expand(const Attention *a, size_t head, size_t k, size_t rows) {
     TileShape keys = key_shape(a), values = value_shape(a);
     size_t n_stride = round_up(a->cfg->qk_nope_head_dim, PANEL), v_stride = a->s->attention.v_stride;
@@ -302,7 +307,7 @@ void mla_attention(const Model *m, State *s, size_t layer, Thread *t) {
         if (s->absorbed.count)
             absorbed(&a);
         if (s->absorbed.count < s->row_count)
-            sync_threads(t); /* decompressed reads all queries */
+            sync_threads(t); /* decompressed reads queries that other threads rotated */
         for (Run run = next_run(s, 0); run.count; run = next_run(s, run.first + run.count))
             decompressed(&a, &run);
     }

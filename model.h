@@ -18,7 +18,8 @@
  *   span      up to SPAN_ROWS (4096) cached rows, which a run reads at once
  *   part      one of at most 64 pieces of a context, which threads may attend to side by side (absorbed)
  *   constant part   what a linear attention keeps of a text, of the same size at any place; it lies in a slot
- *   panel     16 rows of a matrix; block: 64 columns of a panel; unit: 4 columns (kernels/kernels.h)
+ *   panel     16 rows of a matrix; block: 64 columns of a panel; half: 32 of them; unit: 64 bytes, 4 of each
+ *             of the 16 rows (kernels/kernels.h)
  *   expert batch   an expert with all rows of the call that chose it
  *
  * Where a change goes
@@ -57,8 +58,8 @@ typedef struct {
     uint32_t published_layers;    /* of the published model */
     uint32_t num_attention_heads; /* H */
     uint32_t q_lora_rank;         /* ql: low rank of the queries; 0: queries come from x directly */
-    uint32_t kv_lora_rank;        /* r: the latent; 0: there is none, see num_key_value_heads */
-    uint32_t qk_nope_head_dim;    /* n: part of a query or key without position; 0 without a latent */
+    uint32_t kv_lora_rank;        /* r: the latent; 0: none, see num_key_value_heads, sliding_window */
+    uint32_t qk_nope_head_dim;    /* n: part of a query or key without position; 0: attention is ordinary */
     uint32_t qk_rope_head_dim;    /* p: rotated part; the rotated key is shared by all heads */
     uint32_t v_head_dim;          /* v */
     uint32_t intermediate_size;   /* I: hidden width of a dense layer's MLP */
@@ -136,7 +137,7 @@ typedef struct {
      * ones */
     uint32_t sliding_window;        /* 0: the model has none of it */
     uint32_t o_groups, o_lora_rank; /* W_o: first each group of heads by itself, to so many numbers */
-    uint32_t csa_ratio, hca_ratio;  /* tokens for a compressed row; 0 where no layer is of the kind */
+    uint32_t csa_ratio, hca_ratio;  /* a compressed row every so many tokens; 0: no layer is of the kind */
     uint32_t csa_layers[32];        /* bit i of word j: layer 32 j + i */
     uint32_t hca_layers[32];        /* the others are sliding */
     float compress_rope_theta;      /* for people: compress_inv_freq holds its effect */
@@ -150,13 +151,13 @@ enum {
     MAX_LAYERS = 1024,
     MAX_TAPS = 16,
     MAX_STREAMS = 16,
-    MAX_CSA_RATIO = 64, /* tokens of a compressed row */
+    MAX_CSA_RATIO = 64,
     MAX_HCA_RATIO = 1024
 }; /* engine/config.c refuses more */
 enum { ACT_SILU, ACT_RELU2 };
 enum { SCORE_SOFTMAX, SCORE_SIGMOID, SCORE_SQRT_SOFTPLUS };
 enum { GROUP_MAX, GROUP_TOP2_SUM };
-enum { LIMIT_NONE, LIMIT_SILU, LIMIT_GATE }; /* of what silu gives, or of what it is given */
+enum { LIMIT_NONE, LIMIT_SILU, LIMIT_GATE }; /* min(silu(gate), limit), or silu(min(gate, limit)) */
 
 static inline bool layer_is_moe(const Config *cfg, uint32_t layer) {
     return cfg->n_routed_experts && layer >= cfg->first_k_dense_replace && layer % cfg->moe_layer_freq == 0;
@@ -184,14 +185,15 @@ static inline bool layer_is_hca(const Config *cfg, uint32_t layer) {
     return has_layer(cfg->hca_layers, layer);
 }
 
-/* What a layer's attention is: mla.c, engine/full.c, engine/kda_layer.c, the last three engine/window.c */
+/* What a layer's attention is. forward_thread in run.c compares: from LAYER_SLIDING on it is window_attention
+ * in engine/window.c. */
 typedef enum {
-    LAYER_LATENT,
-    LAYER_ORDINARY,
-    LAYER_KDA,
-    LAYER_SLIDING, /* the last rows alone */
-    LAYER_CSA,     /* and compressed rows, of which an indexer chooses */
-    LAYER_HCA      /* and all compressed rows, which stand for more tokens each */
+    LAYER_LATENT,   /* mla.c */
+    LAYER_ORDINARY, /* engine/full.c, called by mla_attention */
+    LAYER_KDA,      /* engine/kda_layer.c */
+    LAYER_SLIDING,  /* the last rows alone */
+    LAYER_CSA,      /* the last rows, and compressed rows that an indexer chooses */
+    LAYER_HCA       /* the last rows, and all compressed rows; each is made of more tokens than in CSA */
 } LayerKind;
 
 static inline LayerKind layer_kind(const Config *cfg, uint32_t layer) {
@@ -207,9 +209,9 @@ static inline bool layer_norms_mlp(const Config *cfg, uint32_t layer) {
     return cfg->sandwich_norm || (cfg->experts_out_norm && layer_is_moe(cfg, layer));
 }
 
-/* The layer that owns the tiles, the compressed rows and the index keys which a layer reads: the layer itself
- * today. It is a function because models after DeepSeek-V4 share them between layers: then it names the layer
- * before, whose place in a page is found for both, and which alone has room there. */
+/* Which layer's tiles, compressed rows and index keys `layer` reads: its own, today. Where layers share them,
+ * as in models after DeepSeek-V4, it returns the earlier layer: only that one has room in a page, and both
+ * find it (engine/cache.c, Layer.tile). */
 static inline uint32_t compressed_rows_owner(const Config *cfg, uint32_t layer) {
     (void)cfg;
     return layer;
@@ -243,17 +245,18 @@ typedef struct {
     const float *norm;       /* [d] of a head's output */
 } Kda;
 
-/* What makes one compressed row of several tokens (engine/compress.c). d: numbers of a row; w: 2 d in CSA
- * (a half for the next row, a half for this one), d in HCA; R: csa_ratio or hca_ratio. */
+/* What makes one compressed row of several tokens (engine/compress.c). d: numbers of a row; R: csa_ratio or
+ * hca_ratio. HCA: R tokens give d numbers each to their row. CSA: a token gives d numbers to the row of its
+ * own R tokens and d others to the row after: a row is made of 2 R tokens. w: numbers of a token. */
 typedef struct {
-    Matrix kv, gate;   /* [w, D] */
-    const float *ape;  /* [R][w] added to the gate by place within the window */
+    Matrix kv, gate;   /* [w, D] numbers of a token, and the logits of their weights in the row */
+    const float *ape;  /* [R][w] added to the gate by the token's place among the R */
     const float *norm; /* [d] */
 } Compressor;
 
-/* Hyper-connection of a branch (engine/hyper.c). S: hc_mult; the head's own has S outputs and one scale. */
+/* Hyper-connection of a branch (engine/hyper.c). S: hc_mult; the output head's has S outputs, one scale. */
 typedef struct {
-    Matrix fn;          /* [2 S + S S, S D] f32; of the head [S, S D] */
+    Matrix fn;          /* [2 S + S S, S D] f32; of the output head [S, S D] */
     const float *base;  /* [2 S + S S]; of the head [S] */
     const float *scale; /* [3]; of the head [1] */
 } Hyper;
@@ -274,8 +277,8 @@ typedef struct {
     Matrix w_uv;            /* [v, r] of head 0 */
     Matrix head_gate;       /* [H, D]; no data: heads have no gates */
     size_t tile;            /* which tile of a page is this layer's: layers with tiles before it */
-    Kda kda;                /* instead of all these, in a layer that is one */
-    Matrix o;               /* [D, H * v'], v' = v rounded up to 32; or the same with d, in a KDA layer */
+    Kda kda;                /* in a KDA layer, instead of q .. head_gate */
+    Matrix o;               /* [D, H * v'], v' = v rounded up to 32 (in a KDA layer H and d of Kda) */
     Matrix k, v;            /* [G * p, D], [G * v, D] in place of kv_a .. w_uv: ordinary attention, full.c */
 
     /* attention of a model with sliding_window; q_a, q_a_norm, q_b and o as above, o being [D, o_groups *
@@ -301,10 +304,9 @@ typedef struct {
     Mlp mlp;                  /* a dense layer's (with shortcut_moe every layer's), or the shared experts' */
     Matrix router;            /* [E + Z, D] */
     const float *router_bias; /* [E + Z] added to the scores for choosing, not for weighing */
-    const float
-        *token_experts; /* [V][num_experts_per_tok] in a hash layer, in place of router_bias: the experts
-                                 * of each token, whole numbers */
-    Mlp *experts;       /* [E]; NULL in a dense layer */
+    /* [V][num_experts_per_tok] in a hash layer, in place of router_bias: each token's experts */
+    const float *token_experts;
+    Mlp *experts; /* [E]; NULL in a dense layer */
 } Layer;
 
 /* The matrices of one head lie one after the other. */
@@ -348,7 +350,7 @@ typedef enum {
     CACHE_Q8,
     CACHE_Q6,
     CACHE_Q4,
-    CACHE_FULL, /* of a latent model: keys and values of every head, in f32 */
+    CACHE_FULL, /* of a latent model: keys and values of every head, H (n + p + v) numbers, in f32 */
     CACHE_FULL_BF16,
     CACHE_FULL_Q8
 } CacheType;
@@ -357,14 +359,17 @@ enum { MARKS = 2 };       /* of a sequence with a constant part, at a time */
 enum { REPLAY_ROWS = 8 }; /* rows of a small call */
 
 /* What a sequence keeps that does not grow with its rows (engine/cache.h): a slot of the cache. Slots are
- * never changed once a call is complete, so several places of several sequences may hold one. */
+ * never changed once a call is complete, so several fields and several sequences may hold one. A text can go
+ * back to the rows of `slot`, to a mark, or to any row of the last call, if that was small: its rows are then
+ * computed again from `before`. */
 typedef struct {
     uint32_t slot;   /* behind all rows */
     uint32_t before; /* behind `before_rows` rows: at the start of the last call, if that was small */
     size_t before_rows;
-    size_t replay_rows;   /* of that call; their inputs are kept */
-    float *replay;        /* [2][REPLAY_ROWS * replay_floats()]; NULL: no constant part */
-    int replay_now;       /* which of the two */
+    size_t replay_rows;   /* of that call alone; their inputs are kept */
+    float *replay;        /* [2][REPLAY_ROWS * replay_floats()] inputs of that call's rows, and room for those
+                           * of the present call; NULL: no constant part */
+    int replay_now;       /* which of the two are that call's */
     uint32_t mark[MARKS]; /* [mark_count] the latest is the last */
     size_t mark_rows[MARKS], mark_count;
 } Constant;
@@ -374,8 +379,8 @@ typedef struct {
  *
  * The cache (engine/cache.h) is a pool of pages of 128 rows; a page holds its rows for all layers, a tile
  * of 128 rows [ c | k_pe ] for each, r + p numbers a row. A sequence is a list of page numbers, the same
- * for every layer. Forked sequences share pages. A page that another sequence
- * holds, too, is copied before it is written to, as after a cut. A row attends to cached rows 0 .. its own
+ * for every layer. Forked sequences share pages. A page that another sequence holds, too, is copied before it
+ * is written to, as after a cut. A cut gives pages behind it back. A row attends to cached rows 0 .. its own
  * place. */
 typedef struct Sequence {
     struct Cache *cache;
@@ -388,7 +393,7 @@ typedef struct Sequence {
     bool open;
 } Sequence;
 
-/* The rows of one sequence in a call, in a model with constant parts. */
+/* The rows of one sequence in a call, whatever their path, in a model with constant parts. */
 typedef struct {
     Sequence *sequence;
     size_t first, rows; /* rows first .. first + rows - 1 of the call */
@@ -410,7 +415,7 @@ typedef struct {
     bool logits; /* wanted for this row */
 } Row;
 
-/* ---- state: what a run needs beside the model ----------------------------------------------- */
+/* ---- state: what a call needs beside the model ---------------------------------------------- */
 
 typedef struct {
     CacheType cache;

@@ -44,11 +44,17 @@ static void mlp(const Model *m, State *s, const Layer *L, Thread *t); /* out += 
 static void add_branch(const Model *m, State *s, const float *weight, Thread *t);
 static void head(const Model *m, State *s, Thread *t); /* logits = W_head RMSNorm(x) */
 
-/* What every thread of the team runs. attention and mlp add to s->out, which is the residual stream x in most
- * models. With sandwich_norm it is the residual branch, which add_branch norms and adds to x (with
- * experts_out_norm for the experts alone). With shortcut_moe the experts of a pair's first layer add to the
- * branch, which add_branch adds after the second. With hc_mult x is several streams (engine/hyper.c): norm
- * reads a mixture of them, and add_branch spreads the branch over all. */
+/* What every thread of the team runs. Attention and mlp add to the residual stream x or to a branch, zeros at
+ * first, which add_branch adds to x:
+ *
+ *                       attention adds to   mlp adds to                      add_branch
+ *   most models         x                   x
+ *   sandwich_norm       branch              branch                           norms it, after each of the two
+ *   experts_out_norm    x                   branch, in layers with experts   norms it, after mlp
+ *   shortcut_moe        x                   x; a pair's experts: branch      after the pair's second layer
+ *   hc_mult             branch              branch                           spreads it over the streams
+ *
+ * With hc_mult x is several streams (engine/hyper.c), and norm reads a mixture of them. */
 static void forward_thread(const Model *m, State *s, Thread *t) {
     const Config *cfg = &m->config;
     embed(m, s, t);
@@ -56,13 +62,14 @@ static void forward_thread(const Model *m, State *s, Thread *t) {
         const Layer *L = &m->layers[l];
         if (l == atomic_load(&s->stop_before))
             return;
-        /* the others read it at the start of the next layer, after a barrier: all leave at the same layer */
+        /* the others read it at the start of the next layer, after a barrier: all leave at the same layer.
+         * (In the last layer there is no next one: the call ends as usual, and next_token asks again.) */
         if (t->id == 0 && s->stop && s->stop())
             atomic_store(&s->stop_before, l + 1);
 
         norm(m, s, &L->attention_hyper, L->input_norm, t);
-        LayerKind kind = layer_kind(cfg, (uint32_t)l); /* out += attention(norm(x)) */
-        if (kind == LAYER_KDA)
+        LayerKind kind = layer_kind(cfg, (uint32_t)l);
+        if (kind == LAYER_KDA) /* each: out += attention(norm(x)) */
             kda_attention(m, s, l, t);
         else if (kind >= LAYER_SLIDING)
             window_attention(m, s, l, t);
@@ -160,7 +167,8 @@ static void mlp(const Model *m, State *s, const Layer *L, Thread *t) {
     run_batches(m, s, L, t); /* ends with a barrier */
 }
 
-/* x += residual branch, normed first if weight is not NULL; the branch is zeros again. */
+/* x += residual branch, normed first if weight is not NULL; the branch is zeros again. With hc_mult weight is
+ * not read: engine/config.c refuses a model that has both. */
 static void add_branch(const Model *m, State *s, const float *weight, Thread *t) {
     const Config *cfg = &m->config;
     size_t D = cfg->hidden_size, from, to;
@@ -232,7 +240,7 @@ static void next_token(const Model *m, const State *s, Generation *g, const floa
         g->end = END_LENGTH;
     if (g->end)
         return;
-    uint64_t random = sampler_random(g->sampler);
+    uint64_t random = sampler_random(g->sampler); /* the generator's state, to be put back */
     int32_t token = sampler_next(g->sampler, logits, s->scratch[0].sample);
     if (token < 0) { /* some logit is non-finite */
         g->end = END_NON_FINITE;
@@ -277,14 +285,17 @@ static void plan_rows(State *s, Generation *g, size_t *count, size_t *logits) {
     }
 }
 
-/* s->plan = the rows of the next call: the last token of every text that is being written, then pieces of
- * prompts beside them, earlier texts first. Returns the number of rows. */
+/* s->plan = the rows of the next call: the last token of every text that is being written, then as many rows
+ * of prompts as there is room for, earlier texts first. Returns the number of rows. */
 static size_t plan_call(State *s, Generation *const *texts, size_t n) {
     size_t count = 0, logits = 0;
-    for (int reading = 0; reading <= 1; reading++)
-        for (size_t i = 0; i < n; i++)
-            if (!texts[i]->end && reading == (texts[i]->written == 0))
+    for (int reading = 0; reading <= 1; reading++) {
+        for (size_t i = 0; i < n; i++) {
+            bool reads_prompt = !texts[i]->written;
+            if (!texts[i]->end && reads_prompt == reading)
                 plan_rows(s, texts[i], &count, &logits);
+        }
+    }
     return count;
 }
 

@@ -7,8 +7,9 @@
  * other build must give the same bytes (tests/test_kernels.c).
  *
  * The rule behind "the same bytes": every floating point result has one order of operations, whatever the
- * width of the machine's vectors. Each of sixteen lanes adds its own terms one after another; lanes are
- * added together only at the end, in one fixed order. Integer sums are exact, so their order is free. A
+ * width of the machine's vectors. Each of sixteen lanes adds its own terms one after another. In matmul a
+ * lane is an output and has all of its terms. In dot and rmsnorm it has every sixteenth; there the lanes are
+ * added together at the end, in one fixed order. Integer sums are exact, so their order is free. A
  * fused multiply-add is used exactly where the source writes fma, and the compiler may not make one of a *
  * b + c. Approximate instructions (of 1 / x or 1 / sqrt x) are not used. */
 #ifndef KERNELS_H
@@ -40,8 +41,8 @@
  *           1088 or 576 bytes a block: 8.5 or 4.5 bits a weight
  *
  * Why four columns lie together: the instructions that multiply int8 (vpdpbusd, sdot) add four products to
- * each 32-bit lane. A unit is one operand of them: lane i holds four columns of row i, and meets the same
- * four activations, which are repeated in every lane.
+ * each 32-bit lane. A unit of Q8 is one operand of them (one of Q4 becomes two): lane i holds four columns of
+ * row i, and meets the same four activations, which are repeated in every lane.
  *
  * Why a weight is stored + 128: vpdpbusd multiplies unsigned bytes by signed ones, and activations are
  * signed. It computes sum (w + 128) a = sum w a + 128 sum a. The second term is known beforehand, because
@@ -77,8 +78,8 @@ static inline size_t matrix_panels(const Matrix *w) { return div_up(w->rows, PAN
  * matrix that reads it.
  *
  * The int8 form is stored in groups of 16 rows (the last group has rows % 16 if that is not 0). Within a
- * group it is [block of 32 columns][row of the group][32], so that a product of 16 rows walks memory in
- * one stream; a single row is simply the row. Scales and sums follow the same order: [group][block][row].
+ * group it is [half of a block][row of the group][32 columns], so that a product of 16 rows walks memory in
+ * one stream; a single row is simply the row. Scales and sums follow the same order: [group][half][row].
  * Group i begins at row 16 i: at byte 16 i * stride of q, and at element 16 i * stride / 32 of scale and
  * sum. */
 typedef struct {
@@ -86,7 +87,7 @@ typedef struct {
     uint32_t stride; /* cols rounded up to 64 */
     float *f;        /* [rows][stride], zeros past cols; NULL if no matrix needs it */
     int8_t *q;       /* int8 in -127 .. 127, zeros past cols; NULL if no matrix needs it */
-    float *scale;    /* per 32 columns: max|x| / 127; 0 for a block of zeros, NaN if a number is not finite */
+    float *scale;    /* per 32 columns: max|x| / 127; 0 if all are 0, NaN if a number is not finite */
     int32_t *sum;    /* per 32 columns: the sum of the 32 int8 values (why: see weights) */
 } Activations;
 
@@ -183,7 +184,7 @@ typedef struct {
     /* y += s x, one fma each. */
     void (*axpy)(float *y, float s, const float *x, size_t n);
 
-    /* y = x / sqrt(mean(x^2) + eps) * w. y may be x. */
+    /* y = x / sqrt(mean(x^2) + eps) * w, with the sum in dot's order. y may be x. */
     void (*rmsnorm)(float *y, const float *x, const float *w, size_t n, float eps);
 
     /* h = min(silu(gate), limit) * max(-limit, min(up, limit)), or `before` silu(min(gate, limit)) times the
@@ -212,7 +213,7 @@ typedef struct {
 
     /* y[i * ldy + 16 * (j - panel) + lane] = W x_i for panels j = panel .. panel + panels - 1 and all rows
      * i of x. One f32 accumulator per output. F32, BF16: columns in order, acc = fma(w, x, acc). Q8, Q4:
-     * blocks of 32 columns in order, acc = fma((float)integer sum, weight scale * activation scale, acc);
+     * halves of 32 columns in order, acc = fma((float)integer sum, weight scale * activation scale, acc);
      * the matrix's scale multiplies at the end. */
     void (*matmul)(float *y, size_t ldy, const Matrix *w, size_t panel, size_t panels, const Activations *x);
 
