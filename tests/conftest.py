@@ -36,7 +36,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # The files that take longest, the longest first. Where two processes run a file each, they begin with these:
 # one that began last would run alone at the end.
-LONGEST = """same_bytes builds fuzz tokenizer oracle long_context export_robust""".split()
+LONGEST = "same_bytes builds fuzz export_robust tokenizer chat sequences faults".split()
 
 
 def pytest_collection_modifyitems(items):

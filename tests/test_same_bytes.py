@@ -143,6 +143,16 @@ def test_the_test_can_fail(reference):
     assert reference("f32")["absorbed", "logits f32"] != reference("f32")["absorbed", "logits q8"]
 
 
+def test_only_the_hashes_asked_for_are_written(tmp_path, monkeypatch):
+    """A change that is meant for some cases must not let others change unseen."""
+    monkeypatch.setattr(matrix, "HASHES", tmp_path / "hashes.json")
+    known = {"f32 -k q6 session": "old", "f32 -k q4 session": "kept"}
+    matrix.write("* -k q6 *", known, dict.fromkeys(known, "new"))
+    assert json.loads(matrix.HASHES.read_text()) == {**known, "f32 -k q6 session": "new"}
+    with pytest.raises(SystemExit, match="no case has such a name"):
+        matrix.write("* -k q7 *", known, known)
+
+
 def test_the_hashes_of_other_builds(tmp_path):
     """tests/hashes.json was made elsewhere, by another build: the numbers of this one are the same. (`make
     matrix` compares all of them, and writes those whose numbers are meant to change: matrix.py.)"""
