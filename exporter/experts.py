@@ -135,14 +135,15 @@ def _weights(keys: Keys, family: Family, softmax: bool, per_token: int) -> Weigh
     return Weights(normalize, scaling)
 
 
-def _groups(keys: Keys, router: Router, experts: int, zero: int, per_token: int) -> Groups:
+def _groups(keys: Keys, router: Router, score: int, experts: int, zero: int, per_token: int) -> Groups:
+    """score: how a group counts."""
     if router.topk_method == "greedy":
         groups = Groups(1, 1)
     else:
         groups = Groups(keys.integer("n_group", 1), keys.integer("topk_group", 1))
     count, chosen = groups
     uneven = experts % count or chosen > count or per_token > experts // count * chosen + zero
-    two_needed = router.scoring_func == "sigmoid" and experts // count < 2  # a group's score is a sum of two
+    two_needed = score == GROUP_TOP2_SUM and experts // count < 2
     if uneven or (count > 1 and (zero or two_needed)):
         raise ExportError(
             f"{keys.where}: {per_token} of {experts} experts cannot be chosen from {chosen} of {count} groups"
@@ -167,7 +168,9 @@ def read_experts(keys: Keys, family: Family, layers: int, has: Callable[[str], b
         keys.one_of("norm_topk_prob", False)  # what true would mean is not known
     per_token = keys.integer("num_experts_per_tok", most=experts + zero)
     weights = _weights(keys, family, softmax, per_token)
-    groups = _groups(keys, router, experts, zero, per_token)
+    several = keys.integer("n_group", 1) > 1  # one group has no score
+    score = GROUP_MAX if softmax and not (family.sums_two_of_group and several) else GROUP_TOP2_SUM
+    groups = _groups(keys, router, score, experts, zero, per_token)
     fields = {
         "n_routed_experts": experts,
         "num_experts_per_tok": per_token,
@@ -178,7 +181,7 @@ def read_experts(keys: Keys, family: Family, layers: int, has: Callable[[str], b
         "shortcut_moe": int(family.pairs_of_layers),
         **groups._asdict(),
         "scoring_func": SCORES[router.scoring_func],
-        "group_score": GROUP_MAX if softmax else GROUP_TOP2_SUM,
+        "group_score": score,
         "norm_topk_prob": int(weights.normalize),
         "routed_scaling_factor": weights.scaling,
     }

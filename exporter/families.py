@@ -52,6 +52,7 @@ class Family:
     index_pairs: bool | None = None  # the indexer turns interleaved pairs; None: such a class has no indexer
     v_from_hidden: bool = False  # v_head_dim may be absent: hidden_size / num_attention_heads
     scales_softmax: bool | None = False  # normalized softmax weights are multiplied by routed_scaling_factor
+    sums_two_of_group: bool = False  # a group counts as the sum of its two best experts, also with softmax
     partial_of_head: bool = False  # partial_rotary_factor counts a head of n + p
     partial_says_nothing: bool = False  # partial_rotary_factor is there, and all of the p numbers turn
     linear_attention: str | None = None  # the key that tells which layers have it; None: no layer has
@@ -86,7 +87,14 @@ FAMILIES = (
     Family(("plm",), ("PLM",), PAIRS),
     Family(("pangu_ultra_moe",), ("PanguUltraMoE",), PAIRS | PANGU),
     Family(("minicpm3",), ("MiniCPM3",), HALVES | MINICPM3, v_from_hidden=True),
-    Family(("mistral4",), ("Mistral4",), PAIRS | MISTRAL4, scales_softmax=True, partial_of_head=True),
+    Family(
+        ("mistral4",),
+        ("Mistral4",),
+        PAIRS | MISTRAL4,
+        scales_softmax=True,
+        sums_two_of_group=True,
+        partial_of_head=True,
+    ),
     Family(("llama",), ("Llama",), HALVES | LLAMA, groups=True),
     Family(("longcat_flash",), ("LongcatFlash",), PAIRS | LONGCAT, scales_softmax=True, pairs_of_layers=True),
     Family(("deepseek_v4",), ("DeepseekV4",), PAIRS | DEEPSEEK_V4, window=True),

@@ -72,7 +72,8 @@ def _yarn(block: Keys, p: int, rope: Rope) -> Rope:
     beta_slow = block.number("beta_slow", 1.0, least=1e-6, most=1e6)
     relative = yarn_mscale(factor, mscale) / yarn_mscale(factor, all_dim)
     # Models whose queries grow with the position were published with "apply_scale": false, and carry the two
-    # mscales all the same.
+    # mscales all the same. transformers multiplies by them since 5.23, also in what save_pretrained writes:
+    # that, and nothing else, is how its logits differ from ours.
     scaled = all_dim and not rope.query_beta
     return replace(
         rope,

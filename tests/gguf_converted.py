@@ -7,7 +7,7 @@ import re
 
 import gguf
 import numpy as np
-from gguf_models import published
+from gguf_models import finish, published
 
 # The tables of names; deepseek32's tensors are glm-dsa's.
 MAPS = {
@@ -175,10 +175,7 @@ def write(folder, model, architecture, config=None, change=lambda writer: None, 
         for kind in ("long", "short"):
             factors = np.array(config["rope_scaling"][f"{kind}_factor"], np.float32)
             writer.add_tensor(f"rope_factors_{kind}.weight", factors)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path
 
 
@@ -281,19 +278,13 @@ def write_hybrid(folder, model, architecture, leave=(), say=None, change=lambda 
     for key, value in (say or {}).items():
         add = {int: writer.add_uint32, list: writer.add_array, float: writer.add_float32}[type(value)]
         add(f"{architecture}.{key}", value)
-    tensors = hybrid_layout(config, found, linear, (lambda x: -np.exp(x)) if kimi else ling_rate)
+    rates = (lambda x: -np.exp(x)) if kimi else (lambda x: np.exp(x).reshape(-1, 1))
+    tensors = hybrid_layout(config, found, linear, rates)
     change(tensors)
     for name, x in tensors.items():
         writer.add_tensor(name, np.ascontiguousarray(x, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path
-
-
-def ling_rate(x):
-    return np.exp(x).reshape(-1, 1)
 
 
 # DeepSeek-V4's names, as its converter writes them out: those of a layer begin with blk.N.
@@ -400,10 +391,7 @@ def write_v4(path, c, found, packed=None, said=None):
             writer.add_tensor(name, packed[name], raw_dtype=gguf.GGMLQuantizationType.MXFP4)
         else:
             writer.add_tensor(name, np.ascontiguousarray(x))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path
 
 

@@ -84,6 +84,14 @@ def layout(model, split):
     return config, out
 
 
+def finish(writer):
+    """Writes what the writer was told."""
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def write(folder, model, kind="F32", split=True, change=lambda writer: None, name=None):
     """A GGUF in `folder` with the model of that name in tests/models, its matrices of type `kind`: its path,
     and the numbers that its tensors hold."""
@@ -140,10 +148,7 @@ def write(folder, model, kind="F32", split=True, change=lambda writer: None, nam
         quantized = x.ndim > 1 and "ffn_gate_inp" not in key
         stored[key] = gguf.quants.quantize(x, kind) if quantized else x
         writer.add_tensor(key, stored[key], raw_dtype=kind if quantized else None)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path, {
         key: gguf.quants.dequantize(x, kind) if x.dtype != np.float32 else x for key, x in stored.items()
     }

@@ -26,6 +26,7 @@ from test_sources import PARAMS
 from exporter import config as model_config
 from exporter import gguf_config, mistral
 from exporter.errors import ExportError
+from exporter.experts import GROUP_MAX, GROUP_TOP2_SUM
 from exporter.families import language_model
 from exporter.gguf_source import Gguf
 from exporter.ids import check_ids
@@ -101,6 +102,26 @@ def test_unknown_class_of_softmax_router():
     with pytest.raises(ExportError, match="routed_scaling_factor"):
         model_config.parse({**CONFIG, **soft, "model_type": "new"}, "")
     assert model_config.parse({**CONFIG, **soft, "model_type": "new", "routed_scaling_factor": 1.0}, "")
+
+
+def test_groups_of_a_softmax_router():
+    """In Mistral4's class a group counts as the sum of its two best experts, in DeepSeek-V2's as its best."""
+    soft = {"scoring_func": "softmax", "norm_topk_prob": False, "topk_method": None}
+    groups = {"n_routed_experts": 8, "n_group": 4, "topk_group": 2}
+    for name, score in (("deepseek_v2", GROUP_MAX), ("mistral4", GROUP_TOP2_SUM)):
+        cfg = model_config.parse({**CONFIG, **soft, **groups, "model_type": name}, "")
+        assert (cfg.n_group, cfg.topk_group, cfg.group_score) == (4, 2, score)
+
+
+def test_mistral4_as_transformers_saves_it(tmp_path, exported):
+    """Its save_pretrained adds sizes that follow from others and the rotated part of a head: the same
+    checkpoint, whose logits test_oracle.py holds against transformers without YaRN's mscale."""
+    copy = shutil.copytree(MODELS / "mistral4", tmp_path / "mistral4")
+    written = transformers.Mistral4Config(**json.loads((copy / "config.json").read_text()))
+    written.save_pretrained(copy)
+    config = json.loads((copy / "config.json").read_text())
+    assert "head_dim" in config and "partial_rotary_factor" in config["rope_parameters"]
+    assert exported(copy).file == exported(MODELS / "mistral4").file
 
 
 # ---- spellings
