@@ -359,6 +359,7 @@ static const uint8_t *ring_behind(const Window *w, size_t i) {
 static void attend_side_by_side(const Window *w) {
     State *s = w->a.s;
     size_t groups = head_groups(w), most_parts = 1, task, from, to;
+    size_t gathered_row = SIZE_MAX, gathered_part = 0; /* by this thread, for its next groups of heads, too */
     for (size_t i = 0; i < s->row_count; i++)
         most_parts = max(most_parts, parts_of(w, i));
     size_t most = s->window.part_count / (groups * most_parts);
@@ -373,7 +374,10 @@ static void attend_side_by_side(const Window *w) {
                 continue;
             pack_heads(w, i, group);
             if (part) {
-                gather_far(w, i, part_begin(part), part_end(w, i, part));
+                if (i != gathered_row || part != gathered_part)
+                    gather_far(w, i, part_begin(part), part_end(w, i, part));
+                gathered_row = i;
+                gathered_part = part;
                 attend_far(w, i, part, selected_tiles(s, i - first), softmax);
             } else {
                 attend_ring(w, i, group, ring_behind(w, i), softmax);
