@@ -57,6 +57,34 @@ void store_head(const Attention *a, size_t i, size_t head, float *out) {
     a->m->ops->store_row(&a->s->attention.heads, i, head * stride, out, stride);
 }
 
+/* Two levels of it: numbers that are n apart, then 2 n apart, become sum and difference. */
+static void two_levels(float *restrict a, float *restrict b, float *restrict c, float *restrict d, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        float sum = a[i] + b[i], difference = a[i] - b[i], sum2 = c[i] + d[i], difference2 = c[i] - d[i];
+        a[i] = sum + sum2;
+        b[i] = difference + difference2;
+        c[i] = sum - sum2;
+        d[i] = difference - difference2;
+    }
+}
+
+void hadamard(float *x, size_t n) {
+    size_t block = n & -n, half = 1;
+    for (; 4 * half <= block; half *= 4)
+        for (float *at = x; at < x + n; at += 4 * half)
+            two_levels(at, at + half, at + 2 * half, at + 3 * half, half);
+    for (size_t first = 0; half < block && first < n; first += 2 * half) {
+        for (size_t i = first; i < first + half; i++) {
+            float a = x[i], b = x[i + half];
+            x[i] = a + b;
+            x[i + half] = a - b;
+        }
+    }
+    float scale = 1 / sqrtf((float)block);
+    for (size_t i = 0; i < n; i++)
+        x[i] *= scale;
+}
+
 void softmax_begin(Softmax *softmax) {
     for (int lane = 0; lane < LANES; lane++) {
         softmax->max[lane] = -INFINITY;

@@ -41,6 +41,10 @@ void head_matmul(const Attention *a, float *y, size_t ldy, const Matrix *w, size
  * out: [v_stride], overwritten. */
 void store_head(const Attention *a, size_t i, size_t head, float *out);
 
+/* x = R x with R an orthonormal Hadamard matrix in blocks of the largest power of two that divides n. It
+ * spreads an outlier over its block, so that few bits with one scale are enough. R is its own inverse. */
+void hadamard(float *x, size_t n);
+
 /* A softmax that has attended to nothing yet. */
 void softmax_begin(Softmax *softmax);
 

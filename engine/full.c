@@ -48,25 +48,7 @@ static void store(const Attention *a, size_t i, size_t group, const float *key, 
     a->m->ops->tile_store(&cache->values, value_tile(a, keys), row->place % TILE_ROWS, value, NULL);
 }
 
-/* x = R x with R an orthonormal Hadamard matrix in blocks of the largest power of two that divides n. It
- * spreads an outlier over its block, so that few bits with one scale are enough. */
-static void hadamard(float *x, size_t n) {
-    size_t block = n & -n;
-    for (size_t half = 1; half < block; half *= 2) {
-        for (size_t i = 0; i < n; i++) {
-            if (i & half)
-                continue;
-            float a = x[i], b = x[i + half];
-            x[i] = a + b;
-            x[i + half] = a - b;
-        }
-    }
-    float scale = 1 / sqrtf((float)block);
-    for (size_t i = 0; i < n; i++)
-        x[i] *= scale;
-}
-
-/* Whether keys and queries are rotated by it, after rope: below 8 bits. Their products stay the same. (Values
+/* Whether keys and queries are rotated by hadamard(), after rope: below 8 bits. Their products stay the same. (Values
  * are rotated in the file: exporter/plan.py.) */
 static bool spreads(const Attention *a) { return a->s->cache->keys.type > TILE_Q8; }
 

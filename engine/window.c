@@ -32,6 +32,12 @@
  * row to row as decoding does. Then come the compressed rows, in parts of 512, merged in order. So no bit
  * depends on how calls are cut, on threads or on other texts in the call.
  *
+ * In a q6 or q4 cache rows are multiplied by a Hadamard matrix R, after rope and whole, so that no number of a
+ * row stands out (hadamard() in engine/attend.h). Queries are, too: R q . R row = q . row. What is gathered,
+ * sum a_j R row_j, is multiplied by R once more, before it is rotated back, because R is its own inverse. Rows
+ * of the window and compressed ones share a softmax, so both are kept in this way. R cannot be multiplied into
+ * the weights, as it is for latents: between W_kv and the row are a norm with weights, and rope.
+ *
  * Formulas: DeepSeek-V4's published code; what is rounded there to 8 and 4 bits is not rounded here. */
 #include "engine/window.h"
 
@@ -154,12 +160,19 @@ static void norm_and_rotate(const Window *w, float *x, const float *weight, size
     rope(x + d - 2 * w->pairs, cosine, sine, w->pairs);
 }
 
+/* x = R x below 8 bits: a row, a query, or what was gathered. */
+static void spread(const Window *w, float *x) {
+    if (w->a.s->cache->shape.type > TILE_Q8)
+        hadamard(x, w->d);
+}
+
 /* Row i's own row, and the low rank of its queries. */
 static void finish_row(const Window *w, size_t i) {
     const Config *cfg = w->a.cfg;
     State *s = w->a.s;
     float *row = s->window.in + i * s->window.in_stride, *qa = s->attention.qa + i * s->attention.qa_stride;
     norm_and_rotate(w, row, w->a.L->window_kv_norm, w->d, w->cosine + i * w->pairs, w->sine + i * w->pairs);
+    spread(w, row);
     w->a.m->ops->rmsnorm(qa, qa, w->a.L->q_a_norm, cfg->q_lora_rank, cfg->latent_norm_eps);
     w->a.m->ops->store_row(&s->attention.qa_normed, i, 0, qa, cfg->q_lora_rank);
 }
@@ -178,6 +191,8 @@ static void store_closed(const Window *w, size_t i) {
         rope_angles(angles, angles + w->pairs, w->a.m->compress_inv_freq, w->pairs,
                     row->position + 1 - (uint32_t)c->ratio);
         norm_and_rotate(w, x, c->weights->norm, c->d, angles, angles + w->pairs);
+        if (!k)
+            spread(w, x);
         uint8_t *tile = k ? cache_index_tile(row->sequence, number / TILE_ROWS, w->layer)
                           : far_row(w, row->sequence, number, &at);
         w->a.m->ops->tile_store(k ? &s->cache->index_shape : &s->cache->shape, tile, at, x, NULL);
@@ -206,8 +221,15 @@ static void advance(const Window *w, const ConstantRun *run) {
 
 /* q of head h of row i: normed, rotated. */
 static void finish_query(const Window *w, size_t i, size_t h) {
-    norm_and_rotate(w, query_of(&w->a, i, h), w->a.s->window.ones, w->d, w->cosine + i * w->pairs,
-                    w->sine + i * w->pairs);
+    float *q = query_of(&w->a, i, h);
+    norm_and_rotate(w, q, w->a.s->window.ones, w->d, w->cosine + i * w->pairs, w->sine + i * w->pairs);
+    spread(w, q);
+}
+
+/* What a head has gathered is rotated back. */
+static void finish_output(const Window *w, size_t i, float *out) {
+    spread(w, out);
+    rope_back(out + w->d - 2 * w->pairs, w->cosine + i * w->pairs, w->sine + i * w->pairs, w->pairs);
 }
 
 static void project_rows(const Window *w) {
@@ -316,8 +338,7 @@ static void finish_heads(const Window *w, size_t i, size_t group, const Softmax 
     float *out = query_of(&w->a, i, h);
     w->a.m->ops->softmax_finish(out, w->d, softmax, w->d, lanes);
     for (size_t lane = 0; lane < lanes; lane++)
-        rope_back(out + (lane + 1) * w->d - 2 * w->pairs, w->cosine + i * w->pairs, w->sine + i * w->pairs,
-                  w->pairs);
+        finish_output(w, i, out + lane * w->d);
 }
 
 /* ---- few rows: threads share their parts ---------------------------------------------------- */
@@ -338,6 +359,7 @@ static const uint8_t *ring_behind(const Window *w, size_t i) {
 static void attend_side_by_side(const Window *w) {
     State *s = w->a.s;
     size_t groups = head_groups(w), most_parts = 1, task, from, to;
+    size_t gathered_row = SIZE_MAX, gathered_part = 0; /* by this thread, for its next groups of heads, too */
     for (size_t i = 0; i < s->row_count; i++)
         most_parts = max(most_parts, parts_of(w, i));
     size_t most = s->window.part_count / (groups * most_parts);
@@ -352,7 +374,10 @@ static void attend_side_by_side(const Window *w) {
                 continue;
             pack_heads(w, i, group);
             if (part) {
-                gather_far(w, i, part_begin(part), part_end(w, i, part));
+                if (i != gathered_row || part != gathered_part)
+                    gather_far(w, i, part_begin(part), part_end(w, i, part));
+                gathered_row = i;
+                gathered_part = part;
                 attend_far(w, i, part, selected_tiles(s, i - first), softmax);
             } else {
                 attend_ring(w, i, group, ring_behind(w, i), softmax);
@@ -457,7 +482,7 @@ static void definition(const Window *w) {
             window_definition(out, q, s->window.rows, T, w->a.L->sinks[h], w->a.cfg->softmax_scale, w->d,
                               s->window.score);
             memcpy(q, out, w->d * sizeof *q);
-            rope_back(q + w->d - 2 * w->pairs, w->cosine + i * w->pairs, w->sine + i * w->pairs, w->pairs);
+            finish_output(w, i, q);
         }
     }
 }

@@ -141,8 +141,9 @@ static inline Activations activations_view(const Activations *x, size_t at, size
  *                bytes  64 .. 127   units 2 and 3
  *              (512, 64): 356 bytes a row
  *
- * Below 8 bits the latent should have been multiplied by an orthogonal matrix when it was exported
- * (exporter/plan.py; this has nothing to do with rope), so that its numbers are of similar size. */
+ * Below 8 bits the numbers of a row should be of similar size, so they are multiplied by an orthogonal matrix
+ * (which has nothing to do with rope): the latent's when it is exported (exporter/plan.py), other rows before
+ * they are stored (engine/full.c, window.c). */
 typedef enum { TILE_F32, TILE_BF16, TILE_Q8, TILE_Q6, TILE_Q4, TILE_COUNT } TileType;
 
 enum { TILE_ROWS = 128, LANES = 16 };
