@@ -13,7 +13,7 @@
 #include "kernels/simd.h"
 
 enum {
-    WEIGHTS_AHEAD = 2048,    /* bytes; hides the latency of memory when one row is multiplied */
+    WEIGHTS_AHEAD = 4096,    /* bytes; hides the latency of memory when one row is multiplied */
     CHUNK_BYTES = 256 * 1024 /* weights that stay in L2 while all rows of x pass by */
 };
 
