@@ -48,8 +48,8 @@ static void store(const Attention *a, size_t i, size_t group, const float *key, 
     a->m->ops->tile_store(&cache->values, value_tile(a, keys), row->place % TILE_ROWS, value, NULL);
 }
 
-/* Whether keys and queries are rotated by hadamard(), after rope: below 8 bits. Their products stay the same. (Values
- * are rotated in the file: exporter/plan.py.) */
+/* Whether keys and queries are rotated by hadamard(), after rope: below 8 bits. Their products stay the same.
+ * (Values are rotated in the file: exporter/plan.py.) */
 static bool spreads(const Attention *a) { return a->s->cache->keys.type > TILE_Q8; }
 
 static void spread_queries(const Attention *a) {

@@ -32,11 +32,12 @@
  * row to row as decoding does. Then come the compressed rows, in parts of 512, merged in order. So no bit
  * depends on how calls are cut, on threads or on other texts in the call.
  *
- * In a q6 or q4 cache rows are multiplied by a Hadamard matrix R, after rope and whole, so that no number of a
- * row stands out (hadamard() in engine/attend.h). Queries are, too: R q . R row = q . row. What is gathered,
- * sum a_j R row_j, is multiplied by R once more, before it is rotated back, because R is its own inverse. Rows
- * of the window and compressed ones share a softmax, so both are kept in this way. R cannot be multiplied into
- * the weights, as it is for latents: between W_kv and the row are a norm with weights, and rope.
+ * In a q6 or q4 cache rows are multiplied by a Hadamard matrix R, whole and after rope, so that no number
+ * of a row stands out (hadamard() in engine/attend.h). Queries are, too: R q . R row = q . row. What is
+ * gathered, sum a_j R row_j, is multiplied by R once more before it is rotated back: R is its own inverse.
+ * Rows of the window and compressed ones share a softmax, so both are kept in this way. R cannot be
+ * multiplied into the weights, as it is for latents: between W_kv and the row are a norm with weights, and
+ * rope.
  *
  * Formulas: DeepSeek-V4's published code; what is rounded there to 8 and 4 bits is not rounded here. */
 #include "engine/window.h"
