@@ -1188,7 +1188,8 @@ def test_deepseek_v32():
 
 def test_deepseek_v4():
     """The second of the four pairs published beside its encoder script (encoding_dsv4.py): thoughts, which
-    the history does not keep. The others have tools, tasks and reminders, which a conversation has not."""
+    the history does not keep. The others have tools, tasks and reminders, which a conversation here has
+    not; tools in a line of a batch are refused (test_batch_json.py)."""
     default, on, off, most = exporter_chat.proved_forms(DEEPSEEK_V4, {"bos_token": BOS})
     messages = exporter_chat.conversation(
         ["Hello", "Hi there! How can I help you?", "What is the capital of France?"],

@@ -184,7 +184,7 @@ def test_what_a_cache_costs(cache, export):
 def test_numbers_that_stand_out(tmp_path, monkeypatch):
     """Heads of the published size, in whose rows four numbers are ten times larger than the others, raw and
     compressed: a q6 cache costs no more than a q8 one, because its rows are rotated by a Hadamard matrix.
-    Without that it costs five times as much."""
+    Without that it costs twenty times as much."""
     small = {"hidden_size": 128, "vocab_size": 128, "num_attention_heads": 16, "q_lora_rank": 128}
     small |= {"o_groups": 4, "o_lora_rank": 64, "index_n_heads": 16, "index_topk": 32, "n_routed_experts": 8}
     small |= {"moe_intermediate_size": 64, "bos_token_id": None, "eos_token_id": None}
