@@ -18,6 +18,8 @@ SPELLINGS = (
     (re.compile(r"(?<=\d)\.w1\."), ".gate_proj."),
     (re.compile(r"(?<=\d)\.w2\."), ".down_proj."),
     (re.compile(r"(?<=\d)\.w3\."), ".up_proj."),
+    # GLM-5.3-Flash, as transformers calls them
+    (re.compile(r"\.forget_gate\."), "."),
 )
 
 # DeepSeek-V4's tensors, of the model and of a layer. Where transformers saves the published names it changes
