@@ -18,7 +18,8 @@ SPELLINGS = (
     (re.compile(r"(?<=\d)\.w1\."), ".gate_proj."),
     (re.compile(r"(?<=\d)\.w2\."), ".down_proj."),
     (re.compile(r"(?<=\d)\.w3\."), ".up_proj."),
-    # GLM-5.3-Flash, as transformers calls them
+    # GLM-5.3-Flash; the second one is transformers' own
+    (re.compile(r"\.hc_(attn|ffn)_(fn|base|scale)$"), r".\1_hc.\2"),
     (re.compile(r"\.forget_gate\."), "."),
 )
 
