@@ -22,10 +22,7 @@ from support import MODELS, PATHS, TOLERANCE
 # Models without a latent have one way and its definition.
 ONE_WAY = {"kernel": (["-k", "f32"], {}), "definition": (["-k", "f32"], {"MLA_PATH": "definition"})}
 WITHOUT_LATENT = {"llama", "deepseek_v4"}
-
-# Families of the oracle that are not computed: their attention or layers have a feature that no field of the
-# checkpoint describes.
-UNSUPPORTED = {"glm5_next"}
+WINDOWS = {"deepseek_v4", "glm5_next"}
 
 # One such feature each, put into a configuration that is otherwise supported.
 FEATURES = {
@@ -44,7 +41,7 @@ OF_MEMORY = 1.5
 
 # Around the four taps of a convolution and the rows of a small call, too.
 CHUNKS = [None, 1, 3, 4, 5, 7]
-# Around the windows of DeepSeek-V4, which are of 4 and of 128 rows.
+# Around the windows of DeepSeek-V4, which are of 4 and of 128 rows, and the pools of GLM-5.3-Flash, of 4.
 CHUNKS_OF_WINDOWS = [*CHUNKS, 127, 128, 129]
 
 
@@ -59,13 +56,15 @@ def family(source):
     return json.loads((source / "config.json").read_text())["model_type"]
 
 
-SUPPORTED = [source for source in sources().values() if family(source) not in UNSUPPORTED]
+SUPPORTED = list(sources().values())
 
 
-# Without an indexer: random ones choose other rows with rounded weights.
-DENSE = [
-    source for source in SUPPORTED if "index_topk" not in json.loads((source / "config.json").read_text())
-]
+def chooses(source):
+    """Has the model an indexer? Random ones choose other rows with rounded weights."""
+    return '"index_topk"' in (source / "config.json").read_text()
+
+
+DENSE = [source for source in SUPPORTED if not chooses(source)]
 
 
 def test_models_are_there():
@@ -89,6 +88,7 @@ def test_models_are_there():
         "sarvam",
         "axk1",
         "v4_fp4",
+        "glm53flash",
     } <= {path.name for path in MODELS.iterdir()}
 
 
@@ -99,7 +99,7 @@ def ways(source):
 def cases():
     for source in SUPPORTED:
         for path in ways(source):
-            for chunk in CHUNKS_OF_WINDOWS if family(source) == "deepseek_v4" else CHUNKS:
+            for chunk in CHUNKS_OF_WINDOWS if family(source) in WINDOWS else CHUNKS:
                 name = f"{chunk} rows a call" if chunk else "one call"
                 yield pytest.param(source, path, chunk, id=f"{source.name}-{path}-{name}")
 
