@@ -20,8 +20,8 @@
  *   [HCA layers]               the first rows of a tile, one for hca_ratio tokens: 16, or a multiple of it
  *   [CSA layers][page_tiles]   tiles of index keys
  *
- * In a model with pools of index keys (engine/indexer.c) it holds as many tokens as fill a tile of them, index_kpool
- * tiles of latents in each layer.
+ * In a model with pools of index keys (engine/indexer.c) it has the tokens of a whole tile of such keys:
+ * index_kpool tiles of each layer with latents.
  *
  * A sequence is a list of pages (engine/sequence.h); several sequences may share a page. The pool is
  * reserved at the start and becomes memory as it fills. Rows are written by mla.c and engine/full.c, not

@@ -21,7 +21,7 @@
  * GLM-5.3-Flash chooses pools of R = index_kpool neighbouring tokens. A pool has one key, the average of its
  * tokens' keys, weighted for each number by itself. That is what HCA does in engine/compress.c:
  *
- *     e_j      = W_gate x_j + ape[j % R]     di numbers of each token
+ *     e_j      = W_gate x_j + ape[j % R]           di numbers of each token
  *     key_w[i] = sum_j softmax_j(e_j[i]) k_j[i]    over the tokens j of pool w
  *
  * The new row attends to all rows of the index_topk / R pools that score highest, of those that are complete
@@ -95,7 +95,7 @@ static WindowInputs pool_inputs(const Model *m, const State *s, size_t layer, co
                           .closed_stride = s->sparse.key_stride};
 }
 
-/* The keys of the pools that a sequence's rows close go into the cache; the inputs of a small call are kept. */
+/* The keys of the pools that a sequence's rows close go into the cache; a small call's inputs are kept. */
 static void finish_pools(const Model *m, const State *s, size_t layer, const ConstantRun *run) {
     WindowInputs x = pool_inputs(m, s, layer, run);
     size_t floats = compress_input_floats(&m->config, LAYER_LATENT);
@@ -210,10 +210,10 @@ static void set_bits(uint64_t *mask, size_t first, size_t count) {
         mask[j / 64] |= (uint64_t)1 << j % 64;
 }
 
-/* Sets the `pool` bits of j in mask, which is all zeros, for the `most` highest of score[0 .. rows), the first
- * of equals; all bits if there are no more rows. The lowest that is chosen is found a byte at a time, the highest
- * byte first: radix selection, four times through the scores. False: there was a choice, and some score is
- * non-finite. */
+/* Sets the `pool` bits of j in mask, which is all zeros, for the `most` highest of score[0 .. rows), the
+ * first of equals; for all if there are no more rows. The lowest that is chosen is found a byte at a time,
+ * the highest byte first: radix selection, four times through the scores. False: there was a choice, and some
+ * score is non-finite. */
 static bool choose_highest(uint64_t *mask, const float *score, size_t rows, size_t most, size_t pool) {
     uint32_t least = 0;
     bool finite = true;

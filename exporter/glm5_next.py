@@ -1,8 +1,8 @@
 """GLM-5.3-Flash's configuration: linear attention and attention without positions, DeepSeek-V4's residual
 streams and limits of SwiGLU, an indexer that chooses pools of tokens.
 
-Layers are counted from 0 here, other than in Kimi-Linear's configuration. Everything that is read is in other
-models, too, but the pools (engine/indexer.c) and the head, which reads the plain mean of the streams (plan.py).
+Layers are counted from 0 here, other than in Kimi-Linear's configuration. What no other model has are the
+pools (engine/indexer.c) and a head that reads the plain mean of the streams (plan.py).
 """
 
 from typing import Any
@@ -35,7 +35,7 @@ def _linear_layers(keys: Keys, block: Keys, layers: int) -> list[bool]:
         numbers = listed if isinstance(listed, list) and all(type(i) is int for i in listed) else [-1]
         has = [(i in numbers) == linear for i in range(layers)]
         if not set(numbers) <= set(range(layers)) or found not in ([], has):
-            block.fail(key, f"numbers from 0 to {layers - 1} were expected that name each of {layers} layers once")
+            block.fail(key, f"layers from 0 to {layers - 1} were expected, each in one of the two lists")
         found = has
     return found
 
@@ -65,10 +65,11 @@ def _linear(keys: Keys, layers: int) -> dict[str, Any]:
 
 def _every_layer_chooses(keys: Keys, layers: int) -> None:
     """No layer takes over what another one chose."""
-    for key, full in (("indexer_types", ["full"] * layers), ("index_topk_pattern", "F" * layers)):
-        kinds = keys.get(key, None)
-        if kinds is not None and (not isinstance(kinds, type(full)) or kinds[:layers] not in (full, list(full))):
-            keys.fail(key, f"an indexer of its own in each of {layers} layers is supported, and nothing else")
+    for key in ("indexer_types", "index_topk_pattern"):
+        kinds = keys.get(key, "F" * layers)
+        listed = list(kinds[:layers]) if isinstance(kinds, (list, str)) else []
+        if len(listed) < layers or any(kind not in ("full", "F") for kind in listed):
+            keys.fail(key, f"full in each of {layers} layers is supported, and nothing else")
     keys.one_of("index_topk_freq", 1)
     keys.read.add("index_skip_topk_offset")  # of layers that share
 
