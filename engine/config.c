@@ -186,7 +186,7 @@ static const char *index_error(const Config *cfg) {
         return "index_n_heads";
     if (cfg->index_head_dim < cfg->qk_rope_head_dim || cfg->index_head_dim > 1 << 12)
         return "index_head_dim";
-    if (cfg->index_topk < max(cfg->index_kpool, 1))
+    if (cfg->index_topk < 1 || cfg->index_topk % max(cfg->index_kpool, 1))
         return "index_topk";
     if (cfg->sliding_window) /* CSA layers have one each */
         return NULL;

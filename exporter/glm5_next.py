@@ -84,13 +84,16 @@ def read_glm5_next(keys: Keys, layers: int) -> Kda:
     _every_layer_chooses(keys, layers)
     limit = keys.number("swiglu_limit")
     pool = keys.integer("index_kpool")
+    topk = keys.integer("index_topk", least=pool)
+    if topk % pool:
+        keys.fail("index_topk", f"a multiple of index_kpool, {pool}, was expected")
     fields = _linear(keys, layers) | {
         "hc_mult": keys.integer("hc_mult"),
         "hc_sinkhorn_iters": keys.integer("hc_sinkhorn_iters"),
         "hc_eps": keys.number("hc_eps", most=0.01),
         "index_n_heads": keys.integer("index_n_heads"),
         "index_head_dim": keys.integer("index_head_dim"),
-        "index_topk": keys.integer("index_topk", least=pool),
+        "index_topk": topk,
         "index_topk_freq": 1,
         "index_skip_topk_offset": 0,
         "index_kpool": pool,
