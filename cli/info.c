@@ -198,7 +198,7 @@ static void print_indexer(const Config *cfg) {
                  cfg->index_n_heads, cfg->index_head_dim, indexer_layers(cfg, cfg->num_hidden_layers),
                  cfg->index_topk);
     if (cfg->index_kpool)
-        output_print(", in pools of %u, and those behind the last pool", cfg->index_kpool);
+        output_print(", in pools of %u", cfg->index_kpool);
     output_print("\n");
 }
 
