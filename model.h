@@ -142,6 +142,9 @@ typedef struct {
     uint32_t hca_layers[32];        /* the others are sliding */
     float compress_rope_theta;      /* for people: compress_inv_freq holds its effect */
     uint32_t num_hash_layers;       /* layers below it take their experts from a table of the token */
+
+    /* tokens of a pool, which an indexer chooses as a whole (engine/indexer.c); 0: it chooses tokens */
+    uint32_t index_kpool;
 } Config;
 
 enum { MLP_ROW = 2048 }; /* a single row computes so many columns of an MLP's hidden vector at once */
@@ -152,7 +155,8 @@ enum {
     MAX_TAPS = 16,
     MAX_STREAMS = 16,
     MAX_CSA_RATIO = 64,
-    MAX_HCA_RATIO = 1024
+    MAX_HCA_RATIO = 1024,
+    MAX_KPOOL = 64
 }; /* engine/config.c refuses more */
 enum { ACT_SILU, ACT_RELU2 };
 enum { SCORE_SOFTMAX, SCORE_SIGMOID, SCORE_SQRT_SOFTPLUS };
@@ -220,6 +224,8 @@ static inline uint32_t compressed_rows_owner(const Config *cfg, uint32_t layer) 
 static inline bool layer_has_indexer(const Config *cfg, uint32_t layer) {
     if (cfg->sliding_window)
         return cfg->index_n_heads && layer_is_csa(cfg, layer);
+    if (layer_is_kda(cfg, layer))
+        return false;
     uint32_t past = layer + 1 > cfg->index_skip_topk_offset ? layer + 1 - cfg->index_skip_topk_offset : 0;
     return cfg->index_n_heads && past % cfg->index_topk_freq == 0;
 }
@@ -288,7 +294,9 @@ typedef struct {
     const float *sinks;          /* [H] a logit without a value, for each head */
     Matrix o_a;            /* [o_lora_rank, H / o_groups * d] of group 0; head_matrix() gives the others */
     Compressor compressor; /* of a CSA or HCA layer */
-    Compressor index_compressor;      /* of a CSA layer: its rows are the index keys */
+    /* of a CSA layer: its rows are the index keys; with index_kpool gate [di, D] and ape [R][di] alone: what
+     * makes the key of a pool of R tokens of theirs */
+    Compressor index_compressor;
     Hyper attention_hyper, mlp_hyper; /* with hc_mult */
 
     /* sparse attention, in a layer with an indexer (a CSA layer has index_q and index_weights alone) */

@@ -41,7 +41,8 @@ static uint64_t kda_parameters(const Config *cfg) {
 
 static uint64_t index_parameters(const Config *cfg) {
     uint64_t D = cfg->hidden_size, Hi = cfg->index_n_heads, di = cfg->index_head_dim;
-    return Hi * di * cfg->q_lora_rank + di * D + 2 * di + Hi * D;
+    uint64_t pools = cfg->index_kpool ? di * (D + cfg->index_kpool) : 0;
+    return Hi * di * cfg->q_lora_rank + di * D + 2 * di + Hi * D + pools;
 }
 
 /* What makes compressed rows of d numbers: `w` numbers of each of `ratio` tokens. */
@@ -93,8 +94,9 @@ static Parameters parameters(const Model *m, uint32_t layers) {
              matrices = cfg->hidden_act == ACT_RELU2 ? 2 : 3;
     uint64_t expert = matrices * D * cfg->moe_intermediate_size, choices = router_rows(cfg);
     bool biased = router_has_bias(m);
-    uint64_t S = cfg->hc_mult,
-             rest = D + (S ? S * (S * D + 1) + 1 : 0); /* the last norm, and what reads streams */
+    uint64_t S = cfg->hc_mult, rest = D; /* the last norm, and what reads streams: with scale 0 their mean */
+    if (S && m->head_hyper.scale[0] != 0)
+        rest += S * (S * D + 1) + 1;
     Parameters sum = {vocabulary * (cfg->tie_word_embeddings ? 1 : 2) + rest, vocabulary + rest};
     for (uint32_t l = 0; l < layers; l++) {
         uint64_t all = layer_parameters(cfg, l);
@@ -189,6 +191,17 @@ static void print_attention(const Config *cfg) {
                      count_layers(cfg, cfg->num_hidden_layers, LAYER_KDA), cfg->kda_heads, cfg->kda_head_dim);
 }
 
+static void print_indexer(const Config *cfg) {
+    if (!cfg->index_n_heads)
+        return;
+    output_print("%-20s %u heads of %u in %u layers choose %u rows to attend to", "indexer",
+                 cfg->index_n_heads, cfg->index_head_dim, indexer_layers(cfg, cfg->num_hidden_layers),
+                 cfg->index_topk);
+    if (cfg->index_kpool)
+        output_print(", in pools of %u", cfg->index_kpool);
+    output_print("\n");
+}
+
 static void print_shape(const Model *m) {
     static const char *const scores[] = {"softmax", "sigmoid", "sqrt(softplus)"};
     const Config *cfg = &m->config;
@@ -214,10 +227,7 @@ static void print_shape(const Model *m) {
     if (cfg->hc_mult)
         output_print("%-20s %u, hyper-connections between them\n", "residual streams", cfg->hc_mult);
     print_attention(cfg);
-    if (cfg->index_n_heads)
-        output_print("%-20s %u heads of %u in %u layers choose %u rows to attend to\n", "indexer",
-                     cfg->index_n_heads, cfg->index_head_dim, indexer_layers(cfg, cfg->num_hidden_layers),
-                     cfg->index_topk);
+    print_indexer(cfg);
     if (cfg->n_routed_experts) {
         output_print("%-20s %u of %u for each token, %u shared, width %u", "experts",
                      cfg->num_experts_per_tok, cfg->n_routed_experts, cfg->n_shared_experts,
@@ -294,7 +304,7 @@ static size_t token_numbers(const Config *cfg, CacheType type, uint32_t layers) 
         return (csa ? csa * (key + di) / cfg->csa_ratio : 0) + (hca ? hca * key / cfg->hca_ratio : 0);
     size_t row =
         groups ? groups * (key + cfg->v_head_dim) : (size_t)cfg->kv_lora_rank + cfg->qk_rope_head_dim;
-    return attention_layers(cfg, layers) * row + indexer_layers(cfg, layers) * di;
+    return attention_layers(cfg, layers) * row + indexer_layers(cfg, layers) * di / max(cfg->index_kpool, 1);
 }
 
 /* Attention without a latent, at 2 bytes a number: this model's, where it has none, and others with heads of

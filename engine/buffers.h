@@ -140,11 +140,12 @@ struct State {
     } definition;
 
     struct {                  /* sparse attention (engine/indexer.c); NULL in a model without indexer */
-        size_t threshold;     /* up to so many rows attention is dense: index_topk, or SIZE_MAX */
-        size_t ratio;         /* tokens for a row that is chosen: 1, or csa_ratio */
+        size_t threshold;     /* up to so many choices attention is dense; SIZE_MAX: always */
+        size_t ratio;         /* tokens for one choice: 1, csa_ratio or index_kpool */
+        size_t pool;          /* rows of the cache for one choice: 1 or index_kpool */
         size_t absorbed_from; /* rows from this place on are absorbed, however many there are */
         bool active;          /* some row of this call attends to more */
-        float *key;           /* [T][key_stride] di */
+        float *key;           /* [T][key_stride] di; with pools pool_part() */
         float *query;         /* [T][query_stride] Hi * di */
         float *weight;        /* [T][weight_stride] Hi */
         size_t key_stride, query_stride, weight_stride;

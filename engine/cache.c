@@ -55,7 +55,7 @@ static size_t layer_constant_floats(const Config *cfg, LayerKind kind) {
 }
 
 static size_t layer_replay_floats(const Config *cfg, LayerKind kind) {
-    return kind == LAYER_KDA ? kda_replay_floats(cfg) : kind_has_ring(kind) ? window_input_floats(cfg) : 0;
+    return kind == LAYER_KDA ? kda_replay_floats(cfg) : compress_input_floats(cfg, kind);
 }
 
 size_t constant_floats(const Config *cfg, uint32_t layers) {
@@ -145,13 +145,16 @@ static size_t common_multiple(size_t a, size_t b) {
 
 size_t cache_page_rows(const Config *cfg) {
     if (!cfg->sliding_window)
-        return TILE_ROWS;
+        return TILE_ROWS * max(cfg->index_kpool, 1);
     return common_multiple(max(cfg->csa_ratio * TILE_ROWS, 1), max(cfg->hca_ratio * HCA_ROWS, 1));
 }
 
 static size_t page_tiles(const Config *cfg) {
-    return cfg->csa_ratio ? cache_page_rows(cfg) / cfg->csa_ratio / TILE_ROWS : 1;
+    return cfg->csa_ratio ? cache_page_rows(cfg) / cfg->csa_ratio / TILE_ROWS : max(cfg->index_kpool, 1);
 }
+
+/* Of index keys: one tile for all pools of a page. */
+static size_t index_tiles(const Config *cfg) { return cfg->index_kpool ? 1 : page_tiles(cfg); }
 
 static size_t page_hca_rows(const Config *cfg) {
     return cfg->hca_ratio ? cache_page_rows(cfg) / cfg->hca_ratio : 0;
@@ -178,7 +181,7 @@ uint32_t indexer_layers(const Config *cfg, uint32_t layers) {
 size_t cache_page_bytes(const Config *cfg, CacheType type, uint32_t layers) {
     TileShape keys = cache_index_shape(cfg, type);
     return index_at(cfg, type, layers) +
-           layers_with(layer_has_keys, cfg, layers) * page_tiles(cfg) * tile_bytes(&keys);
+           layers_with(layer_has_keys, cfg, layers) * index_tiles(cfg) * tile_bytes(&keys);
 }
 
 size_t cache_token_bytes(const Config *cfg, CacheType type, uint32_t layers) {
@@ -200,7 +203,7 @@ static void find_places(Cache *cache, const Config *cfg) {
         if (layer_has_hca_rows(cfg, l))
             next.hca += cache->hca_rows * cache->tile_bytes / TILE_ROWS;
         if (layer_has_keys(cfg, l))
-            next.index += cache->page_tiles * tile_bytes(&cache->index_shape);
+            next.index += cache->index_tiles * tile_bytes(&cache->index_shape);
         if (kind_has_ring(kind))
             next.ring += ring_bytes(cfg, cache->type);
         next.constant += layer_constant_floats(cfg, kind);
@@ -221,6 +224,7 @@ void cache_open(Cache *cache, const Model *m, CacheType type, size_t page_count,
     cache->tile_bytes = cache_row_bytes(cfg, type) * TILE_ROWS;
     cache->page_rows = cache_page_rows(cfg);
     cache->page_tiles = page_tiles(cfg);
+    cache->index_tiles = index_tiles(cfg);
     cache->hca_rows = page_hca_rows(cfg);
     cache->layers = layers_with(layer_has_tiles, cfg, cfg->num_hidden_layers);
     cache->hca_at = hca_at(cfg, type, cfg->num_hidden_layers);
@@ -249,9 +253,10 @@ void cache_clear_rows(const Cache *cache, uint8_t *page, size_t from) {
     for (size_t i = 0; i < cache->layers; i++) {
         uint8_t *at = page + i * tiles * cache->tile_bytes;
         /* of ordinary attention each group's keys, then its values */
-        for (size_t g = 0; g < cache->groups; g++) {
-            clear_tiles(cache, &cache->keys, at, 1, row);
-            clear_tiles(cache, &cache->values, at + tile_bytes(&cache->keys), 1, row);
+        for (size_t g = 0; g < tiles * cache->groups; g++) {
+            size_t first = g / cache->groups * TILE_ROWS, rest = max(row, first) - first;
+            clear_tiles(cache, &cache->keys, at, 1, rest);
+            clear_tiles(cache, &cache->values, at + tile_bytes(&cache->keys), 1, rest);
             at += cache->tile_bytes / cache->groups;
         }
         if (!cache->groups)
@@ -262,6 +267,8 @@ void cache_clear_rows(const Cache *cache, uint8_t *page, size_t from) {
         for (size_t j = from / cfg->hca_ratio; j < rows; j++)
             cache->model->ops->tile_copy(&cache->shape, at + (j - j % HCA_ROWS) * row_bytes, j % HCA_ROWS,
                                          cache->zeros, 0);
+    tiles = cache->index_tiles;
+    row = from * tiles * TILE_ROWS / cache->page_rows;
     for (uint8_t *at = page + cache->index_at; at < page + cache->page_bytes;
          at += tiles * tile_bytes(&cache->index_shape))
         clear_tiles(cache, &cache->index_shape, at, tiles, row);

@@ -20,6 +20,9 @@
  *   [HCA layers]               the first rows of a tile, one for hca_ratio tokens: 16, or a multiple of it
  *   [CSA layers][page_tiles]   tiles of index keys
  *
+ * In a model with pools of index keys (engine/indexer.c) it has the tokens of a whole tile of such keys:
+ * index_kpool tiles of each layer with latents.
+ *
  * A sequence is a list of pages (engine/sequence.h); several sequences may share a page. The pool is
  * reserved at the start and becomes memory as it fills. Rows are written by mla.c and engine/full.c, not
  * here.
@@ -67,6 +70,7 @@ typedef struct Cache {
     size_t tile_bytes;     /* 128 rows of one layer, without index keys */
     size_t page_rows;      /* tokens of a page */
     size_t page_tiles;     /* tiles of a layer in a page */
+    size_t index_tiles;    /* the same of its index keys */
     size_t hca_rows;       /* compressed rows of an HCA layer in a page */
     size_t hca_at;         /* where in a page rows of HCA layers begin, and index keys */
     size_t index_at;
@@ -126,7 +130,7 @@ size_t cache_row_bytes(const Config *cfg, CacheType type);
 enum { HCA_ROWS = 16, MAX_PAGE_ROWS = 1 << 16 }; /* engine/config.c refuses larger pages */
 
 /* Tokens of a page. In models with windows the fewest whose compressed rows fill whole tiles of 128 rows in
- * CSA layers, and whole sub-tiles of 16 rows in HCA layers. */
+ * CSA layers, and whole sub-tiles of 16 rows in HCA layers; with pools those whose keys fill a tile. */
 size_t cache_page_rows(const Config *cfg);
 /* Bytes of a page in the model's first `layers` layers, with index keys; and of one token on the average. */
 size_t cache_page_bytes(const Config *cfg, CacheType type, uint32_t layers);
@@ -183,7 +187,7 @@ static inline uint8_t *cache_tile(const Sequence *q, size_t j, size_t tile) {
 /* The same of its index keys. */
 static inline uint8_t *cache_index_tile(const Sequence *q, size_t j, size_t layer) {
     const Cache *cache = q->cache;
-    size_t tiles = cache->page_tiles;
+    size_t tiles = cache->index_tiles;
     return cache_page(q, j / tiles) + cache->places[layer].index +
            j % tiles * tile_bytes(&cache->index_shape);
 }

@@ -173,6 +173,10 @@ static void read_indexer(Reader *r, Layer *L, const char *prefix) {
     L->index_k = matrix(r, join(name, prefix, "index_k"), di, cfg->hidden_size);
     L->index_k_norm = vector(r, join(name, prefix, "index_k_norm"), di);
     L->index_k_bias = vector(r, join(name, prefix, "index_k_bias"), di);
+    if (cfg->index_kpool) {
+        L->index_compressor.gate = matrix(r, join(name, prefix, "index_pool_gate"), di, cfg->hidden_size);
+        L->index_compressor.ape = vector(r, join(name, prefix, "index_pool_ape"), cfg->index_kpool * di);
+    }
     L->index_weights = matrix_of_kind(r, join(name, prefix, "index_weights"), F32_MATRIX, 1,
                                       cfg->index_n_heads, cfg->hidden_size);
 }
@@ -359,10 +363,10 @@ static void read_layers(Reader *r, const float *limits) {
         L->tile = tiles;
         tiles += layer_has_tiles(cfg, l);
         L->tile = m->layers[compressed_rows_owner(cfg, l)].tile;
-        if (!L->experts || !limits)
+        if (!limits || (!L->experts && cfg->swiglu_limits != LIMIT_GATE)) /* the other is of experts alone */
             continue;
         const float *routed = limits + l, *shared = routed + cfg->published_layers;
-        for (uint32_t e = 0; e < cfg->n_routed_experts; e++)
+        for (uint32_t e = 0; L->experts && e < cfg->n_routed_experts; e++)
             L->experts[e].limit = *routed > 0 ? *routed : INFINITY;
         L->mlp.limit = *shared > 0 ? *shared : INFINITY;
     }

@@ -87,6 +87,8 @@
  *     index_k            [di, D]             the same
  *     index_k_norm       vector di           weight and bias of a LayerNorm
  *     index_k_bias       vector di
+ *     index_pool_gate    [di, D]             if index_kpool is R and not 0, as is
+ *     index_pool_ape     vector R * di
  *     index_weights      F32 [Hi, D]
  *   attention_out_norm   vector D            if sandwich_norm is 1
  *   mlp_hc_fn, mlp_hc_base, mlp_hc_scale   as for attention, only if hc_mult is not 0

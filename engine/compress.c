@@ -58,11 +58,27 @@ size_t window_part(const Config *cfg, size_t part) {
 
 size_t window_input_floats(const Config *cfg) { return window_part(cfg, WINDOW_PARTS); }
 
+size_t pool_part(const Config *cfg, size_t part) { return part * round_up(cfg->index_head_dim, PANEL); }
+
+size_t compress_input_floats(const Config *cfg, LayerKind kind) {
+    if (kind >= LAYER_SLIDING)
+        return window_input_floats(cfg);
+    return kind == LAYER_LATENT && cfg->index_kpool ? pool_part(cfg, POOL_CLOSED) : 0;
+}
+
 size_t layer_compressors(const Model *m, size_t layer, Compress list[2]) {
     const Config *cfg = &m->config;
     const Layer *L = &m->layers[layer];
     LayerKind kind = layer_kind(cfg, (uint32_t)layer);
     size_t d = (size_t)cfg->qk_nope_head_dim + cfg->qk_rope_head_dim;
+    if (kind == LAYER_LATENT && cfg->index_kpool) {
+        list[0] = (Compress){.weights = &L->index_compressor,
+                             .d = cfg->index_head_dim,
+                             .ratio = cfg->index_kpool,
+                             .kv = pool_part(cfg, POOL_KEY),
+                             .gate = pool_part(cfg, POOL_GATE)};
+        return 1;
+    }
     if (kind != LAYER_CSA && kind != LAYER_HCA)
         return 0;
     list[0] = (Compress){.weights = &L->compressor,
@@ -88,6 +104,8 @@ size_t compress_layer_floats(const Config *cfg, LayerKind kind) {
     size_t d = (size_t)cfg->qk_nope_head_dim + cfg->qk_rope_head_dim;
     if (kind == LAYER_HCA)
         return STATES * d;
+    if (kind == LAYER_LATENT && cfg->index_kpool)
+        return STATES * cfg->index_head_dim;
     return kind == LAYER_CSA ? 2 * STATES * (d + cfg->index_head_dim) : 0;
 }
 

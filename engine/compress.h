@@ -13,6 +13,15 @@ enum { WINDOW_ROW, COMPRESS_KV, COMPRESS_GATE, INDEX_KV, INDEX_GATE, WINDOW_PART
 size_t window_part(const Config *cfg, size_t part);
 size_t window_input_floats(const Config *cfg);
 
+/* Pools of index keys (engine/indexer.c) are windows, too. Parts of a row of theirs: k and e without ape,
+ * which are its inputs, and the key of the pool that the row closes. */
+enum { POOL_KEY, POOL_GATE, POOL_CLOSED, POOL_PARTS };
+
+size_t pool_part(const Config *cfg, size_t part);
+
+/* Floats of a row of inputs in a layer of the kind: 0 if it has no windows. */
+size_t compress_input_floats(const Config *cfg, LayerKind kind);
+
 /* Rows that the token at `place` sees in one layer: in the window, and compressed ones. */
 size_t window_rows(const Config *cfg, size_t place);
 size_t compressed_rows(const Config *cfg, LayerKind kind, size_t place);

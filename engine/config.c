@@ -46,7 +46,7 @@ static const char *shape_error(const Config *cfg) {
         {"num_key_value_heads", cfg->num_key_value_heads, 0, window ? 0 : cfg->num_attention_heads},
         {"kv_lora_rank", cfg->kv_lora_rank, latent, latent << 14}, /* without a latent: none of it */
         {"qk_nope_head_dim", cfg->qk_nope_head_dim, latent, (latent | window) << 12},
-        {"qk_rope_head_dim", cfg->qk_rope_head_dim, 2, 1 << 12},
+        {"qk_rope_head_dim", cfg->qk_rope_head_dim, latent ? 0 : 2, 1 << 12},
         {"v_head_dim", cfg->v_head_dim, 1, 1 << (12 + window)},
         {"intermediate_size", cfg->intermediate_size, 1, 1 << 20},
         {"hidden_act", cfg->hidden_act, ACT_SILU, ACT_RELU2},
@@ -178,20 +178,22 @@ static const char *window_error(const Config *cfg) {
 }
 
 static const char *index_error(const Config *cfg) {
+    if (cfg->index_kpool > (cfg->index_n_heads && !cfg->sliding_window ? MAX_KPOOL : 0))
+        return "index_kpool";
     if (!cfg->index_n_heads)
         return NULL;
     if (cfg->index_n_heads > 1 << 12 || !cfg->q_lora_rank) /* index queries come from the compressed ones */
         return "index_n_heads";
     if (cfg->index_head_dim < cfg->qk_rope_head_dim || cfg->index_head_dim > 1 << 12)
         return "index_head_dim";
-    if (cfg->index_topk < 1)
+    if (cfg->index_topk < 1 || cfg->index_topk % max(cfg->index_kpool, 1))
         return "index_topk";
     if (cfg->sliding_window) /* CSA layers have one each */
         return NULL;
-    if (cfg->index_topk_freq < 1)
+    if (cfg->index_topk_freq < 1 || (cfg->index_kpool && cfg->index_topk_freq > 1)) /* each has pools */
         return "index_topk_freq";
     /* the first layer has none before it to share with */
-    return layer_has_indexer(cfg, 0) ? NULL : "index_skip_topk_offset";
+    return cfg->index_kpool || layer_has_indexer(cfg, 0) ? NULL : "index_skip_topk_offset";
 }
 
 const char *config_error(const Config *cfg) {

@@ -47,7 +47,7 @@ static double far_rows(const Config *cfg, size_t rows, bool all) {
 /* Index keys that it scores, in all layers. */
 static double scored_keys(const Config *cfg, size_t rows) {
     return (double)indexer_layers(cfg, cfg->num_hidden_layers) *
-           (double)(rows / (cfg->sliding_window && cfg->csa_ratio ? cfg->csa_ratio : 1));
+           (double)(rows / max(max(cfg->csa_ratio, cfg->index_kpool), 1));
 }
 
 double cache_read_bytes(const Model *m, CacheType type, size_t rows, bool all) {

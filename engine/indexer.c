@@ -18,6 +18,15 @@
  * (engine/compress.c): row j then stands for a window, and the new row chooses from those that are closed.
  * All else is the same.
  *
+ * GLM-5.3-Flash chooses pools of R = index_kpool neighbouring tokens. A pool has one key, the average of its
+ * tokens' keys, weighted for each number by itself. That is what HCA does in engine/compress.c:
+ *
+ *     e_j      = W_gate x_j + ape[j % R]           di numbers of each token
+ *     key_w[i] = sum_j softmax_j(e_j[i]) k_j[i]    over the tokens j of pool w
+ *
+ * The new row attends to all rows of the index_topk / R pools that score highest, of those that are complete
+ * (its own token may be the last one), and always to the rows behind the last complete pool, the tail.
+ *
  * The published arithmetic also multiplies scores by Hi^-0.5 di^-0.5, and keys and queries by an
  * orthonormal matrix before it rounds both to 8 bits. Neither changes which rows score highest, except by
  * the rounding. Here keys are f32 with -k f32 and full, bf16 with -k bf16, and otherwise q8: int8 with a
@@ -31,7 +40,9 @@
 #include <math.h>
 #include <string.h>
 
+#include "engine/compress.h"
 #include "engine/rope.h"
+#include "engine/sequence.h"
 #include "engine/util.h"
 #include "kernels/linear.h"
 
@@ -51,16 +62,64 @@ static void layer_norm(float *x, const float *weight, const float *bias, size_t 
         x[i] = (x[i] - mean) / deviation * weight[i] + bias[i];
 }
 
-/* Row i's index key goes into the cache. */
-static void store_key(const Model *m, State *s, size_t layer, size_t i, const float *cosine,
-                      const float *sine) {
+/* The index key of row i's token, or of the pool that it closes, goes into the cache. */
+static void store_key(const Model *m, const State *s, size_t layer, size_t i, const float *key) {
     const Row *row = &s->rows[i];
+    size_t at = row->place / s->sparse.ratio;
+    m->ops->tile_store(&s->cache->index_shape, cache_index_tile(row->sequence, at / TILE_ROWS, layer),
+                       at % TILE_ROWS, key, NULL);
+}
+
+/* Row i's own index key. It goes into the cache, where keys are not those of pools. */
+static void finish_key(const Model *m, State *s, size_t layer, size_t i, const float *cosine,
+                       const float *sine) {
     size_t di = m->config.index_head_dim, pairs = m->config.qk_rope_head_dim / 2;
     float *key = s->sparse.key + i * s->sparse.key_stride;
     layer_norm(key, m->layers[layer].index_k_norm, m->layers[layer].index_k_bias, di);
     rope(key + di - 2 * pairs, cosine, sine, pairs);
-    m->ops->tile_store(&s->cache->index_shape, cache_index_tile(row->sequence, row->place / TILE_ROWS, layer),
-                       row->place % TILE_ROWS, key, NULL);
+    if (!m->config.index_kpool)
+        store_key(m, s, layer, i, key);
+}
+
+static WindowInputs pool_inputs(const Model *m, const State *s, size_t layer, const ConstantRun *run) {
+    float *in = s->sparse.key + run->first * s->sparse.key_stride;
+    return (WindowInputs){.m = m,
+                          .layer = layer,
+                          .place = s->rows[run->first].place,
+                          .in = in,
+                          .stride = s->sparse.key_stride,
+                          .rows = run->rows,
+                          .from = cache_slot_layer(s->cache, run->from, layer),
+                          .to = cache_slot_layer(s->cache, run->to, layer),
+                          .closed = in + pool_part(&m->config, POOL_CLOSED),
+                          .closed_stride = s->sparse.key_stride};
+}
+
+/* The keys of the pools that a sequence's rows close go into the cache; a small call's inputs are kept. */
+static void finish_pools(const Model *m, const State *s, size_t layer, const ConstantRun *run) {
+    WindowInputs x = pool_inputs(m, s, layer, run);
+    size_t floats = compress_input_floats(&m->config, LAYER_LATENT);
+    float *kept = sequence_replay(run->sequence, layer, !run->sequence->constant.replay_now);
+    for (size_t t = 0; t < run->rows; t++) {
+        if ((x.place + t + 1) % m->config.index_kpool == 0)
+            store_key(m, s, layer, run->first + t, x.closed + t * x.closed_stride);
+        if (run->rows <= REPLAY_ROWS)
+            memcpy(kept + t * floats, x.in + t * x.stride, floats * sizeof *kept);
+    }
+}
+
+/* Keys become those of pools: a task is a slice of one sequence, then a sequence. Ends with a barrier. */
+static void pool_keys(const Model *m, State *s, size_t layer, Thread *t) {
+    bool plain = s->path_is_forced && s->forced_path == PATH_DEFINITION;
+    size_t slices = compress_slices(m, layer), tasks = s->run_count * slices, task;
+    while ((task = next_task(t, tasks)) < tasks) {
+        WindowInputs x = pool_inputs(m, s, layer, &s->runs[task / slices]);
+        compress_slice(&x, task % slices, plain ? NULL : s->scratch[t->id].a);
+    }
+    sync_threads(t);
+    while ((task = next_task(t, s->run_count)) < s->run_count)
+        finish_pools(m, s, layer, &s->runs[task]);
+    sync_threads(t);
 }
 
 /* Index keys into the cache; queries and weights only where rows are to be scored. */
@@ -74,6 +133,9 @@ static void project_index(const Model *m, State *s, size_t layer, Thread *t) {
 
     if (!compressed)
         linear(m->ops, s->sparse.key, s->sparse.key_stride, &L->index_k, &s->normed, t);
+    if (cfg->index_kpool)
+        linear(m->ops, s->sparse.key + pool_part(cfg, POOL_GATE), s->sparse.key_stride,
+               &L->index_compressor.gate, &s->normed, t);
     if (s->sparse.active) {
         linear(m->ops, s->sparse.query, s->sparse.query_stride, &L->index_q, &s->attention.qa_normed, t);
         linear(m->ops, s->sparse.weight, s->sparse.weight_stride, &L->index_weights, &s->normed, t);
@@ -84,11 +146,13 @@ static void project_index(const Model *m, State *s, size_t layer, Thread *t) {
         const float *cosine = cosines + i * pairs, *sine = sines + i * pairs;
         float *query = s->sparse.query + i * s->sparse.query_stride;
         if (!compressed)
-            store_key(m, s, layer, i, cosine, sine);
+            finish_key(m, s, layer, i, cosine, sine);
         for (size_t h = 0; h < cfg->index_n_heads && s->sparse.active; h++)
             rope(query + (h + 1) * di - 2 * pairs, cosine, sine, pairs);
     }
     sync_threads(t);
+    if (cfg->index_kpool)
+        pool_keys(m, s, layer, t);
 }
 
 /* ---- scores --------------------------------------------------------------------------------- */
@@ -120,7 +184,7 @@ static void score_rows(const Model *m, State *s, size_t layer, size_t first, siz
     for (size_t task = from; task < to; task++) {
         size_t line = task / tiles, i = first + line, begin = task % tiles * TILE_ROWS,
                rows = index_rows(s, i);
-        if (rows <= cfg->index_topk || begin >= rows)
+        if (rows <= s->sparse.threshold || begin >= rows)
             continue;
         if (packed != i)
             pack_queries(m, s, packed = i, z->index_query);
@@ -140,11 +204,17 @@ static uint32_t ordered(float x) {
     return x != x ? 0 : bits >> 31 ? ~bits : bits | 0x80000000u;
 }
 
-/* Sets bit j of mask, which is all zeros, for the `most` highest of score[0 .. rows), the first of equals;
- * all bits if there are no more rows. The lowest that is chosen is found a byte at a time, the highest
- * byte first: radix selection, four times through the scores. False: there was a choice, and some score is
- * non-finite. */
-static bool choose_highest(uint64_t *mask, const float *score, size_t rows, size_t most) {
+/* Sets bits first .. first + count - 1. */
+static void set_bits(uint64_t *mask, size_t first, size_t count) {
+    for (size_t j = first; j < first + count; j++)
+        mask[j / 64] |= (uint64_t)1 << j % 64;
+}
+
+/* Sets the `pool` bits of j in mask, which is all zeros, for the `most` highest of score[0 .. rows), the
+ * first of equals; for all if there are no more rows. The lowest that is chosen is found a byte at a time,
+ * the highest byte first: radix selection, four times through the scores. False: there was a choice, and some
+ * score is non-finite. */
+static bool choose_highest(uint64_t *mask, const float *score, size_t rows, size_t most, size_t pool) {
     uint32_t least = 0;
     bool finite = true;
     size_t left = most; /* of those that begin with the bytes of `least` so far */
@@ -164,7 +234,7 @@ static bool choose_highest(uint64_t *mask, const float *score, size_t rows, size
         uint32_t key = rows > most ? ordered(score[j]) : UINT32_MAX;
         finite &= rows <= most || isfinite(score[j]);
         if (key > least || (key == least && left && left--))
-            mask[j / 64] |= (uint64_t)1 << j % 64;
+            set_bits(mask, j * pool, pool);
     }
     return finite;
 }
@@ -173,7 +243,7 @@ static bool choose_highest(uint64_t *mask, const float *score, size_t rows, size
 
 void choose_rows(const Model *m, State *s, size_t layer, Thread *t) {
     const Config *cfg = &m->config;
-    size_t from, to;
+    size_t pool = s->sparse.pool, from, to;
     if (!layer_has_indexer(cfg, (uint32_t)layer) || (cfg->sliding_window && !s->sparse.active))
         return;
     project_index(m, s, layer, t);
@@ -184,9 +254,10 @@ void choose_rows(const Model *m, State *s, size_t layer, Thread *t) {
         share(t, count, &from, &to);
         for (size_t line = from; line < to; line++) {
             uint64_t *mask = s->sparse.mask + (first + line) * s->sparse.mask_stride;
+            size_t rows = index_rows(s, first + line), place = s->rows[first + line].place;
             memset(mask, 0, s->sparse.mask_stride * sizeof *mask);
-            if (!choose_highest(mask, s->sparse.score + line * s->context, index_rows(s, first + line),
-                                cfg->index_topk))
+            set_bits(mask, rows * pool, (place + 1) % pool); /* the tail */
+            if (!choose_highest(mask, s->sparse.score + line * s->context, rows, s->sparse.threshold, pool))
                 /* a choice by non-finite scores means nothing: the row's logits shall be non-finite, too */
                 s->attention.q[(first + line) * s->attention.q_stride] = NAN;
         }

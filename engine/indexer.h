@@ -14,19 +14,21 @@
  * when all are done. */
 void choose_rows(const Model *m, State *s, size_t layer, Thread *t);
 
-/* Rows that an indexer chooses from for row i: those up to its own, or the compressed ones that it sees. */
+/* Rows that an indexer chooses from for row i: those up to its own, or the compressed ones that it sees, or
+ * the pools that are complete. */
 static inline size_t index_rows(const State *s, size_t i) {
     return ((size_t)s->rows[i].place + 1) / s->sparse.ratio;
 }
 
-/* Does row i of a sparse call attend to row j of its sequence? j is below index_rows(). */
+/* Does row i of a sparse call attend to row j of its sequence? j is no later row, or below index_rows(). */
 static inline bool attends_to(const State *s, size_t i, size_t j) {
     return s->sparse.mask[i * s->sparse.mask_stride + j / 64] >> j % 64 & 1;
 }
 
-/* How many rows row i attends to, in any call. */
+/* How many rows row i attends to, in any call: what was chosen, and of pools the one that is not complete. */
 static inline size_t rows_attended(const State *s, size_t i) {
-    return min(index_rows(s, i), s->sparse.threshold);
+    size_t pool = s->sparse.pool;
+    return min(index_rows(s, i), s->sparse.threshold) * pool + ((size_t)s->rows[i].place + 1) % pool;
 }
 
 /* Sets bit `lane` of mask[j] for the rows j of a page that row i attends to. */

@@ -78,8 +78,9 @@ const char *kda_config_error(const Config *cfg) {
     bool any = false;
     for (uint32_t l = 0; l < MAX_LAYERS; l++) {
         any |= layer_is_kda(cfg, l);
-        /* no known model has it beside pairs of layers or an indexer */
-        if (layer_is_kda(cfg, l) && (l >= cfg->published_layers || cfg->shortcut_moe || cfg->index_n_heads))
+        /* no known model has it beside pairs of layers or an indexer of single tokens */
+        if (layer_is_kda(cfg, l) &&
+            (l >= cfg->published_layers || cfg->shortcut_moe || (cfg->index_n_heads && !cfg->index_kpool)))
             return "kda_layers";
     }
     if (!cfg->kda_heads && !any)

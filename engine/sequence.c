@@ -64,12 +64,13 @@ static void replay_kda(const Sequence *q, size_t layer, size_t rows, uint32_t to
 
 static void replay_window(const Sequence *q, size_t layer, size_t rows, uint32_t to) {
     const Cache *cache = q->cache;
+    const Config *cfg = &cache->model->config;
     WindowInputs x = {.m = cache->model,
                       .layer = layer,
                       .place = q->constant.before_rows,
                       .rows = rows,
                       .in = sequence_replay(q, layer, q->constant.replay_now),
-                      .stride = window_input_floats(&cache->model->config),
+                      .stride = compress_input_floats(cfg, layer_kind(cfg, (uint32_t)layer)),
                       .from = cache_slot_layer(cache, q->constant.before, layer),
                       .to = cache_slot_layer(cache, to, layer),
                       .shape = cache->shape,
@@ -77,7 +78,8 @@ static void replay_window(const Sequence *q, size_t layer, size_t rows, uint32_t
                       .ring_to = cache_ring(cache, to, layer)};
     for (size_t slice = 0; slice < compress_slices(x.m, layer); slice++)
         compress_slice(&x, slice, cache->replay_buffer);
-    advance_ring(&x);
+    if (cfg->sliding_window)
+        advance_ring(&x);
 }
 
 /* Slot `to` = the constant part behind the first `rows` rows of the last call, a small one. */
@@ -86,7 +88,7 @@ static void replay(const Sequence *q, size_t rows, uint32_t to) {
     for (uint32_t layer = 0; layer < cfg->num_hidden_layers; layer++) {
         if (layer_kind(cfg, layer) == LAYER_KDA)
             replay_kda(q, layer, rows, to);
-        if (layer_kind(cfg, layer) >= LAYER_SLIDING)
+        if (compress_input_floats(cfg, layer_kind(cfg, layer)))
             replay_window(q, layer, rows, to);
     }
 }

@@ -218,12 +218,14 @@ static void reserve_sparse(Reserve *r, const Config *cfg) {
     State *s = r->s;
     size_t Hi = cfg->index_n_heads, di = cfg->index_head_dim,
            head_groups = div_up(cfg->num_attention_heads, LANES);
-    s->sparse.threshold = Hi ? cfg->index_topk : SIZE_MAX;
-    s->sparse.ratio = cfg->sliding_window && Hi ? cfg->csa_ratio : 1;
+    size_t pool = s->sparse.pool = max(cfg->index_kpool, 1);
+    s->sparse.threshold = Hi ? cfg->index_topk / pool : SIZE_MAX;
+    s->sparse.ratio = cfg->sliding_window && Hi ? cfg->csa_ratio : pool;
     s->sparse.absorbed_from = SIZE_MAX;
     if (!Hi || !s->cache)
         return;
-    s->sparse.key_stride = round_up(di, PANEL);
+    size_t most = min(s->context, s->sparse.threshold * pool + pool - 1); /* rows that a row attends to */
+    s->sparse.key_stride = cfg->index_kpool ? pool_part(cfg, POOL_PARTS) : round_up(di, PANEL);
     s->sparse.key = reserve(r, s->chunk * s->sparse.key_stride, sizeof(float));
     s->sparse.query_stride = round_up(Hi * di, PANEL);
     s->sparse.query = reserve(r, s->chunk * s->sparse.query_stride, sizeof(float));
@@ -231,13 +233,12 @@ static void reserve_sparse(Reserve *r, const Config *cfg) {
     s->sparse.weight = reserve(r, s->chunk * s->sparse.weight_stride, sizeof(float));
     s->sparse.score_rows = max((size_t)s->threads, SCORE_ROWS);
     s->sparse.score = reserve(r, s->sparse.score_rows * s->context, sizeof(float));
-    s->sparse.mask_stride = cache_tiles(div_up(s->context, s->sparse.ratio)) * TILE_ROWS / 64;
+    s->sparse.mask_stride = cache_tiles(div_up(s->context, s->sparse.ratio) * pool) * TILE_ROWS / 64;
     s->sparse.mask = reserve(r, s->chunk * s->sparse.mask_stride, sizeof *s->sparse.mask);
     /* for the rows whose parts are computed together (engine/attend.c), or for a row of each thread */
-    s->sparse.tile_count = cache_tiles(min(s->context, cfg->index_topk));
-    size_t rows = cfg->sliding_window
-                      ? s->window.part_count / head_groups / 2
-                      : s->absorbed.part_count / head_groups / part_count(min(s->context, cfg->index_topk));
+    s->sparse.tile_count = cache_tiles(most);
+    size_t rows = cfg->sliding_window ? s->window.part_count / head_groups / 2
+                                      : s->absorbed.part_count / head_groups / part_count(most);
     s->sparse.tiles = reserve(r, max(rows, (size_t)s->threads) * s->sparse.tile_count, s->cache->tile_bytes);
     for (int i = 0; i < s->threads && s->scratch; i++) {
         s->scratch[i].index_query = reserve(r, div_up(Hi, LANES), query_bytes(&s->cache->index_shape));

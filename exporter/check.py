@@ -32,7 +32,8 @@ def cache_bytes(config: ModelConfig, tokens: int) -> int:
     row = row_bytes(config.kv_lora_rank, config.qk_rope_head_dim)
     if config.num_key_value_heads:
         row = config.num_key_value_heads * (row_bytes(config.qk_rope_head_dim) + row_bytes(config.v_head_dim))
-    return tokens * (len(layers) * row + sum(map(config.has_indexer, layers)) * key)
+    keys = tokens // max(1, config.index_kpool)
+    return tokens * len(layers) * row + sum(map(config.has_indexer, layers)) * keys * key
 
 
 def size(count: int) -> str:

@@ -17,9 +17,10 @@ import numpy as np
 from .deepseek_v4 import NO_WINDOW, read_window, window_heads
 from .experts import read_experts
 from .families import HARMLESS, NAMES, Family, ask, family_of, open_keys, own_keys, refuse_by_name
+from .glm5_next import read_glm5_next
 from .kda import MASK_WORDS, has_layer, read_kda
 from .keys import LIMITS, MEANING, REQUIRED, Keys
-from .rope import read_rope
+from .rope import Rope, read_rope
 from .weight_formats import Block, fp8_block, refuse_config
 
 ACT_SILU, ACT_RELU2 = 0, 1  # model.h
@@ -115,6 +116,7 @@ class ModelConfig:
     hca_layers: Layers = field(default_factory=lambda: [0] * MASK_WORDS)
     compress_rope_theta: F32 = 0.0
     num_hash_layers: U32 = 0
+    index_kpool: U32 = 0
     # A new field of the file is added here, with the default 0, which means "as before".
 
     # tensors of their own in the file
@@ -128,6 +130,7 @@ class ModelConfig:
     latent_factor: float  # of the normed latent
     residual_factor: float  # of what attention and MLP add
     head_factor: float  # of the normed state before the head
+    streams_mean: bool  # of several residual streams the head reads the plain mean
     # how the source has them
     rope_interleave: bool  # False: rotated rows are stored half-split and must be permuted
     index_rope_interleave: bool  # the same of the indexer's rows
@@ -141,6 +144,8 @@ class ModelConfig:
     def has_indexer(self, layer: int) -> bool:
         if self.sliding_window:
             return self.is_csa(layer)
+        if self.is_kda(layer):
+            return False
         past = max(layer - self.index_skip_topk_offset + 1, 0)
         return bool(self.index_n_heads) and past % self.index_topk_freq == 0
 
@@ -271,11 +276,13 @@ def _layers(keys: Keys, family: Family) -> int:
 
 def _latent_heads(keys: Keys, family: Family, of_hidden: int) -> dict[str, int]:
     """The sizes of latent attention; of_hidden: hidden_size / num_attention_heads."""
-    f = {key: keys.integer(key) for key in ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim")}
+    f = {key: keys.integer(key) for key in ("kv_lora_rank", "qk_nope_head_dim")}
+    p = "qk_rope_head_dim"
+    f[p] = keys.one_of(p, 0) if family.pools else keys.integer(p)
     if f["qk_rope_head_dim"] % 2:
         keys.fail("qk_rope_head_dim", "it must be even: rotations turn pairs")
     f["v_head_dim"] = keys.integer("v_head_dim", of_hidden if family.v_from_hidden else REQUIRED)
-    f["q_lora_rank"] = keys.integer("q_lora_rank", 0, least=0)
+    f["q_lora_rank"] = keys.integer("q_lora_rank", *([] if family.pools else [0, 0]))
     return f
 
 
@@ -352,9 +359,9 @@ def parse(
     tensor whose name ends so. The text fields are text_fields()'s. ExportError where something is missing,
     contradicts itself or is not supported."""
     refuse_by_name(values, where)
-    own = own_keys(family_of(values))
+    known = own_keys(family_of(values))
     for key in MEANING:  # said first: such a configuration may lack other keys as well
-        if values.get(key) not in (None, False) and key not in own:
+        if values.get(key) not in (None, False) and key not in known:
             if not any(values.get(name) for name in NAMES):
                 ask(Keys(values, where), "model_type")
             Keys(values, where).refuse(key)
@@ -364,16 +371,18 @@ def parse(
     n, p, layers = f["qk_nope_head_dim"], f["qk_rope_head_dim"], f["num_hidden_layers"]
     mixture = read_experts(keys, family, layers, has)
     window = read_window(keys, f) if family.window else NO_WINDOW
-    rope = window.rope or read_rope(keys, family, n, p, f["max_position_embeddings"])
-    indexer = Indexer(NO_INDEXER, True) if family.window else _indexer(keys, family, layers, p)
-    kda = read_kda(keys, family, layers)
+    none = Rope(np.zeros(0), 0.0) if family.pools else None
+    rope = window.rope or none or read_rope(keys, family, n, p, f["max_position_embeddings"])
+    own = family.window or family.pools  # an indexer of its own kind, and one eps for all norms
+    indexer = Indexer(NO_INDEXER, True) if own else _indexer(keys, family, layers, p)
+    kda = read_glm5_next(keys, layers) if family.pools else read_kda(keys, family, layers)
     _only_one_value(keys, n, p, f["kv_lora_rank"], bool(kda.fields))
     eps = keys.number("rms_norm_eps", least=1e-30)
     f |= mixture.fields | indexer.fields | kda.fields | window.fields | _folded(keys, f)
     f |= {
         "name": name.encode("utf-8", "replace")[:63].decode("utf-8", "ignore").encode("utf-8"),
         "rms_norm_eps": eps,
-        "latent_norm_eps": eps if family.window else LATENT_NORM_EPS,
+        "latent_norm_eps": eps if own else LATENT_NORM_EPS,
         "tie_word_embeddings": _tied(keys, has),
         "rope_theta": rope.theta if kda.rotated else 0.0,
         "rope_factor": window.rope_factor or rope.factor,
@@ -393,6 +402,7 @@ def parse(
         "rope_interleave": keys.boolean("rope_interleave"),
         "index_rope_interleave": indexer.interleave,
         "router_bias": mixture.router_bias,
+        "streams_mean": family.pools,
         "block": fp8_block(keys),
     }
     keys.read.update(("bos_token_id", "add_bos_token", "eos_token_id"))

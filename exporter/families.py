@@ -61,6 +61,7 @@ class Family:
     pairs_of_layers: bool = False  # num_layers counts pairs, with experts beside the first one's MLP
     groups: bool = False  # no latent: groups of heads share keys and values, and the whole head is rotated
     window: bool = False  # no latent: deepseek_v4.py
+    pools: bool = False  # several residual streams, no positions, an indexer of pools: glm5_next.py
 
 
 FAMILIES = (
@@ -98,6 +99,13 @@ FAMILIES = (
     Family(("llama",), ("Llama",), HALVES | LLAMA, groups=True),
     Family(("longcat_flash",), ("LongcatFlash",), PAIRS | LONGCAT, scales_softmax=True, pairs_of_layers=True),
     Family(("deepseek_v4",), ("DeepseekV4",), PAIRS | DEEPSEEK_V4, window=True),
+    Family(
+        ("glm5_next", "glm5_next_text"),
+        ("Glm5Next",),
+        PAIRS | SIGMOID | {"swiglu_limit": 10.0},
+        linear_attention="linear_attn_config",
+        pools=True,
+    ),
 )
 UNKNOWN = Family((), (), scales_softmax=None)
 
@@ -215,9 +223,6 @@ REFUSED = (
         ("kv_source_layer_ids", "index_source_layer_ids"),
     ),
     Refused(
-        "GLM-5.3-Flash", f"{STREAMS}, an indexer over pools of keys", ("glm5_next",), ("Glm5Next",)
-    ),
-    Refused(
         "Hy4",
         f"{STREAMS}, learned sinks, an output gate for each number",
         ("hy_v4", "hy_v4_vl"),
@@ -314,7 +319,8 @@ def family_of(values: Mapping[str, Any]) -> Family:
 def own_keys(family: Family) -> set[str]:
     """Keys that are refused but in some families, of which this is one."""
     linear = {family.linear_attention} if family.linear_attention else set()
-    return linear | ({"sliding_window", "hc_mult"} if family.window else set())
+    streams = {"hc_mult"} if family.window or family.pools else set()
+    return linear | streams | ({"sliding_window"} if family.window else set())
 
 
 def open_keys(values: dict[str, Any], where: str) -> tuple[Keys, Family]:

@@ -29,6 +29,7 @@ LIMITS = {
     "moe_intermediate_size": 1 << 17,
     "index_n_heads": 1 << 12,
     "index_head_dim": 1 << 12,
+    "index_kpool": 64,
     "num_heads": 1 << 12,  # of linear attention
     "head_dim": 1 << 12,
     "short_conv_kernel_size": 16,

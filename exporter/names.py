@@ -18,6 +18,9 @@ SPELLINGS = (
     (re.compile(r"(?<=\d)\.w1\."), ".gate_proj."),
     (re.compile(r"(?<=\d)\.w2\."), ".down_proj."),
     (re.compile(r"(?<=\d)\.w3\."), ".up_proj."),
+    # GLM-5.3-Flash; the second one is transformers' own
+    (re.compile(r"\.hc_(attn|ffn)_(fn|base|scale)$"), r".\1_hc.\2"),
+    (re.compile(r"\.forget_gate\."), "."),
 )
 
 # DeepSeek-V4's tensors, of the model and of a layer. Where transformers saves the published names it changes

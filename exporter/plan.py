@@ -230,6 +230,12 @@ class Plan:
         # after it
         self.vector(name + "index_k_norm", di, source + "k_norm.weight", **keys)
         self.vector(name + "index_k_bias", di, source + "k_norm.bias", **keys)
+        if cfg.index_kpool:  # without positions: keys["order"] is the source's
+            shape = cfg.index_kpool, di
+            self.matrix(name + "index_pool_gate", "attention", di, D, source + "index_kpool_compress_gate")
+            self.vector(
+                name + "index_pool_ape", math.prod(shape), source + "index_kpool_compress_ape", shape=shape
+            )
         self.matrix(name + "index_weights", F32, heads, D, source + "weights_proj.weight")
 
     def mlp(self, name: str, role: str, width: int, source: str) -> None:
@@ -345,6 +351,15 @@ class Plan:
         self.vector(name + "base", outputs, source + "base")
         self.vector(name + "scale", scales, source + "scale")
 
+    def mean_of_streams(self, name: str) -> None:
+        """A hyper-connection that gives all streams the weight 1 / S, by its base alone."""
+        cfg = self.config
+        S, width, part = cfg.hc_mult, cfg.hc_mult * cfg.hidden_size, 1 / cfg.hc_mult - cfg.hc_eps
+        base = math.log(part / (1 - part)) if S > 1 else 80.0
+        self.matrix(name + "fn", F32, S, width, "", constant=np.zeros((S, width), np.float32))
+        self.vector(name + "base", S, constant=np.full(S, base, np.float32))
+        self.vector(name + "scale", 1, constant=np.zeros(1, np.float32))
+
     def kda(self, name: str, source: str) -> None:
         """Linear attention, with the names of Kimi-Linear and Ling-3.0."""
         cfg = self.config
@@ -448,7 +463,9 @@ class Plan:
             self.vector("query_scale", len(cfg.query_scale), constant=cfg.query_scale)
         if cfg.limits is not None:
             self.vector("swiglu_limits", cfg.limits.size, constant=cfg.limits)
-        if cfg.hc_mult:
+        if cfg.streams_mean:
+            self.mean_of_streams("hc_head_")
+        elif cfg.hc_mult:
             self.hyper("hc_head_", "model.hc_head.hc_", cfg.hc_mult, 1)
         for i in range(L):
             at, half = (i // 2, f".{i % 2}") if cfg.shortcut_moe else (i, "")

@@ -585,6 +585,16 @@ TOTALS |= {
     "deepseek-v4-flash": window(4096, 64, 1024, 8, 256, 2048, (2, 21, 20)),
     "deepseek-v4-pro": window(7168, 128, 1536, 16, 384, 3072, (0, 30, 31)),
 }
+
+# and of GLM-5.3-Flash: heads of 256 without positions, pools of 4, streams that the head reads the mean of
+TOTALS["glm-5.3-flash"] = (
+    mixtures(4096, 154880, 45, 3, 12288, 288, 2048)
+    + 45 * 2 * (24 * 4 * 4096 + 24 + 3)
+    + 34 * linear(4096, 64, 128)
+    + 11 * (1536 * 4096 + 1536 + 64 * 256 * 1536 + 512 * 4096 + 512 + 64 * 512 * 512 + 4096 * 64 * 256)
+    + 11 * (32 * 128 * 1536 + 2 * 128 * 4096 + 2 * 128 + 32 * 4096 + 4 * 128)
+)
+
 PUBLISHED = {
     "deepseek-v4-flash": 284e9,
     "ling-3.0-tiny": 7.9e9,

@@ -183,7 +183,6 @@ def test_as_transformers_saves_it(changed, exported):
         ("DeepSeek-V4.1", {"architectures": ["DeepseekV41ForCausalLM"]}),
         # whatever it calls itself: layers that share compressed rows
         ("DeepSeek-V4.1", {"model_type": "deepseek_v4", "kv_source_layer_ids": [2, 8, 14, 20]}),
-        ("GLM-5.3-Flash", {"model_type": "glm5_next"}),
         ("LongCat-Flash-Lite", {"model_type": "longcat_flash", "ngram_vocab_size_ratio": 78}),
         ("Instella-MoE", {"model_type": "instella_moe"}),
         ("openPangu 2", {"architectures": ["PanguV2MoEForCausalLM"]}),
@@ -213,7 +212,9 @@ def continued(model, folder, cuts, total=60):
     return text("--ids", " ".join(IDS[begin:total]), "-n", "12", "-s", "5", "--session", file, model=model)
 
 
-@pytest.mark.parametrize("source", [LING, KIMI, MODELS / "v4_fp4"], ids=lambda source: source.name)
+@pytest.mark.parametrize(
+    "source", [LING, KIMI, MODELS / "v4_fp4", MODELS / "glm53flash"], ids=lambda source: source.name
+)
 def test_a_session_goes_on_as_the_text(source, export, tmp_path, monkeypatch):
     """Saved at every row around the taps of a convolution and the end of a call."""
     monkeypatch.setenv("MLA_PATH", "absorbed")
@@ -246,7 +247,7 @@ def test_what_a_session_holds(export, tmp_path):
 
 
 @pytest.mark.parametrize("cache", ["f32", "bf16", "q8", "q6", "q4", "full"])
-@pytest.mark.parametrize("name", ["v32", "kimi_linear", "v4_fp4"])
+@pytest.mark.parametrize("name", ["v32", "kimi_linear", "v4_fp4", "glm53flash"])
 def test_rows_behind_the_last_are_zeros(name, cache, export, tmp_path):
     """A session is the same whether a longer text stood there before or not."""
     if (name, cache) == ("v4_fp4", "full"):

@@ -23,10 +23,6 @@ from support import MODELS, PATHS, TOLERANCE
 ONE_WAY = {"kernel": (["-k", "f32"], {}), "definition": (["-k", "f32"], {"MLA_PATH": "definition"})}
 WITHOUT_LATENT = {"llama", "deepseek_v4"}
 
-# Families of the oracle that are not computed: their attention or layers have a feature that no field of the
-# checkpoint describes.
-UNSUPPORTED = {"glm5_next"}
-
 # One such feature each, put into a configuration that is otherwise supported.
 FEATURES = {
     "linear_attn_config": {"num_heads": 2},
@@ -46,10 +42,13 @@ OF_MEMORY = 1.5
 CHUNKS = [None, 1, 7]
 # Around the four taps of linear attention's convolution and the rows of a small call.
 AROUND_FOUR = [None, 1, 3, 4, 5, 7]
+# Around the windows of DeepSeek-V4, which are of 4 and of 128 rows, and the pools of GLM-5.3-Flash, of 4.
+AROUND_WINDOWS = [*AROUND_FOUR, 127, 128, 129]
 CHUNKS_OF = {
     "kimi_linear": AROUND_FOUR,
     "bailing_hybrid": AROUND_FOUR,
-    "deepseek_v4": [*AROUND_FOUR, 127, 128, 129],  # around its windows, which are of 4 and of 128 rows
+    "deepseek_v4": AROUND_WINDOWS,
+    "glm5_next": AROUND_WINDOWS,
 }
 
 
@@ -64,13 +63,15 @@ def family(source):
     return json.loads((source / "config.json").read_text())["model_type"]
 
 
-SUPPORTED = [source for source in sources().values() if family(source) not in UNSUPPORTED]
+SUPPORTED = list(sources().values())
 
 
-# Without an indexer: random ones choose other rows with rounded weights.
-DENSE = [
-    source for source in SUPPORTED if "index_topk" not in json.loads((source / "config.json").read_text())
-]
+def chooses(source):
+    """Has the model an indexer? Random ones choose other rows with rounded weights."""
+    return '"index_topk"' in (source / "config.json").read_text()
+
+
+DENSE = [source for source in SUPPORTED if not chooses(source)]
 
 
 def test_models_are_there():
@@ -94,6 +95,7 @@ def test_models_are_there():
         "sarvam",
         "axk1",
         "v4_fp4",
+        "glm53flash",
     } <= {path.name for path in MODELS.iterdir()}
 
 

@@ -21,6 +21,7 @@ STORIES = ROOT / "demo" / "stories.bin"
 TINY = MODELS / "v2_236b"  # low-rank queries, expert groups, sizes that are no multiples of 32
 TYPES = ["f32", "bf16", "q8", "q4"]  # of it
 FEATURES = [
+    "glm53flash",
     "kimi_linear",
     "ling_flash",
     "longcat",

@@ -15,8 +15,8 @@ from support import MODELS, ROOT, Checkpoint
 CACHES = ["f32", "bf16", "q8", "q6", "q4", "full", "full-bf16", "full-q8"]
 CONTEXT = 420
 DENSE, SPARSE, SHARED_CHOICE = MODELS / "v2_236b", MODELS / "v32", MODELS / "glm52"
-# with a constant part: linear attention; windows and compressed rows
-HYBRIDS = [MODELS / "kimi_linear", MODELS / "ling_flash", MODELS / "v4_fp4"]
+# with a constant part: linear attention; windows and compressed rows; linear attention and pools of four
+HYBRIDS = [MODELS / "kimi_linear", MODELS / "ling_flash", MODELS / "v4_fp4", MODELS / "glm53flash"]
 GROUPED = MODELS / "llama_rope3"  # three groups of three heads, no latent
 # around the threshold of 112 rows between the two paths, and over two pages of 128 rows
 LENGTHS = [150, 20, 260, 113, 112, 1]
