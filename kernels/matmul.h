@@ -39,11 +39,16 @@ OP void load_units(const int form, vb unit[8], const uint8_t *units, vt codebook
     }
 }
 
+/* Where the integer sums of a row begin. */
+OP vi int8_start(const int form, int32_t start) {
+    return form == NARROW ? dot4_narrow_from(vi_set1(start)) : dot4_from(vi_set1(start));
+}
+
 /* `rows` rows of a group of x in int8, from its first column on. */
 typedef struct {
     const int8_t *q;
     const float *scale;
-    const int32_t *sum;
+    const int32_t *start;
     size_t group; /* rows of the group: how far it is from one block of 32 columns to the next */
 } Int8Rows;
 
@@ -63,7 +68,7 @@ OP void multiply_int8(float *y, size_t ldy, const Matrix *w, const uint8_t *pane
             vf scale = vf_from_f16(panel + 32 * half);
             UNROLL for (int t = 0; t < rows; t++) {
                 const int8_t *q = x.q + 32 * t;
-                vi sum = form == NARROW ? dot4_narrow_starts(vi_set1(x.sum[t])) : dot4_start(x.sum[t]);
+                vi sum = int8_start(form, x.start[t]);
                 UNROLL for (int u = 0; u < 8; u++) sum = form == NARROW
                                                              ? dot4_narrow(sum, unit[u], va_load(q + 4 * u))
                                                              : dot4(sum, unit[u], q + 4 * u);
@@ -71,7 +76,7 @@ OP void multiply_int8(float *y, size_t ldy, const Matrix *w, const uint8_t *pane
             }
             x.q += 32 * x.group;
             x.scale += x.group;
-            x.sum += x.group;
+            x.start += x.group;
         }
     }
     UNROLL for (int t = 0; t < rows; t++) vf_store(y + (size_t)t * ldy, vf_mul(acc[t], vf_set1(w->scale)));
@@ -98,7 +103,7 @@ OP void multiply_group(const int form, float *y, size_t ldy, const Matrix *w, co
     for (size_t t = 0; t < n; t += REG_ROWS) {
         const bool int8 = is_int8_form(form);
         size_t at = row * (x->stride / 32) + t;
-        Int8Rows ints = int8 ? (Int8Rows){x->q + 32 * at, x->scale + at, x->sum + at, n} : (Int8Rows){0};
+        Int8Rows ints = int8 ? (Int8Rows){x->q + 32 * at, x->scale + at, x->start + at, n} : (Int8Rows){0};
         const float *floats = int8 ? NULL : x->f + (row + t) * x->stride;
         float *to = y + t * ldy;
 #define MULTIPLY(rows)                                                                     \
@@ -141,7 +146,6 @@ enum { PART = 32 / MANY_PANELS };
 typedef struct {
     vb unit[PART][8][MANY_PANELS];
     vf scale[PART][MANY_PANELS];
-    int32_t start[PART][16]; /* of the sums of a group's rows */
 } Unpacked;
 
 /* Halves half .. half + n - 1 of MANY_PANELS panels. */
@@ -161,28 +165,17 @@ OP void unpack_panels(Unpacked *u, const Matrix *w, const uint8_t *panel, size_t
     }
 }
 
-/* Where the integer sums of a group's rows begin. x: from the group's first row on. */
-OP void start_sums(Unpacked *u, size_t n, Int8Rows x, const int form) {
-    for (size_t h = 0; h < n; h++, x.sum += x.group) {
-        int32_t few[16] = {0};
-        if (x.group < 16)
-            memcpy(few, x.sum, x.group * sizeof *few);
-        vi sums = vi_load(x.group < 16 ? few : x.sum);
-        vi_store(u->start[h], form == NARROW ? dot4_narrow_starts(sums) : dot4_starts(sums));
-    }
-}
-
 /* y[t * ldy + 16 p + lane] for t < rows and all panels p: the products of n halves are added, and the result
- * is multiplied by `factor`. x begins with row `row` of its group. */
-OP void multiply_many(float *y, size_t ldy, const Unpacked *u, size_t n, Int8Rows x, size_t row, bool first,
-                      float factor, const int rows, const int form) {
+ * is multiplied by `factor`. */
+OP void multiply_many(float *y, size_t ldy, const Unpacked *u, size_t n, Int8Rows x, bool first, float factor,
+                      const int rows, const int form) {
     vf acc[MANY_ROWS][MANY_PANELS];
     UNROLL for (int t = 0; t < rows; t++) UNROLL for (int p = 0; p < MANY_PANELS; p++) acc[t][p] =
         first ? vf_set1(0.0f) : vf_load(y + (size_t)t * ldy + 16 * p);
     for (size_t h = 0; h < n; h++) {
         vi sum[MANY_ROWS][MANY_PANELS];
         UNROLL for (int t = 0; t < rows; t++) UNROLL for (int p = 0; p < MANY_PANELS; p++) sum[t][p] =
-            vi_set1(u->start[h][row + (size_t)t]);
+            int8_start(form, x.start[t]);
         ROLLED for (int i = 0; i < 8; i++) {
             vb w[MANY_PANELS];
             UNROLL for (int p = 0; p < MANY_PANELS; p++) w[p] = u->unit[h][i][p];
@@ -199,6 +192,7 @@ OP void multiply_many(float *y, size_t ldy, const Unpacked *u, size_t n, Int8Row
         }
         x.q += 32 * x.group;
         x.scale += x.group;
+        x.start += x.group;
     }
     UNROLL for (int t = 0; t < rows; t++) UNROLL for (int p = 0; p < MANY_PANELS; p++)
         vf_store(y + (size_t)t * ldy + 16 * p, vf_mul(acc[t][p], vf_set1(factor)));
@@ -215,12 +209,11 @@ OP void multiply_panels(float *y, size_t ldy, const Matrix *w, const uint8_t *pa
         unpack_panels(&u, w, panel, half, n, form);
         for (size_t row = 0; row < x->rows; row += 16) {
             size_t group = min(x->rows - row, 16), at = row * (x->stride / 32) + half * group;
-            Int8Rows rows = {x->q + 32 * at, x->scale + at, x->sum + at, group};
-            start_sums(&u, n, rows, form);
+            Int8Rows rows = {x->q + 32 * at, x->scale + at, x->start + at, group};
             for (size_t t = 0; t < group; t += MANY_ROWS) {
                 float *to = y + (row + t) * ldy;
 #define TILE(count) \
-    case count: multiply_many(to, ldy, &u, n, rows, t, half == 0, factor, count, form); break
+    case count: multiply_many(to, ldy, &u, n, rows, half == 0, factor, count, form); break
                 switch (min(group - t, MANY_ROWS)) {
                     TILE(1);
                     TILE(2);
@@ -230,6 +223,7 @@ OP void multiply_panels(float *y, size_t ldy, const Matrix *w, const uint8_t *pa
 #undef TILE
                 rows.q += 32 * MANY_ROWS;
                 rows.scale += MANY_ROWS;
+                rows.start += MANY_ROWS;
             }
         }
     }

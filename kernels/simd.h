@@ -121,13 +121,13 @@ OP void vf_store_n(float *p, size_t n, vf a) {
 #endif
 
 /* A narrow codebook has values of 7 bits, -64 .. 63. dot4_narrow is dot4_va for weights of a codebook that
- * vt_load_narrow loaded, and dot4_narrow_starts its dot4_starts. Only AVX2 without VNNI has a shorter way for
+ * vt_load_narrow loaded, and dot4_narrow_from its dot4_from. Only AVX2 without VNNI has a shorter way for
  * them. */
 #ifndef ISA_avx2
 enum { NARROW_PAYS = 0 };
 OP vt vt_load_narrow(const int8_t *codebook) { return vt_load(codebook); }
 OP vi dot4_narrow(vi acc, vb w, va a) { return dot4_va(acc, w, a); }
-OP vi dot4_narrow_starts(vi sums) { return dot4_starts(sums); }
+OP vi dot4_narrow_from(vi start) { return dot4_from(start); }
 #endif
 
 /* e^x within 1 ulp (tests/test_kernels.c); 0 at -infinity, infinity above 88.7, NaN at NaN. x = n ln 2 + r

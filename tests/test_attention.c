@@ -484,7 +484,7 @@ static void check_acts(const Kernels *ops, TileType type, const char *type_name)
         if (is_int8(type)) {
             acts.q = q;
             acts.scale = scale;
-            acts.sum = sum;
+            acts.start = sum;
         } else {
             acts.f = f;
         }
