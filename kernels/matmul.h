@@ -52,6 +52,21 @@ typedef struct {
     size_t group; /* rows of the group: how far it is from one block of 32 columns to the next */
 } Int8Rows;
 
+/* acc[t] += the products of 32 columns, for n rows of x from row `first` on. Their sums advance in turns: a
+ * product waits some five cycles for the one before it in the same sum. */
+OP void add_half(vf *acc, const vb unit[8], vf scale, Int8Rows x, size_t first, const int n, const int form) {
+    vi sum[ABREAST];
+    UNROLL for (int t = 0; t < n; t++) sum[t] = int8_start(form, x.start[first + t]);
+    UNROLL for (int u = 0; u < 8; u++) {
+        UNROLL for (int t = 0; t < n; t++) {
+            const int8_t *q = x.q + 32 * (first + t) + 4 * u;
+            sum[t] = form == NARROW ? dot4_narrow(sum[t], unit[u], va_load(q)) : dot4(sum[t], unit[u], q);
+        }
+    }
+    UNROLL for (int t = 0; t < n; t++) acc[t] =
+        vf_fma(vi_to_float(sum[t]), vf_mul(scale, vf_set1(x.scale[first + t])), acc[t]);
+}
+
 /* y[t * ldy + lane] for t < rows: one panel of q8 or q4 times `rows` rows. */
 OP void multiply_int8(float *y, size_t ldy, const Matrix *w, const uint8_t *panel, Int8Rows x, const int rows,
                       const int form) {
@@ -66,14 +81,8 @@ OP void multiply_int8(float *y, size_t ldy, const Matrix *w, const uint8_t *pane
             vb unit[8];
             load_units(form, unit, panel + 64 + (bytes - 64) / 2 * (size_t)half, codebook);
             vf scale = vf_from_f16(panel + 32 * half);
-            UNROLL for (int t = 0; t < rows; t++) {
-                const int8_t *q = x.q + 32 * t;
-                vi sum = int8_start(form, x.start[t]);
-                UNROLL for (int u = 0; u < 8; u++) sum = form == NARROW
-                                                             ? dot4_narrow(sum, unit[u], va_load(q + 4 * u))
-                                                             : dot4(sum, unit[u], q + 4 * u);
-                acc[t] = vf_fma(vi_to_float(sum), vf_mul(scale, vf_set1(x.scale[t])), acc[t]);
-            }
+            UNROLL for (int t = 0; t < rows; t += ABREAST)
+                add_half(acc + t, unit, scale, x, t, rows - t < ABREAST ? rows - t : ABREAST, form);
             x.q += 32 * x.group;
             x.scale += x.group;
             x.start += x.group;
