@@ -13,7 +13,8 @@
 #include "kernels/simd.h"
 
 enum {
-    WEIGHTS_AHEAD = 2048,    /* bytes; hides the latency of memory when one row is multiplied */
+    WEIGHTS_AHEAD = 2048, /* bytes; hides the latency of L2 when few rows are multiplied */
+    WEIGHTS_FAR = 8192,   /* bytes; the same of memory. More of such loads can be under way than of those */
     CHUNK_BYTES = 256 * 1024 /* weights that stay in L2 while all rows of x pass by */
 };
 
@@ -26,6 +27,12 @@ OP vt load_codebook(const int form, const Matrix *w) {
     return form == NARROW ? vt_load_narrow(w->codebook) : form == TYPE_Q4 ? vt_load(w->codebook) : (vt){0};
 }
 OP size_t block_bytes(const int form) { return form == TYPE_Q8 ? Q8_BLOCK : Q4_BLOCK; }
+
+/* A line of weights is asked for twice: what comes into the first cache has few places to wait in. */
+OP void prefetch_weights(const uint8_t *p) {
+    PREFETCH(p + WEIGHTS_AHEAD);
+    PREFETCH_FAR(p + WEIGHTS_FAR);
+}
 
 /* The eight units, of 4 columns each, of a half of a block. */
 OP void load_units(const int form, vb unit[8], const uint8_t *units, vt codebook) {
@@ -76,7 +83,7 @@ OP void multiply_int8(float *y, size_t ldy, const Matrix *w, const uint8_t *pane
     const size_t bytes = block_bytes(form), blocks = div_up(w->cols, BLOCK);
     for (size_t b = 0; b < blocks; b++, panel += bytes) {
         for (size_t line = 0; line < bytes; line += 64)
-            PREFETCH(panel + WEIGHTS_AHEAD + line);
+            prefetch_weights(panel + line);
         UNROLL for (int half = 0; half < 2; half++) {
             vb unit[8];
             load_units(form, unit, panel + 64 + (bytes - 64) / 2 * (size_t)half, codebook);
@@ -98,7 +105,7 @@ OP void multiply_float(float *y, size_t ldy, const Matrix *w, const uint8_t *pan
     UNROLL for (int t = 0; t < rows; t++) acc[t] = vf_set1(0.0f);
     const size_t bytes = bf16 ? 32 : 64;
     for (size_t c = 0; c < w->cols; c++, panel += bytes) {
-        PREFETCH(panel + WEIGHTS_AHEAD);
+        prefetch_weights(panel);
         vf weights = bf16 ? vf_from_bf16(panel) : vf_load((const float *)(const void *)panel);
         UNROLL for (int t = 0; t < rows; t++) acc[t] =
             vf_fma(weights, vf_set1(x[(size_t)t * stride + c]), acc[t]);
@@ -207,6 +214,25 @@ OP void multiply_many(float *y, size_t ldy, const Unpacked *u, size_t n, Int8Row
         vf_store(y + (size_t)t * ldy + 16 * p, vf_mul(acc[t][p], vf_set1(factor)));
 }
 
+/* The weights of the next part, MANY_PANELS panels `panel` bytes apart, are asked for while this part is
+ * multiplied: a few lines of 64 bytes with each tile. All at once would be more than can be under way. */
+typedef struct {
+    const uint8_t *next, *end;
+    size_t panel, lines;
+} NextPart;
+
+OP void prefetch_some(NextPart *part) {
+    for (size_t i = 0; i < part->lines && part->next < part->end; i++, part->next += 64)
+        UNROLL for (int p = 0; p < MANY_PANELS; p++) PREFETCH_FAR(part->next + part->panel * (size_t)p);
+}
+
+/* Behind `half` halves of the panels; behind their end, the panels after them. */
+OP NextPart next_part(const Matrix *w, const uint8_t *panel, size_t half, size_t rows, const int form) {
+    const size_t bytes = block_bytes(form), blocks = div_up(w->cols, BLOCK), part = PART / 2 * bytes;
+    const uint8_t *next = panel + (half < 2 * blocks ? half / 2 : MANY_PANELS * blocks) * bytes;
+    return (NextPart){next, next + part, blocks * bytes, div_up(part / 64, div_up(rows, MANY_ROWS))};
+}
+
 /* MANY_PANELS panels times all rows of x. */
 OP void multiply_panels(float *y, size_t ldy, const Matrix *w, const uint8_t *panel, const Activations *x,
                         const int form) {
@@ -216,11 +242,13 @@ OP void multiply_panels(float *y, size_t ldy, const Matrix *w, const uint8_t *pa
         size_t n = min(halves - half, PART);
         float factor = half + n == halves ? w->scale : 1.0f;
         unpack_panels(&u, w, panel, half, n, form);
+        NextPart next = next_part(w, panel, half + n, x->rows, form);
         for (size_t row = 0; row < x->rows; row += 16) {
             size_t group = min(x->rows - row, 16), at = row * (x->stride / 32) + half * group;
             Int8Rows rows = {x->q + 32 * at, x->scale + at, x->start + at, group};
             for (size_t t = 0; t < group; t += MANY_ROWS) {
                 float *to = y + (row + t) * ldy;
+                prefetch_some(&next);
 #define TILE(count) \
     case count: multiply_many(to, ldy, &u, n, rows, half == 0, factor, count, form); break
                 switch (min(group - t, MANY_ROWS)) {

@@ -46,7 +46,8 @@
 #define ROLLED _Pragma("GCC unroll 1")
 #endif
 
-#define PREFETCH(address) __builtin_prefetch((const void *)(address), 0, 3)
+#define PREFETCH(address)     __builtin_prefetch((const void *)(address), 0, 3)
+#define PREFETCH_FAR(address) __builtin_prefetch((const void *)(address), 0, 2) /* not into the first cache */
 
 OP uint32_t bits_of(float f) {
     uint32_t u;
