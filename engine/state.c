@@ -65,7 +65,7 @@ static Activations reserve_activations(Reserve *r, const Model *m, size_t rows, 
     if (m->int8_activations) {
         x.q = reserve(r, n, sizeof *x.q);
         x.scale = reserve(r, n / 32, sizeof *x.scale);
-        x.sum = reserve(r, n / 32, sizeof *x.sum);
+        x.start = reserve(r, n / 32, sizeof *x.start);
     }
     return x;
 }

@@ -45,8 +45,8 @@
  * row i, and meets the same four activations, which are repeated in every lane.
  *
  * Why a weight is stored + 128: vpdpbusd multiplies unsigned bytes by signed ones, and activations are
- * signed. It computes sum (w + 128) a = sum w a + 128 sum a. The second term is known beforehand, because
- * Activations.sum keeps the sum of a: it is taken off at the start. Where the instruction wants signed
+ * signed. It computes sum (w + 128) a = sum w a + 128 sum a. The second term is known beforehand:
+ * Activations.start is what takes it off, and sums begin there. Where the instruction wants signed
  * weights, they become so by flipping the highest bit when they are loaded. */
 typedef enum { TYPE_VECTOR, TYPE_F32, TYPE_BF16, TYPE_Q8, TYPE_Q4, TYPE_COUNT } Type;
 
@@ -79,16 +79,16 @@ static inline size_t matrix_panels(const Matrix *w) { return div_up(w->rows, PAN
  *
  * The int8 form is stored in groups of 16 rows (the last group has rows % 16 if that is not 0). Within a
  * group it is [half of a block][row of the group][32 columns], so that a product of 16 rows walks memory in
- * one stream; a single row is simply the row. Scales and sums follow the same order: [group][half][row].
+ * one stream; a single row is simply the row. Scales and starts follow the same order: [group][half][row].
  * Group i begins at row 16 i: at byte 16 i * stride of q, and at element 16 i * stride / 32 of scale and
- * sum. */
+ * start. */
 typedef struct {
     uint32_t rows, cols;
     uint32_t stride; /* cols rounded up to 64 */
     float *f;        /* [rows][stride], zeros past cols; NULL if no matrix needs it */
     int8_t *q;       /* int8 in -127 .. 127, zeros past cols; NULL if no matrix needs it */
     float *scale;    /* per 32 columns: max|x| / 127; 0 if all are 0, NaN if a number is not finite */
-    int32_t *sum;    /* per 32 columns: the sum of the 32 int8 values (why: see weights) */
+    int32_t *start;  /* per 32 columns: -128 * the sum of the 32 int8 values (why: see weights) */
 } Activations;
 
 /* Part of x's memory as activations of their own: `rows` rows of `cols` columns from element `at` on (a
@@ -103,7 +103,7 @@ static inline Activations activations_view(const Activations *x, size_t at, size
     if (x->q) {
         v.q += at;
         v.scale += at / 32;
-        v.sum += at / 32;
+        v.start += at / 32;
     }
     return v;
 }

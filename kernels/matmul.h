@@ -13,7 +13,8 @@
 #include "kernels/simd.h"
 
 enum {
-    WEIGHTS_AHEAD = 4096,    /* bytes; hides the latency of memory when one row is multiplied */
+    WEIGHTS_AHEAD = 2048,    /* bytes to L1; hides the latency of L2 when few rows are multiplied */
+    WEIGHTS_FAR = 8192,      /* bytes to L2; hides the latency of memory */
     CHUNK_BYTES = 256 * 1024 /* weights that stay in L2 while all rows of x pass by */
 };
 
@@ -27,6 +28,12 @@ OP vt load_codebook(const int form, const Matrix *w) {
 }
 OP size_t block_bytes(const int form) { return form == TYPE_Q8 ? Q8_BLOCK : Q4_BLOCK; }
 
+/* A line of weights is asked for twice: from afar into L2, then into L1 (PREFETCH in simd.h says why). */
+OP void prefetch_weights(const uint8_t *p) {
+    PREFETCH(p + WEIGHTS_AHEAD);
+    PREFETCH_FAR(p + WEIGHTS_FAR);
+}
+
 /* The eight units, of 4 columns each, of a half of a block. */
 OP void load_units(const int form, vb unit[8], const uint8_t *units, vt codebook) {
     UNROLL for (int u = 0; u < 4; u++) {
@@ -39,13 +46,33 @@ OP void load_units(const int form, vb unit[8], const uint8_t *units, vt codebook
     }
 }
 
+/* Where the integer sums of a row begin. */
+OP vi int8_start(const int form, int32_t start) {
+    return form == NARROW ? dot4_narrow_from(vi_set1(start)) : dot4_from(vi_set1(start));
+}
+
 /* `rows` rows of a group of x in int8, from its first column on. */
 typedef struct {
     const int8_t *q;
     const float *scale;
-    const int32_t *sum;
+    const int32_t *start;
     size_t group; /* rows of the group: how far it is from one block of 32 columns to the next */
 } Int8Rows;
+
+/* acc[t] += the products of 32 columns, for n rows of x from row `first` on. Their sums advance in turns: a
+ * product waits some five cycles for the one before it in the same sum. */
+OP void add_half(vf *acc, const vb unit[8], vf scale, Int8Rows x, size_t first, const int n, const int form) {
+    vi sum[ABREAST];
+    UNROLL for (int t = 0; t < n; t++) sum[t] = int8_start(form, x.start[first + t]);
+    UNROLL for (int u = 0; u < 8; u++) {
+        UNROLL for (int t = 0; t < n; t++) {
+            const int8_t *q = x.q + 32 * (first + t) + 4 * u;
+            sum[t] = form == NARROW ? dot4_narrow(sum[t], unit[u], va_load(q)) : dot4(sum[t], unit[u], q);
+        }
+    }
+    UNROLL for (int t = 0; t < n; t++) acc[t] =
+        vf_fma(vi_to_float(sum[t]), vf_mul(scale, vf_set1(x.scale[first + t])), acc[t]);
+}
 
 /* y[t * ldy + lane] for t < rows: one panel of q8 or q4 times `rows` rows. */
 OP void multiply_int8(float *y, size_t ldy, const Matrix *w, const uint8_t *panel, Int8Rows x, const int rows,
@@ -56,22 +83,16 @@ OP void multiply_int8(float *y, size_t ldy, const Matrix *w, const uint8_t *pane
     const size_t bytes = block_bytes(form), blocks = div_up(w->cols, BLOCK);
     for (size_t b = 0; b < blocks; b++, panel += bytes) {
         for (size_t line = 0; line < bytes; line += 64)
-            PREFETCH(panel + WEIGHTS_AHEAD + line);
+            prefetch_weights(panel + line);
         UNROLL for (int half = 0; half < 2; half++) {
             vb unit[8];
             load_units(form, unit, panel + 64 + (bytes - 64) / 2 * (size_t)half, codebook);
             vf scale = vf_from_f16(panel + 32 * half);
-            UNROLL for (int t = 0; t < rows; t++) {
-                const int8_t *q = x.q + 32 * t;
-                vi sum = form == NARROW ? dot4_narrow_starts(vi_set1(x.sum[t])) : dot4_start(x.sum[t]);
-                UNROLL for (int u = 0; u < 8; u++) sum = form == NARROW
-                                                             ? dot4_narrow(sum, unit[u], va_load(q + 4 * u))
-                                                             : dot4(sum, unit[u], q + 4 * u);
-                acc[t] = vf_fma(vi_to_float(sum), vf_mul(scale, vf_set1(x.scale[t])), acc[t]);
-            }
+            UNROLL for (int t = 0; t < rows; t += ABREAST)
+                add_half(acc + t, unit, scale, x, t, rows - t < ABREAST ? rows - t : ABREAST, form);
             x.q += 32 * x.group;
             x.scale += x.group;
-            x.sum += x.group;
+            x.start += x.group;
         }
     }
     UNROLL for (int t = 0; t < rows; t++) vf_store(y + (size_t)t * ldy, vf_mul(acc[t], vf_set1(w->scale)));
@@ -84,7 +105,7 @@ OP void multiply_float(float *y, size_t ldy, const Matrix *w, const uint8_t *pan
     UNROLL for (int t = 0; t < rows; t++) acc[t] = vf_set1(0.0f);
     const size_t bytes = bf16 ? 32 : 64;
     for (size_t c = 0; c < w->cols; c++, panel += bytes) {
-        PREFETCH(panel + WEIGHTS_AHEAD);
+        prefetch_weights(panel);
         vf weights = bf16 ? vf_from_bf16(panel) : vf_load((const float *)(const void *)panel);
         UNROLL for (int t = 0; t < rows; t++) acc[t] =
             vf_fma(weights, vf_set1(x[(size_t)t * stride + c]), acc[t]);
@@ -98,7 +119,7 @@ OP void multiply_group(const int form, float *y, size_t ldy, const Matrix *w, co
     for (size_t t = 0; t < n; t += REG_ROWS) {
         const bool int8 = is_int8_form(form);
         size_t at = row * (x->stride / 32) + t;
-        Int8Rows ints = int8 ? (Int8Rows){x->q + 32 * at, x->scale + at, x->sum + at, n} : (Int8Rows){0};
+        Int8Rows ints = int8 ? (Int8Rows){x->q + 32 * at, x->scale + at, x->start + at, n} : (Int8Rows){0};
         const float *floats = int8 ? NULL : x->f + (row + t) * x->stride;
         float *to = y + t * ldy;
 #define MULTIPLY(rows)                                                                     \
@@ -141,7 +162,6 @@ enum { PART = 32 / MANY_PANELS };
 typedef struct {
     vb unit[PART][8][MANY_PANELS];
     vf scale[PART][MANY_PANELS];
-    int32_t start[PART][16]; /* of the sums of a group's rows */
 } Unpacked;
 
 /* Halves half .. half + n - 1 of MANY_PANELS panels. */
@@ -161,28 +181,17 @@ OP void unpack_panels(Unpacked *u, const Matrix *w, const uint8_t *panel, size_t
     }
 }
 
-/* Where the integer sums of a group's rows begin. x: from the group's first row on. */
-OP void start_sums(Unpacked *u, size_t n, Int8Rows x, const int form) {
-    for (size_t h = 0; h < n; h++, x.sum += x.group) {
-        int32_t few[16] = {0};
-        if (x.group < 16)
-            memcpy(few, x.sum, x.group * sizeof *few);
-        vi sums = vi_load(x.group < 16 ? few : x.sum);
-        vi_store(u->start[h], form == NARROW ? dot4_narrow_starts(sums) : dot4_starts(sums));
-    }
-}
-
 /* y[t * ldy + 16 p + lane] for t < rows and all panels p: the products of n halves are added, and the result
- * is multiplied by `factor`. x begins with row `row` of its group. */
-OP void multiply_many(float *y, size_t ldy, const Unpacked *u, size_t n, Int8Rows x, size_t row, bool first,
-                      float factor, const int rows, const int form) {
+ * is multiplied by `factor`. */
+OP void multiply_many(float *y, size_t ldy, const Unpacked *u, size_t n, Int8Rows x, bool first, float factor,
+                      const int rows, const int form) {
     vf acc[MANY_ROWS][MANY_PANELS];
     UNROLL for (int t = 0; t < rows; t++) UNROLL for (int p = 0; p < MANY_PANELS; p++) acc[t][p] =
         first ? vf_set1(0.0f) : vf_load(y + (size_t)t * ldy + 16 * p);
     for (size_t h = 0; h < n; h++) {
         vi sum[MANY_ROWS][MANY_PANELS];
         UNROLL for (int t = 0; t < rows; t++) UNROLL for (int p = 0; p < MANY_PANELS; p++) sum[t][p] =
-            vi_set1(u->start[h][row + (size_t)t]);
+            int8_start(form, x.start[t]);
         ROLLED for (int i = 0; i < 8; i++) {
             vb w[MANY_PANELS];
             UNROLL for (int p = 0; p < MANY_PANELS; p++) w[p] = u->unit[h][i][p];
@@ -199,9 +208,29 @@ OP void multiply_many(float *y, size_t ldy, const Unpacked *u, size_t n, Int8Row
         }
         x.q += 32 * x.group;
         x.scale += x.group;
+        x.start += x.group;
     }
     UNROLL for (int t = 0; t < rows; t++) UNROLL for (int p = 0; p < MANY_PANELS; p++)
         vf_store(y + (size_t)t * ldy + 16 * p, vf_mul(acc[t][p], vf_set1(factor)));
+}
+
+/* The weights of the next part, MANY_PANELS panels `panel` bytes apart, are asked for while this part is
+ * multiplied: a few lines of 64 bytes with each tile. All at once would be more than can be under way. */
+typedef struct {
+    const uint8_t *next, *end;
+    size_t panel, lines;
+} NextPart;
+
+OP void prefetch_some(NextPart *part) {
+    for (size_t i = 0; i < part->lines && part->next < part->end; i++, part->next += 64)
+        UNROLL for (int p = 0; p < MANY_PANELS; p++) PREFETCH_FAR(part->next + part->panel * (size_t)p);
+}
+
+/* Behind `half` halves of the panels; behind their end, the panels after them. */
+OP NextPart next_part(const Matrix *w, const uint8_t *panel, size_t half, size_t rows, const int form) {
+    const size_t bytes = block_bytes(form), blocks = div_up(w->cols, BLOCK), part = PART / 2 * bytes;
+    const uint8_t *next = panel + (half < 2 * blocks ? half / 2 : MANY_PANELS * blocks) * bytes;
+    return (NextPart){next, next + part, blocks * bytes, div_up(part / 64, div_up(rows, MANY_ROWS))};
 }
 
 /* MANY_PANELS panels times all rows of x. */
@@ -213,14 +242,15 @@ OP void multiply_panels(float *y, size_t ldy, const Matrix *w, const uint8_t *pa
         size_t n = min(halves - half, PART);
         float factor = half + n == halves ? w->scale : 1.0f;
         unpack_panels(&u, w, panel, half, n, form);
+        NextPart next = next_part(w, panel, half + n, x->rows, form);
         for (size_t row = 0; row < x->rows; row += 16) {
             size_t group = min(x->rows - row, 16), at = row * (x->stride / 32) + half * group;
-            Int8Rows rows = {x->q + 32 * at, x->scale + at, x->sum + at, group};
-            start_sums(&u, n, rows, form);
+            Int8Rows rows = {x->q + 32 * at, x->scale + at, x->start + at, group};
             for (size_t t = 0; t < group; t += MANY_ROWS) {
                 float *to = y + (row + t) * ldy;
+                prefetch_some(&next);
 #define TILE(count) \
-    case count: multiply_many(to, ldy, &u, n, rows, t, half == 0, factor, count, form); break
+    case count: multiply_many(to, ldy, &u, n, rows, half == 0, factor, count, form); break
                 switch (min(group - t, MANY_ROWS)) {
                     TILE(1);
                     TILE(2);
@@ -230,6 +260,7 @@ OP void multiply_panels(float *y, size_t ldy, const Matrix *w, const uint8_t *pa
 #undef TILE
                 rows.q += 32 * MANY_ROWS;
                 rows.scale += MANY_ROWS;
+                rows.start += MANY_ROWS;
             }
         }
     }

@@ -46,9 +46,10 @@
 #define ROLLED _Pragma("GCC unroll 1")
 #endif
 
-/* Into L2, not L1: only a dozen lines or so can be on their way to L1 at a time, and with the latency of memory
- * that is half of what a core can read. L2 takes more, and the processor itself brings them on to L1. */
-#define PREFETCH(address) __builtin_prefetch((const void *)(address), 0, 2)
+/* Into L1, and into L2 alone: only a dozen lines or so can be on their way to L1 at a time, and with the latency
+ * of memory that is less than a core can read. More can be on their way to L2. */
+#define PREFETCH(address)     __builtin_prefetch((const void *)(address), 0, 3)
+#define PREFETCH_FAR(address) __builtin_prefetch((const void *)(address), 0, 2)
 
 OP uint32_t bits_of(float f) {
     uint32_t u;
@@ -123,13 +124,13 @@ OP void vf_store_n(float *p, size_t n, vf a) {
 #endif
 
 /* A narrow codebook has values of 7 bits, -64 .. 63. dot4_narrow is dot4_va for weights of a codebook that
- * vt_load_narrow loaded, and dot4_narrow_starts its dot4_starts. Only AVX2 without VNNI has a shorter way for
+ * vt_load_narrow loaded, and dot4_narrow_from its dot4_from. Only AVX2 without VNNI has a shorter way for
  * them. */
 #ifndef ISA_avx2
 enum { NARROW_PAYS = 0 };
 OP vt vt_load_narrow(const int8_t *codebook) { return vt_load(codebook); }
 OP vi dot4_narrow(vi acc, vb w, va a) { return dot4_va(acc, w, a); }
-OP vi dot4_narrow_starts(vi sums) { return dot4_starts(sums); }
+OP vi dot4_narrow_from(vi start) { return dot4_from(start); }
 #endif
 
 /* e^x within 1 ulp (tests/test_kernels.c); 0 at -infinity, infinity above 88.7, NaN at NaN. x = n ln 2 + r

@@ -14,7 +14,7 @@ enum { BIASED = 1 };
 #define ISA_NAME avx2
 enum { BIASED = 0 };
 #endif
-enum { REG_ROWS = 4, MANY_PANELS = 1, MANY_ROWS = 4 };
+enum { REG_ROWS = 4, ABREAST = 1, MANY_PANELS = 1, MANY_ROWS = 4 };
 
 typedef struct {
     __m256 lo, hi;
@@ -181,8 +181,8 @@ OP va va_load(const int8_t *a) {
 }
 OP vi dot4_va(vi acc, vb w, va a) { return (vi){dot4_8(acc.lo, w.lo, a), dot4_8(acc.hi, w.hi, a)}; }
 OP vi dot4(vi acc, vb w, const int8_t *a) { return dot4_va(acc, w, va_load(a)); }
-OP vi dot4_starts(vi sums) { return BIASED ? vi_sub(vi_set1(0), vi_shl(sums, 7)) : vi_set1(0); }
-OP vi dot4_start(int32_t sum) { return dot4_starts(vi_set1(sum)); }
+OP vi dot4_start(int32_t sum) { return vi_set1(BIASED ? -128 * sum : 0); }
+OP vi dot4_from(vi start) { return BIASED ? start : vi_set1(0); }
 
 #ifdef ISA_avx2
 /* Values of a narrow codebook are multiplied as v + 64, which has no sign: maddubs's two products are at most
@@ -195,7 +195,7 @@ OP vi dot4_narrow(vi acc, vb w, va a) {
     return (vi){add_pairs_8(acc.lo, _mm256_maddubs_epi16(w.lo, a)),
                 add_pairs_8(acc.hi, _mm256_maddubs_epi16(w.hi, a))};
 }
-OP vi dot4_narrow_starts(vi sums) { return vi_sub(vi_set1(0), vi_shl(sums, 6)); }
+OP vi dot4_narrow_from(vi start) { return vi_sar(start, 1); }
 #endif
 
 /* ---- for attention.h alone ------------------------------------------------------------------ */

@@ -6,7 +6,7 @@
 #include <arm_neon.h>
 
 #define ISA_NAME neon
-enum { REG_ROWS = 4, MANY_PANELS = 1, MANY_ROWS = 4 };
+enum { REG_ROWS = 4, ABREAST = 1, MANY_PANELS = 1, MANY_ROWS = 4 };
 
 typedef float32x4x4_t vf;
 typedef int32x4x4_t vi;
@@ -164,8 +164,8 @@ OP vi dot4_va(vi acc, vb w, va a) {
     return (vi)EACH3(vdotq_s32, acc, w, four);
 }
 OP vi dot4(vi acc, vb w, const int8_t *a) { return dot4_va(acc, w, va_load(a)); }
-OP vi dot4_starts(vi sums) {
-    (void)sums;
+OP vi dot4_from(vi start) {
+    (void)start;
     return vi_set1(0);
 }
 

@@ -5,7 +5,7 @@
 #define SIMD_PORTABLE_H
 
 #define ISA_NAME portable
-enum { REG_ROWS = 4, MANY_PANELS = 1, MANY_ROWS = 4 };
+enum { REG_ROWS = 4, ABREAST = 1, MANY_PANELS = 1, MANY_ROWS = 4 };
 
 typedef struct {
     float v[16];
@@ -148,11 +148,12 @@ OP vi dot4(vi acc, vb w, const int8_t *a) {
     return acc;
 }
 
-/* The same with the four numbers loaded before, and where the sums of sixteen rows begin. */
+/* The same with the four numbers loaded before. The accumulator begins as dot4_from(Activations.start, in
+ * every lane). */
 OP va va_load(const int8_t *a) { return (va){{a[0], a[1], a[2], a[3]}}; }
 OP vi dot4_va(vi acc, vb w, va a) { return dot4(acc, w, a.v); }
-OP vi dot4_starts(vi sums) {
-    (void)sums;
+OP vi dot4_from(vi start) {
+    (void)start;
     return vi_set1(0);
 }
 

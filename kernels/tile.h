@@ -382,7 +382,7 @@ static void sub_tile_acts(const TileShape *s, const uint8_t *sub, Activations *x
             for (size_t u = 0; u < 8; u++)
                 memcpy(q + u * 4, units_of + u * UNIT + r * 4, 4);
             x->scale[at] = row_scale(s, sub, 0, r);
-            x->sum[at] = vi_sum(vi_add(vi_from_s8(q), vi_from_s8(q + 16)));
+            x->start[at] = -128 * vi_sum(vi_add(vi_from_s8(q), vi_from_s8(q + 16)));
         }
     }
 }

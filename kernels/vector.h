@@ -42,7 +42,7 @@ static void quantize(Activations *x, size_t i, vf a, vf b) {
     vi_to_s8(x->q + 32 * i, qa);
     vi_to_s8(x->q + 32 * i + 16, qb);
     x->scale[i] = !finite ? NAN : largest > SMALLEST ? largest / 127.0f : 0.0f;
-    x->sum[i] = vi_sum(vi_add(qa, qb));
+    x->start[i] = -128 * vi_sum(vi_add(qa, qb));
 }
 
 static void store_row(Activations *x, size_t row, size_t col, const float *v, size_t n) {
@@ -71,7 +71,7 @@ static void gather(Activations *dst, const Activations *src, const uint32_t *row
             size_t to = acts_block(dst, i, block), from = acts_block(src, rows[i], block);
             memcpy(dst->q + 32 * to, src->q + 32 * from, 32);
             dst->scale[to] = src->scale[from];
-            dst->sum[to] = src->sum[from];
+            dst->start[to] = src->start[from];
         }
     }
 }

@@ -476,7 +476,7 @@ static void check_acts(const Kernels *ops, TileType type, const char *type_name)
         float *x = normals(rows * d, 3), *f = allocate(rows * stride * 4),
               *scale = allocate(rows * blocks * 4);
         int8_t *q = allocate(rows * stride);
-        int32_t *sum = allocate(rows * blocks * 4);
+        int32_t *start = allocate(rows * blocks * 4);
         memset(tile, 0x80, tile_bytes(&s));
         for (size_t row = 0; row < rows; row++)
             ops->tile_store(&s, tile, row, x + row * d, x + row * d + s.d1);
@@ -484,7 +484,7 @@ static void check_acts(const Kernels *ops, TileType type, const char *type_name)
         if (is_int8(type)) {
             acts.q = q;
             acts.scale = scale;
-            acts.sum = sum;
+            acts.start = start;
         } else {
             acts.f = f;
         }
@@ -504,7 +504,7 @@ static void check_acts(const Kernels *ops, TileType type, const char *type_name)
                     int32_t total = 0;
                     for (size_t u = 0; u < 32; u++)
                         total += q[at * 32 + u];
-                    good = good && sum[at] == total;
+                    good = good && start[at] == -128 * total;
                 }
             }
         }
@@ -513,7 +513,7 @@ static void check_acts(const Kernels *ops, TileType type, const char *type_name)
         free(f);
         free(scale);
         free(q);
-        free(sum);
+        free(start);
     }
     snprintf(name, sizeof name, "tile_activations %s %s", ops->name, type_name);
     report(good, name, "activations are not the tile's rows");

@@ -178,12 +178,12 @@ static bool free_rows(Rows *r) {
     bool intact = unguard(r->a.f, r->n * 4);
     intact &= unguard(r->a.q, r->n);
     intact &= unguard(r->a.scale, r->n / 8);
-    intact &= unguard(r->a.sum, r->n / 8);
+    intact &= unguard(r->a.start, r->n / 8);
     return intact;
 }
 static bool same_rows(const Rows *a, const Rows *b) {
     return !memcmp(a->a.f, b->a.f, a->n * 4) && !memcmp(a->a.q, b->a.q, a->n) &&
-           !memcmp(a->a.scale, b->a.scale, a->n / 8) && !memcmp(a->a.sum, b->a.sum, a->n / 8);
+           !memcmp(a->a.scale, b->a.scale, a->n / 8) && !memcmp(a->a.start, b->a.start, a->n / 8);
 }
 /* The block of 32 columns that holds (row, col), as kernels.h lays it out. */
 static size_t block_of(const Activations *a, size_t row, size_t col) {
@@ -218,7 +218,7 @@ static bool rows_are_right(const Rows *x, const float *v) {
                 if (a->q[32 * b + i] != q || memcmp(&a->f[r * a->stride + c + i], &row[i], 4))
                     return false;
             }
-            if (a->scale[b] != largest / 127 || a->sum[b] != sum)
+            if (a->scale[b] != largest / 127 || a->start[b] != -128 * sum)
                 return false;
         }
     return true;
@@ -276,7 +276,7 @@ static void check_put_strange(const Kernels *ops) {
         put_all(ops, &x, v);
         put_all(sets[0], &p, v);
         same &= !memcmp(x.a.q, p.a.q, x.n) && !memcmp(x.a.scale, p.a.scale, x.n / 8) &&
-                !memcmp(x.a.sum, p.a.sum, x.n / 8);
+                !memcmp(x.a.start, p.a.start, x.n / 8);
         for (size_t i = 0; i < x.n; i++)
             same &= x.a.q[i] >= -127;
         free_rows(&x);
