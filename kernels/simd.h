@@ -46,8 +46,8 @@
 #define ROLLED _Pragma("GCC unroll 1")
 #endif
 
-/* Into L1, and into L2 alone: only a dozen lines or so can be on their way to L1 at a time, and with the latency
- * of memory that is less than a core can read. More can be on their way to L2. */
+/* Into L1, and into L2 alone: only a dozen lines or so can be on their way to L1 at a time, and with the
+ * latency of memory that is less than a core can read. More can be on their way to L2. */
 #define PREFETCH(address)     __builtin_prefetch((const void *)(address), 0, 3)
 #define PREFETCH_FAR(address) __builtin_prefetch((const void *)(address), 0, 2)
 
