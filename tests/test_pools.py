@@ -137,7 +137,7 @@ def test_sessions(rows, small_pages, tmp_path):
 # Kullback-Leibler in nats against the logits with an f32 cache, the mean over all rows, on random weights:
 # measured 0.0001 and 0.023. Keys are pooled in f32 and rounded once. Of q8's 0.023 four fifths are other
 # choices: 1 % of the rows choose another pool in the first layer that chooses, 11 % in the second. (v32 has
-# 0.074, glm52 0.22: pools are fewer than rows, so fewer scores are near one another.)
+# 0.074, glm52 0.22.)
 DIVERGENCE = {"bf16": 0.001, "q8": 0.05}
 
 
