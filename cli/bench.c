@@ -99,10 +99,10 @@ static void print_profile(const Bench *b, size_t rows) {
 static uint64_t read_all(const uint64_t *p, size_t n) {
     uint64_t a = 0, b = 0, c = 0, d = 0;
     for (size_t i = 0; i + 32 <= n; i += 32) {
-        __builtin_prefetch(p + i + 512);
-        __builtin_prefetch(p + i + 520);
-        __builtin_prefetch(p + i + 528);
-        __builtin_prefetch(p + i + 536);
+        for (size_t line = 0; line < 32; line += 8) { /* as the products do it (kernels/matmul.h) */
+            __builtin_prefetch(p + i + 512 + line);
+            __builtin_prefetch(p + i + 1024 + line, 0, 2);
+        }
         for (size_t k = 0; k < 8; k++) {
             a += p[i + k];
             b += p[i + 8 + k];
