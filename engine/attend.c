@@ -111,24 +111,13 @@ static void pack_heads(const Attention *a, const AbsorbedTask *task) {
     a->m->ops->pack_query(&s->cache->shape, a->z->query, latent, rotated);
 }
 
-/* Tiles from .. to - 1 are a part of a context of `rows` rows; none where the context has fewer parts. */
-static void part_tiles(size_t rows, size_t part, size_t *from, size_t *to) {
-    size_t tiles = cache_tiles(rows), parts = part_count(rows);
-    *from = tiles * min(part, parts) / parts;
-    *to = tiles * min(part + 1, parts) / parts;
-}
-
-/* Whether this part of absorbed row k is the same tiles as that of row `other`. */
-static bool shares_part(const Attention *a, size_t k, size_t other, size_t part) {
-    const State *s = a->s;
-    size_t i = s->absorbed.row[k], j = s->absorbed.row[other], from, to, other_from, other_to;
-    part_tiles(rows_attended(s, i), part, &from, &to);
-    part_tiles(rows_attended(s, j), part, &other_from, &other_to);
-    bool same = from == other_from && to == other_to;
-    for (size_t tile = from; same && k != other && tile < to; tile++)
-        same = cache_tile(s->rows[i].sequence, tile, a->layer) ==
-               cache_tile(s->rows[j].sequence, tile, a->layer);
-    return same;
+/* The last tile of a part of absorbed row k's context, NULL where it has fewer parts. Sequences share pages
+ * from their beginning on: a part with the same last tile is the same part. */
+static const uint8_t *end_of_part(const Attention *a, size_t k, size_t part) {
+    size_t i = a->s->absorbed.row[k], rows = rows_attended(a->s, i), parts = part_count(rows);
+    return part < parts
+               ? cache_tile(a->s->rows[i].sequence, cache_tiles(rows) * (part + 1) / parts - 1, a->layer)
+               : NULL;
 }
 
 /* The heads of absorbed row k attend to one part of its context, and with them those of the task's other
@@ -137,20 +126,24 @@ static bool shares_part(const Attention *a, size_t k, size_t other, size_t part)
 static void attend_part(const Attention *a, const AbsorbedTask *task, size_t k, const uint8_t *selected,
                         Softmax *softmax) {
     const State *s = a->s;
+    const Row *row = &s->rows[s->absorbed.row[k]];
     const TileShape *shape = &s->cache->shape;
-    size_t i = s->absorbed.row[k], heads = heads_of(a, task), from, to, context[LANES];
-    for (size_t lane = 0; lane < LANES; lane++) { /* empty lanes do as the last row */
-        size_t other = task->k + min(lane / heads, task->rows - 1);
-        context[lane] = shares_part(a, other, k, task->part) ? rows_attended(s, s->absorbed.row[other]) : 0;
+    const uint8_t *end = end_of_part(a, k, task->part);
+    size_t heads = heads_of(a, task), context = rows_attended(s, s->absorbed.row[k]), context_of[LANES];
+    for (size_t lane = 0, other = 0; lane < LANES; other += other + 1 < task->rows) {
+        bool shares = end_of_part(a, task->k + other, task->part) == end;
+        size_t rows = shares ? rows_attended(s, s->absorbed.row[task->k + other]) : 0;
+        for (size_t h = 0; h < heads && lane < LANES; h++) /* empty lanes do as the last row */
+            context_of[lane++] = rows;
     }
+    size_t tiles = cache_tiles(context), parts = part_count(context);
     softmax_begin(softmax);
-    part_tiles(rows_attended(s, i), task->part, &from, &to);
-    for (size_t j = from; j < to; j++) {
+    for (size_t j = tiles * task->part / parts; j < tiles * (task->part + 1) / parts; j++) {
         int32_t limit[LANES];
         for (int lane = 0; lane < LANES; lane++)
-            limit[lane] = (int32_t)min(context[lane] - min(context[lane], j * TILE_ROWS), TILE_ROWS);
-        const uint8_t *tile = s->sparse.active ? selected + j * s->cache->tile_bytes
-                                               : cache_tile(s->rows[i].sequence, j, a->layer);
+            limit[lane] = (int32_t)min(context_of[lane] - min(context_of[lane], j * TILE_ROWS), TILE_ROWS);
+        const uint8_t *tile =
+            s->sparse.active ? selected + j * s->cache->tile_bytes : cache_tile(row->sequence, j, a->layer);
         a->m->ops->attend(shape, a->z->query, tile, shape, tile, TILE_ROWS, limit, NULL,
                           a->cfg->softmax_scale, softmax, a->z->attend);
     }
@@ -205,11 +198,12 @@ static void attend_all_parts(const Attention *a, AbsorbedTask *task, const uint8
     bool first = true;
     for (task->part = 0; task->part < parts; task->part++) {
         for (size_t k = task->k; k < end; k++) {
+            const uint8_t *end_of_k = end_of_part(a, k, task->part);
             size_t other = task->k;
-            while (other < k && !shares_part(a, k, other, task->part))
+            while (other < k && end_of_part(a, other, task->part) != end_of_k)
                 other++;
-            if (other < k || task->part >= parts_of_row(a, k))
-                continue; /* done with the other row; there is no such part */
+            if (!end_of_k || other < k)
+                continue; /* no such part, or done with the other row */
             attend_part(a, task, k, selected, first ? all : next);
             if (!first)
                 a->m->ops->softmax_merge(all, next, r);
