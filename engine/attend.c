@@ -190,7 +190,8 @@ static void merge_parts(const Attention *a, const AbsorbedRows *rows) {
 static void attend_all_parts(const Attention *a, AbsorbedTask *task, const uint8_t *selected) {
     State *s = a->s;
     Softmax *all = &s->absorbed.parts[2 * a->t->id], *next = all + 1;
-    size_t H = a->cfg->num_attention_heads, r = a->cfg->kv_lora_rank, stride = s->absorbed.r_stride, parts = 0;
+    size_t H = a->cfg->num_attention_heads, r = a->cfg->kv_lora_rank, stride = s->absorbed.r_stride,
+           parts = 0;
     size_t heads = heads_of(a, task), end = task->k + task->rows;
     for (size_t k = task->k; k < end; k++)
         parts = max(parts, parts_of_row(a, k));
@@ -226,7 +227,8 @@ static size_t rows_together(const Attention *a, size_t k, size_t most) {
         const Row *other = &s->rows[s->absorbed.row[k + n]];
         size_t other_tiles = cache_tiles(rows_attended(s, s->absorbed.row[k + n]));
         if (cache_tile(other->sequence, 0, a->layer) != cache_tile(row->sequence, 0, a->layer) ||
-            (other_tiles != tiles && max(other_tiles, tiles) > USUAL_PARTS)) /* up to there a part is a tile */
+            (other_tiles != tiles &&
+             max(other_tiles, tiles) > USUAL_PARTS)) /* up to there a part is a tile */
             break;
     }
     return n;
