@@ -103,52 +103,77 @@ typedef struct {
     size_t parts;        /* of the longest context */
 } AbsorbedRows;
 
-/* What one task is about. */
+/* What one task is about: lane row * heads + head, of each of its rows. */
 typedef struct {
-    size_t k;     /* number of the absorbed row */
-    size_t i;     /* row of the call */
-    size_t group; /* heads 16 group .. 16 group + 15 */
+    size_t k, rows; /* the first of its absorbed rows, and how many follow one another */
+    size_t group;   /* heads 16 group .. 16 group + 15: the last group may have fewer */
     size_t part;
 } AbsorbedTask;
 
-static AbsorbedTask task_at(const Attention *a, const AbsorbedRows *rows, size_t index, size_t parts) {
-    AbsorbedTask task = {.part = index % parts, .group = index / parts % head_groups(a)};
-    task.k = rows->first + index / parts / head_groups(a);
-    task.i = a->s->absorbed.row[task.k];
-    return task;
+static size_t heads_of(const Attention *a, const AbsorbedTask *task) {
+    return min(a->cfg->num_attention_heads - task->group * LANES, LANES);
 }
 
-/* Packs a row's queries of sixteen heads: the lanes of a vector. */
+/* Parts of the context of absorbed row k. */
+static size_t parts_of_row(const Attention *a, size_t k) {
+    return part_count(rows_attended(a->s, a->s->absorbed.row[k]));
+}
+
+static AbsorbedTask task_at(const Attention *a, const AbsorbedRows *rows, size_t index, size_t parts) {
+    return (AbsorbedTask){.k = rows->first + index / parts / head_groups(a),
+                          .rows = 1,
+                          .group = index / parts % head_groups(a),
+                          .part = index % parts};
+}
+
+/* Packs the task's queries: the lanes of a vector. */
 static void pack_heads(const Attention *a, const AbsorbedTask *task) {
     const State *s = a->s;
-    const float *latent[LANES], *rotated[LANES];
-    size_t H = a->cfg->num_attention_heads;
-    for (size_t lane = 0; lane < LANES; lane++) {
-        size_t h = task->group * LANES + lane;
-        latent[lane] = h < H ? s->absorbed.q_latent + (task->k * H + h) * s->absorbed.r_stride : NULL;
-        rotated[lane] = h < H ? query_of(a, task->i, h) + a->cfg->qk_nope_head_dim : NULL;
+    const float *latent[LANES] = {NULL}, *rotated[LANES] = {NULL};
+    size_t H = a->cfg->num_attention_heads, heads = heads_of(a, task);
+    for (size_t lane = 0; lane < task->rows * heads; lane++) {
+        size_t k = task->k + lane / heads, h = task->group * LANES + lane % heads;
+        latent[lane] = s->absorbed.q_latent + (k * H + h) * s->absorbed.r_stride;
+        rotated[lane] = query_of(a, s->absorbed.row[k], h) + a->cfg->qk_nope_head_dim;
     }
     a->m->ops->pack_query(&s->cache->shape, a->z->query, latent, rotated);
 }
 
-/* Sixteen heads of a row attend to one part of its context. Keys and values are the same latents. selected:
- * copies of the rows that it attends to, where attention is sparse. */
-static void attend_part(const Attention *a, const AbsorbedTask *task, const uint8_t *selected,
+/* The last tile of a part of absorbed row k's context, NULL where it has fewer parts. Sequences share pages
+ * from their beginning on: a part with the same last tile is the same part. */
+static const uint8_t *end_of_part(const Attention *a, size_t k, size_t part) {
+    size_t i = a->s->absorbed.row[k], rows = rows_attended(a->s, i), parts = part_count(rows);
+    return part < parts
+               ? cache_tile(a->s->rows[i].sequence, cache_tiles(rows) * (part + 1) / parts - 1, a->layer)
+               : NULL;
+}
+
+/* The heads of absorbed row k attend to one part of its context, and with them those of the task's other
+ * rows that share it; lanes of the rest attend to nothing. Keys and values are the same latents. selected:
+ * copies of the rows that k attends to, where attention is sparse. */
+static void attend_part(const Attention *a, const AbsorbedTask *task, size_t k, const uint8_t *selected,
                         Softmax *softmax) {
     const State *s = a->s;
-    const Row *row = &s->rows[task->i];
+    const Row *row = &s->rows[s->absorbed.row[k]];
     const TileShape *shape = &s->cache->shape;
-    size_t context = rows_attended(s, task->i), pages = cache_tiles(context), parts = part_count(context);
+    const uint8_t *end = end_of_part(a, k, task->part);
+    size_t heads = heads_of(a, task), context = rows_attended(s, s->absorbed.row[k]), context_of[LANES];
+    for (size_t lane = 0, other = 0; lane < LANES; other += other + 1 < task->rows) {
+        bool shares = end_of_part(a, task->k + other, task->part) == end;
+        size_t rows = shares ? rows_attended(s, s->absorbed.row[task->k + other]) : 0;
+        for (size_t h = 0; h < heads && lane < LANES; h++) /* empty lanes do as the last row */
+            context_of[lane++] = rows;
+    }
+    size_t tiles = cache_tiles(context), parts = part_count(context);
     softmax_begin(softmax);
-    for (size_t j = pages * task->part / parts; j < pages * (task->part + 1) / parts; j++) {
-        size_t here = min(context - j * TILE_ROWS, TILE_ROWS);
+    for (size_t j = tiles * task->part / parts; j < tiles * (task->part + 1) / parts; j++) {
         int32_t limit[LANES];
         for (int lane = 0; lane < LANES; lane++)
-            limit[lane] = (int32_t)here;
+            limit[lane] = (int32_t)min(context_of[lane] - min(context_of[lane], j * TILE_ROWS), TILE_ROWS);
         const uint8_t *tile =
             s->sparse.active ? selected + j * s->cache->tile_bytes : cache_tile(row->sequence, j, a->layer);
-        a->m->ops->attend(shape, a->z->query, tile, shape, tile, here, limit, NULL, a->cfg->softmax_scale,
-                          softmax, a->z->attend);
+        a->m->ops->attend(shape, a->z->query, tile, shape, tile, TILE_ROWS, limit, NULL,
+                          a->cfg->softmax_scale, softmax, a->z->attend);
     }
 }
 
@@ -157,12 +182,13 @@ static void attend_parts(const Attention *a, const AbsorbedRows *rows) {
     share(a->t, rows->count * head_groups(a) * rows->parts, &from, &to);
     for (size_t index = from; index < to; index++) {
         AbsorbedTask task = task_at(a, rows, index, rows->parts);
-        if (task.part >= part_count(rows_attended(a->s, task.i)))
+        if (task.part >= parts_of_row(a, task.k))
             continue;
         if (packed != index / rows->parts) /* every part has the same queries */
             pack_heads(a, &task);
         packed = index / rows->parts;
-        attend_part(a, &task, selected_tiles(a->s, task.k - rows->first), &a->s->absorbed.parts[index]);
+        attend_part(a, &task, task.k, selected_tiles(a->s, task.k - rows->first),
+                    &a->s->absorbed.parts[index]);
     }
 }
 
@@ -177,36 +203,90 @@ static void merge_parts(const Attention *a, const AbsorbedRows *rows) {
         size_t d = task.part * 16, width = min(r - d, 16), h = task.group * LANES;
         Softmax *parts = &s->absorbed.parts[index / slices * rows->parts], all = parts[0];
         all.out += d * LANES;
-        for (size_t part = 1; part < part_count(rows_attended(s, task.i)); part++) {
+        for (size_t part = 1; part < parts_of_row(a, task.k); part++) {
             Softmax next = parts[part];
             next.out += d * LANES;
             a->m->ops->softmax_merge(&all, &next, width);
         }
         a->m->ops->softmax_finish(s->absorbed.q_latent + (task.k * H + h) * s->absorbed.r_stride + d,
-                                  s->absorbed.r_stride, &all, width, min(H - h, LANES));
+                                  s->absorbed.r_stride, &all, width, heads_of(a, &task));
     }
 }
 
-/* All heads of one absorbed row, by one thread: the same parts, merged in the same order as they come. */
-static void attend_row(const Attention *a, size_t k) {
+/* A task's rows and heads attend to all parts of their contexts: for each row its own parts, merged in order.
+ * What is merged into a lane that does not attend to a part changes nothing. */
+static void attend_all_parts(const Attention *a, AbsorbedTask *task, const uint8_t *selected) {
     State *s = a->s;
-    AbsorbedTask task = {.k = k, .i = s->absorbed.row[k]};
-    size_t H = a->cfg->num_attention_heads, r = a->cfg->kv_lora_rank, id = (size_t)a->t->id;
-    Softmax *all = &s->absorbed.parts[2 * id], *next = all + 1;
-    uint8_t *selected = selected_tiles(s, id);
-    if (s->sparse.active)
-        select_row(a->m, s, a->layer, task.i, selected);
-    for (; task.group < head_groups(a); task.group++) {
-        size_t h = task.group * LANES;
-        pack_heads(a, &task);
-        for (task.part = 0; task.part < part_count(rows_attended(s, task.i)); task.part++) {
-            attend_part(a, &task, selected, task.part ? next : all);
-            if (task.part)
+    Softmax *all = &s->absorbed.parts[2 * a->t->id], *next = all + 1;
+    size_t H = a->cfg->num_attention_heads, r = a->cfg->kv_lora_rank, stride = s->absorbed.r_stride,
+           parts = 0;
+    size_t heads = heads_of(a, task), end = task->k + task->rows;
+    for (size_t k = task->k; k < end; k++)
+        parts = max(parts, parts_of_row(a, k));
+    pack_heads(a, task);
+    bool first = true;
+    for (task->part = 0; task->part < parts; task->part++) {
+        for (size_t k = task->k; k < end; k++) {
+            const uint8_t *end_of_k = end_of_part(a, k, task->part);
+            size_t other = task->k;
+            while (other < k && end_of_part(a, other, task->part) != end_of_k)
+                other++;
+            if (!end_of_k || other < k)
+                continue; /* no such part, or done with the other row */
+            attend_part(a, task, k, selected, first ? all : next);
+            if (!first)
                 a->m->ops->softmax_merge(all, next, r);
+            first = false;
         }
-        a->m->ops->softmax_finish(s->absorbed.q_latent + (k * H + h) * s->absorbed.r_stride,
-                                  s->absorbed.r_stride, all, r, min(H - h, LANES));
     }
+    float *out = s->absorbed.q_latent + (task->k * H + task->group * LANES) * stride;
+    a->m->ops->softmax_finish(task->rows > 1 ? a->z->a : out, stride, all, r, task->rows * heads);
+    for (size_t row = 0; task->rows > 1 && row < task->rows; row++)
+        memcpy(out + row * H * stride, a->z->a + row * heads * stride, heads * stride * sizeof *out);
+}
+
+/* Of `most` absorbed rows from k on, the first few that may be one task: they share the beginning of their
+ * contexts, and wherever two of them have a part of the same number, it has the same place. */
+static size_t rows_together(const Attention *a, size_t k, size_t most) {
+    const State *s = a->s;
+    const Row *row = &s->rows[s->absorbed.row[k]];
+    size_t tiles = cache_tiles(rows_attended(s, s->absorbed.row[k])), n = 1;
+    for (; n < most; n++) {
+        const Row *other = &s->rows[s->absorbed.row[k + n]];
+        size_t other_tiles = cache_tiles(rows_attended(s, s->absorbed.row[k + n]));
+        if (cache_tile(other->sequence, 0, a->layer) != cache_tile(row->sequence, 0, a->layer) ||
+            (other_tiles != tiles &&
+             max(other_tiles, tiles) > USUAL_PARTS)) /* up to there a part is a tile */
+            break;
+    }
+    return n;
+}
+
+/* All heads of `count` absorbed rows from `first` on, by one thread. The last group of heads may leave lanes
+ * empty: there further rows take part. */
+static void attend_rows(const Attention *a, size_t first, size_t count) {
+    State *s = a->s;
+    uint8_t *selected = selected_tiles(s, (size_t)a->t->id);
+    size_t full = a->cfg->num_attention_heads / LANES, groups = head_groups(a);
+    for (size_t k = first; k < first + count; k++) {
+        if (s->sparse.active)
+            select_row(a->m, s, a->layer, s->absorbed.row[k], selected);
+        for (size_t group = 0; group < (count > 1 ? full : groups); group++)
+            attend_all_parts(a, &(AbsorbedTask){.k = k, .rows = 1, .group = group}, selected);
+    }
+    for (size_t k = first, n; count > 1 && k < first + count; k += n) {
+        n = rows_together(a, k, first + count - k);
+        attend_all_parts(a, &(AbsorbedTask){.k = k, .rows = n, .group = full}, NULL);
+    }
+}
+
+/* How many rows attend_rows takes: those that fill the lanes of the last group of heads, but no more than
+ * leaves two tasks for each thread. */
+static size_t rows_of_task(const Attention *a) {
+    size_t rest = a->cfg->num_attention_heads % LANES;
+    if (!rest || a->s->sparse.active)
+        return 1;
+    return min(LANES / rest, a->s->absorbed.count / (2 * (size_t)a->t->threads));
 }
 
 /* With so many rows for each thread none of them waits long for another's last row. */
@@ -215,8 +295,9 @@ enum { ROWS_OF_THREAD = 4 };
 void attend_latents(const Attention *a) {
     const State *s = a->s;
     if (s->absorbed.count >= ROWS_OF_THREAD * (size_t)a->t->threads) {
-        for (size_t k; (k = next_task(a->t, s->absorbed.count)) < s->absorbed.count;)
-            attend_row(a, k);
+        size_t n = rows_of_task(a), tasks = div_up(s->absorbed.count, n);
+        for (size_t k; (k = next_task(a->t, tasks)) < tasks;)
+            attend_rows(a, k * n, min(s->absorbed.count - k * n, n));
         sync_threads(a->t);
         return;
     }
