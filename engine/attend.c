@@ -103,10 +103,10 @@ typedef struct {
     size_t parts;        /* of the longest context */
 } AbsorbedRows;
 
-/* What one task is about: lane row * heads + head, of each of its rows. */
+/* What one task is about. Lane row * heads + head is a head of one of its rows. */
 typedef struct {
-    size_t k, rows; /* the first of its absorbed rows, and how many follow one another */
-    size_t group;   /* heads 16 group .. 16 group + 15: the last group may have fewer */
+    size_t k, rows; /* absorbed rows k .. k + rows - 1 */
+    size_t group;   /* their heads 16 group .. 16 group + 15; the last group may have fewer */
     size_t part;
 } AbsorbedTask;
 
@@ -158,12 +158,14 @@ static void attend_part(const Attention *a, const AbsorbedTask *task, size_t k, 
     const TileShape *shape = &s->cache->shape;
     const uint8_t *end = end_of_part(a, k, task->part);
     size_t heads = heads_of(a, task), context = rows_attended(s, s->absorbed.row[k]), context_of[LANES];
-    for (size_t lane = 0, other = 0; lane < LANES; other += other + 1 < task->rows) {
-        bool shares = end_of_part(a, task->k + other, task->part) == end;
-        size_t rows = shares ? rows_attended(s, s->absorbed.row[task->k + other]) : 0;
-        for (size_t h = 0; h < heads && lane < LANES; h++) /* empty lanes do as the last row */
-            context_of[lane++] = rows;
+    for (size_t lane = 0; lane < task->rows * heads;) {
+        size_t other = task->k + lane / heads;
+        bool shares = end_of_part(a, other, task->part) == end;
+        for (size_t h = 0; h < heads; h++)
+            context_of[lane++] = shares ? rows_attended(s, s->absorbed.row[other]) : 0;
     }
+    for (size_t lane = task->rows * heads; lane < LANES; lane++)
+        context_of[lane] = context_of[lane - 1]; /* empty: another limit would be work for the kernel */
     size_t tiles = cache_tiles(context), parts = part_count(context);
     softmax_begin(softmax);
     for (size_t j = tiles * task->part / parts; j < tiles * (task->part + 1) / parts; j++) {
@@ -213,14 +215,13 @@ static void merge_parts(const Attention *a, const AbsorbedRows *rows) {
     }
 }
 
-/* A task's rows and heads attend to all parts of their contexts: for each row its own parts, merged in order.
- * What is merged into a lane that does not attend to a part changes nothing. */
+/* The heads of a task's rows attend to all parts of their contexts, which are merged in order. In lanes that
+ * do not attend to a part merging changes nothing, whatever numbers the others have. */
 static void attend_all_parts(const Attention *a, AbsorbedTask *task, const uint8_t *selected) {
     State *s = a->s;
     Softmax *all = &s->absorbed.parts[2 * a->t->id], *next = all + 1;
-    size_t H = a->cfg->num_attention_heads, r = a->cfg->kv_lora_rank, stride = s->absorbed.r_stride,
-           parts = 0;
-    size_t heads = heads_of(a, task), end = task->k + task->rows;
+    size_t H = a->cfg->num_attention_heads, r = a->cfg->kv_lora_rank, stride = s->absorbed.r_stride;
+    size_t heads = heads_of(a, task), end = task->k + task->rows, parts = 0;
     for (size_t k = task->k; k < end; k++)
         parts = max(parts, parts_of_row(a, k));
     pack_heads(a, task);
@@ -246,17 +247,15 @@ static void attend_all_parts(const Attention *a, AbsorbedTask *task, const uint8
 }
 
 /* Of `most` absorbed rows from k on, the first few that may be one task: they share the beginning of their
- * contexts, and wherever two of them have a part of the same number, it has the same place. */
+ * contexts, and a part that two of them have is the same place in both. */
 static size_t rows_together(const Attention *a, size_t k, size_t most) {
     const State *s = a->s;
-    const Row *row = &s->rows[s->absorbed.row[k]];
+    const uint8_t *tile = cache_tile(s->rows[s->absorbed.row[k]].sequence, 0, a->layer);
     size_t tiles = cache_tiles(rows_attended(s, s->absorbed.row[k])), n = 1;
     for (; n < most; n++) {
-        const Row *other = &s->rows[s->absorbed.row[k + n]];
-        size_t other_tiles = cache_tiles(rows_attended(s, s->absorbed.row[k + n]));
-        if (cache_tile(other->sequence, 0, a->layer) != cache_tile(row->sequence, 0, a->layer) ||
-            (other_tiles != tiles &&
-             max(other_tiles, tiles) > USUAL_PARTS)) /* up to there a part is a tile */
+        size_t i = s->absorbed.row[k + n], others = cache_tiles(rows_attended(s, i));
+        bool same_parts = others == tiles || max(others, tiles) <= USUAL_PARTS; /* a part is a tile */
+        if (!same_parts || cache_tile(s->rows[i].sequence, 0, a->layer) != tile)
             break;
     }
     return n;

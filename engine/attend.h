@@ -2,8 +2,9 @@
  * queries against a stretch of cache, parts of a context side by side.
  *
  * The sixteen lanes of a vector are sixteen queries (kernels/kernels.h, `attend`): in the absorbed form
- * the heads of one row, in the decompressed form sixteen rows of one head. Here is how rows, heads, pages
- * and threads become such calls. What is multiplied with what, and why, is in mla.c. */
+ * the heads of one row, and where they leave lanes empty the same heads of further rows; in the decompressed
+ * form sixteen rows of one head. Here is how rows, heads, pages and threads become such calls. What is
+ * multiplied with what, and why, is in mla.c. */
 #ifndef ATTEND_H
 #define ATTEND_H
 

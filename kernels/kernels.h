@@ -154,7 +154,7 @@ typedef struct {
 } TileShape;
 
 /* Sixteen queries (lanes) against the rows of tiles, one tile after another, with an online softmax. In
- * the absorbed form the lanes are heads of one row; in the decompressed form they are rows of one head. */
+ * the absorbed form the lanes are heads of one row or of a few; in the decompressed form rows of one head. */
 typedef struct {
     float max[LANES]; /* largest score so far; at first -INFINITY */
     float sum[LANES]; /* of exp(score - max); at first 0 */

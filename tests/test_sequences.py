@@ -26,10 +26,10 @@ def ids_of(length, seed):
     return [int(i) for i in np.random.default_rng(seed).integers(0, 30, length)]
 
 
-def run(model, cache, commands):
+def run(model, cache, commands, context=CONTEXT):
     """What the driver writes for a list of commands: float32."""
     done = subprocess.run(
-        [ROOT / "build" / "sequences_driver", model, cache, str(CONTEXT)],
+        [ROOT / "build" / "sequences_driver", model, cache, str(context)],
         input="".join(command + "\n" for command in commands).encode(),
         capture_output=True,
         timeout=120,
@@ -84,6 +84,24 @@ def test_a_fork_goes_on_as_its_origin(source, cache, rows, export):
     size = len(want) // 2
     assert np.array_equal(got[: 2 * size], want)
     assert np.array_equal(got[2 * size :], forked[size:])
+
+
+@pytest.mark.parametrize("cache", ["f32", "bf16", "q8", "q6", "q4"])
+@pytest.mark.parametrize("shared", [200, 3070])  # 24 pages and 25 are not divided alike among 16 parts
+def test_forks_share_the_lanes_of_a_vector(shared, cache, export, monkeypatch):
+    """With two heads, eight rows of a call attend together: forks and rows of one text, which share some of
+    their pages, with contexts that end in different pages."""
+    monkeypatch.setenv("MLA_PATH", "absorbed")
+    model = export(MODELS / "minicpm3", "q8")
+    texts = [ids_of(length, length) for length in (3, 1, 90, 1, 2, 70)]
+    begin = [*opened(0, ids_of(shared, 1)), "run 9999"]
+    forks = [f"fork {n} 0 {shared}" for n in range(1, 1 + len(texts))]
+    rows = [f"append {n} {','.join(map(str, ids))}" for n, ids in enumerate(texts, 1)]
+    got = run(model, cache, [*begin, *forks, *rows, "run 9999"], context=3300)
+    got = got.reshape(1 + len(texts), -1)[1:]  # of the last row of each
+    for n in (0, 2, 5):
+        want = run(model, cache, [*begin, forks[n], rows[n], "run 1"], context=3300)
+        assert np.array_equal(got[n], want[-len(got[n]) :]), texts[n]
 
 
 @pytest.mark.parametrize("cache", ["f32", "q8"])
