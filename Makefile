@@ -195,7 +195,7 @@ debug:
 FUZZ_SECONDS = 60
 FUZZ_TARGETS = options tokenizer session checkpoint batch
 FUZZ_FLAGS   = -max_total_time=$(FUZZ_SECONDS) -timeout=100 -rss_limit_mb=2048 -malloc_limit_mb=1024 \
-	-max_len=262144 -len_control=0 -close_fd_mask=3 -print_final_stats=1
+	-max_len=524288 -len_control=0 -close_fd_mask=3 -print_final_stats=1
 fuzz: $(PROGRAM)
 	tests/venv.sh
 	$(MAKE) BUILD=build/fuzz CC=clang OPENMP= ISAS=portable LDFLAGS=-fsanitize=fuzzer \

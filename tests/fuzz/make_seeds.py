@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 import compare  # noqa: E402
 
 from exporter import config as model_config  # noqa: E402
+from exporter.families import language_model  # noqa: E402
 from exporter.plan import make_plan  # noqa: E402
 from exporter.tokenizer import LETTERS, compile_tokenizer  # noqa: E402
 
@@ -120,7 +121,7 @@ def write_safetensors(path, tensors):
 
 def small_source(folder, model):
     """The Hugging Face directory of a model like tests/models/MODEL, only smaller."""
-    values = json.loads((model / "config.json").read_text())
+    values = language_model(json.loads((model / "config.json").read_text()), model.name)
     hybrid = "linear_attn_config" in values or "layer_group_size" in values
     kept = {"num_hidden_layers"} if hybrid else set()  # of which kind a layer is, lists say
     values |= {key: size for key, size in SMALL.items() if values.get(key) and key not in kept} | {
