@@ -157,21 +157,19 @@ static void attend_part(const Attention *a, const AbsorbedTask *task, size_t k, 
     const Row *row = &s->rows[s->absorbed.row[k]];
     const TileShape *shape = &s->cache->shape;
     const uint8_t *end = end_of_part(a, k, task->part);
-    size_t heads = heads_of(a, task), context = rows_attended(s, s->absorbed.row[k]), context_of[LANES];
-    for (size_t lane = 0; lane < task->rows * heads;) {
-        size_t other = task->k + lane / heads;
-        bool shares = end_of_part(a, other, task->part) == end;
-        for (size_t h = 0; h < heads; h++)
-            context_of[lane++] = shares ? rows_attended(s, s->absorbed.row[other]) : 0;
-    }
-    for (size_t lane = task->rows * heads; lane < LANES; lane++)
-        context_of[lane] = context_of[lane - 1]; /* empty: another limit would be work for the kernel */
+    size_t heads = heads_of(a, task), context = rows_attended(s, s->absorbed.row[k]);
+    size_t context_of[LANES] = {0}; /* of each of the task's rows; 0: the part is another one */
+    for (size_t n = 0; n < task->rows; n++)
+        if (end_of_part(a, task->k + n, task->part) == end)
+            context_of[n] = rows_attended(s, s->absorbed.row[task->k + n]);
     size_t tiles = cache_tiles(context), parts = part_count(context);
     softmax_begin(softmax);
     for (size_t j = tiles * task->part / parts; j < tiles * (task->part + 1) / parts; j++) {
         int32_t limit[LANES];
-        for (int lane = 0; lane < LANES; lane++)
-            limit[lane] = (int32_t)min(context_of[lane] - min(context_of[lane], j * TILE_ROWS), TILE_ROWS);
+        for (size_t lane = 0; lane < LANES; lane++) { /* empty ones as the last row: others would be work */
+            size_t all = context_of[min(lane / heads, task->rows - 1)];
+            limit[lane] = (int32_t)min(all - min(all, j * TILE_ROWS), TILE_ROWS);
+        }
         const uint8_t *tile =
             s->sparse.active ? selected + j * s->cache->tile_bytes : cache_tile(row->sequence, j, a->layer);
         a->m->ops->attend(shape, a->z->query, tile, shape, tile, TILE_ROWS, limit, NULL,
