@@ -166,7 +166,7 @@ static void attend_part(const Attention *a, const AbsorbedTask *task, size_t k, 
     softmax_begin(softmax);
     for (size_t j = tiles * task->part / parts; j < tiles * (task->part + 1) / parts; j++) {
         int32_t limit[LANES];
-        for (size_t lane = 0; lane < LANES; lane++) { /* empty ones as the last row: others would be work */
+        for (size_t lane = 0; lane < LANES; lane++) { /* empty: as the last row, or the kernel masks rows */
             size_t all = context_of[min(lane / heads, task->rows - 1)];
             limit[lane] = (int32_t)min(all - min(all, j * TILE_ROWS), TILE_ROWS);
         }

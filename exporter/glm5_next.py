@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .kda import LIMIT_GATE, LIMIT_NONE, Kda, mask
+from .kda import LIMIT_GATE, LIMIT_NONE, Kda, mask, sizes
 from .keys import Keys
 
 LINEAR = "linear_attention"
@@ -49,12 +49,7 @@ def _linear(keys: Keys, layers: int) -> dict[str, Any]:
     if not isinstance(values, dict):
         keys.fail("linear_attn_config", "an object was expected")
     block = Keys(values, f"{keys.where}: linear_attn_config")
-    size = block.integer("head_dim")
-    fields = {
-        "kda_heads": block.integer("num_heads"),
-        "kda_head_dim": size,
-        "kda_taps": block.integer("short_conv_kernel_size", least=2),
-        "kda_rank": size,
+    fields = sizes(block) | {
         "kda_lower_bound": block.number("gate_lower_bound", -5.0, least=-1e4, most=-1e-6),
         "kda_layers": mask(_linear_layers(keys, block, layers)),
     }

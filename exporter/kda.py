@@ -63,6 +63,17 @@ def _saved(keys: Keys, layers: int) -> dict[str, Any] | None:
     }
 
 
+def sizes(block: Keys) -> dict[str, Any]:
+    """The fields of Config that linear_attn_config gives as numbers; GLM-5.3-Flash has the same ones."""
+    size = block.integer("head_dim")
+    return {
+        "kda_heads": block.integer("num_heads"),
+        "kda_head_dim": size,
+        "kda_taps": block.integer("short_conv_kernel_size", least=2),
+        "kda_rank": size,
+    }
+
+
 def _kimi(keys: Keys, layers: int) -> Kda:
     """linear_attn_config: lists of layers, counted from 1. transformers saves the kinds of all layers
     instead, in their order, and the sizes under names of its own."""
@@ -73,14 +84,7 @@ def _kimi(keys: Keys, layers: int) -> Kda:
     kda, full = _listed(block, "kda_layers", layers), _listed(block, "full_attn_layers", layers)
     if kda & full or len(kda) + len(full) != layers:
         block.fail("kda_layers", f"with full_attn_layers it must name each of {layers} layers once")
-    size = block.integer("head_dim")
-    fields = {
-        "kda_heads": block.integer("num_heads"),
-        "kda_head_dim": size,
-        "kda_taps": block.integer("short_conv_kernel_size", least=2),
-        "kda_rank": size,
-        "kda_layers": mask([i + 1 in kda for i in range(layers)]),
-    }
+    fields = sizes(block) | {"kda_layers": mask([i + 1 in kda for i in range(layers)])}
     block.finish()
     keys.one_of("use_grouped_topk", True)
     keys.get("head_dim", None)  # hidden_size / num_attention_heads, of no layer
