@@ -38,6 +38,7 @@ PAGE = 4096
 # An unfinished checkpoint: its name's ending; what it begins with, and what its numbers are made from.
 PARTIAL, PARTIAL_MAGIC, PARTIAL_HEADER = ".partial", b"MLA.PART", struct.Struct("<8s32s")
 COPY = 1 << 20  # bytes copied at once
+HUGE_PAGE = 2 << 20  # bytes
 
 
 # ---- where it goes
@@ -79,10 +80,14 @@ def open_direct(target: Target) -> int:
 class Output:
     """The file at `path` while it is made: in the same directory, with the ending PARTIAL. That file is
     removed if anything goes wrong, and with `resume` kept. What cannot be replaced (Target.direct) gets a
-    copy at the end. Raises ExportError, OSError."""
+    copy at the end. Raises ExportError, OSError.
+
+    Bytes wait in memory until whole huge pages of the file can be written at once: Linux then keeps them in
+    huge pages, and ./run, which maps the file, reads it faster (doc/performance.md)."""
 
     def __init__(self, path: str | os.PathLike[str], resume: bool = False) -> None:
         self.path, self.resume = os.fspath(path), resume
+        self.waiting, self.at = bytearray(), 0  # and where in the file they belong
         self.target = find_target(self.path)
         self.temporary = self.target.path + PARTIAL
         if self.target.direct:
@@ -143,6 +148,8 @@ class Output:
     ) -> None:
         renamed = False
         try:
+            if kind is None or self.resume:
+                self._write_waiting(len(self.waiting))
             if kind is None and self.target.direct:
                 self._copy()
             elif kind is None:
@@ -164,17 +171,33 @@ class Output:
                 data = data[os.write(self.sink, data) :]
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        view = memoryview(data).cast("B")
-        while view:
-            view = view[self.file.write(view) :]
+        """Behind what was written last."""
+        self.waiting += memoryview(data).cast("B")
+        whole = (self.at + len(self.waiting)) // HUGE_PAGE * HUGE_PAGE - self.at
+        if whole > 0:
+            self._write_waiting(whole)
 
-    def read(self, count: int, offset: int) -> bytes:
-        """As many of `count` bytes from `offset` on as there are."""
-        return os.pread(self.file.fileno(), count, offset)
+    def _write_waiting(self, count: int) -> None:
+        self.put(self.at, memoryview(self.waiting)[:count])
+        del self.waiting[:count]
+        self.at += count
 
     def seek(self, offset: int) -> None:
-        """What is passed over reads as zeros."""
-        self.file.seek(offset)
+        """The next byte to write. What is passed over stays as it is, and reads as zeros if it is new."""
+        if offset != self.at + len(self.waiting):
+            self._write_waiting(len(self.waiting))
+            self.at = offset
+
+    def put(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Writes at once, at `offset`."""
+        view = memoryview(data)
+        while view:
+            count = os.pwrite(self.file.fileno(), view, offset)
+            view, offset = view[count:], offset + count
+
+    def read(self, count: int, offset: int) -> bytes:
+        """As many of `count` bytes from `offset` on as there are, of those that do not wait."""
+        return os.pread(self.file.fileno(), count, offset)
 
 
 def lock(file: FileIO, path: str) -> None:
@@ -242,8 +265,8 @@ def layout(entries: list[Entry], config_bytes: int, tokenizer_bytes: int, chat_b
     return Layout(tokenizer, chat, table, data, offsets, end)
 
 
-def write_tensor(out: Output, entry: Entry, offset: int, pieces: Iterable[Piece]) -> bytes:
-    """Writes a tensor; its line of the table."""
+def write_tensor(out: Output, entry: Entry, offset: int, end: int, pieces: Iterable[Piece]) -> bytes:
+    """Writes a tensor, and zeros up to `end`; its line of the table."""
     out.seek(offset)
     checksum = written = 0
     scale, codebook = 1.0, b""
@@ -253,6 +276,7 @@ def write_tensor(out: Output, entry: Entry, offset: int, pieces: Iterable[Piece]
         checksum, written = zlib.crc32(data, checksum), written + data.nbytes
     if written != tensor_bytes(entry):
         raise RuntimeError(f"{entry.name} has {tensor_bytes(entry)} bytes, and {written} were written")
+    out.write(bytes(end - offset - written))
     shape = entry.type, entry.count, entry.rows, entry.cols
     return TENSOR.pack(entry.name.encode(), offset, written, *shape, scale, checksum, codebook)
 
@@ -278,8 +302,7 @@ def finished(out: Output, front: Front, entries: list[Entry], identity: bytes) -
                 found[i] = line
     else:
         out.file.truncate(0)
-    out.seek(0)
-    out.write(PARTIAL_HEADER.pack(PARTIAL_MAGIC, identity))
+    out.put(0, PARTIAL_HEADER.pack(PARTIAL_MAGIC, identity))
     return found
 
 
@@ -309,11 +332,10 @@ def write_checkpoint(
     is written as soon as its tensor is."""
     at = layout(entries, *map(len, front))
     lines, source = dict(lines or {}), iter(tensors)
-    for i, entry in enumerate(entries):
+    for i, (entry, begin, end) in enumerate(zip(entries, at.tensors, [*at.tensors[1:], at.end], strict=True)):
         if i not in lines:
-            lines[i] = write_tensor(out, entry, at.tensors[i], next(source))
-            out.seek(at.table + i * TENSOR.size)
-            out.write(lines[i])
+            lines[i] = write_tensor(out, entry, begin, end, next(source))
+            out.put(at.table + i * TENSOR.size, lines[i])
     text = bytearray(at.data)
     text[HEADER.size : HEADER.size + len(front.config)] = front.config
     text[at.tokenizer : at.tokenizer + len(front.tokenizer)] = front.tokenizer
@@ -326,5 +348,5 @@ def write_checkpoint(
 
     text[: HEADER.size] = header(0)
     text[: HEADER.size] = header(zlib.crc32(text))
-    out.seek(0)
-    out.write(text)
+    out.seek(0)  # before the header all else is in the file
+    out.put(0, text)

@@ -45,11 +45,11 @@ def written(monkeypatch):
 
     names, write = Written(), writer.write_tensor
 
-    def counted(out, entry, offset, pieces):
+    def counted(out, entry, offset, end, pieces):
         if len(names) == names.stop:
             raise KeyboardInterrupt
         names.append(entry.name)
-        return write(out, entry, offset, pieces)
+        return write(out, entry, offset, end, pieces)
 
     monkeypatch.setattr(writer, "write_tensor", counted)
     return names
