@@ -11,6 +11,7 @@ the exporter. What the tests protect:
 """
 
 import json
+import os
 import re
 import shutil
 import struct
@@ -35,7 +36,7 @@ from support import (
     to_bf16,
 )
 
-from exporter import command
+from exporter import command, writer
 from exporter import config as model_config
 from exporter.errors import ExportError
 from exporter.plan import make_plan, parameters
@@ -209,6 +210,23 @@ def test_scales_stay_in_range(magnitude, source, exported):
     x = (to_bf16(tensors()[name] * magnitude).astype(np.uint32) << 16).view(np.float32)
     got = exported(source(changes={name: x}), "--type", "q8").read("layers.0.up")[0]
     np.testing.assert_allclose(got, x, rtol=0, atol=np.abs(x).max() / 200)
+
+
+def test_whole_huge_pages_are_written_at_once(source, exported, monkeypatch):
+    """Linux keeps a new file in pages as large as what is written at once, if that begins on such a page."""
+    written, page = [], 4096
+
+    def pwrite(descriptor, data, offset, write=os.pwrite):
+        written.append((offset, len(data)))
+        return write(descriptor, data, offset)
+
+    monkeypatch.setattr(writer, "HUGE_PAGE", page)
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    got = exported(source())
+    tensors = [(offset, size) for offset, size in written if offset >= got.data]
+    *full, (last, _) = tensors
+    assert len(full) > 10 and all(offset % page == size % page == 0 for offset, size in full)
+    assert last % page == 0 and sum(size for _, size in tensors) == len(got.file) - got.data
 
 
 def test_layout(source, exported):
