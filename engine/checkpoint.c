@@ -508,6 +508,9 @@ static void watch(const Model *m) {
     sigaction(SIGBUS, &action, NULL);
 }
 
+/* Of most processors, in bytes. A file that fits into it is not read from memory again and again. */
+enum { LARGEST_CACHE = 32 << 20 };
+
 static void map_file(Reader *r) {
     Model *m = r->m;
     int fd = open(m->path, O_RDONLY | O_CLOEXEC);
@@ -546,6 +549,7 @@ bool model_open(Model *m, const char *path, char *err, size_t err_bytes) {
         return false;
     }
     map_file(&r);
+    *m->ops->from_memory = m->file_bytes > LARGEST_CACHE;
     if (!r.failed)
         read_header(&r);
     if (!r.failed)

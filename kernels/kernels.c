@@ -38,6 +38,7 @@ static const Kernels kernels = {
     .gather = gather,
     .matmul = matmul,
     .many_rows = &many_rows,
+    .from_memory = &from_memory,
     .read_row = read_row,
     .tile_store = tile_store,
     .tile_load = tile_load,

@@ -222,6 +222,9 @@ typedef struct {
      * alone; tune.c sets it. */
     size_t *many_rows;
 
+    /* Do the weights come from memory, because they are more than the caches hold? It changes speed alone. */
+    bool *from_memory;
+
     /* out[0 .. cols) = row `row` of W (an embedding). */
     void (*read_row)(float *out, const Matrix *w, size_t row);
 

@@ -28,10 +28,16 @@ OP vt load_codebook(const int form, const Matrix *w) {
 }
 OP size_t block_bytes(const int form) { return form == TYPE_Q8 ? Q8_BLOCK : Q4_BLOCK; }
 
-/* A line of weights is asked for twice: from afar into L2, then into L1 (PREFETCH in simd.h says why). */
-OP void prefetch_weights(const uint8_t *p) {
-    PREFETCH(p + WEIGHTS_AHEAD);
-    PREFETCH_FAR(p + WEIGHTS_FAR);
+static bool from_memory = false; /* kernels.h */
+
+/* Weights are asked for: into L1 (PREFETCH in simd.h says why), and before that into L2 if they come from
+ * memory and that is faster (FAR_PAYS). `far` is from_memory, read once for a panel. */
+OP void prefetch_weights(const uint8_t *p, const size_t bytes, bool far) {
+    for (size_t line = 0; line < bytes; line += 64) {
+        PREFETCH(p + line + WEIGHTS_AHEAD);
+        if (FAR_PAYS && far)
+            PREFETCH_FAR(p + line + WEIGHTS_FAR);
+    }
 }
 
 /* The eight units, of 4 columns each, of a half of a block. */
@@ -81,9 +87,9 @@ OP void multiply_int8(float *y, size_t ldy, const Matrix *w, const uint8_t *pane
     UNROLL for (int t = 0; t < rows; t++) acc[t] = vf_set1(0.0f);
     vt codebook = load_codebook(form, w);
     const size_t bytes = block_bytes(form), blocks = div_up(w->cols, BLOCK);
+    const bool far = from_memory;
     for (size_t b = 0; b < blocks; b++, panel += bytes) {
-        for (size_t line = 0; line < bytes; line += 64)
-            prefetch_weights(panel + line);
+        prefetch_weights(panel, bytes, far);
         UNROLL for (int half = 0; half < 2; half++) {
             vb unit[8];
             load_units(form, unit, panel + 64 + (bytes - 64) / 2 * (size_t)half, codebook);
@@ -104,8 +110,9 @@ OP void multiply_float(float *y, size_t ldy, const Matrix *w, const uint8_t *pan
     vf acc[16];
     UNROLL for (int t = 0; t < rows; t++) acc[t] = vf_set1(0.0f);
     const size_t bytes = bf16 ? 32 : 64;
+    const bool far = from_memory;
     for (size_t c = 0; c < w->cols; c++, panel += bytes) {
-        prefetch_weights(panel);
+        prefetch_weights(panel, bytes, far);
         vf weights = bf16 ? vf_from_bf16(panel) : vf_load((const float *)(const void *)panel);
         UNROLL for (int t = 0; t < rows; t++) acc[t] =
             vf_fma(weights, vf_set1(x[(size_t)t * stride + c]), acc[t]);

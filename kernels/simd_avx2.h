@@ -14,7 +14,7 @@ enum { BIASED = 1 };
 #define ISA_NAME avx2
 enum { BIASED = 0 };
 #endif
-enum { REG_ROWS = 4, ABREAST = 1, MANY_PANELS = 1, MANY_ROWS = 4 };
+enum { REG_ROWS = 4, ABREAST = 1, MANY_PANELS = 1, MANY_ROWS = 4, FAR_PAYS = BIASED };
 
 typedef struct {
     __m256 lo, hi;

@@ -5,7 +5,7 @@
 #include <immintrin.h>
 
 #define ISA_NAME avx512
-enum { REG_ROWS = 16, ABREAST = 4, MANY_PANELS = 4, MANY_ROWS = 4 };
+enum { REG_ROWS = 16, ABREAST = 4, MANY_PANELS = 4, MANY_ROWS = 4, FAR_PAYS = 1 };
 
 typedef __m512 vf;
 typedef __m512i vi;

@@ -6,7 +6,7 @@
 #include <arm_neon.h>
 
 #define ISA_NAME neon
-enum { REG_ROWS = 4, ABREAST = 1, MANY_PANELS = 1, MANY_ROWS = 4 };
+enum { REG_ROWS = 4, ABREAST = 1, MANY_PANELS = 1, MANY_ROWS = 4, FAR_PAYS = 0 };
 
 typedef float32x4x4_t vf;
 typedef int32x4x4_t vi;

@@ -5,7 +5,7 @@
 #define SIMD_PORTABLE_H
 
 #define ISA_NAME portable
-enum { REG_ROWS = 4, ABREAST = 1, MANY_PANELS = 1, MANY_ROWS = 4 };
+enum { REG_ROWS = 4, ABREAST = 1, MANY_PANELS = 1, MANY_ROWS = 4, FAR_PAYS = 0 };
 
 typedef struct {
     float v[16];
