@@ -45,6 +45,20 @@ def need(tool):
         pytest.skip(f"{tool} is not installed")
 
 
+CPU_FLAGS = {
+    "avx2": {"avx2", "fma", "f16c"},
+    "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"},
+}
+
+
+def has(isa):
+    """Can this machine run the instruction set (None: the one that the program chooses)? Linux says so, not
+    the program. Tests of what it lacks are not there: nothing that could be installed would help."""
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
+    return CPU_FLAGS.get(isa, set()) <= flags
+
+
 @contextlib.contextmanager
 def locked(name, how=fcntl.LOCK_EX):
     """Holds a lock on build/NAME.lock: test files run side by side, in processes of their own."""

@@ -7,7 +7,6 @@ the same text."""
 import hashlib
 import itertools
 import json
-import platform
 import tempfile
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import compare
 import matrix
 import numpy as np
 import pytest
-from support import MODELS, ROOT
+from support import MODELS, ROOT, has
 
 STORIES = ROOT / "demo" / "stories.bin"
 TINY = MODELS / "v2_236b"  # low-rank queries, expert groups, sizes that are no multiples of 32
@@ -52,20 +51,7 @@ WAYS = {
     "aarch64, neon": ("aarch64", {"MLA_ISA": "neon"}, ["-j", "1"]),
     "aarch64, portable": ("aarch64", {"MLA_ISA": "portable"}, ["-j", "1"]),
 }
-
-CPU_FLAGS = {
-    "avx2": {"avx2", "fma", "f16c"},
-    "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"},
-}
-
-
-def need_cpu(isa):
-    """Skips where this machine cannot run the instruction set; whether it can is Linux's word, not the
-    program's own."""
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
-    if isa in CPU_FLAGS and not CPU_FLAGS[isa] <= flags:
-        pytest.skip(f"this {platform.machine()} machine has no {isa}")
+WAYS = {name: way for name, way in WAYS.items() if has(way[1].get("MLA_ISA"))}
 
 
 def checkpoint(name, export):
@@ -132,7 +118,6 @@ def reference(export):
 )
 def test_same_bytes(name, way, reference, export, build):
     build_name, environment, options = WAYS[way]
-    need_cpu(environment.get("MLA_ISA"))
     program = build(build_name) if build_name else compare.RUN
     assert results(name, checkpoint(name, export), program, environment, options) == reference(name)
 
