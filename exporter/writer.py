@@ -87,7 +87,7 @@ class Output:
 
     def __init__(self, path: str | os.PathLike[str], resume: bool = False) -> None:
         self.path, self.resume = os.fspath(path), resume
-        self.waiting, self.at = bytearray(), 0  # and where in the file they belong
+        self.waiting, self.at = bytearray(), 0  # bytes, and their place in the file
         self.target = find_target(self.path)
         self.temporary = self.target.path + PARTIAL
         if self.target.direct:
@@ -148,7 +148,7 @@ class Output:
     ) -> None:
         renamed = False
         try:
-            if kind is None or self.resume:
+            if kind is None or self.resume:  # with resume, tensors that wait need not be packed again
                 self._write_waiting(len(self.waiting))
             if kind is None and self.target.direct:
                 self._copy()
@@ -171,32 +171,34 @@ class Output:
                 data = data[os.write(self.sink, data) :]
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Behind what was written last."""
+        """Continues where the last write ended, or where seek() put it."""
         self.waiting += memoryview(data).cast("B")
         whole = (self.at + len(self.waiting)) // HUGE_PAGE * HUGE_PAGE - self.at
         if whole > 0:
             self._write_waiting(whole)
 
     def _write_waiting(self, count: int) -> None:
+        """Writes the first `count` bytes. If that is interrupted they still wait: written again, they are the
+        same."""
         self.put(self.at, memoryview(self.waiting)[:count])
-        del self.waiting[:count]
-        self.at += count
+        # a new object: an interrupted put() may still hold views of the old one, which can then not shrink
+        self.waiting, self.at = self.waiting[count:], self.at + count
 
     def seek(self, offset: int) -> None:
-        """The next byte to write. What is passed over stays as it is, and reads as zeros if it is new."""
+        """Sets the place of the next write(). Bytes in between stay as they are; new ones read as zeros."""
         if offset != self.at + len(self.waiting):
             self._write_waiting(len(self.waiting))
             self.at = offset
 
     def put(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """Writes at once, at `offset`."""
+        """Writes at `offset` without waiting. Where write() goes on stays the same."""
         view = memoryview(data)
         while view:
             count = os.pwrite(self.file.fileno(), view, offset)
             view, offset = view[count:], offset + count
 
     def read(self, count: int, offset: int) -> bytes:
-        """As many of `count` bytes from `offset` on as there are, of those that do not wait."""
+        """As many of `count` bytes from `offset` on as the file has. Bytes that still wait are not in it."""
         return os.pread(self.file.fileno(), count, offset)
 
 
@@ -266,7 +268,8 @@ def layout(entries: list[Entry], config_bytes: int, tokenizer_bytes: int, chat_b
 
 
 def write_tensor(out: Output, entry: Entry, offset: int, end: int, pieces: Iterable[Piece]) -> bytes:
-    """Writes a tensor, and zeros up to `end`; its line of the table."""
+    """Writes a tensor, and zeros up to `end`, where the next one begins: without a gap, whole huge pages can
+    be written. Returns its line of the table."""
     out.seek(offset)
     checksum = written = 0
     scale, codebook = 1.0, b""
@@ -348,5 +351,5 @@ def write_checkpoint(
 
     text[: HEADER.size] = header(0)
     text[: HEADER.size] = header(zlib.crc32(text))
-    out.seek(0)  # before the header all else is in the file
+    out.seek(0)  # writes what still waits: a file with this header must be whole
     out.put(0, text)

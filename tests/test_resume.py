@@ -6,6 +6,7 @@ one at a time two exports never write one file, and nobody's file is taken for a
 the source    a file that changes while it is read is one line and no checkpoint
 --check       says sizes without writing, and what is missing as an export would"""
 
+import itertools
 import os
 import random
 import re
@@ -85,6 +86,25 @@ def test_resumed(source, tmp_path, whole, written):
     assert command.main([str(source), str(out), "--resume"]) == 0
     assert len(first) == 40 and not set(first) & set(written) and out.read_bytes() == whole
     assert not (tmp_path / "model.bin.partial").exists()
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["written", "not written"])
+def test_interrupted_while_it_writes(before, source, tmp_path, whole, monkeypatch):
+    """What was being written, and what waited behind it, is written then; the next run goes on from there."""
+    out, write, pages = tmp_path / "model.bin", os.pwrite, itertools.count()
+
+    def pwrite(descriptor, data, offset):
+        interrupted = len(data) % 4096 == 0 and next(pages) == 20
+        count = 0 if interrupted and before else write(descriptor, data, offset)
+        if interrupted:
+            raise KeyboardInterrupt
+        return count
+
+    monkeypatch.setattr(writer, "HUGE_PAGE", 4096)
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    assert command.main([str(source), str(out), "--resume"]) == 130
+    assert command.main([str(source), str(out), "--resume"]) == 0
+    assert out.read_bytes() == whole
 
 
 @pytest.mark.parametrize("damage", ["tensor", "source", "option", "shorter", "other front"])
