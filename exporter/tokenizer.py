@@ -443,10 +443,11 @@ def compile_metadata(metadata: dict[str, Any]) -> Compiled | None:
 
 
 def bounded(function: Callable[[Any], Compiled | None], source: Any, size: int) -> Compiled | None:
-    """function(source) in a child process. size: bytes of the tokenizer; published ones need less
-    than half of what they may have. Raises UnsupportedTokenizer, LimitExceeded, OSError, ChildFailed."""
+    """function(source) in a child process. size: bytes of the tokenizer. Each MB of it may take 4 seconds of
+    CPU time and 40 MB of memory, beside what every tokenizer may take; published ones need less than half.
+    Raises UnsupportedTokenizer, LimitExceeded, OSError, ChildFailed."""
     size = min(size, FILE_LIMIT)
-    seconds, memory = 3 + 4 * (size >> 20), (128 << 20) + 40 * size
+    seconds, memory = 3 + (4 * size >> 20), (128 << 20) + 40 * size
     compiled: Compiled | None = run_bounded(function, source, seconds=seconds, memory=memory)
     return compiled
 
