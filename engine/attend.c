@@ -165,8 +165,9 @@ static void attend_part(const Attention *a, const AbsorbedTask *task, size_t k, 
     size_t tiles = cache_tiles(context), parts = part_count(context);
     softmax_begin(softmax);
     for (size_t j = tiles * task->part / parts; j < tiles * (task->part + 1) / parts; j++) {
-        int32_t limit[LANES];
-        for (size_t lane = 0; lane < LANES; lane++) { /* empty: as the last row, or the kernel masks rows */
+        int32_t limit
+            [LANES]; /* an empty lane has the last row's: a smaller one would make the kernel mask rows */
+        for (size_t lane = 0; lane < LANES; lane++) {
             size_t all = context_of[min(lane / heads, task->rows - 1)];
             limit[lane] = (int32_t)min(all - min(all, j * TILE_ROWS), TILE_ROWS);
         }

@@ -508,8 +508,8 @@ static void watch(const Model *m) {
     sigaction(SIGBUS, &action, NULL);
 }
 
-/* Of most processors, in bytes. A file that fits into it is not read from memory again and again. */
-enum { LARGEST_CACHE = 32 << 20 };
+/* Bytes. A file of this size or less is assumed to stay in the caches while the program runs. */
+enum { CACHE_BYTES = 32 << 20 };
 
 static void map_file(Reader *r) {
     Model *m = r->m;
@@ -527,11 +527,12 @@ static void map_file(Reader *r) {
             fail(r, "cannot be mapped: %s", strerror(errno));
         } else {
 #ifdef MADV_HUGEPAGE
-            /* what is not in memory yet is read in huge pages; a system that has none does without */
+            /* advice for what must still be read from the file; no fault if the system has none */
             madvise(p, (size_t)st.st_size, MADV_HUGEPAGE);
 #endif
             m->file = p;
             m->file_bytes = (size_t)st.st_size;
+            *m->ops->from_memory = m->file_bytes > CACHE_BYTES;
             watch(m);
         }
     }
@@ -549,7 +550,6 @@ bool model_open(Model *m, const char *path, char *err, size_t err_bytes) {
         return false;
     }
     map_file(&r);
-    *m->ops->from_memory = m->file_bytes > LARGEST_CACHE;
     if (!r.failed)
         read_header(&r);
     if (!r.failed)

@@ -222,7 +222,8 @@ typedef struct {
      * alone; tune.c sets it. */
     size_t *many_rows;
 
-    /* Do the weights come from memory, because they are more than the caches hold? It changes speed alone. */
+    /* Are weights read from memory, because the caches cannot hold them all? matmul() then asks for them
+     * earlier (matmul.h). It changes speed alone; model_open() sets it. */
     bool *from_memory;
 
     /* out[0 .. cols) = row `row` of W (an embedding). */

@@ -30,8 +30,9 @@ OP size_t block_bytes(const int form) { return form == TYPE_Q8 ? Q8_BLOCK : Q4_B
 
 static bool from_memory = false; /* kernels.h */
 
-/* Weights are asked for: into L1 (PREFETCH in simd.h says why), and before that into L2 if they come from
- * memory and that is faster (FAR_PAYS). `far` is from_memory, read once for a panel. */
+/* Asks for weights ahead of their use, into L1 (PREFETCH in simd.h says why). Weights that come from memory
+ * (`far`) are asked for once more, earlier, into L2, where FAR_PAYS: it costs instructions, and gains nothing
+ * where weights are in a cache. */
 OP void prefetch_weights(const uint8_t *p, const size_t bytes, bool far) {
     for (size_t line = 0; line < bytes; line += 64) {
         PREFETCH(p + line + WEIGHTS_AHEAD);

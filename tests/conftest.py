@@ -22,7 +22,7 @@ from pathlib import Path
 
 import compare
 import pytest
-from support import CONFIG, Checkpoint, locked, make, need, safetensors, tensors
+from support import CONFIG, CPU_FLAGS, Checkpoint, has, locked, make, need, safetensors, tensors
 
 from exporter import command
 
@@ -199,6 +199,9 @@ def pytest_unconfigure(config):
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if not reporter or config.option.collectonly:
         return
+    lacks = ", ".join(isa for isa in CPU_FLAGS if not has(isa))
+    if lacks:
+        print(f"not tested: {lacks}, which this machine cannot run")
     count = {key: len(reports) for key, reports in reporter.stats.items()}
     passed = count.get("passed", 0) + count.get("subtests passed", 0)
     failed = count.get("failed", 0) + count.get("error", 0)

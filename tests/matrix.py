@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 import compare
+from support import has
 
 ROOT = compare.ROOT
 HASHES = ROOT / "tests" / "hashes.json"
@@ -124,7 +125,6 @@ def main():
     )
     if missing and not pattern:
         sys.exit(f"matrix: not installed: {', '.join(missing)}; .ci/run installs all")
-    cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     with tempfile.TemporaryDirectory() as folder:
         models = checkpoints(Path(folder))
         want, wrong, begun = json.loads(HASHES.read_text()), 0, time.monotonic()
@@ -132,11 +132,7 @@ def main():
             return write(pattern, want, hashes(models, compare.RUN, "-j", "1"))
         for name, (_, _, isas, most) in BUILDS.items():
             program = make(name)
-            isas = [
-                isa
-                for isa in isas
-                if isa not in ("avx2", "avx512") or isa.replace("avx512", "avx512_vnni") in cpu
-            ]
+            isas = [isa for isa in isas if has(isa)]
             for isa, threads in ways(isas, most):
                 got = hashes(models, program, "-j", str(threads), MLA_ISA=isa)
                 differ = [case for case in want if got.get(case) != want[case]]

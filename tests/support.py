@@ -53,7 +53,7 @@ CPU_FLAGS = {
 
 def has(isa):
     """Can this machine run the instruction set (None: the one that the program chooses)? Linux says so, not
-    the program. Tests of what it lacks are not there: nothing that could be installed would help."""
+    the program. What it lacks cannot be installed, so there are no tests of it. A line at the end says so."""
     cpuinfo = Path("/proc/cpuinfo")
     flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
     return CPU_FLAGS.get(isa, set()) <= flags
