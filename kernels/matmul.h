@@ -66,8 +66,9 @@ typedef struct {
     size_t group; /* rows of the group: how far it is from one block of 32 columns to the next */
 } Int8Rows;
 
-/* acc[t] += the products of 32 columns, for n rows of x from row `first` on. Their sums advance in turns: a
- * product waits some five cycles for the one before it in the same sum. */
+/* acc[t] += the products of 32 columns, for n rows of x from row `first` on. Their sums advance in turns:
+ * a product waits some five cycles for the one before it in the same sum, and a weight serves several rows
+ * while it is in a register. */
 OP void add_half(vf *acc, const vb unit[8], vf scale, Int8Rows x, size_t first, const int n, const int form) {
     vi sum[ABREAST];
     UNROLL for (int t = 0; t < n; t++) sum[t] = int8_start(form, x.start[first + t]);

@@ -18,10 +18,10 @@
  *   vt  16 x int8, a codebook for vb_q4
  *
  * Names: vf_* returns or takes mostly vf, and so on. Loads and stores need no alignment. REG_ROWS is how
- * many rows of a product with one panel have their accumulators in registers at once; where panels are
- * unpacked first (matmul.h), MANY_PANELS by MANY_ROWS (at most 4) have their integer sums there. FAR_PAYS:
- * it is faster to ask for weights from memory twice (matmul.h; doc/performance.md says where that was
- * measured). */
+ * many rows of a product with one panel have their accumulators in registers at once, and ABREAST of them
+ * their integer sums; where panels are unpacked first (matmul.h), MANY_PANELS by MANY_ROWS (at most 4) have
+ * theirs there. FAR_PAYS: it is faster to ask for weights from memory twice (matmul.h; doc/performance.md
+ * says where that was measured). */
 #ifndef SIMD_H
 #define SIMD_H
 

@@ -14,7 +14,7 @@ enum { BIASED = 1, FAR_PAYS = 1 }; /* as avx512; not measured */
 #define ISA_NAME avx2
 enum { BIASED = 0, FAR_PAYS = 0 };
 #endif
-enum { REG_ROWS = 4, ABREAST = 1, MANY_PANELS = 1, MANY_ROWS = 4 };
+enum { REG_ROWS = 4, ABREAST = 4, MANY_PANELS = 1, MANY_ROWS = 4 };
 
 typedef struct {
     __m256 lo, hi;
@@ -161,8 +161,11 @@ OP void vb_q4(vb *low, vb *high, const uint8_t *p, vt codebook) {
     high->hi = _mm256_shuffle_epi8(codebook, _mm256_and_si256(_mm256_srli_epi16(x.hi, 4), nibble));
 }
 
+/* The sum stays in its register. Of the intrinsic, gcc puts the sum where the product was, and moves it back
+ * or, with eight sums, runs out of registers. */
 OP __m256i add_pairs_8(__m256i acc, __m256i pairs) {
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    __asm__("vpaddd %1, %0, %0" : "+x"(acc) : "x"(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1))));
+    return acc;
 }
 /* Both instructions multiply unsigned bytes by signed ones. Without bias that is |w| * (a with w's sign);
  * maddubs's two products are at most 2 * 128 * 127, no saturation. */
