@@ -13,9 +13,10 @@
 #include "kernels/simd.h"
 
 enum {
-    WEIGHTS_AHEAD = 2048,    /* bytes to L1; hides the latency of L2 when few rows are multiplied */
-    WEIGHTS_FAR = 8192,      /* bytes to L2; hides the latency of memory */
-    CHUNK_BYTES = 256 * 1024 /* weights that stay in L2 while all rows of x pass by */
+    WEIGHTS_AHEAD = 2048,     /* bytes to L1; hides the latency of L2 when few rows are multiplied */
+    WEIGHTS_FAR = 8192,       /* bytes to L2; hides the latency of memory */
+    CHUNK_BYTES = 256 * 1024, /* weights that stay in L2 while all rows of x pass by */
+    CHUNK_ROWS = 128          /* rows of x that stay in L2 while all panels are unpacked and pass by */
 };
 
 /* How the weights of a matrix are read: a Type, or NARROW, q4 with a codebook of 7 bits (simd.h). A constant
@@ -242,24 +243,24 @@ OP NextPart next_part(const Matrix *w, const uint8_t *panel, size_t half, size_t
     return (NextPart){next, next + part, blocks * bytes, div_up(part / 64, div_up(rows, MANY_ROWS))};
 }
 
-/* MANY_PANELS panels times all rows of x. */
-OP void multiply_panels(float *y, size_t ldy, const Matrix *w, const uint8_t *panel, const Activations *x,
-                        const int form) {
+/* MANY_PANELS panels times rows first .. first + rows - 1 of x, which are whole groups. */
+OP void multiply_panels(const int form, float *y, size_t ldy, const Matrix *w, const uint8_t *panel,
+                        const Activations *x, size_t first, size_t rows) {
     Unpacked u;
     size_t halves = div_up(w->cols, BLOCK) * 2;
     for (size_t half = 0; half < halves; half += PART) {
         size_t n = min(halves - half, PART);
         float factor = half + n == halves ? w->scale : 1.0f;
         unpack_panels(&u, w, panel, half, n, form);
-        NextPart next = next_part(w, panel, half + n, x->rows, form);
-        for (size_t row = 0; row < x->rows; row += 16) {
-            size_t group = min(x->rows - row, 16), at = row * (x->stride / 32) + half * group;
-            Int8Rows rows = {x->q + 32 * at, x->scale + at, x->start + at, group};
+        NextPart next = next_part(w, panel, half + n, rows, form);
+        for (size_t row = 0; row < rows; row += 16) {
+            size_t group = min(rows - row, 16), at = (first + row) * (x->stride / 32) + half * group;
+            Int8Rows ints = {x->q + 32 * at, x->scale + at, x->start + at, group};
             for (size_t t = 0; t < group; t += MANY_ROWS) {
                 float *to = y + (row + t) * ldy;
                 prefetch_some(&next);
 #define TILE(count) \
-    case count: multiply_many(to, ldy, &u, n, rows, half == 0, factor, count, form); break
+    case count: multiply_many(to, ldy, &u, n, ints, half == 0, factor, count, form); break
                 switch (min(group - t, MANY_ROWS)) {
                     TILE(1);
                     TILE(2);
@@ -267,9 +268,9 @@ OP void multiply_panels(float *y, size_t ldy, const Matrix *w, const uint8_t *pa
                     TILE(4);
                 }
 #undef TILE
-                rows.q += 32 * MANY_ROWS;
-                rows.scale += MANY_ROWS;
-                rows.start += MANY_ROWS;
+                ints.q += 32 * MANY_ROWS;
+                ints.scale += MANY_ROWS;
+                ints.start += MANY_ROWS;
             }
         }
     }
@@ -279,29 +280,22 @@ OP void multiply_panels(float *y, size_t ldy, const Matrix *w, const uint8_t *pa
 
 static size_t many_rows = 16; /* kernels.h */
 
-typedef void MultiplyGroup(float *y, size_t ldy, const Matrix *w, const uint8_t *panel, const Activations *x,
-                           size_t row, size_t n);
-typedef void MultiplyPanels(float *y, size_t ldy, const Matrix *w, const uint8_t *panel,
-                            const Activations *x);
-#define GROUP_OF(name, form)                                                                            \
+typedef void MultiplyRows(float *y, size_t ldy, const Matrix *w, const uint8_t *panel, const Activations *x,
+                          size_t first, size_t rows);
+#define ROWS_OF(name, multiply, form)                                                                   \
     static void name(float *y, size_t ldy, const Matrix *w, const uint8_t *panel, const Activations *x, \
-                     size_t row, size_t n) {                                                            \
-        multiply_group(form, y, ldy, w, panel, x, row, n);                                              \
+                     size_t first, size_t rows) {                                                       \
+        multiply(form, y, ldy, w, panel, x, first, rows);                                               \
     }
-#define PANELS_OF(name, form)                                                                             \
-    static void name(float *y, size_t ldy, const Matrix *w, const uint8_t *panel, const Activations *x) { \
-        multiply_panels(y, ldy, w, panel, x, form);                                                       \
-    }
-GROUP_OF(group_f32, TYPE_F32)
-GROUP_OF(group_bf16, TYPE_BF16)
-GROUP_OF(group_q8, TYPE_Q8)
-GROUP_OF(group_q4, TYPE_Q4)
-GROUP_OF(group_narrow, NARROW)
-PANELS_OF(panels_q8, TYPE_Q8)
-PANELS_OF(panels_q4, TYPE_Q4)
-PANELS_OF(panels_narrow, NARROW)
-#undef GROUP_OF
-#undef PANELS_OF
+ROWS_OF(group_f32, multiply_group, TYPE_F32)
+ROWS_OF(group_bf16, multiply_group, TYPE_BF16)
+ROWS_OF(group_q8, multiply_group, TYPE_Q8)
+ROWS_OF(group_q4, multiply_group, TYPE_Q4)
+ROWS_OF(group_narrow, multiply_group, NARROW)
+ROWS_OF(panels_q8, multiply_panels, TYPE_Q8)
+ROWS_OF(panels_q4, multiply_panels, TYPE_Q4)
+ROWS_OF(panels_narrow, multiply_panels, NARROW)
+#undef ROWS_OF
 
 static uint32_t form_of(const Matrix *w) {
     if (!NARROW_PAYS || w->type != TYPE_Q4)
@@ -313,16 +307,18 @@ static uint32_t form_of(const Matrix *w) {
 }
 
 static void matmul(float *y, size_t ldy, const Matrix *w, size_t panel, size_t panels, const Activations *x) {
-    static MultiplyGroup *const groups_of[FORMS] = {NULL,     group_f32, group_bf16,
-                                                    group_q8, group_q4,  NARROW_PAYS ? group_narrow : NULL};
-    static MultiplyPanels *const panels_of[FORMS] = {
-        NULL, NULL, NULL, panels_q8, panels_q4, NARROW_PAYS ? panels_narrow : NULL};
+    static MultiplyRows *const groups_of[FORMS] = {NULL,     group_f32, group_bf16,
+                                                   group_q8, group_q4,  NARROW_PAYS ? group_narrow : NULL};
+    static MultiplyRows *const panels_of[FORMS] = {NULL,      NULL,      NULL,
+                                                   panels_q8, panels_q4, NARROW_PAYS ? panels_narrow : NULL};
     const uint32_t form = form_of(w);
     const size_t bytes = panel_bytes(w->type, w->cols), chunk = CHUNK_BYTES / bytes + 1;
     size_t first = 0;
     if (panels_of[form] && x->rows >= many_rows)
-        for (; first + MANY_PANELS <= panels; first += MANY_PANELS)
-            panels_of[form](y + 16 * first, ldy, w, w->data + (panel + first) * bytes, x);
+        for (size_t row = 0; row < x->rows; row += CHUNK_ROWS)
+            for (first = 0; first + MANY_PANELS <= panels; first += MANY_PANELS)
+                panels_of[form](y + row * ldy + 16 * first, ldy, w, w->data + (panel + first) * bytes, x, row,
+                                min(x->rows - row, CHUNK_ROWS));
     for (; first < panels; first += chunk) {
         size_t end = min(first + chunk, panels);
         for (size_t row = 0; row < x->rows; row += 16)
