@@ -4,12 +4,12 @@
  * There is one forward. Prefill is many rows of a sequence, decode is one row, a batch is rows of many
  * sequences. Weight types and cache types are the business of kernels/ and mla.c.
  *
- * Threads. A call of forward is one parallel region. Every thread runs the same functions with its own
- * Thread t. share(t, n, &from, &to) gives it its part of n items, next_task(t, n) the next of n uneven
- * ones (it starts again at every barrier), and sync_threads(t) is a barrier: what others wrote before it
- * can be read after it (kernels/team.h). Work is split by output, so no result depends on the number of
- * threads. The one sum that is split, attention to a long context, is cut at places that depend on the
- * context alone, and its parts are merged in order (engine/attend.c).
+ * Threads. In a call of forward every thread runs the same functions with its own Thread t.
+ * share(t, n, &from, &to) gives it its part of n items, next_task(t, n) the next of n uneven ones (it starts
+ * again at every barrier), and sync_threads(t) is a barrier: what others wrote before it can be read after
+ * it (kernels/team.h). Work is split by output, so no result depends on the number of threads. The one sum
+ * that is split, attention to a long context, is cut at places that depend on the context alone, and its
+ * parts are merged in order (engine/attend.c).
  *
  * The rest: attention in mla.c, routers and experts in engine/moe.c, the inner loops in kernels/, the file
  * in engine/checkpoint.c, buffers in engine/state.c, text <-> ids in tokenizer.c. What knows options,
@@ -87,14 +87,20 @@ static void forward_thread(const Model *m, State *s, Thread *t) {
     profile_stage(s, t, STAGE_OTHER);
 }
 
+typedef struct {
+    const Model *m;
+    State *s;
+} Call;
+
+static void take_part(Thread *t, void *context) {
+    const Call *call = context;
+    forward_thread(call->m, call->s, t);
+}
+
 const float *forward(const Model *m, State *s, const Row *rows, size_t n) {
     state_begin(s, rows, n);
     team_begin(&s->team, n, s->work);
-#pragma omp parallel num_threads(s->team.asked)
-    {
-        Thread t = team_join(&s->team);
-        forward_thread(m, s, &t);
-    }
+    team_run(&s->team, take_part, &(Call){m, s});
     team_end(&s->team);
     if (atomic_load(&s->stop_before) < m->config.num_hidden_layers) {
         state_drop(s);

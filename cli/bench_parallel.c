@@ -48,20 +48,28 @@ static const Matrix *usual_matrix(const Model *m) {
     return last->experts ? &last->experts[0].up : &last->mlp.up;
 }
 
-/* Seconds of `times` products of the matrix with `rows` rows. */
-static double product_seconds(const Parallel *b, const Matrix *w, const Activations *x, size_t times) {
-    State *s = b->s;
-    double start = seconds();
-    team_begin(&s->team, x->rows, x->rows);
-#pragma omp parallel num_threads(s->team.asked)
-    {
-        Thread t = team_join(&s->team);
-        for (size_t i = 0; i < times; i++) {
-            linear(b->m->ops, b->out, round_up(w->rows, PANEL), w, x, &t);
-            sync_threads(&t);
-        }
+typedef struct {
+    const Parallel *b;
+    const Matrix *w;
+    const Activations *x;
+    size_t times;
+} Products;
+
+static void multiply(Thread *t, void *context) {
+    const Products *p = context;
+    for (size_t i = 0; i < p->times; i++) {
+        linear(p->b->m->ops, p->b->out, round_up(p->w->rows, PANEL), p->w, p->x, t);
+        sync_threads(t);
     }
-    team_end(&s->team);
+}
+
+/* Seconds of `times` products of the matrix with all rows of x. */
+static double product_seconds(const Parallel *b, const Matrix *w, const Activations *x, size_t times) {
+    Team *team = &b->s->team;
+    double start = seconds();
+    team_begin(team, x->rows, x->rows);
+    team_run(team, multiply, &(Products){b, w, x, times});
+    team_end(team);
     return seconds() - start;
 }
 

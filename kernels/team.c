@@ -1,7 +1,13 @@
-/* kernels/team.c: barrier, shares and tasks (team.h). A thread that waits first spins, because a decode step
- * has some ten barriers a layer and a sleep costs more than most waits. Then it sleeps: the thread that is
- * waited for may need its core, or the system may have given that thread's core to another program. */
+/* kernels/team.c: calls, barrier, shares and tasks (team.h). A thread that waits first spins, because a
+ * decode step has some ten barriers a layer and a sleep costs more than most waits. Then it sleeps: the thread
+ * that is waited for may need its core, or the system may have given that thread's core to another program. */
 #include "kernels/team.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdlib.h>
+
 #include "kernels/clock.h"
 #include "kernels/util.h"
 
@@ -22,8 +28,167 @@ static void pause_core(void) {
 #endif
 }
 
+/* Threads that sleep until a value changes. */
+typedef struct {
+    pthread_cond_t wake;
+    _Alignas(64) atomic_uint sleepers;
+} Waiters;
+
+/* A thread that OpenMP started. */
+typedef struct {
+    _Alignas(64) atomic_uint calls; /* that it was told to take part in */
+} Member;
+
+/* The threads of the process. They live as long as it does. */
+static struct {
+    bool started;
+    int most;        /* the threads to ask OpenMP for */
+    int size;        /* the threads that there are, the caller included */
+    Member *members; /* [size]; 0 stands for the caller */
+    /* of the present call */
+    TeamWork *function;
+    void *context;
+    Team *team;
+    int threads;
+
+    pthread_mutex_t lock;
+    Waiters barrier, idle;            /* within a call; at its end and before the next */
+    _Alignas(64) atomic_uint arrived; /* at the current barrier */
+    _Alignas(64) atomic_uint phase;   /* barriers passed */
+} pool = {.size = 1,
+          .lock = PTHREAD_MUTEX_INITIALIZER,
+          .barrier.wake = PTHREAD_COND_INITIALIZER,
+          .idle.wake = PTHREAD_COND_INITIALIZER};
+
+/* ---- waiting -------------------------------------------------------------------------------- */
+
+/* Watches for a while whether *value has changed. */
+static bool spin(atomic_uint *value, unsigned seen) {
+    double begun = seconds();
+    do {
+        for (int i = 0; i < SPINS_BETWEEN_CLOCKS; i++) {
+            if (atomic_load_explicit(value, memory_order_acquire) != seen)
+                return true;
+            pause_core();
+        }
+    } while (seconds() - begun < SPIN_SECONDS);
+    return false;
+}
+
+/* Sleeps until *value has changed. Either this thread sees the new value, or the thread that sets it sees
+ * this sleeper: both write first and read then, in one order for all threads. */
+static void sleep_until(Waiters *w, atomic_uint *value, unsigned seen, double *slept) {
+    double before = seconds();
+    pthread_mutex_lock(&pool.lock);
+    atomic_fetch_add(&w->sleepers, 1);
+    while (atomic_load(value) == seen)
+        pthread_cond_wait(&w->wake, &pool.lock);
+    atomic_fetch_sub(&w->sleepers, 1);
+    if (slept)
+        *slept += seconds() - before;
+    pthread_mutex_unlock(&pool.lock);
+}
+
+/* After a value was changed. */
+static void wake(Waiters *w) {
+    if (!atomic_load(&w->sleepers))
+        return;
+    /* with the lock taken once, each sleeper either waits for the signal or will see the new value */
+    pthread_mutex_lock(&pool.lock);
+    pthread_mutex_unlock(&pool.lock);
+    pthread_cond_broadcast(&w->wake);
+}
+
+static void wait_for_all(Thread *t, Waiters *w, double *slept) {
+    unsigned phase = t->phase++;
+    if (atomic_fetch_add_explicit(&pool.arrived, 1, memory_order_acq_rel) + 1 == (unsigned)t->threads) {
+        atomic_store_explicit(&t->team->next, 0, memory_order_relaxed);
+        atomic_store_explicit(&pool.arrived, 0, memory_order_relaxed);
+        atomic_store(&pool.phase, phase + 1);
+        wake(w);
+    } else if (!spin(&pool.phase, phase)) {
+        sleep_until(w, &pool.phase, phase, slept);
+    }
+}
+
+/* ---- calls ---------------------------------------------------------------------------------- */
+
+/* What the call is, is read by those who take part, until the barrier at its end. */
+static void take_part(int id) {
+    Thread t = {.team = pool.team, .id = id, .threads = pool.threads, .phase = atomic_load(&pool.phase)};
+    pool.function(&t, pool.context);
+    wait_for_all(&t, &pool.idle, NULL); /* the caller may go on before the others have left */
+}
+
+#ifdef _OPENMP
+static void serve(int id) {
+    atomic_uint *calls = &pool.members[id].calls;
+    for (unsigned seen = 0;; seen++) {
+        if (!spin(calls, seen))
+            sleep_until(&pool.idle, calls, seen, NULL);
+        take_part(id);
+    }
+}
+
+/* The one parallel region. In it this thread stands for the caller, whose place (OMP_PLACES) it takes, and
+ * only sleeps. */
+static void *host(void *unused) {
+#pragma omp parallel num_threads(pool.most)
+    {
+        int id = omp_get_thread_num();
+        if (id == 0) {
+            pthread_mutex_lock(&pool.lock);
+            pool.size = omp_get_num_threads(); /* the system may give fewer than were asked for */
+            pool.started = true;
+            pthread_cond_broadcast(&pool.idle.wake);
+            pthread_mutex_unlock(&pool.lock);
+        }
+        serve(id);
+    }
+    return unused;
+}
+#else
+static void *host(void *unused) {
+    pthread_mutex_lock(&pool.lock);
+    pool.started = true;
+    pthread_cond_broadcast(&pool.idle.wake);
+    pthread_mutex_unlock(&pool.lock);
+    return unused;
+}
+#endif
+
+/* Where threads cannot be started, the caller is alone. */
+static void start(int most) {
+    pthread_t thread;
+    pool.most = most;
+    pool.members = aligned_alloc(_Alignof(Member), (size_t)most * sizeof *pool.members);
+    for (int i = 0; pool.members && i < most; i++)
+        atomic_init(&pool.members[i].calls, 0);
+    if (!pool.members || pthread_create(&thread, NULL, host, NULL)) {
+        pool.started = true;
+        return;
+    }
+    pthread_mutex_lock(&pool.lock);
+    while (!pool.started)
+        pthread_cond_wait(&pool.idle.wake, &pool.lock);
+    pthread_mutex_unlock(&pool.lock);
+}
+
+void team_run(Team *team, TeamWork *function, void *context) {
+    if (team->asked > 1 && !pool.started)
+        start(team->pace.size[0]);
+    pool.threads = (int)min((size_t)team->asked, (size_t)pool.size);
+    pool.team = team;
+    pool.function = function;
+    pool.context = context;
+    for (int i = 1; i < pool.threads; i++)
+        atomic_fetch_add(&pool.members[i].calls, 1);
+    wake(&pool.idle);
+    take_part(0);
+}
+
 void team_open(Team *team, int threads) {
-    *team = (Team){.lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
+    *team = (Team){0};
     pace_open(&team->pace, threads);
 }
 
@@ -39,66 +204,11 @@ void team_end(Team *team) {
     pace_took(&team->pace, team->rows, team->work, seconds() - team->begun, team->slept);
 }
 
-Thread team_join(Team *team) {
-    Thread t = {.team = team, .id = 0, .threads = 1, .phase = atomic_load(&team->phase)};
-#ifdef _OPENMP
-    t.id = omp_get_thread_num();
-    t.threads = omp_get_num_threads(); /* the system may give fewer than were asked for */
-#endif
-    return t;
-}
-
-/* Watches for a while whether the barrier `phase` is passed. */
-static bool spin(Team *team, unsigned phase) {
-    double begun = seconds();
-    do {
-        for (int i = 0; i < SPINS_BETWEEN_CLOCKS; i++) {
-            if (atomic_load_explicit(&team->phase, memory_order_acquire) != phase)
-                return true;
-            pause_core();
-        }
-    } while (seconds() - begun < SPIN_SECONDS);
-    return false;
-}
-
-/* Sleeps until the barrier `phase` is passed. Either this thread sees the new phase, or the thread that sets
- * it sees this sleeper: both write first and read then, in one order for all threads. */
-static void sleep_through(Team *team, unsigned phase) {
-    double before = seconds();
-    pthread_mutex_lock(&team->lock);
-    atomic_fetch_add(&team->sleepers, 1);
-    while (atomic_load(&team->phase) == phase)
-        pthread_cond_wait(&team->wake, &team->lock);
-    atomic_fetch_sub(&team->sleepers, 1);
-    team->slept += seconds() - before;
-    pthread_mutex_unlock(&team->lock);
-}
-
-static void wake_sleepers(Team *team) {
-    /* with the lock taken once, each sleeper either waits for the signal or will see the new phase */
-    pthread_mutex_lock(&team->lock);
-    pthread_mutex_unlock(&team->lock);
-    pthread_cond_broadcast(&team->wake);
-}
-
-static void wait_for_all(Thread *t) {
-    Team *team = t->team;
-    unsigned phase = t->phase++;
-    if (atomic_fetch_add_explicit(&team->arrived, 1, memory_order_acq_rel) + 1 == (unsigned)t->threads) {
-        atomic_store_explicit(&team->next, 0, memory_order_relaxed);
-        atomic_store_explicit(&team->arrived, 0, memory_order_relaxed);
-        atomic_store(&team->phase, phase + 1);
-        if (atomic_load(&team->sleepers))
-            wake_sleepers(team);
-        return;
-    }
-    if (!spin(team, phase))
-        sleep_through(team, phase);
-}
+/* ---- within a call -------------------------------------------------------------------------- */
 
 void sync_threads(Thread *t) {
     double *waited = t->id == 0 ? t->team->waited : NULL, before = waited ? seconds() : 0;
-    wait_for_all(t);
+    wait_for_all(t, &pool.barrier, &t->team->slept);
     if (waited)
         *waited += seconds() - before;
 }

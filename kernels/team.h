@@ -1,32 +1,31 @@
 /* kernels/team.h: the threads of one forward pass.
  *
- * A forward pass is one parallel region. Every thread runs the same code (run.c, mla.c) with its own
- * `Thread`, takes its share of each step, and meets the others at sync_threads(). Nothing here changes a
- * result: what a thread computes never depends on how many there are. */
+ * In a call every thread runs the same code (run.c, mla.c) with its own `Thread`, takes its share of each
+ * step, and meets the others at sync_threads(). Nothing here changes a result: what a thread computes never
+ * depends on how many there are.
+ *
+ * OpenMP starts the threads, once, and they stay: between two calls they wait as they do at a barrier. A
+ * parallel region for each call would leave these waits to OpenMP's library, where they spin for milliseconds
+ * (gcc) or 0.2 seconds (clang) on a core that another program may need. */
 #ifndef TEAM_H
 #define TEAM_H
 
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stddef.h>
 
 #include "kernels/pace.h"
 
+/* How many threads the calls of a state use. */
 typedef struct {
     Pace pace;
-    int asked;   /* the threads to ask OpenMP for in the present call */
+    int asked;   /* the threads to use in the present call */
     size_t rows; /* of that call */
     double work;
     double begun; /* when it began */
-    double slept; /* seconds that its threads slept at barriers, added up; under the lock */
+    double slept; /* seconds that its threads slept at barriers, added up; under a lock */
     /* seconds that thread 0 spent waiting are added here; NULL: not measured */
     double *waited;
-    pthread_mutex_t lock;
-    pthread_cond_t wake;
-    _Alignas(64) atomic_uint arrived;  /* at the current barrier */
-    _Alignas(64) atomic_uint phase;    /* barriers passed */
-    _Alignas(64) atomic_uint sleepers; /* threads that do not watch `phase` but wait for `wake` */
-    _Alignas(64) atomic_size_t next;   /* next task of the current step; 0 again after each barrier */
+    _Alignas(64) atomic_size_t next; /* next task of the current step; 0 again after each barrier */
 } Team;
 
 typedef struct {
@@ -35,16 +34,21 @@ typedef struct {
     unsigned phase;
 } Thread;
 
-/* A team of at most `threads` threads. */
+/* What each thread does in a call. */
+typedef void TeamWork(Thread *t, void *context);
+
+/* A team of at most `threads` threads, of which the caller is one. */
 void team_open(Team *team, int threads);
 
-/* Around each parallel region, by the one thread outside it. team_begin sets `asked`, at most what team_open
- * was given; `rows`: of the call, at least 1; `work`: pace_took(). */
+/* Around each call. team_begin sets `asked`, at most what team_open was given; `rows`: of the call, at least
+ * 1; `work`: pace_took(). */
 void team_begin(Team *team, size_t rows, double work);
 void team_end(Team *team);
 
-/* At the start of a parallel region, each thread once. */
-Thread team_join(Team *team);
+/* A call: `asked` threads, the caller among them, run function(thread, context). All have returned then. The
+ * first call that asks for more than the caller starts the threads of the process, as many as the team may
+ * have; where the system gives fewer, calls have fewer. One call at a time. */
+void team_run(Team *team, TeamWork *function, void *context);
 
 /* Wait for all threads: what they wrote before is visible after. */
 void sync_threads(Thread *t);

@@ -43,18 +43,26 @@ static Hyper read_hyper(size_t rows, size_t cols, size_t scales) {
     return h;
 }
 
+typedef struct {
+    const Model *m;
+    State *s;
+    const Hyper *h;
+    const float *norm;
+} Call;
+
+static void take_part(Thread *t, void *context) {
+    const Call *c = context;
+    if (c->norm) {
+        hyper_read(c->m, c->s, c->h, c->norm, t);
+        hyper_write(c->m, c->s, t);
+    } else {
+        hyper_head(c->m, c->s, t);
+    }
+}
+
 static void run(const Model *m, State *s, const Hyper *h, const float *norm) {
     team_begin(&s->team, s->row_count, 1e9);
-#pragma omp parallel num_threads(s->team.asked)
-    {
-        Thread t = team_join(&s->team);
-        if (norm) {
-            hyper_read(m, s, h, norm, &t);
-            hyper_write(m, s, &t);
-        } else {
-            hyper_head(m, s, &t);
-        }
-    }
+    team_run(&s->team, take_part, &(Call){m, s, h, norm});
     team_end(&s->team);
 }
 

@@ -1,18 +1,15 @@
 /* tests/test_team.c: the threads of a call (kernels/team.c) and how many they are (kernels/pace.c).
  *
  * The pace is judged on machines that are simulated, against the time that a program would take which knows
- * the best number of threads beforehand. The team is judged by what its barrier promises: with more threads
- * than cores, threads that come late, and fewer threads than were asked for. One line per check; exit status
- * 1 if any failed. */
+ * the best number of threads beforehand. The team is judged by what its calls and its barrier promise: with
+ * more threads than cores, threads that come late, and another number of threads in each call. One line per
+ * check; exit status 1 if any failed. */
 #include <math.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 #include "kernels/pace.h"
 #include "kernels/team.h"
@@ -163,65 +160,84 @@ static void stand_still(int microseconds) {
     nanosleep(&(struct timespec){.tv_nsec = microseconds * 1000L}, NULL);
 }
 
-/* One region: in every step each thread leaves a mark, then sees those of all others. Every task is taken
- * once. `late`: threads come late now and then, longer than a wait spins. */
-static int region_faults(int threads, bool late) {
-    static Mark marks[MOST];
-    static atomic_int taken[STEPS][TASKS];
-    Team team;
-    atomic_int faults = 0;
-    for (int i = 0; i < STEPS * TASKS; i++)
-        atomic_store(&taken[i / TASKS][i % TASKS], 0);
-    team_open(&team, threads);
-    team_begin(&team, 1, 1);
-#pragma omp parallel num_threads(team.asked)
-    {
-        Thread t = team_join(&team);
-        if (late && t.id % 2)
-            stand_still(2000);
-        for (int step = 0; step < STEPS; step++) {
-            if (late && (step * 7 + t.id) % 50 == 0)
-                stand_still(300);
-            marks[t.id].step = step;
-            for (size_t i; (i = next_task(&t, TASKS)) < TASKS;)
-                atomic_fetch_add(&taken[step][i], 1);
-            sync_threads(&t);
-            for (int i = 0; i < t.threads; i++)
-                atomic_fetch_add(&faults, marks[i].step != step);
-            sync_threads(&t);
-        }
+typedef struct {
+    Mark marks[MOST];
+    atomic_int taken[STEPS][TASKS];
+    atomic_int faults, ended;
+    int threads; /* that thread 0 saw */
+    bool late;
+} Steps;
+
+static int there; /* threads that the system gives: all were asked for in the first call */
+
+static void take_steps(Thread *t, void *context) {
+    Steps *s = context;
+    if (t->id == 0)
+        s->threads = t->threads;
+    if (s->late && t->id % 2)
+        stand_still(2000);
+    for (int step = 0; step < STEPS; step++) {
+        if (s->late && (step * 7 + t->id) % 50 == 0)
+            stand_still(300);
+        s->marks[t->id].step = step;
+        for (size_t i; (i = next_task(t, TASKS)) < TASKS;)
+            atomic_fetch_add(&s->taken[step][i], 1);
+        sync_threads(t);
+        for (int i = 0; i < t->threads; i++)
+            atomic_fetch_add(&s->faults, s->marks[i].step != step);
+        sync_threads(t);
     }
-    team_end(&team);
-    for (int i = 0; i < STEPS * TASKS; i++)
-        atomic_fetch_add(&faults, atomic_load(&taken[i / TASKS][i % TASKS]) != 1);
-    return atomic_load(&faults);
+    atomic_fetch_add(&s->ended, 1);
 }
 
-/* Protects: what threads write before a barrier is seen by all behind it, whether they spin or sleep. */
+/* One call: in every step each thread leaves a mark, then sees those of all others. Every task is taken
+ * once. `late`: threads come late now and then, longer than a wait spins. */
+static int call_faults(Team *team, bool late) {
+    static Steps s;
+    s = (Steps){.late = late};
+    team_run(team, take_steps, &s);
+    if (!there)
+        there = s.threads;
+    int faults = atomic_load(&s.faults) + (s.threads != (team->asked < there ? team->asked : there)) +
+                 (atomic_load(&s.ended) != s.threads);
+    for (int i = 0; i < STEPS * TASKS; i++)
+        faults += atomic_load(&s.taken[i / TASKS][i % TASKS]) != 1;
+    return faults;
+}
+
+/* Protects: what threads write before a barrier is seen by all behind it, whether they spin or sleep; a call
+ * does not wait for threads that the system did not give. */
 static void check_barrier(void) {
+    Team team;
     int faults = 0, late = 0;
-    for (int threads = 1; threads <= MOST; threads += threads < 4 ? 1 : 4) {
-        faults += region_faults(threads, false);
-        late += region_faults(threads, true);
+    team_open(&team, MOST);
+    for (team.asked = MOST; team.asked > 0; team.asked -= team.asked > 4 ? 4 : 1) {
+        faults += call_faults(&team, false);
+        late += call_faults(&team, true);
     }
     report("barrier", faults == 0, "faults", faults);
     report("barrier-late-threads", late == 0, "faults", late);
 }
 
-/* Protects: a region with fewer threads than were asked for does not wait for those that are missing. */
-static void check_small_team(void) {
-#ifdef _OPENMP
-    omp_set_dynamic(1); /* OpenMP gives as many as it pleases: with a nested region, one */
-    omp_set_max_active_levels(1);
+static void count_one(Thread *t, void *context) { atomic_fetch_add((atomic_int *)context, t->id + 1); }
+
+/* Protects: each call has the threads that it asked for, each of them once, however often their number
+ * changes, whether the others spin or sleep between two calls. */
+static void check_changing_calls(void) {
+    enum { THREADS = 5, CALLS = 3000 };
+    Team team;
     int faults = 0;
-#pragma omp parallel num_threads(2) reduction(+ : faults)
-    {
-#pragma omp single
-        faults += region_faults(4, false);
+    team_open(&team, THREADS);
+    for (int i = 0; i < CALLS; i++) {
+        atomic_int sum = 0;
+        team.asked = 1 + (i * 7 + i / 11) % THREADS;
+        int threads = team.asked < there ? team.asked : there;
+        if (i % 100 == 0)
+            stand_still(300);
+        team_run(&team, count_one, &sum);
+        faults += atomic_load(&sum) != threads * (threads + 1) / 2;
     }
-    report("smaller-team", faults == 0, "faults", faults);
-    omp_set_dynamic(0);
-#endif
+    report("changing-calls", faults == 0, "faults", faults);
 }
 
 int main(void) {
@@ -230,6 +246,6 @@ int main(void) {
     check_changes();
     check_growing_calls();
     check_barrier();
-    check_small_team();
+    check_changing_calls();
     return failures ? 1 : 0;
 }
