@@ -1,6 +1,7 @@
 /* kernels/team.c: calls, barrier, shares and tasks (team.h). A thread that waits first spins, because a
- * decode step has some ten barriers a layer and a sleep costs more than most waits. Then it sleeps: the thread
- * that is waited for may need its core, or the system may have given that thread's core to another program. */
+ * decode step has some ten barriers a layer and a sleep costs more than most waits. Then it sleeps: the
+ * thread that is waited for may need its core, or the system may have given that thread's core to another
+ * program. */
 #include "kernels/team.h"
 
 #include <pthread.h>
