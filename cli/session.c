@@ -556,14 +556,13 @@ int session_save(Session *s, const SavedText *text, const Sequence *q, const Sta
         return log_error(FAILED, "%s: out of memory to write it: it is as it was", s->name);
     bool written = write_session(s, head, q);
     free(head);
-    if (written) {
-        fchmod(s->lock, s->mode = mode); /* no longer a temporary file */
-        written = !rename(s->temporary, s->path);
-    }
-    if (!written)
+    if (!written || rename(s->temporary, s->path))
         return log_error(FAILED, "%s: cannot write it: %s; the session is as it was", s->temporary,
                          strerror(errno));
     output_guard(NULL, NULL);
+    /* After the rename: a run that is killed between the two must not leave a temporary file without its
+     * mark, which the next run would leave alone. On a session the mark does no harm. */
+    fchmod(s->lock, s->mode = mode);
     if (s->file >= 0)
         close(s->file);
     s->file = s->lock;

@@ -150,8 +150,8 @@ def test_a_prompt_of_100_megabytes(tmp_path):
 # ---- system calls
 
 
-def injected(call, error, n, log, *options, model):
-    """A run whose n-th system call `call` fails; None if there are fewer."""
+def injected(call, fault, n, log, *options, model):
+    """A run whose n-th system call `call` has the fault (of strace's option inject); None if there are fewer."""
     inject = [
         "strace",
         "-f",
@@ -160,10 +160,10 @@ def injected(call, error, n, log, *options, model):
         "-e",
         f"trace={call}",
         "-e",
-        f"inject={call}:error={error}:when={n}",
+        f"inject={call}:{fault}:when={n}",
     ]
     done = subprocess.run([*inject, RUN, model, *map(str, options)], capture_output=True, timeout=60)
-    return done if b"(INJECTED)" in log.read_bytes() else None
+    return done if b"(INJECTED)" in log.read_bytes() or done.returncode == -signal.SIGKILL else None
 
 
 @pytest.fixture
@@ -202,7 +202,7 @@ def test_a_session_when_a_system_call_fails(call, error, tiny, strace, tmp_path)
     while True:
         session.write_bytes(old)
         n += 1
-        done = injected(call, error, n, strace, *options, model=tiny)
+        done = injected(call, f"error={error}", n, strace, *options, model=tiny)
         if not done:
             break
         now = session.read_bytes()
@@ -217,6 +217,30 @@ def test_a_session_when_a_system_call_fails(call, error, tiny, strace, tmp_path)
     assert n > 1
 
 
+@pytest.mark.parametrize("call", ["fchmod", "ftruncate", "pwrite64", "fsync", "rename"])
+def test_a_session_killed_at_a_system_call(call, tiny, strace, tmp_path):
+    """kill -9 as a call begins: the session is what it was or what it would have been, and the next run takes
+    over what is left."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    session, n = folder / "session", 1
+    options = ["-t", 0, "-n", 3, "-j", 1, "-q", "--session", session]
+    text("--ids", "1 2 3", *options, model=tiny)
+    old = session.read_bytes()
+    want = text(*options, model=tiny)
+    new = session.read_bytes()
+    while True:
+        session.write_bytes(old)
+        if not injected(call, "signal=SIGKILL", n, strace, *options, model=tiny):
+            break
+        assert session.read_bytes() in (old, new), n
+        session.write_bytes(old)
+        assert text(*options, model=tiny) == want, n
+        assert session.read_bytes() == new and os.listdir(folder) == ["session"], n
+        n += 1
+    assert n > 1
+
+
 @pytest.mark.parametrize(
     "options",
     [[*STORY, "-n", 5], ["--info"], ["--help"], ["--perplexity", "/etc/hostname"]],
@@ -227,7 +251,7 @@ def test_any_write_may_be_the_last(options, error, status, strace):
     """A disk that is full is a failure and a pipe that is closed none, whichever write it is that finds
     out."""
     want, n = text(*options, "-j", 1), 1
-    while done := injected("write", error, n, strace, *options, "-j", 1, "-q", model=MODEL):
+    while done := injected("write", f"error={error}", n, strace, *options, "-j", 1, "-q", model=MODEL):
         assert done.returncode == status and want.startswith(done.stdout) and done.stdout != want
         assert done.stderr.count(b"\n") == (status == FAILED)
         n += 1
