@@ -53,12 +53,13 @@ static struct {
     int threads;
 
     pthread_mutex_t lock;
-    Waiters barrier, idle;            /* within a call; at its end and before the next */
+    Waiters barrier, end, idle;       /* within a call; at its end; before the next */
     _Alignas(64) atomic_uint arrived; /* at the current barrier */
     _Alignas(64) atomic_uint phase;   /* barriers passed */
 } pool = {.size = 1,
           .lock = PTHREAD_MUTEX_INITIALIZER,
           .barrier.wake = PTHREAD_COND_INITIALIZER,
+          .end.wake = PTHREAD_COND_INITIALIZER,
           .idle.wake = PTHREAD_COND_INITIALIZER};
 
 /* ---- waiting -------------------------------------------------------------------------------- */
@@ -118,7 +119,7 @@ static void wait_for_all(Thread *t, Waiters *w, double *slept) {
 static void take_part(int id) {
     Thread t = {.team = pool.team, .id = id, .threads = pool.threads, .phase = atomic_load(&pool.phase)};
     pool.function(&t, pool.context);
-    wait_for_all(&t, &pool.idle, NULL); /* the caller may go on before the others have left */
+    wait_for_all(&t, &pool.end, NULL); /* the caller may go on before the others have left */
 }
 
 #ifdef _OPENMP
@@ -148,24 +149,22 @@ static void *host(void *unused) {
     }
     return unused;
 }
-#else
-static void *host(void *unused) {
-    pthread_mutex_lock(&pool.lock);
-    pool.started = true;
-    pthread_cond_broadcast(&pool.idle.wake);
-    pthread_mutex_unlock(&pool.lock);
-    return unused;
+
+static bool start_host(void) {
+    pthread_t thread;
+    return !pthread_create(&thread, NULL, host, NULL);
 }
+#else
+static bool start_host(void) { return false; }
 #endif
 
 /* Where threads cannot be started, the caller is alone. */
 static void start(int most) {
-    pthread_t thread;
     pool.most = most;
     pool.members = aligned_alloc(_Alignof(Member), (size_t)most * sizeof *pool.members);
     for (int i = 0; pool.members && i < most; i++)
         atomic_init(&pool.members[i].calls, 0);
-    if (!pool.members || pthread_create(&thread, NULL, host, NULL)) {
+    if (!pool.members || !start_host()) {
         pool.started = true;
         return;
     }
