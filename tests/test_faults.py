@@ -151,7 +151,7 @@ def test_a_prompt_of_100_megabytes(tmp_path):
 
 
 def injected(call, fault, n, log, *options, model):
-    """A run whose n-th system call `call` has the fault (of strace's option inject); None if there are fewer."""
+    """A run whose n-th system call `call` has the fault (as strace names it); None if there are fewer."""
     inject = [
         "strace",
         "-f",
