@@ -33,7 +33,8 @@
 
 /* Inlined always, loops over registers unrolled: a block of accumulators must stay in registers through
  * several layers of these functions. A loop that is not over registers stays one (ROLLED) where the compiler
- * would run out of registers in a longer one. Portable C is left to the compiler's judgement. */
+ * would run out of registers in a longer one. (With AVX2 it does not, and is 1.06 times as fast unrolled.)
+ * Portable C is left to the compiler's judgement. */
 #if defined(ISA_portable)
 #define OP static inline
 #define UNROLL
@@ -46,6 +47,10 @@
 #define OP     static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 #define ROLLED _Pragma("GCC unroll 1")
+#endif
+#ifdef ISA_avx2
+#undef ROLLED
+#define ROLLED UNROLL
 #endif
 
 /* Into L1, and into L2 alone: only a dozen lines or so can be on their way to L1 at a time, and with the
