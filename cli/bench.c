@@ -3,6 +3,7 @@
  * median is taken, so that a disturbed step does not count; so are short prefills, after one that is not
  * timed. Of the speed of memory the best is taken. Many texts at a time are measured in bench_parallel.c. */
 #include <math.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -113,30 +114,36 @@ static uint64_t read_all(const uint64_t *p, size_t n) {
     return a + b + c + d;
 }
 
-double read_bandwidth(int threads) {
-    uint64_t *p = malloc(READ_BYTES), sum = 0;
+typedef struct {
+    const uint64_t *p;
+    atomic_uint sum; /* or the loop would not be there */
+} Reading;
+
+static void read_share(Thread *t, void *context) {
+    Reading *r = context;
+    size_t from, to, part = READ_BYTES / 8 / 64;
+    share(t, 64, &from, &to);
+    for (size_t i = from; i < to; i++)
+        atomic_fetch_add(&r->sum, (unsigned)read_all(r->p + i * part, part));
+}
+
+double read_bandwidth(Team *team) {
+    uint64_t *p = malloc(READ_BYTES);
     double best = INFINITY;
     if (!p)
         return 0;
     memset(p, 1, READ_BYTES);
     for (int i = 0; i < READ_TIMES; i++) {
         double start = seconds();
-#ifdef _OPENMP
-#pragma omp parallel for num_threads(threads) schedule(static) reduction(+ : sum)
-#endif
-        for (size_t part = 0; part < 64; part++)
-            sum += read_all(p + part * (READ_BYTES / 8 / 64), READ_BYTES / 8 / 64);
+        team_run_all(team, read_share, &(Reading){.p = p});
         best = fmin(best, seconds() - start);
     }
-    (void)threads;                /* without OpenMP */
-    volatile uint64_t keep = sum; /* or the loop would not be there */
-    (void)keep;
     free(p);
     return READ_BYTES / best;
 }
 
 static void measure_bandwidth(Bench *b) {
-    double bandwidth = read_bandwidth(b->s->threads);
+    double bandwidth = read_bandwidth(&b->s->team);
     Result r = {.test = "bandwidth", .seconds = READ_BYTES / bandwidth, .bytes = READ_BYTES};
     b->memory = bandwidth > 0;
     if (!b->memory)

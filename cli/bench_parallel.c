@@ -192,7 +192,7 @@ static int open_texts(Parallel *b, const Options *o, size_t rows) {
         return log_error(FAILED, "%s", err);
     b->texts = calloc(b->most, sizeof *b->texts);
     b->out = malloc(b->most * round_up(usual_matrix(b->m)->rows, PANEL) * sizeof *b->out);
-    b->bandwidth = read_bandwidth(b->s->threads);
+    b->bandwidth = read_bandwidth(&b->s->team);
     return b->texts && b->out && b->bandwidth > 0 ? DONE : log_error(FAILED, "out of memory");
 }
 

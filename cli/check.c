@@ -10,6 +10,7 @@
 #include "cli/template.h"
 #include "engine/checkpoint.h"
 #include "engine/util.h"
+#include "kernels/team.h"
 
 typedef enum { SOUND, DAMAGED, BAD_WEIGHT } Verdict;
 
@@ -65,16 +66,24 @@ static Verdict check(const Model *m, const TensorInfo *t) {
     return crc != t->checksum ? DAMAGED : sound ? SOUND : BAD_WEIGHT;
 }
 
+typedef struct {
+    const Model *m;
+    Verdict *verdict; /* [m->tensor_count] */
+} Check;
+
+static void check_tensors(Thread *t, void *context) {
+    const Check *c = context;
+    for (size_t i, n = c->m->tensor_count; (i = next_task(t, n)) < n;)
+        c->verdict[i] = check(c->m, &c->m->tensors[i]);
+}
+
 int mode_check(const Model *m, const Options *o) {
     Verdict *verdict = calloc(m->tensor_count + 1, sizeof *verdict);
     if (!verdict)
         return log_error(FAILED, "out of memory");
-    (void)o; /* without OpenMP */
-#ifdef _OPENMP
-#pragma omp parallel for schedule(dynamic) num_threads((int)o->threads)
-#endif
-    for (size_t i = 0; i < m->tensor_count; i++)
-        verdict[i] = check(m, &m->tensors[i]);
+    Team team;
+    team_open(&team, (int)o->threads);
+    team_run_all(&team, check_tensors, &(Check){m, verdict});
 
     int status = DONE;
     uint64_t bytes = 0;

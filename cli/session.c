@@ -31,6 +31,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -48,6 +49,7 @@
 #include "engine/sequence.h"
 #include "engine/util.h"
 #include "kernels/clock.h"
+#include "kernels/team.h"
 
 #define SESSION_MAGIC "MLA.S\r\n\032"
 
@@ -459,8 +461,23 @@ static int read_constant(const Session *s, Sequence *q) {
                : damaged(s, "its constant part holds a non-finite number");
 }
 
+typedef struct {
+    const Session *s;
+    const Sequence *q;
+    atomic_int error; /* the largest of read_page() */
+} Pages;
+
+static void read_pages(Thread *t, void *context) {
+    Pages *p = context;
+    for (size_t i, n = p->s->header->pages; (i = next_task(t, n)) < n;) {
+        int error = read_page(p->s, p->q, i), largest = atomic_load(&p->error);
+        while (error > largest && !atomic_compare_exchange_weak(&p->error, &largest, error)) {
+        }
+    }
+}
+
 int session_load(Session *s, Sequence *q, State *state) {
-    int status = s->name && !s->keep ? check_room(s, state) : DONE, error = 0;
+    int status = s->name && !s->keep ? check_room(s, state) : DONE;
     if (status || s->file < 0)
         return status;
     const SessionHeader *h = s->header;
@@ -468,13 +485,9 @@ int session_load(Session *s, Sequence *q, State *state) {
     memcpy(q->ids, head_ids(h, s->head), h->tokens * sizeof *q->ids);
     q->count = h->tokens;
     sequence_reserve(q, h->rows); /* which are less than the context */
-#ifdef _OPENMP
-#pragma omp parallel for schedule(dynamic) num_threads(state->threads) reduction(max : error)
-#endif
-    for (size_t i = 0; i < h->pages; i++) {
-        int page_error = read_page(s, q, i);
-        error = page_error > error ? page_error : error;
-    }
+    Pages pages = {.s = s, .q = q};
+    team_run_all(&state->team, read_pages, &pages);
+    int error = atomic_load(&pages.error);
     if (error == PAGE_DAMAGED)
         return damaged(s, "the checksum of a page is wrong");
     if (error)

@@ -16,8 +16,9 @@
 #include <omp.h>
 #endif
 
-/* Longer than a sleep and the wake from it take. */
-static const double SPIN_SECONDS = 50e-6;
+/* At a barrier: longer than a sleep and the wake from it take. Between two calls: as long as choosing a token
+ * takes. */
+static const double SPIN_SECONDS = 50e-6, IDLE_SECONDS = 1e-3;
 enum { SPINS_BETWEEN_CLOCKS = 64 };
 
 /* Tells the core that this is a wait: its other hardware thread may be the one that is waited for. */
@@ -64,8 +65,8 @@ static struct {
 
 /* ---- waiting -------------------------------------------------------------------------------- */
 
-/* Watches for a while whether *value has changed. */
-static bool spin(atomic_uint *value, unsigned seen) {
+/* Watches for some seconds whether *value has changed. */
+static bool spin(atomic_uint *value, unsigned seen, double most) {
     double begun = seconds();
     do {
         for (int i = 0; i < SPINS_BETWEEN_CLOCKS; i++) {
@@ -73,7 +74,7 @@ static bool spin(atomic_uint *value, unsigned seen) {
                 return true;
             pause_core();
         }
-    } while (seconds() - begun < SPIN_SECONDS);
+    } while (seconds() - begun < most);
     return false;
 }
 
@@ -101,14 +102,14 @@ static void wake(Waiters *w) {
     pthread_cond_broadcast(&w->wake);
 }
 
-static void wait_for_all(Thread *t, Waiters *w, double *slept) {
+static void wait_for_all(Thread *t, Waiters *w, double spins, double *slept) {
     unsigned phase = t->phase++;
     if (atomic_fetch_add_explicit(&pool.arrived, 1, memory_order_acq_rel) + 1 == (unsigned)t->threads) {
         atomic_store_explicit(&t->team->next, 0, memory_order_relaxed);
         atomic_store_explicit(&pool.arrived, 0, memory_order_relaxed);
         atomic_store(&pool.phase, phase + 1);
         wake(w);
-    } else if (!spin(&pool.phase, phase)) {
+    } else if (!spin(&pool.phase, phase, spins)) {
         sleep_until(w, &pool.phase, phase, slept);
     }
 }
@@ -119,14 +120,14 @@ static void wait_for_all(Thread *t, Waiters *w, double *slept) {
 static void take_part(int id) {
     Thread t = {.team = pool.team, .id = id, .threads = pool.threads, .phase = atomic_load(&pool.phase)};
     pool.function(&t, pool.context);
-    wait_for_all(&t, &pool.end, NULL); /* the caller may go on before the others have left */
+    wait_for_all(&t, &pool.end, IDLE_SECONDS, NULL); /* the caller may go on before the others have left */
 }
 
 #ifdef _OPENMP
 static void serve(int id) {
     atomic_uint *calls = &pool.members[id].calls;
     for (unsigned seen = 0;; seen++) {
-        if (!spin(calls, seen))
+        if (!spin(calls, seen, IDLE_SECONDS))
             sleep_until(&pool.idle, calls, seen, NULL);
         take_part(id);
     }
@@ -187,6 +188,11 @@ void team_run(Team *team, TeamWork *function, void *context) {
     take_part(0);
 }
 
+void team_run_all(Team *team, TeamWork *function, void *context) {
+    team->asked = team->pace.size[0];
+    team_run(team, function, context);
+}
+
 void team_open(Team *team, int threads) {
     *team = (Team){0};
     pace_open(&team->pace, threads);
@@ -208,7 +214,7 @@ void team_end(Team *team) {
 
 void sync_threads(Thread *t) {
     double *waited = t->id == 0 ? t->team->waited : NULL, before = waited ? seconds() : 0;
-    wait_for_all(t, &pool.barrier, &t->team->slept);
+    wait_for_all(t, &pool.barrier, SPIN_SECONDS, &t->team->slept);
     if (waited)
         *waited += seconds() - before;
 }

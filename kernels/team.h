@@ -50,6 +50,9 @@ void team_end(Team *team);
  * have; where the system gives fewer, calls have fewer. One call at a time. */
 void team_run(Team *team, TeamWork *function, void *context);
 
+/* The same with all threads, outside team_begin and team_end: work that waits for the disk or memory. */
+void team_run_all(Team *team, TeamWork *function, void *context);
+
 /* Wait for all threads: what they wrote before is visible after. */
 void sync_threads(Thread *t);
 
