@@ -21,7 +21,8 @@ import pytest
 
 ROOT = compare.ROOT
 MODELS = ROOT / "tests" / "models"
-# What `make` is told for each build, beside where to put it; "./run" itself is whatever the user built.
+# What `make` is told for each build, beside where to put it and for which processors; "./run" itself is
+# whatever the user built.
 BUILDS = {
     "gcc": ["CC=gcc", "CFLAGS=-O1"],  # "without OpenMP" is usually by gcc, too, and has the usual -O3
     "clang": ["CC=clang"],
@@ -70,6 +71,15 @@ def locked(name, how=fcntl.LOCK_EX):
         yield
 
 
+def variables(name):
+    """What `make` is told for the build. ./run itself is compiled for all instruction sets; here those that
+    this machine cannot run are left out, because they take a minute."""
+    said = BUILDS[name]
+    if platform.machine() != "x86_64" or any("ISAS" in v or "aarch64" in v for v in said):
+        return said
+    return [*said, f"ISAS=portable {' '.join(isa for isa in CPU_FLAGS if has(isa))}"]
+
+
 @functools.cache
 def make(name, target):
     # Variables of an outer `make test CC=...` must not leak into a build whose point is another compiler.
@@ -78,16 +88,12 @@ def make(name, target):
         for k, v in os.environ.items()
         if k not in ("MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "MFLAGS", "CC", "CFLAGS", "LDFLAGS")
     }
-    variables = BUILDS[name]
-    if platform.machine() == "x86_64" and not any("ISAS" in v or "aarch64" in v for v in variables):
-        # ./run itself is compiled for all; here what cannot be run is left out: it takes a minute
-        variables = [*variables, f"ISAS=portable {' '.join(isa for isa in CPU_FLAGS if has(isa))}"]
     folder = f"build/{name.replace(' ', '-')}"
     goal = f"{folder}/{target}"
     where = ["debug", f"GOAL={goal}"] if name == "debug" else [goal, f"BUILD={folder}"]
     with locked(folder.replace("/", "-")):
         done = subprocess.run(
-            ["make", "-j2", f"PROGRAM={folder}/run", *where, *variables],
+            ["make", "-j2", f"PROGRAM={folder}/run", *where, *variables(name)],
             cwd=ROOT,
             env=env,
             capture_output=True,

@@ -8,7 +8,7 @@ import sys
 
 import bench
 import pytest
-from support import BUILDS, ROOT, make, need
+from support import ROOT, make, need, variables
 
 STORY = b"> Tell me a story about a dog and a red ball.\n"
 
@@ -89,7 +89,7 @@ def test_no_openmp_is_said(build):
     program = build("without OpenMP")[0]
     program.unlink()
     folder = program.parent.relative_to(ROOT)
-    said = run_make(f"{folder}/run", f"BUILD={folder}", f"PROGRAM={folder}/run", "OPENMP=")
+    said = run_make(f"{folder}/run", f"BUILD={folder}", f"PROGRAM={folder}/run", *variables("without OpenMP"))
     assert "without OpenMP" in said
     assert b"built without OpenMP, 1 thread\n" in subprocess.check_output([program, "--version"])
 
@@ -97,7 +97,14 @@ def test_no_openmp_is_said(build):
 def test_quiet_unless_asked():
     need("gcc")
     folder = make("gcc", "run").parent.relative_to(ROOT)
-    goal = [f"{folder}/run", *BUILDS["gcc"], f"BUILD={folder}", f"PROGRAM={folder}/run", "-W", "tokenizer.c"]
+    goal = [
+        f"{folder}/run",
+        *variables("gcc"),
+        f"BUILD={folder}",
+        f"PROGRAM={folder}/run",
+        "-W",
+        "tokenizer.c",
+    ]
     assert run_make(*goal) == f"compile  tokenizer.c\nlink     {folder}/run\n"
     assert "gcc -O1" in run_make(*goal, "V=1")
 
@@ -113,7 +120,7 @@ def test_demo_of_any_build():
     """With what it was asked, and on a terminal too."""
     need("gcc")
     folder = make("gcc", "run").parent.relative_to(ROOT)
-    goal = ["make", "demo", *BUILDS["gcc"], f"BUILD={folder}", f"PROGRAM={folder}/run"]
+    goal = ["make", "demo", *variables("gcc"), f"BUILD={folder}", f"PROGRAM={folder}/run"]
     done = subprocess.run(goal, cwd=ROOT, env=environment(), capture_output=True)
     assert done.returncode == 0 and done.stdout.startswith(STORY), done
     master, slave = pty.openpty()
