@@ -44,6 +44,11 @@ static void mlp(const Model *m, State *s, const Layer *L, Thread *t); /* out += 
 static void add_branch(const Model *m, State *s, const float *weight, Thread *t);
 static void head(const Model *m, State *s, Thread *t); /* logits = W_head RMSNorm(x) */
 
+typedef struct {
+    const Model *m;
+    State *s;
+} Call;
+
 /* What every thread of the team runs. Attention and mlp add to the residual stream x or to a branch, zeros at
  * first, which add_branch adds to x:
  *
@@ -55,7 +60,10 @@ static void head(const Model *m, State *s, Thread *t); /* logits = W_head RMSNor
  *   hc_mult             branch              branch                           spreads it over the streams
  *
  * With hc_mult x is several streams (engine/hyper.c), and norm reads a mixture of them. */
-static void forward_thread(const Model *m, State *s, Thread *t) {
+static void forward_thread(Thread *t, void *context) {
+    const Call *call = context;
+    const Model *m = call->m;
+    State *s = call->s;
     const Config *cfg = &m->config;
     embed(m, s, t);
     for (size_t l = 0; l < cfg->num_hidden_layers; l++) {
@@ -87,21 +95,9 @@ static void forward_thread(const Model *m, State *s, Thread *t) {
     profile_stage(s, t, STAGE_OTHER);
 }
 
-typedef struct {
-    const Model *m;
-    State *s;
-} Call;
-
-static void take_part(Thread *t, void *context) {
-    const Call *call = context;
-    forward_thread(call->m, call->s, t);
-}
-
 const float *forward(const Model *m, State *s, const Row *rows, size_t n) {
     state_begin(s, rows, n);
-    team_begin(&s->team, n, s->work);
-    team_run(&s->team, take_part, &(Call){m, s});
-    team_end(&s->team);
+    team_run(&s->team, forward_thread, &(Call){m, s}, n, s->work);
     if (atomic_load(&s->stop_before) < m->config.num_hidden_layers) {
         state_drop(s);
         return NULL;

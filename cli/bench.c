@@ -127,7 +127,7 @@ static void read_share(Thread *t, void *context) {
         atomic_fetch_add(&r->sum, (unsigned)read_all(r->p + i * part, part));
 }
 
-double read_bandwidth(Team *team) {
+double read_bandwidth(State *s) {
     uint64_t *p = malloc(READ_BYTES);
     double best = INFINITY;
     if (!p)
@@ -135,7 +135,7 @@ double read_bandwidth(Team *team) {
     memset(p, 1, READ_BYTES);
     for (int i = 0; i < READ_TIMES; i++) {
         double start = seconds();
-        team_run_all(team, read_share, &(Reading){.p = p});
+        team_run_with(&s->team, s->threads, read_share, &(Reading){.p = p});
         best = fmin(best, seconds() - start);
     }
     free(p);
@@ -143,7 +143,7 @@ double read_bandwidth(Team *team) {
 }
 
 static void measure_bandwidth(Bench *b) {
-    double bandwidth = read_bandwidth(&b->s->team);
+    double bandwidth = read_bandwidth(b->s);
     Result r = {.test = "bandwidth", .seconds = READ_BYTES / bandwidth, .bytes = READ_BYTES};
     b->memory = bandwidth > 0;
     if (!b->memory)

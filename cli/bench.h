@@ -3,12 +3,12 @@
 #define BENCH_H
 
 #include "cli/options.h"
-#include "kernels/team.h"
 #include "model.h"
 
-/* Bytes a second of a plain loop with all threads over memory that is in no cache. The fastest of some times
- * counts: another program that takes its share makes memory look slower than it is. 0: out of memory. */
-double read_bandwidth(Team *team);
+/* Bytes a second of a plain loop with all threads of the state over memory that is in no cache. The fastest
+ * of some times counts: another program that takes its share makes memory look slower than it is. 0: out of
+ * memory. */
+double read_bandwidth(State *s);
 
 /* Sorts x[0 .. n). */
 double median(double *x, size_t n);

@@ -65,11 +65,8 @@ static void multiply(Thread *t, void *context) {
 
 /* Seconds of `times` products of the matrix with all rows of x. */
 static double product_seconds(const Parallel *b, const Matrix *w, const Activations *x, size_t times) {
-    Team *team = &b->s->team;
     double start = seconds();
-    team_begin(team, x->rows, x->rows);
-    team_run(team, multiply, &(Products){b, w, x, times});
-    team_end(team);
+    team_run(&b->s->team, multiply, &(Products){b, w, x, times}, x->rows, x->rows);
     return seconds() - start;
 }
 
@@ -192,7 +189,7 @@ static int open_texts(Parallel *b, const Options *o, size_t rows) {
         return log_error(FAILED, "%s", err);
     b->texts = calloc(b->most, sizeof *b->texts);
     b->out = malloc(b->most * round_up(usual_matrix(b->m)->rows, PANEL) * sizeof *b->out);
-    b->bandwidth = read_bandwidth(&b->s->team);
+    b->bandwidth = read_bandwidth(b->s);
     return b->texts && b->out && b->bandwidth > 0 ? DONE : log_error(FAILED, "out of memory");
 }
 

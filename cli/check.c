@@ -83,7 +83,7 @@ int mode_check(const Model *m, const Options *o) {
         return log_error(FAILED, "out of memory");
     Team team;
     team_open(&team, (int)o->threads);
-    team_run_all(&team, check_tensors, &(Check){m, verdict});
+    team_run_with(&team, (int)o->threads, check_tensors, &(Check){m, verdict});
 
     int status = DONE;
     uint64_t bytes = 0;

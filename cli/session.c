@@ -486,7 +486,7 @@ int session_load(Session *s, Sequence *q, State *state) {
     q->count = h->tokens;
     sequence_reserve(q, h->rows); /* which are less than the context */
     Pages pages = {.s = s, .q = q};
-    team_run_all(&state->team, read_pages, &pages);
+    team_run_with(&state->team, state->threads, read_pages, &pages);
     int error = atomic_load(&pages.error);
     if (error == PAGE_DAMAGED)
         return damaged(s, "the checksum of a page is wrong");

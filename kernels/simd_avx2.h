@@ -161,8 +161,8 @@ OP void vb_q4(vb *low, vb *high, const uint8_t *p, vt codebook) {
     high->hi = _mm256_shuffle_epi8(codebook, _mm256_and_si256(_mm256_srli_epi16(x.hi, 4), nibble));
 }
 
-/* The sum stays in its register. Of the intrinsic, gcc puts the sum where the product was, and moves it back
- * or, with eight sums, runs out of registers. */
+/* The sum stays in its register. With the intrinsic, gcc writes the new sum over the product. It then moves
+ * it back or, with eight sums, runs out of registers. */
 OP __m256i add_pairs_8(__m256i acc, __m256i pairs) {
     __asm__("vpaddd %1, %0, %0" : "+x"(acc) : "x"(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1))));
     return acc;

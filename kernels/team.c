@@ -116,7 +116,8 @@ static void wait_for_all(Thread *t, Waiters *w, double spins, double *slept) {
 
 /* ---- calls ---------------------------------------------------------------------------------- */
 
-/* What the call is, is read by those who take part, until the barrier at its end. */
+/* One thread's part of a call. The pool's description of the call stays as it is until the barrier at its
+ * end, and only threads that take part read it. */
 static void take_part(int id) {
     Thread t = {.team = pool.team, .id = id, .threads = pool.threads, .phase = atomic_load(&pool.phase)};
     pool.function(&t, pool.context);
@@ -124,6 +125,7 @@ static void take_part(int id) {
 }
 
 #ifdef _OPENMP
+/* Thread `id` between calls, and in those that it is told to take part in. */
 static void serve(int id) {
     atomic_uint *calls = &pool.members[id].calls;
     for (unsigned seen = 0;; seen++) {
@@ -133,8 +135,8 @@ static void serve(int id) {
     }
 }
 
-/* The one parallel region. In it this thread stands for the caller, whose place (OMP_PLACES) it takes, and
- * only sleeps. */
+/* The one parallel region. The thread that begins it is number 0 of the region, as the caller is number 0 of
+ * each call: so the others get places (OMP_PLACES) beside the caller's. Itself it only sleeps. */
 static void *host(void *unused) {
 #pragma omp parallel num_threads(pool.most)
     {
@@ -175,10 +177,10 @@ static void start(int most) {
     pthread_mutex_unlock(&pool.lock);
 }
 
-void team_run(Team *team, TeamWork *function, void *context) {
-    if (team->asked > 1 && !pool.started)
+void team_run_with(Team *team, int threads, TeamWork *function, void *context) {
+    if (threads > 1 && !pool.started)
         start(team->pace.size[0]);
-    pool.threads = (int)min((size_t)team->asked, (size_t)pool.size);
+    pool.threads = (int)min((size_t)threads, (size_t)pool.size);
     pool.team = team;
     pool.function = function;
     pool.context = context;
@@ -188,26 +190,16 @@ void team_run(Team *team, TeamWork *function, void *context) {
     take_part(0);
 }
 
-void team_run_all(Team *team, TeamWork *function, void *context) {
-    team->asked = team->pace.size[0];
-    team_run(team, function, context);
+void team_run(Team *team, TeamWork *function, void *context, size_t rows, double work) {
+    double begun = seconds();
+    team->slept = 0;
+    team_run_with(team, pace_threads(&team->pace, rows), function, context);
+    pace_took(&team->pace, rows, work, seconds() - begun, team->slept);
 }
 
 void team_open(Team *team, int threads) {
     *team = (Team){0};
     pace_open(&team->pace, threads);
-}
-
-void team_begin(Team *team, size_t rows, double work) {
-    team->rows = rows;
-    team->work = work;
-    team->slept = 0;
-    team->begun = seconds();
-    team->asked = pace_threads(&team->pace, rows);
-}
-
-void team_end(Team *team) {
-    pace_took(&team->pace, team->rows, team->work, seconds() - team->begun, team->slept);
 }
 
 /* ---- within a call -------------------------------------------------------------------------- */

@@ -18,11 +18,7 @@
 /* How many threads the calls of a state use. */
 typedef struct {
     Pace pace;
-    int asked;   /* the threads to use in the present call */
-    size_t rows; /* of that call */
-    double work;
-    double begun; /* when it began */
-    double slept; /* seconds that its threads slept at barriers, added up; under a lock */
+    double slept; /* seconds that the call's threads slept at barriers, added up; under a lock */
     /* seconds that thread 0 spent waiting are added here; NULL: not measured */
     double *waited;
     _Alignas(64) atomic_size_t next; /* next task of the current step; 0 again after each barrier */
@@ -40,18 +36,13 @@ typedef void TeamWork(Thread *t, void *context);
 /* A team of at most `threads` threads, of which the caller is one. */
 void team_open(Team *team, int threads);
 
-/* Around each call. team_begin sets `asked`, at most what team_open was given; `rows`: of the call, at least
- * 1; `work`: pace_took(). */
-void team_begin(Team *team, size_t rows, double work);
-void team_end(Team *team);
+/* A call: as many threads as are fastest (pace.h), the caller among them, run function(thread, context), and
+ * all return. `rows`: of the call, at least 1; `work`: see pace_took(). One call at a time. */
+void team_run(Team *team, TeamWork *function, void *context, size_t rows, double work);
 
-/* A call: `asked` threads, the caller among them, run function(thread, context). All have returned then. The
- * first call that asks for more than the caller starts the threads of the process, as many as the team may
- * have; where the system gives fewer, calls have fewer. One call at a time. */
-void team_run(Team *team, TeamWork *function, void *context);
-
-/* The same with all threads, outside team_begin and team_end: work that waits for the disk or memory. */
-void team_run_all(Team *team, TeamWork *function, void *context);
+/* The same with a given number of threads. The first call with more than one starts the threads of the
+ * process, as many as its team may have; where the system gives fewer, calls have fewer. */
+void team_run_with(Team *team, int threads, TeamWork *function, void *context);
 
 /* Wait for all threads: what they wrote before is visible after. */
 void sync_threads(Thread *t);

@@ -61,9 +61,7 @@ static void take_part(Thread *t, void *context) {
 }
 
 static void run(const Model *m, State *s, const Hyper *h, const float *norm) {
-    team_begin(&s->team, s->row_count, 1e9);
-    team_run(&s->team, take_part, &(Call){m, s, h, norm});
-    team_end(&s->team);
+    team_run(&s->team, take_part, &(Call){m, s, h, norm}, s->row_count, 1e9);
 }
 
 int main(void) {

@@ -2,7 +2,8 @@
  *
  * The pace is judged on machines that are simulated, against the time that a program would take which knows
  * the best number of threads beforehand. The team is judged by what its calls and its barrier promise: with
- * more threads than cores, threads that come late, and another number of threads in each call. One line per
+ * more threads than cores, threads that come late, fewer threads than were asked for, and another number of
+ * threads in each call. One line per
  * check; exit status 1 if any failed. */
 #include <math.h>
 #include <stdatomic.h>
@@ -192,28 +193,27 @@ static void take_steps(Thread *t, void *context) {
 
 /* One call: in every step each thread leaves a mark, then sees those of all others. Every task is taken
  * once. `late`: threads come late now and then, longer than a wait spins. */
-static int call_faults(Team *team, bool late) {
+static int call_faults(Team *team, int asked, bool late) {
     static Steps s;
     s = (Steps){.late = late};
-    team_run(team, take_steps, &s);
+    team_run_with(team, asked, take_steps, &s);
     if (!there)
         there = s.threads;
-    int faults = atomic_load(&s.faults) + (s.threads != (team->asked < there ? team->asked : there)) +
+    int faults = atomic_load(&s.faults) + (s.threads != (asked < there ? asked : there)) +
                  (atomic_load(&s.ended) != s.threads);
     for (int i = 0; i < STEPS * TASKS; i++)
         faults += atomic_load(&s.taken[i / TASKS][i % TASKS]) != 1;
     return faults;
 }
 
-/* Protects: what threads write before a barrier is seen by all behind it, whether they spin or sleep; a call
- * does not wait for threads that the system did not give. */
+/* Protects: what threads write before a barrier is seen by all behind it, whether they spin or sleep. */
 static void check_barrier(void) {
     Team team;
     int faults = 0, late = 0;
     team_open(&team, MOST);
-    for (team.asked = MOST; team.asked > 0; team.asked -= team.asked > 4 ? 4 : 1) {
-        faults += call_faults(&team, false);
-        late += call_faults(&team, true);
+    for (int asked = MOST; asked > 0; asked -= asked > 4 ? 4 : 1) {
+        faults += call_faults(&team, asked, false);
+        late += call_faults(&team, asked, true);
     }
     report("barrier", faults == 0, "faults", faults);
     report("barrier-late-threads", late == 0, "faults", late);
@@ -230,14 +230,21 @@ static void check_changing_calls(void) {
     team_open(&team, THREADS);
     for (int i = 0; i < CALLS; i++) {
         atomic_int sum = 0;
-        team.asked = 1 + (i * 7 + i / 11) % THREADS;
-        int threads = team.asked < there ? team.asked : there;
+        int asked = 1 + (i * 7 + i / 11) % THREADS, threads = asked < there ? asked : there;
         if (i % 100 == 0)
             stand_still(300);
-        team_run(&team, count_one, &sum);
+        team_run_with(&team, asked, count_one, &sum);
         faults += atomic_load(&sum) != threads * (threads + 1) / 2;
     }
     report("changing-calls", faults == 0, "faults", faults);
+}
+
+/* Protects: a call that asks for more threads than there are does not wait for those that are missing. */
+static void check_small_team(void) {
+    Team team;
+    team_open(&team, MOST + 4);
+    int faults = call_faults(&team, MOST + 4, false) + call_faults(&team, MOST + 4, true);
+    report("smaller-team", faults == 0, "faults", faults);
 }
 
 int main(void) {
@@ -246,6 +253,7 @@ int main(void) {
     check_changes();
     check_growing_calls();
     check_barrier();
+    check_small_team();
     check_changing_calls();
     return failures ? 1 : 0;
 }
