@@ -19,7 +19,10 @@
 #include "engine/util.h"
 #include "kernels/clock.h"
 
-enum { DECODE_STEPS = 16, READ_BYTES = 1 << 29, READ_TIMES = 7, SHORT_PREFILL = 512, SHORT_TIMES = 3 };
+enum { DECODE_STEPS = 16, DECODE_TIMES = 1024, SHORT_PREFILL = 512, SHORT_TIMES = 3 };
+enum { READ_BYTES = 1 << 29, READ_TIMES = 7 };
+/* Steps of a small model are repeated for so long: a busy moment lasts longer than 16 of them. */
+static const double DECODE_SECONDS = 0.25;
 
 /* One measurement: what was computed, and how long it took. */
 typedef struct {
@@ -223,17 +226,20 @@ static void bench_prefill(Bench *b, size_t from, size_t to) {
 
 /* Beside the speed of memory at that moment: on a shared machine it changes. */
 static void bench_decode(Bench *b, size_t context) {
-    double times[DECODE_STEPS] = {0}, all = 0, bytes;
+    double times[DECODE_TIMES] = {0}, all = 0, bytes;
+    size_t n = 0;
     measure_bandwidth(b);
     prefill(b, context, context, &bytes); /* the rows before may be gone */
     compute(b, 1, true);                  /* pages that are touched for the first time */
-    sequence_cut(b->sequence, context);
     start_profile(b);
-    for (int i = 0; i < DECODE_STEPS && goes_on(b); i++)
-        all += times[i] = compute(b, 1, true);
-    Result r = {.test = "decode", .context = context, .rows = 1, .seconds = median(times, DECODE_STEPS)};
+    for (; n < DECODE_TIMES && (n < DECODE_STEPS || all < DECODE_SECONDS) && goes_on(b); n++) {
+        if (n % DECODE_STEPS == 0)
+            sequence_cut(b->sequence, context);
+        all += times[n] = compute(b, 1, true);
+    }
+    Result r = {.test = "decode", .context = context, .rows = 1, .seconds = median(times, max(n, 1))};
     r.bytes = cache_read_bytes(b->m, b->s->cache->type, context, false);
-    stop_profile(b, &r, DECODE_STEPS, DECODE_STEPS, all);
+    stop_profile(b, &r, max(n, 1), max(n, 1), all);
 }
 
 int mode_bench(const Model *m, const Options *o) {

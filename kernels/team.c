@@ -8,6 +8,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "kernels/clock.h"
 #include "kernels/util.h"
@@ -43,8 +44,7 @@ typedef struct {
 
 /* The threads of the process. They live as long as it does. */
 static struct {
-    bool started;
-    int most;        /* the threads to ask OpenMP for */
+    int most;        /* the threads to ask OpenMP for; 0: none were started yet */
     int size;        /* the threads that there are, the caller included */
     Member *members; /* [size]; 0 stands for the caller */
     /* of the present call */
@@ -55,6 +55,7 @@ static struct {
 
     pthread_mutex_t lock;
     Waiters barrier, end, idle;       /* within a call; at its end; before the next */
+    _Alignas(64) atomic_uint started; /* 1: size is known */
     _Alignas(64) atomic_uint arrived; /* at the current barrier */
     _Alignas(64) atomic_uint phase;   /* barriers passed */
 } pool = {.size = 1,
@@ -136,17 +137,18 @@ static void serve(int id) {
 }
 
 /* The one parallel region. The thread that begins it is number 0 of the region, as the caller is number 0 of
- * each call: so the others get places (OMP_PLACES) beside the caller's. Itself it only sleeps. */
+ * each call: so the others get places (OMP_PLACES) beside the caller's. Itself it sleeps for ever, apart from
+ * the Waiters: waiting with them, it would be woken in each call. */
 static void *host(void *unused) {
 #pragma omp parallel num_threads(pool.most)
     {
         int id = omp_get_thread_num();
         if (id == 0) {
-            pthread_mutex_lock(&pool.lock);
             pool.size = omp_get_num_threads(); /* the system may give fewer than were asked for */
-            pool.started = true;
-            pthread_cond_broadcast(&pool.idle.wake);
-            pthread_mutex_unlock(&pool.lock);
+            atomic_store(&pool.started, 1);
+            wake(&pool.idle);
+            for (;;)
+                pause();
         }
         serve(id);
     }
@@ -161,24 +163,19 @@ static bool start_host(void) {
 static bool start_host(void) { return false; }
 #endif
 
-/* Where threads cannot be started, the caller is alone. */
+/* Where threads cannot be started, the caller is alone. The caller spins until they are there: the system
+ * sees that its core is in use, and puts them on other cores. */
 static void start(int most) {
     pool.most = most;
     pool.members = aligned_alloc(_Alignof(Member), (size_t)most * sizeof *pool.members);
     for (int i = 0; pool.members && i < most; i++)
         atomic_init(&pool.members[i].calls, 0);
-    if (!pool.members || !start_host()) {
-        pool.started = true;
-        return;
-    }
-    pthread_mutex_lock(&pool.lock);
-    while (!pool.started)
-        pthread_cond_wait(&pool.idle.wake, &pool.lock);
-    pthread_mutex_unlock(&pool.lock);
+    if (pool.members && start_host() && !spin(&pool.started, 0, IDLE_SECONDS))
+        sleep_until(&pool.idle, &pool.started, 0, NULL);
 }
 
 void team_run_with(Team *team, int threads, TeamWork *function, void *context) {
-    if (threads > 1 && !pool.started)
+    if (threads > 1 && !pool.most)
         start(team->pace.size[0]);
     pool.threads = (int)min((size_t)threads, (size_t)pool.size);
     pool.team = team;
