@@ -76,7 +76,8 @@ OP void add_half(vf *acc, const vb unit[8], vf scale, Int8Rows x, size_t first, 
     UNROLL for (int u = 0; u < 8; u++) {
         UNROLL for (int t = 0; t < n; t++) {
             const int8_t *q = x.q + 32 * (first + t) + 4 * u;
-            sum[t] = form == NARROW ? dot4_narrow(sum[t], unit[u], va_load(q)) : dot4(sum[t], unit[u], q);
+            sum[t] = form == NARROW ? dot4_narrow(sum[t], vw_from(unit[u]), va_load(q))
+                                    : dot4_vw(sum[t], vw_from(unit[u]), q, u == 0);
         }
     }
     UNROLL for (int t = 0; t < n; t++) acc[t] =
@@ -164,13 +165,13 @@ OP void multiply_group(const int form, float *y, size_t ldy, const Matrix *w, co
 /* ---- many rows: panels are unpacked first ---------------------------------------------------- */
 
 /* The same products, in the same order, for many rows. MANY_PANELS panels are unpacked to a buffer that
- * stays in L1 beside the rows that pass by, PART halves of blocks at a time. A tile of MANY_PANELS panels by
- * MANY_ROWS rows then has its integer sums in registers, and four activations, once in a register, serve all
- * its panels. Between two parts the sums wait in y. */
-enum { PART = 32 / MANY_PANELS };
+ * stays in L1 beside the rows that pass by, PART halves of blocks (16 KB) at a time. A tile of MANY_PANELS
+ * panels by MANY_ROWS rows then has its integer sums in registers, and four activations, once in a register,
+ * serve all its panels. Between two parts the sums wait in y. */
+enum { PART = 16384 / (8 * MANY_PANELS * sizeof(vw)) };
 
 typedef struct {
-    vb unit[PART][8][MANY_PANELS];
+    vw unit[PART][8][MANY_PANELS];
     vf scale[PART][MANY_PANELS];
 } Unpacked;
 
@@ -185,7 +186,7 @@ OP void unpack_panels(Unpacked *u, const Matrix *w, const uint8_t *panel, size_t
         UNROLL for (int p = 0; p < MANY_PANELS; p++, block += panel_size) {
             vb unit[8];
             load_units(form, unit, block + 64 + (bytes - 64) / 2 * odd, codebook);
-            UNROLL for (int i = 0; i < 8; i++) u->unit[h][i][p] = unit[i];
+            UNROLL for (int i = 0; i < 8; i++) u->unit[h][i][p] = vw_from(unit[i]);
             u->scale[h][p] = vf_from_f16(block + 32 * odd);
         }
     }
@@ -203,12 +204,13 @@ OP void multiply_many(float *y, size_t ldy, const Unpacked *u, size_t n, Int8Row
         UNROLL for (int t = 0; t < rows; t++) UNROLL for (int p = 0; p < MANY_PANELS; p++) sum[t][p] =
             int8_start(form, x.start[t]);
         ROLLED for (int i = 0; i < 8; i++) {
-            vb w[MANY_PANELS];
+            vw w[MANY_PANELS];
             UNROLL for (int p = 0; p < MANY_PANELS; p++) w[p] = u->unit[h][i][p];
             UNROLL for (int t = 0; t < rows; t++) {
                 va four = va_load(x.q + 32 * t + 4 * i);
                 UNROLL for (int p = 0; p < MANY_PANELS; p++) sum[t][p] =
-                    form == NARROW ? dot4_narrow(sum[t][p], w[p], four) : dot4_va(sum[t][p], w[p], four);
+                    form == NARROW ? dot4_narrow(sum[t][p], w[p], four)
+                                   : dot4_vw_va(sum[t][p], w[p], four, i == 0);
             }
         }
         UNROLL for (int t = 0; t < rows; t++) {

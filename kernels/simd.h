@@ -14,6 +14,7 @@
  *   vf  16 x f32      vi  16 x int32      vm  16 x true or false
  *   vb  64 x int8 = 16 lanes x 4, the left operand of dot4; made by vb_load, vb_load_biased and vb_q4, never
  *       looked into
+ *   vw  a vb, and what is computed of it once for several rows of a product: the left operand of dot4_vw
  *   va  4 x int8, the same in every lane: the right operand of dot4_va
  *   vt  16 x int8, a codebook for vb_q4
  *
@@ -130,13 +131,27 @@ OP void vf_store_n(float *p, size_t n, vf a) {
 }
 #endif
 
-/* A narrow codebook has values of 7 bits, -64 .. 63. dot4_narrow is dot4_va for weights of a codebook that
- * vt_load_narrow loaded, and dot4_narrow_from its dot4_from. Only AVX2 without VNNI has a shorter way for
- * them. */
+/* dot4_vw and dot4_vw_va are dot4 and dot4_va for weights that are multiplied by several rows. `first`:
+ * nothing was added to acc since dot4_from.
+ *
+ * A narrow codebook has values of 7 bits, -64 .. 63. dot4_narrow is dot4_vw_va for weights of a codebook that
+ * vt_load_narrow loaded, and dot4_narrow_from its dot4_from.
+ *
+ * Only AVX2 without VNNI has shorter ways for them. */
 #ifndef ISA_avx2
+typedef vb vw;
+OP vw vw_from(vb w) { return w; }
+OP vi dot4_vw(vi acc, vw w, const int8_t *a, bool first) {
+    (void)first;
+    return dot4(acc, w, a);
+}
+OP vi dot4_vw_va(vi acc, vw w, va a, bool first) {
+    (void)first;
+    return dot4_va(acc, w, a);
+}
 enum { NARROW_PAYS = 0 };
 OP vt vt_load_narrow(const int8_t *codebook) { return vt_load(codebook); }
-OP vi dot4_narrow(vi acc, vb w, va a) { return dot4_va(acc, w, a); }
+OP vi dot4_narrow(vi acc, vw w, va a) { return dot4_va(acc, w, a); }
 OP vi dot4_narrow_from(vi start) { return dot4_from(start); }
 #endif
 

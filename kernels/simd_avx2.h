@@ -188,15 +188,30 @@ OP vi dot4_start(int32_t sum) { return vi_set1(BIASED ? -128 * sum : 0); }
 OP vi dot4_from(vi start) { return BIASED ? start : vi_set1(0); }
 
 #ifdef ISA_avx2
+/* |w| is computed once for all rows, and a sum begins with its first products instead of 0. */
+typedef struct {
+    vb w, magnitude;
+} vw;
+OP vw vw_from(vb w) { return (vw){w, BOTH1(_mm256_abs_epi8, w)}; }
+OP __m256i dot4_vw_8(__m256i acc, __m256i w, __m256i magnitude, __m256i a, bool first) {
+    __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(a, w));
+    return first ? _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)) : add_pairs_8(acc, pairs);
+}
+OP vi dot4_vw_va(vi acc, vw w, va a, bool first) {
+    return (vi){dot4_vw_8(acc.lo, w.w.lo, w.magnitude.lo, a, first),
+                dot4_vw_8(acc.hi, w.w.hi, w.magnitude.hi, a, first)};
+}
+OP vi dot4_vw(vi acc, vw w, const int8_t *a, bool first) { return dot4_vw_va(acc, w, va_load(a), first); }
+
 /* Values of a narrow codebook are multiplied as v + 64, which has no sign: maddubs's two products are at most
  * 2 * 127 * 127. */
 enum { NARROW_PAYS = 1 };
 OP vt vt_load_narrow(const int8_t *codebook) {
     return _mm256_add_epi8(vt_load(codebook), _mm256_set1_epi8(64));
 }
-OP vi dot4_narrow(vi acc, vb w, va a) {
-    return (vi){add_pairs_8(acc.lo, _mm256_maddubs_epi16(w.lo, a)),
-                add_pairs_8(acc.hi, _mm256_maddubs_epi16(w.hi, a))};
+OP vi dot4_narrow(vi acc, vw w, va a) {
+    return (vi){add_pairs_8(acc.lo, _mm256_maddubs_epi16(w.w.lo, a)),
+                add_pairs_8(acc.hi, _mm256_maddubs_epi16(w.w.hi, a))};
 }
 OP vi dot4_narrow_from(vi start) { return vi_sar(start, 1); }
 #endif
