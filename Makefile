@@ -157,8 +157,11 @@ $(BUILD)/sequences_driver $(BUILD)/session_driver: $(BUILD)/%: $(BUILD)/tests/%.
 check: $(PROGRAM) $(PACK) $(TESTS)
 	@tests/check.sh
 
-test: $(PROGRAM) $(PACK) $(TESTS)
+test: $(PROGRAM) $(PACK) $(TESTS) build/venv/requirements.txt
 	@tests/run_tests.sh
+
+build/venv/requirements.txt: tests/requirements.txt
+	@tests/venv.sh
 
 # Each kind of files that the tests look at is found by git: what it does not know is not ours.
 format:

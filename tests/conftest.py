@@ -66,8 +66,8 @@ def build():
             need("aarch64-linux-gnu-gcc")
             need("qemu-aarch64")
             return ["qemu-aarch64", make(name, "run")]
-        if name in ("gcc", "clang", "threads"):
-            need("gcc" if name == "gcc" else "clang")
+        if name in ("without OpenMP", "clang", "threads"):
+            need("gcc" if name == "without OpenMP" else "clang")
         return [make(name, "run")]
 
     return command
