@@ -137,8 +137,8 @@ static void serve(int id) {
 }
 
 /* The one parallel region. The thread that begins it is number 0 of the region, as the caller is number 0 of
- * each call: so the others get places (OMP_PLACES) beside the caller's. It then sleeps for ever, and not among
- * the Waiters: there each call would wake it. */
+ * each call: so the others get places (OMP_PLACES) beside the caller's. It then sleeps for ever, and not
+ * among the Waiters: there each call would wake it. */
 static void *host(void *unused) {
 #pragma omp parallel num_threads(pool.most)
     {
