@@ -8,7 +8,6 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
-#include <unistd.h>
 
 #include "kernels/clock.h"
 #include "kernels/util.h"
@@ -40,6 +39,7 @@ typedef struct {
 /* A thread that OpenMP started. */
 typedef struct {
     _Alignas(64) atomic_uint calls; /* that it was told to take part in */
+    Waiters idle;                   /* itself, before the next: who does not take part is not woken */
 } Member;
 
 /* The threads of the process. They live as long as it does. */
@@ -54,15 +54,14 @@ static struct {
     int threads;
 
     pthread_mutex_t lock;
-    Waiters barrier, end, idle;       /* within a call; at its end; before the next */
+    Waiters barrier, end;             /* within a call; at its end */
     _Alignas(64) atomic_uint started; /* 1: size is known */
     _Alignas(64) atomic_uint arrived; /* at the current barrier */
     _Alignas(64) atomic_uint phase;   /* barriers passed */
 } pool = {.size = 1,
           .lock = PTHREAD_MUTEX_INITIALIZER,
           .barrier.wake = PTHREAD_COND_INITIALIZER,
-          .end.wake = PTHREAD_COND_INITIALIZER,
-          .idle.wake = PTHREAD_COND_INITIALIZER};
+          .end.wake = PTHREAD_COND_INITIALIZER};
 
 /* ---- waiting -------------------------------------------------------------------------------- */
 
@@ -128,17 +127,16 @@ static void take_part(int id) {
 #ifdef _OPENMP
 /* Thread `id` between calls, and in those that it is told to take part in. */
 static void serve(int id) {
-    atomic_uint *calls = &pool.members[id].calls;
+    Member *m = &pool.members[id];
     for (unsigned seen = 0;; seen++) {
-        if (!spin(calls, seen, IDLE_SECONDS))
-            sleep_until(&pool.idle, calls, seen, NULL);
+        if (!spin(&m->calls, seen, IDLE_SECONDS))
+            sleep_until(&m->idle, &m->calls, seen, NULL);
         take_part(id);
     }
 }
 
 /* The one parallel region. The thread that begins it is number 0 of the region, as the caller is number 0 of
- * each call: so the others get places (OMP_PLACES) beside the caller's. It then sleeps for ever, and not
- * among the Waiters: there each call would wake it. */
+ * each call: so the others get places (OMP_PLACES) beside the caller's. It then sleeps. */
 static void *host(void *unused) {
 #pragma omp parallel num_threads(pool.most)
     {
@@ -146,9 +144,8 @@ static void *host(void *unused) {
         if (id == 0) {
             pool.size = omp_get_num_threads(); /* the system may give fewer than were asked for */
             atomic_store(&pool.started, 1);
-            wake(&pool.idle);
-            for (;;)
-                pause();
+            wake(&pool.members[0].idle);
+            sleep_until(&pool.members[0].idle, &pool.members[0].calls, 0, NULL); /* for ever */
         }
         serve(id);
     }
@@ -169,9 +166,9 @@ static void start(int most) {
     pool.most = most;
     pool.members = aligned_alloc(_Alignof(Member), (size_t)most * sizeof *pool.members);
     for (int i = 0; pool.members && i < most; i++)
-        atomic_init(&pool.members[i].calls, 0);
+        pool.members[i] = (Member){.idle.wake = PTHREAD_COND_INITIALIZER};
     if (pool.members && start_host() && !spin(&pool.started, 0, IDLE_SECONDS))
-        sleep_until(&pool.idle, &pool.started, 0, NULL);
+        sleep_until(&pool.members[0].idle, &pool.started, 0, NULL);
 }
 
 void team_run_with(Team *team, int threads, TeamWork *function, void *context) {
@@ -181,9 +178,10 @@ void team_run_with(Team *team, int threads, TeamWork *function, void *context) {
     pool.team = team;
     pool.function = function;
     pool.context = context;
-    for (int i = 1; i < pool.threads; i++)
+    for (int i = 1; i < pool.threads; i++) {
         atomic_fetch_add(&pool.members[i].calls, 1);
-    wake(&pool.idle);
+        wake(&pool.members[i].idle);
+    }
     take_part(0);
 }
 

@@ -3,14 +3,16 @@
  * The pace is judged on machines that are simulated, against the time that a program would take which knows
  * the best number of threads beforehand. The team is judged by what its calls and its barrier promise: with
  * more threads than cores, threads that come late, fewer threads than were asked for, and another number of
- * threads in each call. One line per
- * check; exit status 1 if any failed. */
+ * threads in each call; and by how often its threads sleep. One line per check; exit status 1 if any
+ * failed. */
 #include <math.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "kernels/pace.h"
 #include "kernels/team.h"
@@ -239,6 +241,24 @@ static void check_changing_calls(void) {
     report("changing-calls", faults == 0, "faults", faults);
 }
 
+/* Protects: calls that follow one another closely wake nobody. Those that take part still spin when the next
+ * call begins, and others are left alone. (With one processor, threads can only take turns.) */
+static void check_close_calls(void) {
+    enum { CALLS = 2000 };
+    if (sysconf(_SC_NPROCESSORS_ONLN) < 2)
+        return;
+    Team team;
+    struct rusage before, after;
+    atomic_int sum = 0;
+    team_open(&team, 2);
+    getrusage(RUSAGE_SELF, &before);
+    for (int i = 0; i < CALLS; i++)
+        team_run_with(&team, 2, count_one, &sum);
+    getrusage(RUSAGE_SELF, &after);
+    long sleeps = after.ru_nvcsw - before.ru_nvcsw;
+    report("close-calls", sleeps < CALLS / 4, "times that a thread slept", (double)sleeps);
+}
+
 /* Protects: a call that asks for more threads than there are does not wait for those that are missing. */
 static void check_small_team(void) {
     Team team;
@@ -255,5 +275,6 @@ int main(void) {
     check_barrier();
     check_small_team();
     check_changing_calls();
+    check_close_calls();
     return failures ? 1 : 0;
 }
