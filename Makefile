@@ -160,6 +160,7 @@ check: $(PROGRAM) $(PACK) $(TESTS)
 test: $(PROGRAM) $(PACK) $(TESTS) build/venv/requirements.txt
 	@tests/run_tests.sh
 
+# Here, and not only in run_tests.sh: with -j the packages are installed while the compiler works.
 build/venv/requirements.txt: tests/requirements.txt
 	@tests/venv.sh
 

@@ -21,7 +21,8 @@
 
 enum { DECODE_STEPS = 16, DECODE_TIMES = 1024, SHORT_PREFILL = 512, SHORT_TIMES = 3 };
 enum { READ_BYTES = 1 << 29, READ_TIMES = 7 };
-/* Steps of a small model are repeated for so long: a busy moment lasts longer than 16 of them. */
+/* Decode is measured for at least so long. 16 steps of a small model take 4 ms, which another program can
+ * disturb as a whole. */
 static const double DECODE_SECONDS = 0.25;
 
 /* One measurement: what was computed, and how long it took. */
@@ -119,7 +120,7 @@ static uint64_t read_all(const uint64_t *p, size_t n) {
 
 typedef struct {
     const uint64_t *p;
-    atomic_uint sum; /* or the loop would not be there */
+    atomic_uint sum; /* without it the compiler would leave the loop out */
 } Reading;
 
 static void read_share(Thread *t, void *context) {
@@ -237,9 +238,10 @@ static void bench_decode(Bench *b, size_t context) {
             sequence_cut(b->sequence, context);
         all += times[n] = compute(b, 1, true);
     }
-    Result r = {.test = "decode", .context = context, .rows = 1, .seconds = median(times, max(n, 1))};
+    n = max(n, 1); /* interrupted before the first step: times[0] is 0 */
+    Result r = {.test = "decode", .context = context, .rows = 1, .seconds = median(times, n)};
     r.bytes = cache_read_bytes(b->m, b->s->cache->type, context, false);
-    stop_profile(b, &r, max(n, 1), max(n, 1), all);
+    stop_profile(b, &r, n, n, all);
 }
 
 int mode_bench(const Model *m, const Options *o) {

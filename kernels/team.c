@@ -39,7 +39,7 @@ typedef struct {
 /* A thread that OpenMP started. */
 typedef struct {
     _Alignas(64) atomic_uint calls; /* that it was told to take part in */
-    Waiters idle;                   /* itself, before the next: who does not take part is not woken */
+    Waiters idle; /* where it alone sleeps between calls: a call wakes only those that take part */
 } Member;
 
 /* The threads of the process. They live as long as it does. */
@@ -65,8 +65,8 @@ static struct {
 
 /* ---- waiting -------------------------------------------------------------------------------- */
 
-/* Watches for some seconds whether *value has changed. */
-static bool spin(atomic_uint *value, unsigned seen, double most) {
+/* Watches for so many seconds whether *value has changed. */
+static bool spin(atomic_uint *value, unsigned seen, double spin_seconds) {
     double begun = seconds();
     do {
         for (int i = 0; i < SPINS_BETWEEN_CLOCKS; i++) {
@@ -74,7 +74,7 @@ static bool spin(atomic_uint *value, unsigned seen, double most) {
                 return true;
             pause_core();
         }
-    } while (seconds() - begun < most);
+    } while (seconds() - begun < spin_seconds);
     return false;
 }
 
@@ -102,14 +102,14 @@ static void wake(Waiters *w) {
     pthread_cond_broadcast(&w->wake);
 }
 
-static void wait_for_all(Thread *t, Waiters *w, double spins, double *slept) {
+static void wait_for_all(Thread *t, Waiters *w, double spin_seconds, double *slept) {
     unsigned phase = t->phase++;
     if (atomic_fetch_add_explicit(&pool.arrived, 1, memory_order_acq_rel) + 1 == (unsigned)t->threads) {
         atomic_store_explicit(&t->team->next, 0, memory_order_relaxed);
         atomic_store_explicit(&pool.arrived, 0, memory_order_relaxed);
         atomic_store(&pool.phase, phase + 1);
         wake(w);
-    } else if (!spin(&pool.phase, phase, spins)) {
+    } else if (!spin(&pool.phase, phase, spin_seconds)) {
         sleep_until(w, &pool.phase, phase, slept);
     }
 }
@@ -145,7 +145,8 @@ static void *host(void *unused) {
             pool.size = omp_get_num_threads(); /* the system may give fewer than were asked for */
             atomic_store(&pool.started, 1);
             wake(&pool.members[0].idle);
-            sleep_until(&pool.members[0].idle, &pool.members[0].calls, 0, NULL); /* for ever */
+            /* for ever: no call tells thread 0 to take part */
+            sleep_until(&pool.members[0].idle, &pool.members[0].calls, 0, NULL);
         }
         serve(id);
     }

@@ -66,8 +66,8 @@ def build():
             need("aarch64-linux-gnu-gcc")
             need("qemu-aarch64")
             return ["qemu-aarch64", make(name, "run")]
-        if name in ("without OpenMP", "clang", "threads"):
-            need("gcc" if name == "without OpenMP" else "clang")
+        if compiler := {"without OpenMP": "gcc", "clang": "clang", "threads": "clang"}.get(name):
+            need(compiler)
         return [make(name, "run")]
 
     return command

@@ -85,7 +85,7 @@ def test_refused(what, export, build, tmp_path):
 
 
 def test_fuzz():
-    """Five seconds for each target find nothing; what they do find is left in build/fuzz."""
+    """Eight seconds for each target find nothing; what they do find is left in build/fuzz."""
     need("clang")
     if subprocess.run(
         ["clang", "-fsanitize=fuzzer", "-x", "c", "-", "-o", "/dev/null"],
@@ -94,7 +94,7 @@ def test_fuzz():
     ).returncode:
         pytest.skip("clang has no libFuzzer")
     done = subprocess.run(
-        ["make", "-j2", "fuzz", "FUZZ_SECONDS=5"], cwd=ROOT, capture_output=True, text=True, errors="replace"
+        ["make", "-j2", "fuzz", "FUZZ_SECONDS=8"], cwd=ROOT, capture_output=True, text=True, errors="replace"
     )
     assert done.returncode == 0, done.stderr[-4000:]
     targets = re.search(r"^FUZZ_TARGETS *= (.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split()

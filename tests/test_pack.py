@@ -28,7 +28,7 @@ def library(monkeypatch):
 
     def use(compiler):
         need(compiler)
-        build = {"gcc": "without OpenMP"}.get(compiler, compiler)
+        build = {"gcc": "without OpenMP", "clang": "clang"}[compiler]  # of BUILDS
         monkeypatch.setattr(compiled, "PLACES", (str(make(build, "pack.so")),))
 
     return use

@@ -34,7 +34,7 @@ FEATURES = [
 CHECKPOINTS = [*TYPES, *FEATURES, "stories"]
 WITHOUT_LATENT = ["llama_rope3", "v4_fp4"]  # nor for -k full..: there MLA_PATH changes nothing
 # An emulator is slow: where a way differs from the one before in its kernels alone, files with other kernels.
-KERNELS = ["f32", "q4", "v4_fp4"]
+KERNELS = [*TYPES, "kimi_linear", "v4_fp4"]
 
 # name: (build or None for ./run itself, environment, options)
 WAYS = {

@@ -153,7 +153,7 @@ static void check_changes(void) {
 
 /* ---- the team ------------------------------------------------------------------------------- */
 
-enum { MOST = 16, STEPS = 100, TASKS = 7 };
+enum { MOST = 16, STEPS = 300, TASKS = 7 };
 
 typedef struct {
     _Alignas(64) int step; /* written by one thread, read by the others after a barrier */
@@ -226,7 +226,7 @@ static void count_one(Thread *t, void *context) { atomic_fetch_add((atomic_int *
 /* Protects: each call has the threads that it asked for, each of them once, however often their number
  * changes, whether the others spin or sleep between two calls. */
 static void check_changing_calls(void) {
-    enum { THREADS = 5, CALLS = 1000 };
+    enum { THREADS = 5, CALLS = 3000 };
     Team team;
     int faults = 0;
     team_open(&team, THREADS);
